@@ -1,0 +1,14 @@
+"""BitDance image generators on your own hardware: export once, calibrate, compile, run."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+__all__ = ["BitDanceError", "Bundle", "Pipeline", "Request"]
+
+
+def __getattr__(name: str) -> object:
+    """The public names, loaded on first use: ``import bitdance_edge`` itself costs nothing."""
+    if name in __all__:
+        return getattr(import_module("bitdance_edge.runtime"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,32 @@
+"""The PyTorch modules as trained: tokenizer, backbone, head, sampler, variants, checkpoint loading."""
+
+from bitdance_edge.model.checkpoint import load_generator, load_tokenizer, save_generator, save_tokenizer
+from bitdance_edge.model.config import (
+    GENERATORS,
+    TOKENIZERS,
+    GeneratorConfig,
+    HeadConfig,
+    SamplingDefaults,
+    TokenizerConfig,
+)
+from bitdance_edge.model.errors import ModelError
+from bitdance_edge.model.generator import BitDance
+from bitdance_edge.model.head import DiffusionHead
+from bitdance_edge.model.tokenizer import Tokenizer
+
+__all__ = [
+    "GENERATORS",
+    "TOKENIZERS",
+    "BitDance",
+    "DiffusionHead",
+    "GeneratorConfig",
+    "HeadConfig",
+    "ModelError",
+    "SamplingDefaults",
+    "Tokenizer",
+    "TokenizerConfig",
+    "load_generator",
+    "load_tokenizer",
+    "save_generator",
+    "save_tokenizer",
+]

@@ -1,0 +1,175 @@
+"""Class-conditional transformer that turns a class and the tokens so far into the condition of the next patch.
+
+The weights know nothing of caches or masks: how queries meet keys is a callable (``Attend``), so that training, cached
+decoding and each export profile run the same modules.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bitdance_edge.model.config import ROTARY_BASE, GeneratorConfig
+from bitdance_edge.model.order import rotary_table, rotate
+
+# (layer, queries, keys, values), each [R, H, T, d] -> attended values [R, H, T, d]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+def swiglu(hidden: Tensor) -> Tensor:
+    """silu(first half) * second half, along the last axis."""
+    gate, value = hidden.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+class GatedMlp(nn.Module):
+    """Linear to twice the hidden size, SwiGLU, Linear."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(inputs, 2 * hidden, bias=bias)
+        self.w2 = nn.Linear(hidden, outputs, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(swiglu(self.w1(x)))
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.wqkv = nn.Linear(width, 3 * width, bias=False)
+        self.wo = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
+        qkv = self.wqkv(x).unflatten(-1, (3, self.heads, -1))  # [R, T, 3, H, d]
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [R, H, T, d]
+        return self.wo(attend(layer, queries, keys, values).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        hidden = 256 * -(-int(2 / 3 * 4 * width) // 256)  # rounded up to a multiple of 256
+        self.attention_norm = nn.RMSNorm(width, eps=1e-6)
+        self.attention = Attention(width, heads)
+        self.ffn_norm = nn.RMSNorm(width, eps=1e-6)
+        self.feed_forward = GatedMlp(width, hidden, width, bias=False)
+
+    def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), layer, attend)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class ClassBackbone(nn.Module):
+    """R rows are images, twice that under guidance (conditional rows first); D is the width, P the tokens per step."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.cls_embedding = nn.Embedding(config.num_classes + 1, config.class_tokens * width)
+        if config.tokens_per_step > 1:
+            self.query_token = nn.Parameter(torch.randn(1, config.tokens_per_step - 1, width) * 0.02)
+        self.proj_in = GatedMlp(config.bits, int(1.5 * width), width, bias=True)
+        self.emb_norm = nn.RMSNorm(width, eps=1e-6)
+        self.layers = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.pos_for_diff = nn.Embedding(config.grid**2, width)
+        patch_side = int(config.tokens_per_step**0.5) if config.patch_order else 1
+        with torch.device("cpu"):  # real values even where the weights are built on the meta device
+            cos, sin = rotary_table(config.grid, config.prompt_tokens, config.head_dim, ROTARY_BASE, patch_side)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def initialize(self) -> None:
+        """Weights before training, as the reference draws them."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def embed_classes(self, classes: Tensor) -> Tensor:
+        """Class ids int64 ``[R]`` (``num_classes`` is "no class") to the prompt ``[R, class_tokens + P - 1, D]``."""
+        prompt = self.cls_embedding(classes).unflatten(1, (self.config.class_tokens, -1))
+        if self.config.tokens_per_step > 1:
+            prompt = torch.cat([prompt, self.query_token.expand(prompt.shape[0], -1, -1)], dim=1)
+        return self.emb_norm(prompt)
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Bits ``[R, T, C]`` of -1 and +1 to ``[R, T, D]``."""
+        return self.emb_norm(self.proj_in(tokens))
+
+    def hidden(self, embeddings: Tensor, attend: Attend) -> Tensor:
+        """Embeddings ``[R, T, D]`` through all layers and the final norm."""
+        for layer, block in enumerate(self.layers):
+            embeddings = block(embeddings, layer, attend)
+        return self.norm(embeddings)
+
+    def position_term(self, patch: Tensor) -> Tensor:
+        """What the head's condition adds for the tokens of one patch: ``patch`` int64 ``[1]`` to ``[P, D]``."""
+        tokens = self.config.tokens_per_step
+        return self.pos_for_diff(patch * tokens + torch.arange(tokens, device=patch.device))
+
+    def forward(self, classes: Tensor, tokens: Tensor) -> Tensor:
+        """Teacher-forced condition of every token: classes ``[B]``, tokens ``[B, h*w, C]`` to ``[B, h*w, D]``."""
+        config = self.config
+        inputs = self.embed_tokens(tokens[:, : -config.tokens_per_step])
+        sequence = torch.cat([self.embed_classes(classes), inputs], dim=1)
+        mask = block_causal_mask(config.class_tokens - 1, config.grid**2, config.tokens_per_step).to(sequence.device)
+        length = sequence.shape[1]
+        cos, sin = self.cos[:length], self.sin[:length]
+
+        def attend(_layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(rotate(queries, cos, sin), rotate(keys, cos, sin), values, mask)
+
+        hidden = self.hidden(sequence, attend)[:, -(config.grid**2) :]
+        return hidden + self.pos_for_diff.weight
+
+
+def block_causal_mask(causal: int, blocked: int, block: int) -> Tensor:
+    """Boolean ``[causal + blocked]`` squared, True where a token may look.
+
+    The first ``causal`` tokens see themselves and what stands before; then blocks of ``block`` tokens see each other
+    and all before. The first block is the last class token with the queries.
+    """
+    index = torch.arange(causal + blocked)
+    last_seen = torch.where(index < causal, index, causal + (index - causal) // block * block + block - 1)
+    return index[None, :] <= last_seen[:, None]
+
+
+class GrowingCache:
+    """Keys and values of the steps so far, by concatenation: the plain path that faster caches are held against."""
+
+    def __init__(self, backbone: ClassBackbone) -> None:
+        self.cos, self.sin = backbone.cos, backbone.sin
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        self.position = 0
+
+    def step(self, backbone: ClassBackbone, embeddings: Tensor) -> Tensor:
+        """Run ``[R, T, D]`` on top of the cache; the hidden states of the last P positions ``[R, P, D]``."""
+        tokens = backbone.config.tokens_per_step
+        length = embeddings.shape[1]
+        cos, sin = (table[self.position : self.position + length] for table in (self.cos, self.sin))
+        mask = None  # after the prompt every new token sees all others
+        if self.position == 0:
+            mask = block_causal_mask(length - tokens, tokens, tokens).to(embeddings.device)
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            keys = rotate(keys, cos, sin)
+            if layer < len(self.layers):
+                keys = torch.cat([self.layers[layer][0], keys], dim=2)
+                values = torch.cat([self.layers[layer][1], values], dim=2)
+                self.layers[layer] = (keys, values)
+            else:
+                self.layers.append((keys, values))
+            return F.scaled_dot_product_attention(rotate(queries, cos, sin), keys, values, mask)
+
+        hidden = backbone.hidden(embeddings, attend)[:, -tokens:]
+        self.position += length
+        return hidden

@@ -1,0 +1,89 @@
+"""The whole class-conditional model: tokenizer, backbone and head, with the plain way to sample and to train."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bitdance_edge.model.backbone import ClassBackbone, GrowingCache
+from bitdance_edge.model.config import GeneratorConfig
+from bitdance_edge.model.head import DiffusionHead
+from bitdance_edge.model.losses import flow_loss, training_times
+from bitdance_edge.model.order import latent_to_sequence, sequence_to_latent
+from bitdance_edge.model.sampler import patch_guidance, sample_patch
+from bitdance_edge.model.tokenizer import Tokenizer, quantize
+
+
+class BitDance(nn.Module):
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = Tokenizer(config.tokenizer)
+        self.backbone = ClassBackbone(config)
+        self.head = DiffusionHead(config.head)
+
+    @property
+    def patch_side(self) -> int:
+        """Side of the square that tokens are ordered by; raster order is a square of one."""
+        return int(self.config.tokens_per_step**0.5) if self.config.patch_order else 1
+
+    def initialize(self) -> None:
+        """Weights of backbone and head before training; the tokenizer keeps its own."""
+        self.backbone.initialize()
+        self.head.initialize()
+
+    def to_sequence(self, latent: Tensor) -> Tensor:
+        """Bits ``[B, C, h, w]`` to ``[B, h*w, C]`` in generation order."""
+        return latent_to_sequence(latent, self.patch_side)
+
+    def to_latent(self, sequence: Tensor) -> Tensor:
+        """Bits ``[B, h*w, C]`` in generation order to ``[B, C, h, w]``."""
+        return sequence_to_latent(sequence, self.config.grid, self.config.grid, self.patch_side)
+
+    def loss(self, classes: Tensor, inputs: Tensor, targets: Tensor, time_draws: Tensor, noise: Tensor) -> Tensor:
+        """Training loss of the generator.
+
+        Args:
+            classes: int64 ``[B]``.
+            inputs: bits ``[B, h*w, C]`` that the backbone sees (perhaps flipped); targets: the true ones.
+            time_draws: ``[M*B*S]`` normal or uniform draws, M noisy copies of each of S patches.
+            noise: standard normal ``[M*B*S, P, C]``.
+        """
+        config = self.config
+        patches, copies = (-1, config.tokens_per_step), (config.targets_per_token, 1, 1)
+        condition = self.backbone(classes, inputs).unflatten(1, patches).flatten(0, 1).repeat(copies)
+        target = targets.unflatten(1, patches).flatten(0, 1).repeat(copies)
+        return flow_loss(self.head, condition, target, training_times(config, time_draws), noise)
+
+    @torch.no_grad()
+    def sample(self, classes: Tensor, *, steps: int, guidance: float, schedule: str,
+               noise: Iterator[Tensor]) -> Tensor:
+        """Generate tokens by the plain path.
+
+        Args:
+            classes: int64 ``[B]``.
+            noise: standard normal draws in the order of use, ``[B, P, C]`` each; while a guided patch has guidance 1
+                (the first, under the linear schedule) conditional and unconditional rows draw apart: ``[2B, P, C]``.
+
+        Returns:
+            bits ``[B, h*w, C]`` in generation order.
+        """
+        config = self.config
+        rows = torch.cat([classes, torch.full_like(classes, config.num_classes)]) if guidance > 1 else classes
+        cache = GrowingCache(self.backbone)
+        embeddings = self.backbone.embed_classes(rows)
+        patches = []
+        for patch in range(config.steps):
+            hidden = cache.step(self.backbone, embeddings)
+            condition = hidden + self.backbone.position_term(torch.tensor([patch]))
+            scale = patch_guidance(guidance, schedule, patch, config.steps) if guidance > 1 else 1.0
+
+            def predict(x: Tensor, times: Tensor, condition: Tensor = condition) -> Tensor:
+                return self.head(x, times, condition)
+
+            tokens = quantize(sample_patch(predict, noise, steps, config.time_shift, scale))
+            if tokens.shape[0] < rows.shape[0]:
+                tokens = tokens.repeat(2, 1, 1)
+            patches.append(tokens[: classes.shape[0]])
+            embeddings = self.backbone.embed_tokens(tokens)
+        return torch.cat(patches, dim=1)

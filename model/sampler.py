@@ -1,0 +1,76 @@
+"""Euler-Maruyama sampling of a patch, step by step as the paper writes it (section 3.3).
+
+This is the plain path: drift and score by name, in float32. The runtime folds the same steps into three numbers each
+and is held against this.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+LAST_TIME = 0.95  # the grid's end; the last step crosses what is left without noise
+LAST_STEP = 1 - LAST_TIME
+
+# (noisy tokens [R, P, C], times [R]) -> clean tokens [R, P, C]
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+
+def shift_times(times: Tensor, shift: float) -> Tensor:
+    """Move times in [0, 1] towards the noise for shift > 1; 1 changes nothing."""
+    return (1 / shift) / (1 / shift + (1 / times - 1))
+
+
+def time_grid(steps: int, shift: float) -> Tensor:
+    """The ``steps + 1`` times at which the head is evaluated, float32, from 0."""
+    return shift_times(torch.linspace(0, LAST_TIME, steps + 1), shift)
+
+
+def velocity(clean: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+    """Rectified-flow velocity towards ``clean``; the floor keeps it finite next to time 1."""
+    return (clean - noisy) / (1 - time).clamp_min(LAST_STEP)
+
+
+def noise_scale(time: Tensor, dt: Tensor) -> Tensor:
+    return (2 * (1 - time) * dt).sqrt()
+
+
+def euler_maruyama_step(x: Tensor, v: Tensor, time: Tensor, dt: Tensor, noise: Tensor) -> Tensor:
+    score = (time * v - x) / ((1 - time) ** 2 + time * (1 - time))
+    return x + (v + (1 - time) * score) * dt + noise_scale(time, dt) * noise
+
+
+def sample_patch(predict: Predict, noise: Iterator[Tensor], steps: int, shift: float, guidance: float) -> Tensor:
+    """Draw one patch before its sign is taken.
+
+    With guidance above 1, ``predict`` gets the same noisy tokens twice, conditional rows first, and the two answers
+    are combined; the result has the rows of one draw.
+
+    Args:
+        predict: the head with its condition bound, called ``steps + 1`` times.
+        noise: standard normal draws ``[B, P, C]``: the start, then one a step; the last step takes none.
+
+    Returns:
+        float32 ``[B, P, C]``.
+    """
+    times = time_grid(steps, shift)
+    x = next(noise)
+
+    def guided_velocity(time: Tensor) -> Tensor:
+        rows = x.repeat(2, 1, 1) if guidance > 1 else x
+        v = velocity(predict(rows, time.expand(rows.shape[0])).float(), rows, time)
+        if guidance > 1:
+            conditional, unconditional = v.chunk(2)
+            v = unconditional + guidance * (conditional - unconditional)
+        return v
+
+    time = times[0]
+    for dt in times.diff():
+        x = euler_maruyama_step(x, guided_velocity(time), time, dt, next(noise))
+        time = time + dt
+    return x + guided_velocity(torch.tensor(LAST_TIME)) * LAST_STEP
+
+
+def patch_guidance(guidance: float, schedule: str, patch: int, patches: int) -> float:
+    """Guidance of one patch: constant, or growing linearly from exactly 1 at the first patch."""
+    return guidance if schedule == "constant" else 1 + (guidance - 1) * patch / patches
