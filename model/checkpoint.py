@@ -1,11 +1,10 @@
 """Checkpoints under the key names of the reference, read without executing anything from the file.
 
-A generator is a folder of ``config.json`` and one safetensors file, or an ImageNet ``.pt``; a tokenizer is a safetensors
-file with its ``config.json``, or the autoencoder's ``.pt``.
+A generator is a folder of ``config.json`` and one safetensors file, or an ImageNet ``.pt``; a tokenizer is a
+safetensors file with its ``config.json``, or the autoencoder's ``.pt``.
 """
 
 import json
-import os
 import pickle
 import tempfile
 from collections.abc import Mapping
@@ -64,18 +63,7 @@ def load_tokenizer(path: str | Path, *, variant: str | None = None, config: Toke
     ``decoder.`` are read.
     """
     weights, config_file = _locate(Path(path))
-    if config is None and variant is not None:
-        config = _named(variant, TOKENIZERS)
-    elif config is None and config_file is not None:
-        fields = _read_json(config_file)
-        if "ddconfig" not in fields:
-            raise ModelError(f"{config_file} has no 'ddconfig'; it does not describe a tokenizer")
-        bits = {"z_channels": fields["latent_dim"]} if "latent_dim" in fields else {}
-        config = TokenizerConfig.from_json({**bits, **fields["ddconfig"]}, fields.get("gan_decoder", False))
-    elif config is None:
-        raise ModelError(
-            f"{path} has no config.json beside it; name what it is with --variant, one of {', '.join(TOKENIZERS)}"
-        )
+    config = config or _tokenizer_config(path, variant, config_file)
     state = {
         key.removeprefix("vae."): value
         for key, value in _read_state(weights, ("state_dict", "ema", "model")).items()
@@ -87,10 +75,28 @@ def load_tokenizer(path: str | Path, *, variant: str | None = None, config: Toke
     return tokenizer.eval().requires_grad_(False)
 
 
+def _tokenizer_config(path: str | Path, variant: str | None, config_file: Path | None) -> TokenizerConfig:
+    if variant is not None:
+        return _named(variant, TOKENIZERS)
+    if config_file is None:
+        raise ModelError(
+            f"{path} has no config.json beside it; name what it is with --variant, one of {', '.join(TOKENIZERS)}"
+        )
+    fields = _read_json(config_file)
+    if "ddconfig" not in fields:
+        raise ModelError(f"{config_file} has no 'ddconfig'; it does not describe a tokenizer")
+    bits = {"z_channels": fields["latent_dim"]} if "latent_dim" in fields else {}
+    return TokenizerConfig.from_json({**bits, **fields["ddconfig"]}, fields.get("gan_decoder", False))
+
+
 def save_generator(model: BitDance, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write ``config.json`` and ``model.safetensors`` under the reference's key names; each file whole or not at all."""
-    _save({_published_key(key): value for key, value in model.state_dict().items()}, model.config.to_json(),
-          Path(folder), dtype)
+    """Write ``config.json`` and ``model.safetensors`` under the reference's key names, each whole or not at all."""
+    _save(
+        {_published_key(key): value for key, value in model.state_dict().items()},
+        model.config.to_json(),
+        Path(folder),
+        dtype,
+    )
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -149,7 +155,9 @@ def _read_state(path: Path, entries: tuple[str, ...]) -> dict[str, Tensor]:
         raise ModelError(f"{path} holds more than tensors and is not opened ({reason}); ask for safetensors") from None
     except (SafetensorError, RuntimeError, OSError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelError(f"{path} cannot be read ({reason}); it may be truncated: compare its size, copy it again") from None
+        raise ModelError(
+            f"{path} cannot be read ({reason}); it may be truncated: compare its size, copy it again"
+        ) from None
     for entry in entries:
         if isinstance(content, dict) and isinstance(content.get(entry), dict):
             return content[entry]
@@ -201,4 +209,4 @@ def _save(state: dict[str, Tensor], config: dict[str, Any], folder: Path, dtype:
         save_file(weights, Path(aside) / "model.safetensors")
         (Path(aside) / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         for name in ("model.safetensors", "config.json"):
-            os.replace(Path(aside) / name, folder / name)
+            (Path(aside) / name).replace(folder / name)

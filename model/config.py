@@ -101,19 +101,36 @@ class HeadConfig:
         return max(1, self.blocks // self.adaln_groups)
 
     @classmethod
-    def class_conditional(cls, *, bits: int, condition_width: int, width: int, blocks: int, adaln_groups: int,
-                          tokens_per_step: int) -> "HeadConfig":
+    def class_conditional(
+        cls, *, bits: int, condition_width: int, width: int, blocks: int, adaln_groups: int, tokens_per_step: int
+    ) -> "HeadConfig":
         """The choices that all ImageNet heads share: SwiGLU, attention heads of 64, unbounded output."""
-        return cls(bits=bits, condition_width=condition_width, width=width, blocks=blocks, adaln_groups=adaln_groups,
-                   tokens_per_step=tokens_per_step, head_dim=64, swiglu=True, bounded=False)
+        return cls(
+            bits=bits,
+            condition_width=condition_width,
+            width=width,
+            blocks=blocks,
+            adaln_groups=adaln_groups,
+            tokens_per_step=tokens_per_step,
+            head_dim=64,
+            swiglu=True,
+            bounded=False,
+        )
 
     @classmethod
     def text_to_image(cls, fields: dict[str, Any]) -> "HeadConfig":
         """Read ``vision_head_config.json``: attention heads of 128, output in (-1, 1)."""
-        return cls(bits=fields["ch_target"], condition_width=fields["ch_cond"], width=fields["ch_latent"],
-                   blocks=fields["depth_latent"], adaln_groups=fields["depth_adanln"],
-                   tokens_per_step=fields["parallel_num"], head_dim=128, swiglu=fields.get("use_swiglu", False),
-                   bounded=True)
+        return cls(
+            bits=fields["ch_target"],
+            condition_width=fields["ch_cond"],
+            width=fields["ch_latent"],
+            blocks=fields["depth_latent"],
+            adaln_groups=fields["depth_adanln"],
+            tokens_per_step=fields["parallel_num"],
+            head_dim=128,
+            swiglu=fields.get("use_swiglu", False),
+            bounded=True,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +211,12 @@ class GeneratorConfig:
     @property
     def head(self) -> HeadConfig:
         return HeadConfig.class_conditional(
-            bits=self.bits, condition_width=self.width, width=self.head_width, blocks=self.head_blocks,
-            adaln_groups=self.head_adaln_groups, tokens_per_step=self.tokens_per_step,
+            bits=self.bits,
+            condition_width=self.width,
+            width=self.head_width,
+            blocks=self.head_blocks,
+            adaln_groups=self.head_adaln_groups,
+            tokens_per_step=self.tokens_per_step,
         )
 
     @classmethod
@@ -206,8 +227,16 @@ class GeneratorConfig:
             ModelError: a key is missing or unknown, or holds what no published model has.
         """
         left = dict(fields)
-        for training_only in ("kind", "grad_checkpointing", "class_dropout_prob", "trained_vae", "drop_rate",
-                              "perturb_schedule", "perturb_rate", "perturb_rate_max"):
+        for training_only in (
+            "kind",
+            "grad_checkpointing",
+            "class_dropout_prob",
+            "trained_vae",
+            "drop_rate",
+            "perturb_schedule",
+            "perturb_rate",
+            "perturb_rate_max",
+        ):
             left.pop(training_only, None)
         if left.pop("patch_size", 1) != 1:
             raise ModelError(f"patch_size is {fields['patch_size']}; only 1 (one token a latent cell) is supported")
@@ -220,21 +249,32 @@ class GeneratorConfig:
         sampling = left.pop("sampling", {"steps": 100, "guidance": 4.0, "guidance_schedule": "linear"})
         try:
             config = cls(
-                width=left.pop("dim"), layers=left.pop("n_layer"), heads=left.pop("n_head"),
-                class_tokens=left.pop("cls_token_num", 16), num_classes=left.pop("num_classes", 1000),
-                resolution=left.pop("resolution"), tokens_per_step=left.pop("parallel_num", 1),
-                patch_order=order == "patch", head_width=left.pop("diff_dim"), head_blocks=left.pop("diff_layers"),
+                width=left.pop("dim"),
+                layers=left.pop("n_layer"),
+                heads=left.pop("n_head"),
+                class_tokens=left.pop("cls_token_num", 16),
+                num_classes=left.pop("num_classes", 1000),
+                resolution=left.pop("resolution"),
+                tokens_per_step=left.pop("parallel_num", 1),
+                patch_order=order == "patch",
+                head_width=left.pop("diff_dim"),
+                head_blocks=left.pop("diff_layers"),
                 head_adaln_groups=left.pop("diff_adanln_layers"),
                 tokenizer=TokenizerConfig.from_json(
                     {"z_channels": left["latent_dim"], **left.pop("ddconfig")}, left.pop("gan_decoder", False)
                 ),
-                time_shift=float(left.pop("time_shift", 1.0)), time_schedule=schedule,
-                time_mean=left.pop("P_mean", 0.0), time_std=left.pop("P_std", 1.0),
-                targets_per_token=left.pop("diff_batch_mul", 1), class_names=tuple(left.pop("class_names", ())),
+                time_shift=float(left.pop("time_shift", 1.0)),
+                time_schedule=schedule,
+                time_mean=left.pop("P_mean", 0.0),
+                time_std=left.pop("P_std", 1.0),
+                targets_per_token=left.pop("diff_batch_mul", 1),
+                class_names=tuple(left.pop("class_names", ())),
                 sampling=SamplingDefaults(**sampling),
             )
         except KeyError as missing:
-            raise ModelError(f"the model configuration lacks {missing}; compare it with a published config.json") from None
+            raise ModelError(
+                f"the model configuration lacks {missing}; compare it with a published config.json"
+            ) from None
         except TypeError as wrong:
             raise ModelError(f"the model configuration's 'sampling' is wrong: {wrong}") from None
         latent_dim, down_size = left.pop("latent_dim"), left.pop("down_size", config.tokenizer.downsampling)
@@ -249,22 +289,39 @@ class GeneratorConfig:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "dim": self.width, "n_layer": self.layers, "n_head": self.heads, "cls_token_num": self.class_tokens,
-            "num_classes": self.num_classes, "resolution": self.resolution,
-            "down_size": self.tokenizer.downsampling, "patch_size": 1, "latent_dim": self.bits,
-            "parallel_num": self.tokens_per_step, "parallel_mode": "patch" if self.patch_order else "standard",
-            "diff_dim": self.head_width, "diff_layers": self.head_blocks, "diff_adanln_layers": self.head_adaln_groups,
-            "diff_batch_mul": self.targets_per_token, "time_shift": self.time_shift,
-            "time_schedule": self.time_schedule, "P_mean": self.time_mean, "P_std": self.time_std,
-            "ddconfig": self.tokenizer.to_json(), "gan_decoder": self.tokenizer.gan_decoder,
+            "dim": self.width,
+            "n_layer": self.layers,
+            "n_head": self.heads,
+            "cls_token_num": self.class_tokens,
+            "num_classes": self.num_classes,
+            "resolution": self.resolution,
+            "down_size": self.tokenizer.downsampling,
+            "patch_size": 1,
+            "latent_dim": self.bits,
+            "parallel_num": self.tokens_per_step,
+            "parallel_mode": "patch" if self.patch_order else "standard",
+            "diff_dim": self.head_width,
+            "diff_layers": self.head_blocks,
+            "diff_adanln_layers": self.head_adaln_groups,
+            "diff_batch_mul": self.targets_per_token,
+            "time_shift": self.time_shift,
+            "time_schedule": self.time_schedule,
+            "P_mean": self.time_mean,
+            "P_std": self.time_std,
+            "ddconfig": self.tokenizer.to_json(),
+            "gan_decoder": self.tokenizer.gan_decoder,
             "class_names": list(self.class_names),
-            "sampling": {"steps": self.sampling.steps, "guidance": self.sampling.guidance,
-                         "guidance_schedule": self.sampling.guidance_schedule},
+            "sampling": {
+                "steps": self.sampling.steps,
+                "guidance": self.sampling.guidance,
+                "guidance_schedule": self.sampling.guidance_schedule,
+            },
         }
 
 
-_D16C32 = TokenizerConfig(bits=32, channels=256, channel_multipliers=(1, 1, 2, 2, 4), blocks_per_level=4,
-                          gan_decoder=False)
+_D16C32 = TokenizerConfig(
+    bits=32, channels=256, channel_multipliers=(1, 1, 2, 2, 4), blocks_per_level=4, gan_decoder=False
+)
 
 TOKENIZERS = {
     "d16c32": _D16C32,
@@ -273,13 +330,35 @@ TOKENIZERS = {
 }
 
 
-def _imagenet(width: int, layers: int, heads: int, head_width: int, head_blocks: int, head_adaln_groups: int,
-              tokens_per_step: int, guidance: float) -> GeneratorConfig:
+def _imagenet(
+    width: int,
+    layers: int,
+    heads: int,
+    head_width: int,
+    head_blocks: int,
+    head_adaln_groups: int,
+    tokens_per_step: int,
+    guidance: float,
+) -> GeneratorConfig:
     return GeneratorConfig(
-        width=width, layers=layers, heads=heads, class_tokens=64, num_classes=1000, resolution=256,
-        tokens_per_step=tokens_per_step, patch_order=tokens_per_step > 1, head_width=head_width,
-        head_blocks=head_blocks, head_adaln_groups=head_adaln_groups, tokenizer=_D16C32, time_shift=1.0,
-        time_schedule="logit_normal", time_mean=-0.8, time_std=0.8, targets_per_token=4, class_names=(),
+        width=width,
+        layers=layers,
+        heads=heads,
+        class_tokens=64,
+        num_classes=1000,
+        resolution=256,
+        tokens_per_step=tokens_per_step,
+        patch_order=tokens_per_step > 1,
+        head_width=head_width,
+        head_blocks=head_blocks,
+        head_adaln_groups=head_adaln_groups,
+        tokenizer=_D16C32,
+        time_shift=1.0,
+        time_schedule="logit_normal",
+        time_mean=-0.8,
+        time_std=0.8,
+        targets_per_token=4,
+        class_names=(),
         sampling=SamplingDefaults(steps=100, guidance=guidance, guidance_schedule="linear"),
     )
 

@@ -56,8 +56,7 @@ class BitDance(nn.Module):
         return flow_loss(self.head, condition, target, training_times(config, time_draws), noise)
 
     @torch.no_grad()
-    def sample(self, classes: Tensor, *, steps: int, guidance: float, schedule: str,
-               noise: Iterator[Tensor]) -> Tensor:
+    def sample(self, classes: Tensor, *, steps: int, guidance: float, schedule: str, noise: Iterator[Tensor]) -> Tensor:
         """Generate tokens by the plain path.
 
         Args:

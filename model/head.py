@@ -31,7 +31,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, times: Tensor) -> Tensor:
         """Times ``[N]`` to ``[N, W]``; the sinusoids are float32 whatever the network runs in."""
-        return self.mlp(timestep_embedding(times).to(self.mlp[0].weight.dtype))
+        return self.mlp(timestep_embedding(times).to(next(self.parameters()).dtype))
 
 
 class HeadAttention(nn.Module):
@@ -103,6 +103,7 @@ class DiffusionHead(nn.Module):
         super().__init__()
         self.config = config
         block = MlpBlock if config.tokens_per_step == 1 else TransformerBlock
+        self.modulations = block.MODULATIONS
         self.time_embed = TimeEmbedding(config.width)
         self.cond_embed = nn.Linear(config.condition_width, config.width)
         self.input_proj = nn.Linear(config.bits, config.width)
@@ -118,11 +119,12 @@ class DiffusionHead(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for layer in (self.time_embed.mlp[0], self.time_embed.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
-        for layer in (*self.ada_ln_blocks, self.final_layer.ada_ln_modulation, self.final_layer.linear):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for module in self.time_embed.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+        for module in (*self.ada_ln_blocks, self.final_layer.ada_ln_modulation, self.final_layer.linear):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
 
     def denoise(self, x: Tensor, y: Tensor) -> Tensor:
         """Noisy tokens ``[B, P, C]`` and ``y = silu(time + condition)`` ``[B, P, W]`` to clean tokens ``[B, P, C]``."""
@@ -130,7 +132,7 @@ class DiffusionHead(nn.Module):
         per_group = self.config.blocks_per_adaln
         for first in range(0, self.config.blocks, per_group):
             adaln = self.ada_ln_blocks[first // per_group]
-            modulation = adaln(y).chunk(adaln.out_features // self.config.width, dim=-1)
+            modulation = adaln(y).chunk(self.modulations, dim=-1)
             for block in self.res_blocks[first : first + per_group]:
                 x = block(x, modulation)
         x = self.final_layer(x, y)

@@ -17,20 +17,23 @@ def patch_permutation(height: int, width: int, patch_side: int) -> Tensor:
 def latent_to_sequence(latent: Tensor, patch_side: int) -> Tensor:
     """``[B, C, h, w]`` to ``[B, h*w, C]``, in the order in which tokens are generated."""
     order = patch_permutation(latent.shape[2], latent.shape[3], patch_side)
-    return latent.flatten(2).transpose(1, 2)[:, order]
+    return latent.flatten(2).transpose(1, 2).index_select(1, order)
 
 
 def sequence_to_latent(sequence: Tensor, height: int, width: int, patch_side: int) -> Tensor:
     """``[B, h*w, C]`` back to ``[B, C, h, w]``, contiguous: GroupNorm loses accuracy on channels-last strides."""
-    inverse = torch.argsort(patch_permutation(height, width, patch_side))
-    return sequence[:, inverse].transpose(1, 2).unflatten(2, (height, width)).contiguous()
+    # The place in the sequence of each raster cell: a patch is itself a raster of p x p tokens.
+    place = torch.arange(height * width).view(height // patch_side, width // patch_side, patch_side, patch_side)
+    place = place.transpose(1, 2).reshape(-1)
+    return sequence.index_select(1, place).transpose(1, 2).unflatten(2, (height, width)).contiguous()
 
 
 def rotary_table(grid: int, unrotated: int, head_dim: int, base: float, patch_side: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the two-dimensional rotary embedding, float32 ``[unrotated + grid*grid, head_dim/2]`` each.
 
     The first ``unrotated`` rows (class tokens and queries) turn nothing. An image token stands at the centre of its
-    cell plus one, (column + 1.5, row + 1.5); the first half of the pairs turns with the column, the second with the row.
+    cell plus one, (column + 1.5, row + 1.5); the first half of the pairs turns with the column, the second half with
+    the row.
     """
     pairs = head_dim // 4
     frequencies = base ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
@@ -42,6 +45,6 @@ def rotary_table(grid: int, unrotated: int, head_dim: int, base: float, patch_si
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn interleaved pairs of ``x`` ``[B, H, T, d]`` by the angles of ``cos``, ``sin`` ``[T, d/2]`` or ``[B, 1, T, d/2]``."""
+    """Turn interleaved pairs of ``x`` ``[B, H, T, d]`` by the angles of ``cos`` and ``sin`` (``[T, d/2]``, broadcast)."""
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)

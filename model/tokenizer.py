@@ -61,11 +61,28 @@ class AdaptiveGroupNorm(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: its residual blocks, and the step to the next resolution where there is one."""
+    """One resolution: its residual blocks, then the step to the next resolution where there is one."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        blocks: int,
+        downsample: nn.Module | None = None,
+        upsample: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.block = nn.ModuleList(ResidualBlock(inputs if i == 0 else outputs, outputs) for i in range(blocks))
+        self.downsample = downsample
+        self.upsample = upsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        for step in (self.downsample, self.upsample):
+            if step is not None:
+                x = step(x)
+        return x
 
 
 class Encoder(nn.Module):
@@ -75,10 +92,9 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, config.channels, 3, padding=1, bias=False)
         self.down = nn.ModuleList()
         for i, (inputs, outputs) in enumerate(zip([config.channels, *widths], widths, strict=False)):
-            level = Level(inputs, outputs, config.blocks_per_level)
-            if i < len(widths) - 1:
-                level.downsample = nn.Conv2d(outputs, outputs, 3, stride=2, padding=1)
-            self.down.append(level)
+            last = i == len(widths) - 1
+            downsample = None if last else nn.Conv2d(outputs, outputs, 3, stride=2, padding=1)
+            self.down.append(Level(inputs, outputs, config.blocks_per_level, downsample=downsample))
         self.mid_block = nn.ModuleList(ResidualBlock(widths[-1], widths[-1]) for _ in range(config.blocks_per_level))
         self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config.bits, 1)
@@ -87,10 +103,7 @@ class Encoder(nn.Module):
         """Image ``[B, 3, H, W]`` in [-1, 1] to the latent before its sign is taken, ``[B, C, h, w]``."""
         x = self.conv_in(image)
         for level in self.down:
-            for block in level.block:
-                x = block(x)
-            if hasattr(level, "downsample"):
-                x = level.downsample(x)
+            x = level(x)
         for block in self.mid_block:
             x = block(x)
         return self.conv_out(F.silu(self.norm_out(x)))
@@ -107,10 +120,8 @@ class Decoder(nn.Module):
         self.adaptive = nn.ModuleList()
         for i, outputs in enumerate(widths):
             inputs = widths[min(i + 1, len(widths) - 1)]
-            level = Level(inputs, outputs, config.blocks_per_level)
-            if i > 0:
-                level.upsample = Upsampler(outputs)
-            self.up.append(level)
+            upsample = Upsampler(outputs) if i > 0 else None
+            self.up.append(Level(inputs, outputs, config.blocks_per_level, upsample=upsample))
             self.adaptive.append(AdaptiveGroupNorm(config.bits, inputs))
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
@@ -127,11 +138,7 @@ class Decoder(nn.Module):
         for block in self.mid_block:
             x = block(x)
         for level, adaptive in zip(reversed(self.up), reversed(self.adaptive), strict=True):
-            x = adaptive(x, bits)
-            for block in level.block:
-                x = block(x)
-            if hasattr(level, "upsample"):
-                x = level.upsample(x)
+            x = level(adaptive(x, bits))
         return self.conv_out(F.silu(self.norm_out(x)))
 
 

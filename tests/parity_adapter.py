@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from parity_check import AdapterBase
 from safetensors.torch import load_file
 
 from bitdance_edge.model import BitDance, DiffusionHead, HeadConfig, load_generator, load_tokenizer
@@ -13,7 +14,6 @@ from bitdance_edge.model.backbone import GrowingCache
 from bitdance_edge.model.head import timestep_embedding
 from bitdance_edge.model.sampler import noise_scale, sample_patch, time_grid
 from bitdance_edge.model.tokenizer import Tokenizer
-from parity_check import AdapterBase
 
 Array = np.ndarray
 
@@ -46,8 +46,12 @@ class Adapter(AdapterBase):
         sizes = HeadConfig.text_to_image(config)
         if not folder.name.startswith("head_x"):
             sizes = HeadConfig.class_conditional(
-                bits=sizes.bits, condition_width=sizes.condition_width, width=sizes.width, blocks=sizes.blocks,
-                adaln_groups=sizes.adaln_groups, tokens_per_step=sizes.tokens_per_step,
+                bits=sizes.bits,
+                condition_width=sizes.condition_width,
+                width=sizes.width,
+                blocks=sizes.blocks,
+                adaln_groups=sizes.adaln_groups,
+                tokens_per_step=sizes.tokens_per_step,
             )
         head = DiffusionHead(sizes)
         state = load_file(folder / "state.safetensors")
@@ -89,7 +93,9 @@ class Adapter(AdapterBase):
         )
         return self.cache.step(backbone, embeddings).numpy()
 
-    def sample(self, classes: Array, steps: int, cfg: float, schedule: str, noise: Iterator[Array]) -> tuple[Array, Array]:
+    def sample(
+        self, classes: Array, steps: int, cfg: float, schedule: str, noise: Iterator[Array]
+    ) -> tuple[Array, Array]:
         draws = (torch.from_numpy(draw if draw.ndim == 3 else draw[:, None]) for draw in noise)
         tokens = self.model.sample(torch.from_numpy(classes), steps=steps, guidance=cfg, schedule=schedule, noise=draws)
         latent = self.model.to_latent(tokens)

@@ -1,0 +1,67 @@
+"""Arguments and small conversions that several commands share."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from bitdance_edge.runtime import Pipeline, RequestError, written_whole
+
+
+def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export")
+    parser.add_argument("--device", default="auto", help="auto (default) or cpu")
+    parser.add_argument("--threads", type=int, help="threads of each graph (default: one a physical core)")
+
+
+def open_pipeline(args: argparse.Namespace, **options: int) -> Pipeline:
+    return Pipeline.open(args.bundle, device=args.device, threads=args.threads, **options)
+
+
+def size(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH to (height, width)."""
+    height, separator, width = text.lower().partition("x")
+    if not (separator and height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write HEIGHTxWIDTH, for example 256x256")
+    return int(height), int(width)
+
+
+def split_classes(text: str, pipeline: Pipeline) -> list[int | str]:
+    """``3,7``, ``0-9`` or ``all`` to class ids and names, which the request then checks."""
+    if text == "all":
+        return list(range(pipeline.bundle.model.num_classes))
+    return [item for part in text.split(",") for item in _expand(part.strip())]
+
+
+def _expand(part: str) -> Iterator[int | str]:
+    first, separator, last = part.partition("-")
+    if separator and first.isdecimal() and last.isdecimal():
+        if int(last) < int(first) or int(last) - int(first) > 100_000:
+            raise RequestError(f"class range {part!r} is empty or too long; write FIRST-LAST")
+        yield from range(int(first), int(last) + 1)
+    else:
+        yield part
+
+
+def load_tokens(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise RequestError(
+            f"{path} cannot be read as tokens ({error}); make them with: bitdance-edge tokenize"
+        ) from None
+
+
+def save_tokens(tokens: np.ndarray, path: Path) -> None:
+    """int8 ``[n, h*w, C]`` of -1 and +1 as ``.npy``."""
+    if path.suffix != ".npy":
+        raise RequestError(f"{path} does not end in .npy, the format of tokens")
+    with written_whole(path) as file:
+        np.save(file, tokens.astype(np.int8), allow_pickle=False)
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, on standard error: standard output is for results."""
+    sys.stderr.write(text + "\n")

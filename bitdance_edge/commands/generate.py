@@ -1,0 +1,158 @@
+"""``bitdance-edge generate``: images of the asked classes, as single PNGs and as one labelled grid."""
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from bitdance_edge.commands.common import (
+    add_pipeline_arguments,
+    load_tokens,
+    open_pipeline,
+    save_tokens,
+    say,
+    size,
+    split_classes,
+)
+from bitdance_edge.commands.grid import labelled_grid
+from bitdance_edge.runtime import (
+    Event,
+    GeneratedImage,
+    ImageDone,
+    PatchDone,
+    Pipeline,
+    Preview,
+    Request,
+    RequestError,
+    load_pixels,
+    read_settings,
+    request_from_settings,
+    save_png,
+)
+
+EXAMPLE = """examples:
+  bitdance-edge generate bundles/digits-4x --classes all --count 8 --seed 1 --grid digits.png
+  bitdance-edge generate bundles/digits-4x --classes 3 --prefix three.png --prefix-patches 8 --out completed
+  bitdance-edge generate bundles/digits-4x --like images/0000-3-seed1.png --out again
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Generate images. Without --out and --grid they go to the folder 'images'."
+    parser.epilog = EXAMPLE
+    add_pipeline_arguments(parser)
+    parser.add_argument("--classes", default="all", help="ids or names: 3,7 or 0-9 or all (default)")
+    parser.add_argument("--count", type=int, default=1, help="images of each class (default 1)")
+    parser.add_argument("--seed", type=int, help="image i uses seed + i (default: drawn, and printed)")
+    parser.add_argument("--steps", type=int, help="sampling steps of each patch (default: the bundle's)")
+    parser.add_argument("--guidance", type=float, help="1 is off (default: the bundle's)")
+    parser.add_argument("--size", type=size, metavar="HxW", help="image size, if the bundle has several")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write one PNG an image, with its settings inside")
+    parser.add_argument("--grid", type=Path, metavar="FILE", help="write one labelled PNG of all images")
+    parser.add_argument("--tokens", type=Path, metavar="FILE", help="write tokens [n, h*w, C] as .npy, decode nothing")
+    parser.add_argument("--previews", type=Path, metavar="FOLDER", help="write what is decoded so far into FOLDER")
+    parser.add_argument("--preview-every", type=int, metavar="K", help="patches between previews (default: a fourth)")
+    parser.add_argument("--prefix", type=Path, metavar="FILE", help="an image, or tokens .npy, to be completed")
+    parser.add_argument("--prefix-patches", type=int, metavar="K", help="patches kept of --prefix (default: half)")
+    parser.add_argument("--like", type=Path, metavar="PNG", help="make the image of this PNG again")
+    parser.add_argument("--batch-invariant", action="store_true", help="one image at a time: same bits in any batch")
+    parser.add_argument("--max-batch", type=int, default=16, help="images that run together (default 16)")
+
+
+def run(args: argparse.Namespace) -> None:
+    started = time.perf_counter()
+    with open_pipeline(args, max_batch=args.max_batch) as pipeline:
+        request = _like(args.like, pipeline) if args.like else _request(args, pipeline)
+        events = pipeline.stream(request)
+        say(f"opened {args.bundle} in {time.perf_counter() - started:.2f} s")
+        generating = time.perf_counter()
+        images = [event.image for event in _shown(events, args, request) if isinstance(event, ImageDone)]
+        seconds = time.perf_counter() - generating
+        for line in _write(images, args, pipeline):
+            print(line)
+    say(f"{len(images)} images in {seconds:.2f} s, {seconds / len(images):.2f} s each, seed {images[0].seed}")
+
+
+def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
+    every = 0
+    if args.previews or args.preview_every is not None:
+        args.previews = args.previews or Path("previews")
+        every = max(1, pipeline.bundle.model.patches // 4) if args.preview_every is None else args.preview_every
+    return Request(
+        classes=split_classes(args.classes, pipeline),
+        count=args.count,
+        seed=args.seed,
+        steps=args.steps,
+        guidance=args.guidance,
+        size=args.size,
+        prefix=_prefix(args, pipeline),
+        preview_every=every,
+        output="tokens" if args.tokens else "image",
+        batch_invariant=args.batch_invariant,
+    )
+
+
+def _like(path: Path, pipeline: Pipeline) -> Request:
+    settings = read_settings(path)
+    if settings.get("bundle_sha256") != pipeline.bundle.digest:
+        raise RequestError(
+            f"{path} was made by another bundle ({settings.get('bundle')}); open that one, or pass its settings"
+        )
+    return request_from_settings(settings)
+
+
+def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
+    model = pipeline.bundle.model
+    if args.prefix is None:
+        if args.prefix_patches is not None:
+            raise RequestError("--prefix-patches says how much of --prefix to keep; give --prefix too")
+        return None
+    patches = model.patches // 2 if args.prefix_patches is None else args.prefix_patches
+    if not 0 <= patches <= model.patches:
+        raise RequestError(f"--prefix-patches is {patches}; it must be from 0 to {model.patches}")
+    if args.prefix.suffix == ".npy":
+        tokens = load_tokens(args.prefix)
+    else:
+        tokens = pipeline.tokenize(load_pixels(args.prefix, model.image_height, model.image_width)[None])
+    return tokens[..., : patches * model.tokens_per_step, :]
+
+
+def _shown(events: Iterator[Event], args: argparse.Namespace, request: Request) -> Iterator[Event]:
+    """Pass the events on, with a progress bar over patches and previews written on the way."""
+    with tqdm(unit="patch", leave=False, disable=None) as progress:
+        for event in events:
+            if isinstance(event, PatchDone):
+                progress.total = event.patches
+                if event.patch == 1:
+                    progress.reset(event.patches)
+                    progress.set_description(f"images from {event.first_image}")
+                progress.update()
+            elif isinstance(event, Preview):
+                for i, pixels in enumerate(event.pixels):
+                    name = f"{event.first_image + i:04d}-patch{event.patch:03d}.png"
+                    save_png(Image.fromarray(pixels), args.previews / name)
+            yield event
+
+
+def _write(images: list[GeneratedImage], args: argparse.Namespace, pipeline: Pipeline) -> Iterator[Path]:
+    """Write what was asked for; yields each path."""
+    names = pipeline.bundle.model.class_names
+    if args.tokens:
+        save_tokens(np.stack([image.tokens for image in images]), args.tokens)
+        yield args.tokens
+        return
+    if args.grid:
+        save_png(labelled_grid(images, names), args.grid)
+        yield args.grid
+    if args.out or not args.grid:
+        folder = args.out or Path("images")
+        for image in images:
+            label = names[image.class_id] if names else str(image.class_id)
+            safe = "".join(character if character.isalnum() else "_" for character in label)[:40]
+            path = folder / f"{image.index:04d}-{safe}-seed{image.seed}.png"
+            image.save(path)
+            yield path

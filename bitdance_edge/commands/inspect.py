@@ -1,0 +1,87 @@
+"""``bitdance-edge inspect``: what a bundle holds, how exact it is, and the memory it will need."""
+
+import argparse
+from collections.abc import Iterator
+
+from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime.bundle import StageSpec, TensorSpec
+
+EXAMPLE = """examples:
+  bitdance-edge inspect bundles/digits-4x
+  bitdance-edge inspect bundles/B-4x --images 8 --verify
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "What a bundle holds, its errors against PyTorch, and the memory it will need."
+    parser.epilog = EXAMPLE
+    parser.add_argument("bundle", help="bundle folder")
+    parser.add_argument("--images", type=int, default=1, help="images that run together (default 1)")
+    parser.add_argument("--verify", action="store_true", help="check every file against its SHA-256")
+
+
+def run(args: argparse.Namespace) -> None:
+    bundle = Bundle.open(args.bundle)
+    for section in (_model(bundle), _stages(bundle), _memory(bundle, max(1, args.images)), _provenance(bundle)):
+        print("\n".join(section), end="\n\n")
+    if args.verify:
+        for name in bundle.stages:
+            bundle.verified(name)
+        print(f"all files of {len(bundle.stages)} stages are those of the manifest")
+
+
+def _model(bundle: Bundle) -> Iterator[str]:
+    model, sampling = bundle.model, bundle.sampling
+    yield f"{bundle.name}: {model.kind}, {model.num_classes} classes, {model.image_height}x{model.image_width} pixels"
+    yield (
+        f"  tokens      {model.grid_height}x{model.grid_width} of {model.bits} bits, {model.tokens_per_step} a step, "
+        f"{model.patches} steps an image"
+    )
+    yield f"  sampling    {sampling.steps} steps a patch, guidance {sampling.guidance:g} ({sampling.guidance_schedule})"
+    yield f"  profile     {bundle.profile}"
+
+
+def _stages(bundle: Bundle) -> Iterator[str]:
+    yield f"{'stage':9} {'MB':>9}  {'dtype':5}  {'error':>8}  {'allowed':>8}  inputs -> outputs"
+    for name, stage in bundle.stages.items():
+        yield (
+            f"{name:9} {stage.bytes / 1e6:9.2f}  {stage.precision:5}  {stage.max_error:8.1e}  {stage.tolerance:8.0e}  "
+            f"{_tensors(stage.inputs)} -> {_tensors(stage.outputs)}"
+        )
+    yield "error: largest seen at export, ONNX Runtime against PyTorch, relative to the largest value (pixels: to 255)"
+
+
+def _tensors(tensors: tuple[TensorSpec, ...]) -> str:
+    shown = [
+        f"{t.name}[{','.join(map(str, t.shape))}]"
+        for t in tensors
+        if not t.name.startswith(("past_key_values.", "present."))
+    ]
+    return " ".join(shown) + (" +cache" if len(shown) < len(tensors) else "")
+
+
+def _memory(bundle: Bundle, images: int) -> Iterator[str]:
+    """Weights, cache and the largest stage's activations; guided, so two rows an image."""
+
+    def activations(stage: StageSpec) -> int:
+        return stage.activation_bytes * images
+
+    largest = max(bundle.stages, key=lambda name: activations(bundle.stages[name]))
+    generation = [stage for name, stage in bundle.stages.items() if name != "encoder"]
+    parts = {
+        "weights": sum(stage.bytes for stage in generation),
+        "key-value cache": bundle.cache.bytes(2 * images),
+        f"activations ({largest}, the largest)": activations(bundle.stages[largest]),
+    }
+    yield f"memory to generate {images} guided image{'s' if images > 1 else ''} at once, MB"
+    for name, size in parts.items():
+        yield f"  {name:40} {size / 1e6:10.2f}"
+    yield f"  {'together':40} {sum(parts.values()) / 1e6:10.2f}"
+    yield "activations: computed from the graph, node by node; ONNX Runtime keeps copies of some weights besides"
+
+
+def _provenance(bundle: Bundle) -> Iterator[str]:
+    yield "provenance"
+    for name, value in bundle.provenance.items():
+        text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+        yield f"  {name:20} {text}"

@@ -1,0 +1,32 @@
+"""``bitdance-edge tokenize``: images to binary tokens."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from bitdance_edge.commands.common import add_pipeline_arguments, open_pipeline, save_tokens
+from bitdance_edge.runtime import load_pixels
+
+EXAMPLE = """example:
+  bitdance-edge tokenize bundles/digits-4x three.png -o three.npy
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Images to tokens, int8 [n, h*w, C] of -1 and +1 in generation order; crops and resizes to fit."
+    )
+    parser.epilog = EXAMPLE
+    add_pipeline_arguments(parser)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help=".npy file to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    with open_pipeline(args) as pipeline:
+        model = pipeline.bundle.model
+        pixels = [load_pixels(path, model.image_height, model.image_width) for path in args.images]
+        tokens = np.concatenate([pipeline.tokenize(image[None]) for image in pixels])
+    save_tokens(tokens, args.out)
+    print(f"{args.out}: {len(tokens)} images of {model.tokens} tokens of {model.bits} bits")

@@ -1,0 +1,34 @@
+"""From a bundle to images, with numpy and one backend: no torch, no onnx, no transformers.
+
+with Pipeline.open("bundles/digits-4x") as pipeline:
+    for image in pipeline.generate(Request(classes=[3, 7], seed=1)):
+        image.save(f"{image.class_id}.png")
+"""
+
+from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.errors import BackendError, BitDanceError, BundleError, Cancelled, RequestError
+from bitdance_edge.runtime.files import written_whole
+from bitdance_edge.runtime.image import GeneratedImage, load_pixels, read_settings, request_from_settings, save_png
+from bitdance_edge.runtime.pipeline import Event, ImageDone, PatchDone, Pipeline, Preview
+from bitdance_edge.runtime.request import Request
+
+__all__ = [
+    "BackendError",
+    "BitDanceError",
+    "Bundle",
+    "BundleError",
+    "Cancelled",
+    "Event",
+    "GeneratedImage",
+    "ImageDone",
+    "PatchDone",
+    "Pipeline",
+    "Preview",
+    "Request",
+    "RequestError",
+    "load_pixels",
+    "read_settings",
+    "request_from_settings",
+    "save_png",
+    "written_whole",
+]

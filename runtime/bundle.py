@@ -1,0 +1,267 @@
+"""The bundle: one folder with ``bundle.json`` and the files it names, the only thing that passes between rooms.
+
+Knows names, sizes, shapes and checksums; runs nothing. Opens without network and without pickle.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from bitdance_edge.runtime.errors import BundleError
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1, "bool": 1}
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output of a stage; a dimension is a size or the name of one that changes (R, T, B, N)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def sized(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with its named dimensions filled in."""
+        return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSpec:
+    path: str  # relative to the bundle, with forward slashes
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """One exported graph, and how far it was from PyTorch when it was exported."""
+
+    graph: FileSpec
+    weights: FileSpec | None
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_error: float
+    tolerance: float
+    activation_bytes: int  # live at once inside the graph, one image (two rows)
+
+    @property
+    def files(self) -> tuple[FileSpec, ...]:
+        return (self.graph,) if self.weights is None else (self.graph, self.weights)
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What the network is, as far as running it needs to know."""
+
+    kind: str  # "class-conditional"
+    tokens_per_step: int
+    bits: int
+    grid_height: int
+    grid_width: int
+    image_height: int
+    image_width: int
+    patch_side: int  # square that the token order is made of; 1 is raster order
+    prompt_tokens: int
+    num_classes: int
+    class_names: tuple[str, ...]
+    decoder_noise: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.grid_height * self.grid_width
+
+    @property
+    def patches(self) -> int:
+        return self.tokens // self.tokens_per_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """Keys and values ``[R, heads, length, head_dim]`` of every layer."""
+
+    layers: int
+    heads: int
+    length: int
+    head_dim: int
+    dtype: str
+
+    def bytes(self, rows: int) -> int:
+        return 2 * self.layers * rows * self.heads * self.length * self.head_dim * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSpec:
+    steps: int
+    guidance: float
+    guidance_schedule: str
+    time_shift: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    folder: Path
+    name: str
+    profile: str
+    model: ModelSpec
+    cache: CacheSpec
+    sampling: SamplingSpec
+    stages: Mapping[str, StageSpec]
+    provenance: Mapping[str, Any]
+    digest: str  # SHA-256 of bundle.json, which holds those of all files
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Bundle":
+        """Read and validate ``bundle.json``; the files are checked when a stage is loaded (``verified``).
+
+        Raises:
+            BundleError: no bundle there, another format version, or a manifest that is not whole.
+        """
+        folder = Path(folder)
+        manifest = folder / MANIFEST
+        if not manifest.is_file():
+            raise BundleError(f"no bundle at {folder}: it has no {MANIFEST}; make one with: bitdance-edge export")
+        content = manifest.read_bytes()
+        try:
+            data = json.loads(content)
+        except ValueError as error:
+            raise BundleError(
+                f"{manifest} is not JSON ({error}); it may be truncated: copy or export it again"
+            ) from None
+        found = data.get("format") if isinstance(data, dict) else None
+        if found != FORMAT:
+            raise BundleError(f"{manifest} has format {found!r}; this version reads format {FORMAT}: export it again")
+        del data["format"]
+        parsers: dict[str, Callable[[Any, str], Any]] = {
+            "model": lambda value, at: _record(ModelSpec, value, at),
+            "cache": lambda value, at: _record(CacheSpec, value, at),
+            "sampling": lambda value, at: _record(SamplingSpec, value, at),
+            "stages": lambda value, at: {
+                name: _stage(stage, f"{at}.{name}") for name, stage in _mapping(value, at).items()
+            },
+        }
+        digest = hashlib.sha256(content).hexdigest()
+        return _record(cls, {**data, "folder": folder, "digest": digest}, str(manifest), parsers)
+
+    def write(self) -> None:
+        """Write ``bundle.json`` into the folder (an exporter's last step, in a folder not yet in its place)."""
+        data = {"format": FORMAT, **asdict(self)}
+        for derived in ("folder", "digest"):
+            del data[derived]
+        (self.folder / MANIFEST).write_text(json.dumps(data, indent=1) + "\n")
+
+    def stage(self, name: str) -> StageSpec:
+        if name not in self.stages:
+            raise BundleError(f"{self.folder} has no {name} stage; it has {', '.join(self.stages)}: export it again")
+        return self.stages[name]
+
+    def verified(self, name: str) -> Path:
+        """The graph file of a stage, after every file of that stage was found to be the one in the manifest.
+
+        Raises:
+            BundleError: a file is missing or its size or SHA-256 differs.
+        """
+        stage = self.stage(name)
+        for file in stage.files:
+            path = self.folder / file.path
+            if not path.is_file():
+                raise BundleError(f"{path} is missing; copy the whole bundle again or export it again")
+            size = path.stat().st_size
+            if size != file.bytes:
+                raise BundleError(
+                    f"{path} has {size} bytes, its bundle says {file.bytes}: truncated or altered; copy it again"
+                )
+            if sha256(path) != file.sha256:
+                raise BundleError(
+                    f"{path} was altered: its SHA-256 is not the one in {MANIFEST}; copy or export it again"
+                )
+        return self.folder / stage.graph.path
+
+    def cache_names(self) -> Iterator[tuple[str, str]]:
+        """The backbone's cache tensors, as pairs of input and output name."""
+        for layer in range(self.cache.layers):
+            for part in ("key", "value"):
+                yield f"past_key_values.{layer}.{part}", f"present.{layer}.{part}"
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_spec(folder: Path, path: Path) -> FileSpec:
+    """Describe a file of a bundle being written."""
+    return FileSpec(path=path.relative_to(folder).as_posix(), sha256=sha256(path), bytes=path.stat().st_size)
+
+
+def _stage(value: Any, at: str) -> StageSpec:
+    def tensors(value: Any, at: str) -> tuple[TensorSpec, ...]:
+        return tuple(_record(TensorSpec, item, f"{at}[{i}]", {"shape": _shape}) for i, item in enumerate(value))
+
+    return _record(
+        StageSpec,
+        value,
+        at,
+        {
+            "graph": _file,
+            "weights": lambda value, at: None if value is None else _file(value, at),
+            "inputs": tensors,
+            "outputs": tensors,
+        },
+    )
+
+
+def _file(value: Any, at: str) -> FileSpec:
+    file = _record(FileSpec, value, at)
+    path = PurePosixPath(file.path)
+    if path.is_absolute() or ".." in path.parts:
+        raise BundleError(f"{at}.path is {file.path!r}; a bundle names only files inside itself")
+    return file
+
+
+def _shape(value: Any, at: str) -> tuple[int | str, ...]:
+    if not isinstance(value, list) or not all(isinstance(dim, int | str) for dim in value):
+        raise BundleError(f"{at} is {value!r}; a shape is a list of sizes and names")
+    return tuple(value)
+
+
+def _mapping(value: Any, at: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BundleError(f"{at} is {type(value).__name__}; an object is expected")
+    return value
+
+
+def _record(
+    kind: type[Record], value: Any, at: str, parsers: Mapping[str, Callable[[Any, str], Any]] | None = None
+) -> Record:
+    """Build a dataclass from JSON, refusing missing keys, unknown keys and values of another type."""
+    value, parsers = _mapping(value, at), parsers or {}
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if missing := names - value.keys():
+        raise BundleError(f"{at} lacks {', '.join(sorted(missing))}; export the bundle again")
+    if unknown := value.keys() - names:
+        raise BundleError(f"{at} holds unknown {', '.join(sorted(unknown))}; it was written by another version")
+    parsed = {}
+    for field in fields(kind):  # type: ignore[arg-type]
+        item, place = value[field.name], f"{at}.{field.name}"
+        if field.name in parsers:
+            item = parsers[field.name](item, place)
+        elif field.type is float and isinstance(item, int) and not isinstance(item, bool):
+            item = float(item)
+        elif field.type in (int, float, str, bool) and type(item) is not field.type:
+            raise BundleError(f"{place} is {item!r}; {field.type.__name__} is expected")
+        elif isinstance(item, list):
+            item = tuple(item)
+        parsed[field.name] = item
+    return kind(**parsed)

@@ -1,0 +1,19 @@
+"""The key-value cache: allocated once at its final size, updated in place, with an explicit position."""
+
+from bitdance_edge.runtime.backend import Backend, Buffer
+from bitdance_edge.runtime.bundle import Bundle
+
+
+class KVCache:
+    def __init__(self, backend: Backend, bundle: Bundle, rows: int) -> None:
+        spec = bundle.cache
+        self.length = spec.length
+        self.position = 0
+        self.buffers: dict[str, Buffer] = {}
+        for past, present in bundle.cache_names():
+            # One buffer under both names: the graph's input and its output are the same memory.
+            buffer = backend.empty((rows, spec.heads, spec.length, spec.head_dim), spec.dtype)
+            self.buffers[past] = self.buffers[present] = buffer
+
+    def advance(self, tokens: int) -> None:
+        self.position += tokens

@@ -1,0 +1,21 @@
+"""Errors of the runtime. Each message names the value, what is allowed, and the next thing to try."""
+
+
+class BitDanceError(Exception):
+    """Base of all errors that a caller can do something about."""
+
+
+class BundleError(BitDanceError):
+    """A bundle that is missing, altered, incomplete or of another format."""
+
+
+class RequestError(BitDanceError):
+    """A request that this bundle cannot serve."""
+
+
+class BackendError(BitDanceError):
+    """No backend that can run this bundle here."""
+
+
+class Cancelled(BitDanceError):
+    """The caller cancelled the request between two patches."""

@@ -1,0 +1,137 @@
+"""A generated image with the settings that make it again, and the PNG that carries both."""
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.files import written_whole
+from bitdance_edge.runtime.request import Request
+
+PNG_KEY = "bitdance"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedImage:
+    """One image of a request.
+
+    Attributes:
+        seed: of this image alone.
+        tokens: int8 ``[h*w, C]`` in generation order.
+        pixels: uint8 ``[H, W, 3]``; None where only tokens were asked for.
+        settings: what must be known to make it again, as kept in the PNG.
+    """
+
+    index: int
+    class_id: int
+    seed: int
+    tokens: np.ndarray
+    pixels: np.ndarray | None
+    settings: Mapping[str, Any]
+
+    def to_pil(self) -> Image.Image:
+        if self.pixels is None:
+            raise RequestError("this image has tokens only: the request asked for output='tokens'")
+        return Image.fromarray(self.pixels)
+
+    def save(self, path: str | Path) -> None:
+        """Write a PNG whose metadata holds the settings; whole or not at all."""
+        info = PngImagePlugin.PngInfo()
+        info.add_text(PNG_KEY, json.dumps(self.settings))
+        save_png(self.to_pil(), path, info)
+
+
+def save_png(image: Image.Image, path: str | Path, info: PngImagePlugin.PngInfo | None = None) -> None:
+    """Write a PNG, whole or not at all.
+
+    Raises:
+        RequestError: not a ``.png`` name, or the folder cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise RequestError(
+            f"{path} does not end in .png, the format that carries the settings; use to_pil() for others"
+        )
+    with written_whole(path) as file:
+        image.save(file, format="PNG", pnginfo=info)
+
+
+def image_settings(
+    *, bundle: str, digest: str, class_id: int, seed: int, steps: int, guidance: float, prefix: np.ndarray
+) -> dict[str, Any]:
+    """What must be known to make one image again; the prefix ``[K, P, C]`` travels as packed bits."""
+    settings: dict[str, Any] = {
+        "bundle": bundle,
+        "bundle_sha256": digest,
+        "class": class_id,
+        "seed": seed,
+        "steps": steps,
+        "guidance": guidance,
+    }
+    if prefix.size:
+        tokens = prefix.reshape(-1, prefix.shape[-1])
+        settings["prefix"] = base64.b64encode(np.packbits(tokens > 0).tobytes()).decode()
+        settings["prefix_shape"] = list(tokens.shape)
+    return settings
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings inside a PNG that ``GeneratedImage.save`` wrote.
+
+    Raises:
+        RequestError: no such file, not an image, or no settings in it.
+    """
+    with open_image(path) as image:
+        text = image.info.get(PNG_KEY)
+    try:
+        settings = json.loads(text or "")
+    except ValueError:
+        raise RequestError(f"{path} carries no bitdance settings; only PNGs saved by generate do") from None
+    return settings
+
+
+def request_from_settings(settings: Mapping[str, Any]) -> Request:
+    """The request that makes the image of these settings again, as the only image of its batch."""
+    prefix = None
+    try:
+        if "prefix" in settings:
+            tokens, bits = settings["prefix_shape"]
+            packed = np.frombuffer(base64.b64decode(settings["prefix"]), np.uint8)
+            prefix = np.unpackbits(packed, count=tokens * bits).reshape(tokens, bits) * 2.0 - 1.0
+        return Request(
+            classes=[settings["class"]],
+            seed=settings["seed"],
+            steps=settings["steps"],
+            guidance=settings["guidance"],
+            prefix=prefix,
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise RequestError(f"the bitdance settings are incomplete ({error!r}); the file was edited") from None
+
+
+def open_image(path: str | Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise RequestError(f"no image at {path}") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise RequestError(f"{path} cannot be read as an image: {error}") from None
+
+
+def load_pixels(path: str | Path, height: int, width: int) -> np.ndarray:
+    """An image file as uint8 ``[height, width, 3]``: the largest centred crop of that shape, resized."""
+    with open_image(path) as image:
+        try:
+            rgb = image.convert("RGB")
+        except OSError as error:
+            raise RequestError(f"{path} cannot be read to its end ({error}); it may be truncated") from None
+    scale = min(rgb.width / width, rgb.height / height)
+    left, top = (rgb.width - width * scale) / 2, (rgb.height - height * scale) / 2
+    box = (left, top, left + width * scale, top + height * scale)
+    return np.asarray(rgb.resize((width, height), Image.Resampling.LANCZOS, box=box))

@@ -1,0 +1,102 @@
+"""ONNX Runtime on the CPU: buffers are numpy arrays, stages are sessions with bound inputs and outputs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from bitdance_edge.runtime.backend import Buffer, Launch
+from bitdance_edge.runtime.bundle import Bundle, StageSpec
+from bitdance_edge.runtime.errors import BackendError, BundleError
+
+BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; numpy has no such type, so its bits travel as uint16
+SEVERITY_ERROR = 3
+
+
+def import_onnxruntime() -> ModuleType:
+    """The onnxruntime package, or one error that says how to get it."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise BackendError(
+            "no backend is installed: pip install 'bitdance-edge[cpu]' for ONNX Runtime on the CPU, or "
+            "'bitdance-edge[gpu]' on a machine with CUDA (one of the two, never both)"
+        ) from None
+    return onnxruntime
+
+
+class HostBuffer:
+    def __init__(self, array: np.ndarray, bfloat16: bool = False) -> None:
+        self.array, self.bfloat16 = array, bfloat16
+        ort_value = import_onnxruntime().OrtValue
+        self.value = (
+            ort_value.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16)
+            if bfloat16
+            else ort_value.ortvalue_from_numpy(array)
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def __getitem__(self, index: int) -> "HostBuffer":
+        return HostBuffer(self.array[index], self.bfloat16)
+
+    def write(self, values: np.ndarray) -> None:
+        self.array[...] = values
+
+    def read(self) -> np.ndarray:
+        return self.array.copy()
+
+
+class OnnxRuntimeStage:
+    def __init__(self, path: Path, spec: StageSpec, threads: int) -> None:
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = SEVERITY_ERROR
+        # Without VNNI the fused INT8 kernels saturate their 16-bit sums unless told to be exact.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        self.spec = spec
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            reason = str(error).splitlines()[0]
+            raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {reason}") from error
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
+        binding = self.session.io_binding()
+        tensors = (*self.spec.inputs, *self.spec.outputs)
+        for tensor in self.spec.inputs:
+            binding.bind_ortvalue_input(tensor.name, buffers[tensor.name].value)  # type: ignore[attr-defined]
+        for tensor in self.spec.outputs:
+            binding.bind_ortvalue_output(tensor.name, buffers[tensor.name].value)  # type: ignore[attr-defined]
+        return BoundLaunch(self.session, binding, [buffers[tensor.name] for tensor in tensors])
+
+
+class BoundLaunch:
+    """Runs the graph over its buffers, and keeps them: a binding holds addresses, not the arrays behind them."""
+
+    def __init__(self, session: Any, binding: Any, memory: list[Buffer]) -> None:
+        self.session, self.binding, self.memory = session, binding, memory
+
+    def __call__(self) -> None:
+        self.session.run_with_iobinding(self.binding)
+
+
+class OnnxRuntimeBackend:
+    name = "onnxruntime-cpu"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        import_onnxruntime()
+        self.bundle, self.threads = bundle, threads or 0  # 0: one per physical core
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
+        if dtype == "bfloat16":
+            return HostBuffer(np.zeros(shape, np.uint16), bfloat16=True)
+        return HostBuffer(np.zeros(shape, dtype))
+
+    def load(self, stage: str) -> OnnxRuntimeStage:
+        return OnnxRuntimeStage(self.bundle.verified(stage), self.bundle.stage(stage), self.threads)

@@ -1,0 +1,152 @@
+"""A request: what to generate, validated once, here."""
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.errors import RequestError
+
+MAX_SEED = 2**63 - 1
+OUTPUTS = ("image", "tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Images to generate. What is None is the bundle's default.
+
+    Attributes:
+        classes: class ids, or names where the bundle has them; images come class by class, ``count`` of each.
+        seed: image i of the request uses seed + i; None draws one.
+        steps: noisy sampling steps of each patch, one head evaluation each, plus a last one.
+        guidance: 1 switches guidance off.
+        size: (height, width) in pixels.
+        prefix: tokens ``[K, C]`` or ``[images, K, C]`` of -1 and +1 that start each image, K a whole number of patches.
+        preview_every: decode what is there after every so many patches; 0 for none.
+        output: "image", or "tokens" to leave the decoder out.
+        batch_invariant: run the images one by one, so that each is the same to the bit in any batch.
+    """
+
+    classes: Sequence[int | str]
+    count: int = 1
+    seed: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    size: tuple[int, int] | None = None
+    prefix: np.ndarray | None = None
+    preview_every: int = 0
+    output: str = "image"
+    batch_invariant: bool = False
+
+    def resolve(self, bundle: Bundle) -> "Settings":
+        """Fill in the bundle's defaults and check every value against it.
+
+        Raises:
+            RequestError: names the value and what is allowed.
+        """
+        model = bundle.model
+        steps = _whole("steps", bundle.sampling.steps if self.steps is None else self.steps, 1, 1000)
+        count = _whole("count", self.count, 1, 1_000_000)
+        seed = secrets.randbits(32) if self.seed is None else _whole("seed", self.seed, 0, MAX_SEED)
+        guidance = bundle.sampling.guidance if self.guidance is None else self.guidance
+        if not isinstance(guidance, int | float) or not math.isfinite(guidance) or not 1 <= guidance <= 100:
+            raise RequestError(f"guidance is {guidance!r}; it must be a number from 1 (off) to 100")
+        if self.size not in (None, (model.image_height, model.image_width)):
+            raise RequestError(
+                f"size is {self.size!r}; this bundle makes {model.image_height}x{model.image_width} only"
+            )
+        if self.output not in OUTPUTS:
+            raise RequestError(f"output is {self.output!r}; it must be one of {', '.join(OUTPUTS)}")
+        if not self.classes:
+            raise RequestError("no class given; name at least one")
+        class_ids = [class_id(name, bundle) for name in self.classes for _ in range(count)]
+        if seed + len(class_ids) - 1 > MAX_SEED:
+            raise RequestError(
+                f"seed {seed} leaves no room for {len(class_ids)} images; the largest seed is {MAX_SEED}"
+            )
+        return Settings(
+            images=tuple(ImageSpec(index=i, class_id=c, seed=seed + i) for i, c in enumerate(class_ids)),
+            steps=steps,
+            guidance=float(guidance),
+            guidance_schedule=bundle.sampling.guidance_schedule,
+            prefix=_prefix(self.prefix, len(class_ids), bundle),
+            preview_every=_whole("preview_every", self.preview_every, 0, model.patches),
+            decode=self.output == "image",
+            batch_invariant=self.batch_invariant,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    index: int
+    class_id: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A request with nothing left open."""
+
+    images: tuple[ImageSpec, ...]
+    steps: int
+    guidance: float
+    guidance_schedule: str
+    prefix: np.ndarray  # float32 [images, K, P, C], K patches
+    preview_every: int
+    decode: bool
+    batch_invariant: bool
+
+    def batches(self, largest: int) -> list["Settings"]:
+        """The same request in parts of at most ``largest`` images (one, where batches must not matter)."""
+        size = 1 if self.batch_invariant else largest
+        return [
+            replace(self, images=self.images[i : i + size], prefix=self.prefix[i : i + size])
+            for i in range(0, len(self.images), size)
+        ]
+
+
+def class_id(name: int | str, bundle: Bundle) -> int:
+    """The id of a class given by id or by name."""
+    model = bundle.model
+    if isinstance(name, str) and name in model.class_names:
+        return model.class_names.index(name)
+    if isinstance(name, str) and name.isdecimal():
+        name = int(name)
+    if isinstance(name, str):
+        names = ", ".join(model.class_names[:12]) + (", ..." if len(model.class_names) > 12 else "")
+        known = f" or a name: {names}" if model.class_names else ""
+        raise RequestError(f"class {name!r} is unknown; give an id from 0 to {model.num_classes - 1}{known}")
+    return _whole("class", name, 0, model.num_classes - 1)
+
+
+def _whole(name: str, value: object, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise RequestError(f"{name} is {value!r}; it must be a whole number from {least} to {most}")
+    return int(value)
+
+
+def _prefix(prefix: np.ndarray | None, images: int, bundle: Bundle) -> np.ndarray:
+    model = bundle.model
+    patch = (model.tokens_per_step, model.bits)
+    if prefix is None:
+        return np.zeros((images, 0, *patch), np.float32)
+    prefix = np.asarray(prefix)
+    shaped = prefix[None] if prefix.ndim == 2 else prefix
+    if (
+        shaped.ndim != 3
+        or shaped.shape[0] not in (1, images)
+        or shaped.shape[1] > model.tokens
+        or shaped.shape[1] % model.tokens_per_step
+        or shaped.shape[2] != model.bits
+    ):
+        raise RequestError(
+            f"prefix has shape {list(prefix.shape)}; it must be [K, {model.bits}] or [{images}, K, {model.bits}] with "
+            f"K a multiple of {model.tokens_per_step} tokens, at most {model.tokens}"
+        )
+    if not np.isin(shaped, (-1, 1)).all():
+        raise RequestError("prefix holds values other than -1 and +1; take it from Pipeline.tokenize")
+    whole = np.broadcast_to(shaped, (images, *shaped.shape[1:])).astype(np.float32)
+    return whole.reshape(images, -1, *patch)
