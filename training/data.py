@@ -1,0 +1,145 @@
+"""Class-labelled images in memory, their split, their batches by step number, and how they are varied."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from bitdance_edge.training.errors import TrainingError
+from bitdance_edge.training.recipes import Recipe
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+HELD_OUT_SHARE = 0.2
+SPLIT_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """uint8 images ``[N, H, W, 3]`` and their classes, int64 ``[N]``, as indices of ``class_names``."""
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> "ImageSet":
+        chosen = torch.from_numpy(rows)
+        return ImageSet(images=self.images[chosen], labels=self.labels[chosen], class_names=self.class_names)
+
+    def split(self) -> tuple["ImageSet", "ImageSet"]:
+        """Training and held-out images: of every class a fifth, rounded up, is held out, always the same ones.
+
+        Raises:
+            TrainingError: a class has a single image.
+        """
+        generator = np.random.default_rng(SPLIT_SEED)
+        train: list[NDArray[np.int64]] = []
+        held_out: list[NDArray[np.int64]] = []
+        for index, name in enumerate(self.class_names):
+            rows = np.flatnonzero(self.labels.numpy() == index)
+            if len(rows) < 2:
+                raise TrainingError(
+                    f"class {name!r} has {len(rows)} image; each class needs at least 2, one of them to be held out"
+                )
+            rows = generator.permutation(rows)
+            cut = math.ceil(HELD_OUT_SHARE * len(rows))
+            held_out.append(rows[:cut])
+            train.append(rows[cut:])
+        return self[np.concatenate(train)], self[np.concatenate(held_out)]
+
+
+def digits(size: int) -> ImageSet:
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, bicubic to ``size``, gray repeated to RGB."""
+    from sklearn.datasets import load_digits  # slow to load, and needed for this data alone
+
+    pixels, labels = load_digits(return_X_y=True)  # [N, 64] of 0..16, [N]
+    gray = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) * (255 / 16)
+    gray = F.interpolate(gray, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 255).round()
+    images = gray.to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
+    return ImageSet(images=images, labels=torch.from_numpy(labels).long(), class_names=tuple(map(str, range(10))))
+
+
+def image_folder(folder: Path, size: int) -> ImageSet:
+    """Images of a folder with one sub-folder a class, cropped to the central square and resized to ``size``.
+
+    Raises:
+        TrainingError: no such folder, fewer than two classes, a class without images, or an image that does not open.
+    """
+    if not folder.is_dir():
+        raise TrainingError(f"no folder at {folder}; give one that holds one sub-folder of images a class")
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(classes) < 2:
+        found = ", ".join(path.name for path in classes) or "none"
+        raise TrainingError(f"{folder} needs at least two sub-folders, one a class; found {found}")
+    images: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
+    for index, path in enumerate(classes):
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not files:
+            raise TrainingError(f"{path} holds no image; allowed are {', '.join(SUFFIXES)}. Add some or remove it")
+        images.extend(_read_square(file, size) for file in files)
+        labels.extend([index] * len(files))
+    return ImageSet(images=torch.from_numpy(np.stack(images)), labels=torch.tensor(labels),
+                    class_names=tuple(path.name for path in classes))
+
+
+def _read_square(file: Path, size: int) -> NDArray[np.uint8]:
+    try:
+        with Image.open(file) as opened:
+            image = opened.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise TrainingError(f"{file} cannot be read as an image ({error}); repair or remove it") from None
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def batch_rows(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
+    """Which of ``count`` images step ``step`` sees: every epoch is a new permutation, drawn from its number alone.
+
+    A batch depends on nothing but these numbers, so a resumed run sees what the uninterrupted one would.
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // count
+    return np.concatenate([
+        np.random.default_rng((seed, epoch)).permutation(count)[positions[epochs == epoch] % count]
+        for epoch in np.unique(epochs)
+    ])
+
+
+def augment(images: Tensor, recipe: Recipe) -> Tensor:
+    """Turn, scale and shift each image within the recipe's limits; what comes in from outside repeats the border.
+
+    Args:
+        images: float ``[B, 3, H, W]`` in [-1, 1], square. The draws come from torch's global generator.
+
+    Returns:
+        The same shape and dtype, within [-1, 1].
+    """
+    if not (recipe.rotation or recipe.scaling or recipe.shift or recipe.mirror):
+        return images
+    count = images.shape[0]
+    angle, scale, right, down = (torch.rand(4, count, device=images.device) * 2 - 1).unbind(0)
+    angle = angle * math.radians(recipe.rotation)
+    scale = 1 + scale * recipe.scaling
+    pixel = 2 / images.shape[-1]  # grid coordinates run from -1 to 1
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    flip = torch.ones_like(cos)
+    if recipe.mirror:
+        flip = torch.where(torch.rand_like(cos) < 0.5, -1.0, 1.0)
+    rows = torch.stack([
+        torch.stack([flip * cos, -flip * sin, right * recipe.shift * pixel], dim=1),
+        torch.stack([sin, cos, down * recipe.shift * pixel], dim=1),
+    ], dim=1)  # [B, 2, 3]
+    grid = F.affine_grid(rows, list(images.shape), align_corners=False)
+    varied = F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return varied.clamp(-1, 1)  # bicubic overshoots at edges

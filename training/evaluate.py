@@ -1,0 +1,149 @@
+"""How good a finished checkpoint is: scores on held-out images, all seeded, as one JSON-able dictionary.
+
+Class agreement cannot see small losses of precision, and the Fréchet distance grows as n shrinks: it is therefore
+given beside the distance of as many real images.
+"""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitdance_edge.model import BitDance, SamplingDefaults, Tokenizer
+from bitdance_edge.model.tokenizer import image_from_bytes, image_to_bytes
+from bitdance_edge.training.classifier import Classifier, train_classifier
+from bitdance_edge.training.data import ImageSet
+from bitdance_edge.training.errors import TrainingError
+from bitdance_edge.training.recipes import GeneratorRecipe, TokenizerRecipe
+from bitdance_edge.training.tokenizer import SCORE_BATCH, psnr, reconstruct
+
+CLASSIFIER_SEED = 0
+SAMPLE_BATCH = 256
+
+
+def generate(model: BitDance, classes: Tensor, sampling: SamplingDefaults, seed: int) -> Tensor:
+    """Images uint8 ``[N, H, W, 3]`` of ``classes`` int64 ``[N]`` by the plain sampler, on the CPU."""
+    images = []
+    for batch, rows in enumerate(classes.split(SAMPLE_BATCH)):
+        noise = _noise(model, len(rows), sampling, (seed, batch))
+        tokens = model.sample(rows, steps=sampling.steps, guidance=sampling.guidance,
+                              schedule=sampling.guidance_schedule, noise=noise)
+        with torch.no_grad():
+            images.append(image_to_bytes(model.tokenizer.decode(model.to_latent(tokens))))
+    return torch.cat(images)
+
+
+def _noise(model: BitDance, rows: int, sampling: SamplingDefaults, seed: tuple[int, int]) -> Iterator[Tensor]:
+    """Standard normal draws ``[B, P, C]``; the unguided first patch of the linear schedule takes ``[2B, P, C]``."""
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    apart = sampling.steps + 1 if sampling.guidance > 1 and sampling.guidance_schedule == "linear" else 0
+    for draw in count():
+        drawn = 2 * rows if draw < apart else rows
+        yield torch.randn(drawn, model.config.tokens_per_step, model.config.bits, generator=generator)
+
+
+def tokenizer_scores(tokenizer: Tokenizer, recipe: TokenizerRecipe, train: ImageSet,
+                     held_out: ImageSet) -> dict[str, Any]:
+    """PSNR of held-out images, what the classifier still reads on their reconstructions, and how the bits are used."""
+    classifier = train_classifier(train, recipe, CLASSIFIER_SEED)
+    rebuilt = reconstruct(tokenizer, held_out.images)
+    with torch.no_grad():
+        bits = torch.cat([tokenizer.encode(image_from_bytes(part)) for part in held_out.images.split(SCORE_BATCH)])
+    ones = (bits > 0).float().mean(dim=(0, 2, 3))
+    return {
+        "held_out_images": len(held_out),
+        "psnr_db": round(psnr(held_out.images, rebuilt), 2),
+        "classifier": _classifier_report(classifier, held_out),
+        "class_agreement_of_reconstructions": _agreement(classifier, rebuilt, held_out.labels),
+        "share_of_ones_per_bit": [round(share, 3) for share in ones.tolist()],
+    }
+
+
+def generator_scores(model: BitDance, recipe: GeneratorRecipe, train: ImageSet, held_out: ImageSet, *, images: int,
+                     seeds: tuple[int, ...], sampling: SamplingDefaults) -> dict[str, Any]:
+    """Class agreement, Fréchet distance and nearest training images of ``images`` generated images a seed.
+
+    The classes asked for are those of as many training images, which also give the real-against-real floor.
+
+    Raises:
+        TrainingError: more images than there are training images, or no seed.
+    """
+    if not 1 <= images <= len(train):
+        raise TrainingError(f"--images is {images}; allowed are 1 to {len(train)}, the number of training images")
+    if not seeds:
+        raise TrainingError("--seeds is empty; give at least one number")
+    classifier = train_classifier(train, recipe, CLASSIFIER_SEED)
+    real = train[np.random.default_rng(CLASSIFIER_SEED).permutation(len(train))[:images]]
+    reference = classifier.read(held_out.images)[0]
+    rebuilt = reconstruct(model.tokenizer, real.images)
+    runs = [
+        _generated_scores(classifier, generate(model, real.labels, sampling, seed), real.labels, reference, train)
+        for seed in seeds
+    ]
+    return {
+        "images_per_seed": images,
+        "seeds": list(seeds),
+        "held_out_images": len(held_out),
+        "sampling": {"steps": sampling.steps, "guidance": sampling.guidance, "schedule": sampling.guidance_schedule},
+        "classifier": _classifier_report(classifier, held_out),
+        "class_agreement": round(float(np.mean([run["class_agreement"] for run in runs])), 4),
+        "frechet": round(float(np.mean([run["frechet"] for run in runs])), 3),
+        "frechet_real_floor": frechet(classifier.read(real.images)[0], reference),
+        "frechet_of_reconstructions": frechet(classifier.read(rebuilt)[0], reference),
+        "nearest_training_image": {
+            "unit": "root mean square difference of pixels, 0 to 255",
+            "generated": {name: round(float(np.mean([run["nearest"][name] for run in runs])), 2)
+                          for name in runs[0]["nearest"]},
+            "held_out": _quantiles(nearest_distances(held_out.images, train.images)),
+            "reconstructed_training_images": _quantiles(nearest_distances(rebuilt, train.images)),
+        },
+        "per_seed": [{"seed": seed, **run} for seed, run in zip(seeds, runs, strict=True)],
+    }
+
+
+def _generated_scores(classifier: Classifier, images: Tensor, classes: Tensor, reference: Tensor,
+                      train: ImageSet) -> dict[str, Any]:
+    return {
+        "class_agreement": _agreement(classifier, images, classes),
+        "frechet": frechet(classifier.read(images)[0], reference),
+        "nearest": _quantiles(nearest_distances(images, train.images)),
+    }
+
+
+def _classifier_report(classifier: Classifier, held_out: ImageSet) -> dict[str, Any]:
+    return {"seed": CLASSIFIER_SEED, "held_out_accuracy": _agreement(classifier, held_out.images, held_out.labels)}
+
+
+def _agreement(classifier: Classifier, images: Tensor, classes: Tensor) -> float:
+    """Share of the images that the classifier gives the class they were asked to be."""
+    return round((classifier.read(images)[1] == classes).float().mean().item(), 4)
+
+
+def frechet(features: Tensor, others: Tensor) -> float:
+    """Fréchet distance between Gaussians fitted to two sets of features ``[N, F]`` and ``[M, F]``, in float64."""
+    first, second = features.double().numpy(), others.double().numpy()
+    root = _root(np.cov(first, rowvar=False))
+    second_covariance = np.cov(second, rowvar=False)
+    shared = np.sqrt(np.linalg.eigvalsh(root @ second_covariance @ root).clip(min=0)).sum()
+    means = np.square(first.mean(0) - second.mean(0)).sum()
+    return round(float(means + np.trace(root @ root) + np.trace(second_covariance) - 2 * shared), 3)
+
+
+def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+
+
+def nearest_distances(images: Tensor, train: Tensor) -> Tensor:
+    """Root mean square pixel difference of each image to the nearest of ``train``, uint8 ``[N, H, W, 3]`` both."""
+    flat, flat_train = images.flatten(1).float(), train.flatten(1).float()
+    return torch.cdist(flat, flat_train).amin(dim=1) / flat.shape[1] ** 0.5
+
+
+def _quantiles(distances: Tensor) -> dict[str, float]:
+    lowest, median = torch.quantile(distances, torch.tensor([0.01, 0.5])).tolist()
+    return {"first_percentile": round(lowest, 2), "median": round(median, 2)}

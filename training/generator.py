@@ -1,0 +1,82 @@
+"""Training of backbone and head over a finished tokenizer: teacher-forced flow matching (paper section 3.3)."""
+
+import torch
+from torch import Tensor
+
+from bitdance_edge.model import BitDance, GeneratorConfig, ModelError, SamplingDefaults, Tokenizer
+from bitdance_edge.model.losses import drop_classes, flip_bits
+from bitdance_edge.model.tokenizer import image_from_bytes
+from bitdance_edge.training.data import ImageSet, augment
+from bitdance_edge.training.errors import TrainingError
+from bitdance_edge.training.recipes import GeneratorRecipe
+from bitdance_edge.training.trainer import Objective
+
+SCORE_BATCH = 128
+SCORE_SEED = 0
+
+
+def generator_config(recipe: GeneratorRecipe, tokenizer: Tokenizer, class_names: tuple[str, ...]) -> GeneratorConfig:
+    """The model that a recipe describes.
+
+    Several tokens a step stand in squares (next-patch order), and guidance is the same for all patches: the linear
+    schedule of the large models gives the first patch none, and here that is up to a quarter of the image.
+
+    Raises:
+        TrainingError: sizes that do not go together.
+    """
+    try:
+        return GeneratorConfig(
+            width=recipe.width, layers=recipe.layers, heads=recipe.heads, class_tokens=recipe.class_tokens,
+            num_classes=len(class_names), resolution=recipe.size, tokens_per_step=recipe.tokens_per_step,
+            patch_order=recipe.tokens_per_step > 1, head_width=recipe.head_width, head_blocks=recipe.head_blocks,
+            head_adaln_groups=recipe.head_adaln_groups, tokenizer=tokenizer.config, time_shift=1.0,
+            time_schedule="logit_normal", time_mean=recipe.time_mean, time_std=recipe.time_std,
+            targets_per_token=recipe.targets_per_token, class_names=class_names,
+            sampling=SamplingDefaults(steps=recipe.sampling_steps, guidance=recipe.guidance,
+                                      guidance_schedule="constant"),
+        )
+    except ModelError as error:
+        raise TrainingError(f"the recipe's sizes do not go together: {error}. Change them with --set") from None
+
+
+class GeneratorObjective(Objective):
+    """Velocity error of the head, from images that the frozen tokenizer turns into bits batch by batch."""
+
+    score_name = "loss"
+
+    def __init__(self, recipe: GeneratorRecipe, tokenizer: Tokenizer, class_names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.model = BitDance(generator_config(recipe, tokenizer, class_names))
+        self.model.initialize()
+        self.model.tokenizer.load_state_dict(tokenizer.state_dict())
+        self.model.tokenizer.requires_grad_(False)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        tokens = self._tokens(augment(image_from_bytes(images), self.recipe))
+        classes = drop_classes(labels, self.recipe.class_dropout, self.model.config.num_classes)
+        return self._velocity_error(classes, flip_bits(tokens, self.recipe.flip_rate), tokens)
+
+    @torch.no_grad()
+    def score(self, held_out: ImageSet) -> float:
+        """Mean loss of held-out images, without flips and dropped classes, under the same draws every time."""
+        device = next(self.parameters()).device
+        total = 0.0
+        with torch.random.fork_rng():
+            torch.manual_seed(SCORE_SEED)
+            for images, labels in zip(held_out.images.split(SCORE_BATCH), held_out.labels.split(SCORE_BATCH),
+                                      strict=True):
+                tokens = self._tokens(image_from_bytes(images.to(device)))
+                total += len(labels) * self._velocity_error(labels.to(device), tokens, tokens).item()
+        return total / len(held_out)
+
+    @torch.no_grad()
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        return self.model.to_sequence(self.model.tokenizer.encode(pixels))
+
+    def _velocity_error(self, classes: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        config = self.model.config
+        rows = config.targets_per_token * targets.shape[0] * config.steps
+        times = torch.randn(rows, device=targets.device)
+        noise = torch.randn(rows, config.tokens_per_step, config.bits, device=targets.device)
+        return self.model.loss(classes, inputs, targets, times, noise)

@@ -1,0 +1,158 @@
+"""What a training consists of, as data: sizes, losses, schedule. Knows nothing of torch or of images.
+
+A recipe is validated once, when it is made; ``overridden`` makes another from ``NAME=VALUE`` texts of the command line.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+from bitdance_edge.training.errors import TrainingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What tokenizer and generator share: the size of the images, their augmentation, the schedule."""
+
+    size: int  # side of the square images, pixels
+    steps: int
+    batch_size: int  # images a step, over all processes
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    clip_norm: float
+    ema_decay: float
+    seed: int
+    score_every: int  # steps between held-out scores
+    save_every: int  # steps between resumable states
+    rotation: float  # augmentation: at most this many degrees either way
+    scaling: float  # at most this share of the size either way
+    shift: float  # at most this many pixels either way
+    mirror: bool  # left and right swapped at random; wrong for digits and letters
+
+    def __post_init__(self) -> None:
+        for name in ("size", "steps", "batch_size", "score_every", "save_every"):
+            self._require(name, getattr(self, name) >= 1, "1 or more")
+        for name in ("warmup_steps", "weight_decay", "seed", "rotation", "shift"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("learning_rate", "clip_norm"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        for name in ("ema_decay", "scaling"):
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        self._require("warmup_steps", self.warmup_steps <= self.steps // 2, f"at most half of the {self.steps} steps")
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise TrainingError(f"{name} is {getattr(self, name)!r}; it must be {allowed}. Use --set {name}=...")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecipe(Recipe):
+    """Binary autoencoder (paper section 3.1), trained on pixels alone: no perceptual and no adversarial loss."""
+
+    bits: int
+    channels: int
+    channel_multipliers: tuple[int, ...]
+    blocks_per_level: int
+    group_bits: int  # bits of one group of the entropy loss
+    entropy_weight: float
+    commitment_weight: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("bits", self.bits >= 1 and self.bits % self.group_bits == 0, f"a multiple of {self.group_bits}")
+        for name in ("entropy_weight", "commitment_weight"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        downsampling = 2 ** (len(self.channel_multipliers) - 1)
+        self._require("size", self.size % downsampling == 0, f"a multiple of the {downsampling} pixels of a token")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorRecipe(Recipe):
+    """Class-conditional backbone and diffusion head (paper sections 3.2 and 3.3) over a finished tokenizer."""
+
+    tokens_per_step: int
+    width: int
+    layers: int
+    heads: int
+    class_tokens: int
+    head_width: int
+    head_blocks: int
+    head_adaln_groups: int
+    targets_per_token: int  # noisy copies of each target in a step
+    time_mean: float  # training times are sigmoid(mean + std * normal)
+    time_std: float
+    class_dropout: float  # share of the labels replaced by "no class"
+    flip_rate: float  # input bits flip with probability u * flip_rate, u uniform per bit
+    sampling_steps: int  # defaults written into the checkpoint
+    guidance: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("tokens_per_step", self.tokens_per_step in (1, 4, 16, 64), "1, 4, 16 or 64")
+        for name in ("class_tokens", "targets_per_token", "sampling_steps"):
+            self._require(name, getattr(self, name) >= 1, "1 or more")
+        for name in ("class_dropout", "flip_rate"):
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        self._require("guidance", self.guidance >= 1, "1 (none) or more")
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+
+
+def overridden(recipe: AnyRecipe, settings: Iterable[str]) -> AnyRecipe:
+    """The recipe with ``NAME=VALUE`` settings put in.
+
+    Raises:
+        TrainingError: no such name, a value that is not of the field's type, or one that the recipe does not allow.
+    """
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        if name not in (known := [field.name for field in fields(recipe)]):
+            raise TrainingError(f"no setting {name!r} in {setting!r}; there are {', '.join(known)}")
+        changes[name] = _parsed(name, text, getattr(recipe, name))
+    return replace(recipe, **changes)
+
+
+def _parsed(name: str, text: str, example: Any) -> Any:
+    """``text`` as the type of ``example``."""
+    try:
+        if isinstance(example, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(example, tuple):
+            return tuple(int(part) for part in text.split(","))
+        return type(example)(text)
+    except (ValueError, KeyError):
+        raise TrainingError(f"{name} is {text!r}; write it like {_shown(example)}") from None
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+
+
+def recipe_named(name: str) -> TokenizerRecipe | GeneratorRecipe:
+    if name not in RECIPES:
+        raise TrainingError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+_DIGITS_1X = GeneratorRecipe(
+    size=32, steps=1250, batch_size=32, learning_rate=1.5e-3, warmup_steps=100, weight_decay=0.02, clip_norm=1.0,
+    ema_decay=0.995, seed=0, score_every=100, save_every=100, rotation=8.0, scaling=0.06, shift=1.2, mirror=False,
+    tokens_per_step=1, width=128, layers=4, heads=4, class_tokens=4, head_width=128, head_blocks=3,
+    head_adaln_groups=1, targets_per_token=2, time_mean=-0.8, time_std=0.8, class_dropout=0.1, flip_rate=0.1,
+    sampling_steps=20, guidance=2.0,
+)
+
+RECIPES: dict[str, TokenizerRecipe | GeneratorRecipe] = {
+    "digits-tokenizer": TokenizerRecipe(
+        size=32, steps=1150, batch_size=32, learning_rate=2e-3, warmup_steps=50, weight_decay=0.01, clip_norm=1.0,
+        ema_decay=0.99, seed=0, score_every=100, save_every=100, rotation=8.0, scaling=0.06, shift=1.2, mirror=False,
+        bits=8, channels=32, channel_multipliers=(1, 1, 2), blocks_per_level=1, group_bits=4, entropy_weight=0.02,
+        commitment_weight=0.1,
+    ),
+    "digits-1x": _DIGITS_1X,
+    "digits-4x": replace(_DIGITS_1X, tokens_per_step=4),
+    "digits-16x": replace(_DIGITS_1X, tokens_per_step=16),
+}

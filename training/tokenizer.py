@@ -1,0 +1,60 @@
+"""Training of the binary autoencoder: its loss on images, its score as PSNR (paper section 3.1)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bitdance_edge.model import Tokenizer, TokenizerConfig
+from bitdance_edge.model.losses import commitment_loss, entropy_loss, straight_through_bits
+from bitdance_edge.model.tokenizer import image_from_bytes, image_to_bytes
+from bitdance_edge.training.data import ImageSet, augment
+from bitdance_edge.training.recipes import TokenizerRecipe
+from bitdance_edge.training.trainer import Objective
+
+SCORE_BATCH = 256
+
+
+class TokenizerObjective(Objective):
+    """Absolute plus squared error of the pixels, entropy of the codes, distance of the latent from its bits.
+
+    The paper's perceptual and adversarial losses are left out: they need a pretrained network, and sharpen textures
+    that images of this size do not have.
+    """
+
+    score_name = "PSNR (dB)"
+
+    def __init__(self, recipe: TokenizerRecipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.tokenizer = Tokenizer(TokenizerConfig(
+            bits=recipe.bits, channels=recipe.channels, channel_multipliers=recipe.channel_multipliers,
+            blocks_per_level=recipe.blocks_per_level, gan_decoder=False,
+        ))
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        recipe = self.recipe
+        pixels = augment(image_from_bytes(images), recipe)
+        latent = self.tokenizer.encoder(pixels)
+        decoded = self.tokenizer.decode(straight_through_bits(latent))
+        reconstruction = F.l1_loss(decoded, pixels) + F.mse_loss(decoded, pixels)
+        entropy = entropy_loss(latent.float(), recipe.bits // recipe.group_bits)
+        return reconstruction + recipe.entropy_weight * entropy + recipe.commitment_weight * commitment_loss(latent)
+
+    def score(self, held_out: ImageSet) -> float:
+        return psnr(held_out.images, reconstruct(self.tokenizer, held_out.images))
+
+
+@torch.no_grad()
+def reconstruct(tokenizer: Tokenizer, images: Tensor) -> Tensor:
+    """uint8 images ``[N, H, W, 3]`` through bits and back to uint8, in batches, on the tokenizer's device."""
+    device = next(tokenizer.parameters()).device
+    return torch.cat([
+        image_to_bytes(tokenizer.decode(tokenizer.encode(image_from_bytes(batch.to(device))))).cpu()
+        for batch in images.split(SCORE_BATCH)
+    ])
+
+
+def psnr(images: Tensor, others: Tensor) -> float:
+    """Mean over the images of the peak signal-to-noise ratio in decibels, uint8 ``[N, H, W, 3]`` both."""
+    error = (images.float() - others.float()).square().flatten(1).mean(1).clamp_min(1e-10)
+    return (10 * torch.log10(255**2 / error)).mean().item()

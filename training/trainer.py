@@ -1,0 +1,186 @@
+"""The one training loop: batches by step number, AdamW, averaged weights, held-out scores, resumable states.
+
+Knows images and labels, nothing of what the loss makes of them: that is the ``Objective``.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bitdance_edge.training.data import ImageSet, batch_rows
+from bitdance_edge.training.errors import TrainingError
+from bitdance_edge.training.recipes import Recipe
+from bitdance_edge.training.schedule import Average, learning_rate, parameter_groups, put, trainable
+
+STATE_FILE = "resume.pt"
+logger = logging.getLogger(__name__)
+
+
+class Objective(nn.Module):
+    """What is trained: ``forward`` is the loss, ``score`` says how good the weights are on held-out images."""
+
+    score_name: str
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Loss of uint8 ``[B, H, W, 3]`` and int64 classes ``[B]``; all draws come from torch's global generator."""
+        raise NotImplementedError
+
+    def score(self, held_out: ImageSet) -> float:
+        raise NotImplementedError
+
+
+@dataclass
+class Progress:
+    """How far a run is; part of its resumable state and of its report."""
+
+    step: int = 0
+    cpu_seconds: float = 0.0  # of this process, all its threads
+    score: float | None = None
+
+
+class Trainer:
+    """One run of ``objective`` on ``train``; ``folder`` gets the resumable state.
+
+    Args:
+        precision: ``no`` (float32) or ``bf16``, as Accelerate names them.
+
+    Raises:
+        TrainingError: resuming without a state or with one of another recipe, a state that would be overwritten, or a
+            batch that the processes cannot share.
+    """
+
+    def __init__(self, objective: Objective, recipe: Recipe, train: ImageSet, held_out: ImageSet, folder: Path, *,
+                 precision: str = "no", resume: bool = False) -> None:
+        self.objective, self.recipe, self.train, self.held_out = objective, recipe, train, held_out
+        self.accelerator = Accelerator(mixed_precision=precision)
+        processes = self.accelerator.num_processes
+        if recipe.batch_size % processes:
+            raise TrainingError(
+                f"batch_size is {recipe.batch_size}; it must be a multiple of the {processes} processes. "
+                "Set it with --batch-size"
+            )
+        self.objective.to(self.accelerator.device)
+        self.average = Average(objective, recipe.ema_decay)
+        optimizer = torch.optim.AdamW(parameter_groups(objective, recipe.weight_decay), betas=(0.9, 0.95))
+        self.network, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.progress = Progress()
+        self.state_file = folder / STATE_FILE
+        folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            self._restore()
+        elif self.state_file.exists():
+            raise TrainingError(f"{folder} holds an interrupted run; give --resume to go on, or another --out")
+
+    def run(self) -> Progress:
+        """Train to the recipe's last step and leave the averaged weights in the objective.
+
+        Ctrl-C lets the step under way end, saves the state and raises KeyboardInterrupt.
+        """
+        started, spent = time.process_time(), self.progress.cpu_seconds
+        with torch.random.fork_rng(), _interrupts_kept() as interrupted, self._bar() as bar:
+            for step in range(self.progress.step, self.recipe.steps):
+                loss = self._step(step)
+                self.progress.step = step + 1
+                self.progress.cpu_seconds = spent + time.process_time() - started
+                if self.accelerator.is_main_process:
+                    self._report(bar, loss)
+                if interrupted.is_set():
+                    self._save()
+                    raise KeyboardInterrupt
+        self.average.store()
+        return self.progress
+
+    def _step(self, step: int) -> Tensor:
+        """One update, all draws of which come from the step's own seed; the loss, still on its device."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        rows = batch_rows(len(self.train), self.recipe.batch_size, step, self.recipe.seed)[rank::processes]
+        torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, step, rank)).generate_state(1)[0]))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, step)
+        batch = self.train[rows]
+        loss = self.network(batch.images.to(self.accelerator.device), batch.labels.to(self.accelerator.device))
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update(step)
+        return loss.detach()
+
+    def _report(self, bar: tqdm, loss: Tensor) -> None:
+        """Move the progress line on; score and save where the step number asks for it."""
+        step, recipe = self.progress.step, self.recipe
+        if not torch.isfinite(loss):
+            raise TrainingError(f"the loss is {loss.item()} at step {step}; try a smaller --learning-rate")
+        if step % recipe.score_every == 0 or step == recipe.steps:
+            with self.average.applied():
+                self.progress.score = self.objective.score(self.held_out)
+            logger.info("step %d: loss %.4f, held-out %s %.4f", step, loss, self.objective.score_name,
+                        self.progress.score)
+        if step % recipe.save_every == 0:
+            self._save()
+        shown = {"loss": f"{loss.item():.3f}", "images/s": f"{(bar.format_dict['rate'] or 0) * recipe.batch_size:.0f}"}
+        if self.progress.score is not None:
+            shown[f"held-out {self.objective.score_name}"] = f"{self.progress.score:.3f}"
+        bar.set_postfix(shown, refresh=False)
+        bar.update(step - bar.n)
+
+    def _bar(self) -> tqdm:
+        return tqdm(initial=self.progress.step, total=self.recipe.steps, unit="step", dynamic_ncols=True,
+                    mininterval=1.0, disable=not self.accelerator.is_main_process)
+
+    def _save(self) -> None:
+        """Write the state beside its file and rename it, so that an interrupted write loses nothing."""
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "recipe": asdict(self.recipe), "images": len(self.train), "progress": asdict(self.progress),
+            "weights": {name: parameter.detach() for name, parameter in trainable(self.objective).items()},
+            "average": self.average.weights, "optimizer": self.optimizer.state_dict(),
+        }
+        aside = self.state_file.with_suffix(".writing")
+        torch.save(state, aside)
+        aside.replace(self.state_file)
+
+    def _restore(self) -> None:
+        if not self.state_file.is_file():
+            raise TrainingError(f"nothing to resume: no {self.state_file}; start without --resume")
+        state: dict[str, Any] = torch.load(self.state_file, map_location=self.accelerator.device, weights_only=True)
+        differing = [
+            f"{field.name} was {state['recipe'].get(field.name)!r}, is {getattr(self.recipe, field.name)!r}"
+            for field in fields(self.recipe)
+            if state["recipe"].get(field.name) != getattr(self.recipe, field.name)
+        ]
+        if state["images"] != len(self.train):
+            differing.append(f"training images were {state['images']}, are {len(self.train)}")
+        if differing:
+            raise TrainingError(f"{self.state_file} is of another run: {'; '.join(differing)}. Use its settings")
+        put(self.objective, state["weights"])
+        self.average.weights = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+
+
+@contextmanager
+def _interrupts_kept() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, in place of an exception in the middle of an update; the main thread alone gets it."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)
