@@ -30,8 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="folder with one sub-folder of images a class (default: digits)")
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="mixed precision (default: none)")
-    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16",
-                        help="of the written weights (default: float16)")
+    parser.add_argument(
+        "--dtype", choices=("float16", "float32"), default="float16", help="of the written weights (default: float16)"
+    )
     recipe = parser.add_argument_group("changes to the recipe")
     recipe.add_argument("--size", type=int, help="side of the images, pixels")
     recipe.add_argument("--steps", type=int)
@@ -60,11 +61,23 @@ def run(args: argparse.Namespace) -> None:
     from bitdance_edge.training.runs import RunOptions, evaluate, train
 
     recipe = overridden(recipe_named(args.recipe), _settings(args))
-    options = RunOptions(out=args.out, data=args.data, tokenizer=args.tokenizer, precision=args.precision,
-                         dtype=getattr(torch, args.dtype), resume=args.resume)
+    options = RunOptions(
+        out=args.out,
+        data=args.data,
+        tokenizer=args.tokenizer,
+        precision=args.precision,
+        dtype=getattr(torch, args.dtype),
+        resume=args.resume,
+    )
     if args.evaluate:
-        result = evaluate(recipe, options, images=args.images, seeds=tuple(args.seeds),
-                          sampling_steps=args.sampling_steps, guidance=args.guidance)
+        result = evaluate(
+            recipe,
+            options,
+            images=args.images,
+            seeds=tuple(args.seeds),
+            sampling_steps=args.sampling_steps,
+            guidance=args.guidance,
+        )
     else:
         result = train(recipe, options)
     sys.stdout.write(json.dumps(result, indent=2) + "\n")

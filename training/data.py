@@ -87,8 +87,11 @@ def image_folder(folder: Path, size: int) -> ImageSet:
             raise TrainingError(f"{path} holds no image; allowed are {', '.join(SUFFIXES)}. Add some or remove it")
         images.extend(_read_square(file, size) for file in files)
         labels.extend([index] * len(files))
-    return ImageSet(images=torch.from_numpy(np.stack(images)), labels=torch.tensor(labels),
-                    class_names=tuple(path.name for path in classes))
+    return ImageSet(
+        images=torch.from_numpy(np.stack(images)),
+        labels=torch.tensor(labels),
+        class_names=tuple(path.name for path in classes),
+    )
 
 
 def _read_square(file: Path, size: int) -> NDArray[np.uint8]:
@@ -110,10 +113,12 @@ def batch_rows(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // count
-    return np.concatenate([
-        np.random.default_rng((seed, epoch)).permutation(count)[positions[epochs == epoch] % count]
-        for epoch in np.unique(epochs)
-    ])
+    return np.concatenate(
+        [
+            np.random.default_rng((seed, epoch)).permutation(count)[positions[epochs == epoch] % count]
+            for epoch in np.unique(epochs)
+        ]
+    )
 
 
 def augment(images: Tensor, recipe: Recipe) -> Tensor:
@@ -136,10 +141,13 @@ def augment(images: Tensor, recipe: Recipe) -> Tensor:
     flip = torch.ones_like(cos)
     if recipe.mirror:
         flip = torch.where(torch.rand_like(cos) < 0.5, -1.0, 1.0)
-    rows = torch.stack([
-        torch.stack([flip * cos, -flip * sin, right * recipe.shift * pixel], dim=1),
-        torch.stack([sin, cos, down * recipe.shift * pixel], dim=1),
-    ], dim=1)  # [B, 2, 3]
+    rows = torch.stack(
+        [
+            torch.stack([flip * cos, -flip * sin, right * recipe.shift * pixel], dim=1),
+            torch.stack([sin, cos, down * recipe.shift * pixel], dim=1),
+        ],
+        dim=1,
+    )  # [B, 2, 3]
     grid = F.affine_grid(rows, list(images.shape), align_corners=False)
     varied = F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
     return varied.clamp(-1, 1)  # bicubic overshoots at edges

@@ -30,8 +30,9 @@ def generate(model: BitDance, classes: Tensor, sampling: SamplingDefaults, seed:
     images = []
     for batch, rows in enumerate(classes.split(SAMPLE_BATCH)):
         noise = _noise(model, len(rows), sampling, (seed, batch))
-        tokens = model.sample(rows, steps=sampling.steps, guidance=sampling.guidance,
-                              schedule=sampling.guidance_schedule, noise=noise)
+        tokens = model.sample(
+            rows, steps=sampling.steps, guidance=sampling.guidance, schedule=sampling.guidance_schedule, noise=noise
+        )
         with torch.no_grad():
             images.append(image_to_bytes(model.tokenizer.decode(model.to_latent(tokens))))
     return torch.cat(images)
@@ -46,8 +47,9 @@ def _noise(model: BitDance, rows: int, sampling: SamplingDefaults, seed: tuple[i
         yield torch.randn(drawn, model.config.tokens_per_step, model.config.bits, generator=generator)
 
 
-def tokenizer_scores(tokenizer: Tokenizer, recipe: TokenizerRecipe, train: ImageSet,
-                     held_out: ImageSet) -> dict[str, Any]:
+def tokenizer_scores(
+    tokenizer: Tokenizer, recipe: TokenizerRecipe, train: ImageSet, held_out: ImageSet
+) -> dict[str, Any]:
     """PSNR of held-out images, what the classifier still reads on their reconstructions, and how the bits are used."""
     classifier = train_classifier(train, recipe, CLASSIFIER_SEED)
     rebuilt = reconstruct(tokenizer, held_out.images)
@@ -63,8 +65,16 @@ def tokenizer_scores(tokenizer: Tokenizer, recipe: TokenizerRecipe, train: Image
     }
 
 
-def generator_scores(model: BitDance, recipe: GeneratorRecipe, train: ImageSet, held_out: ImageSet, *, images: int,
-                     seeds: tuple[int, ...], sampling: SamplingDefaults) -> dict[str, Any]:
+def generator_scores(
+    model: BitDance,
+    recipe: GeneratorRecipe,
+    train: ImageSet,
+    held_out: ImageSet,
+    *,
+    images: int,
+    seeds: tuple[int, ...],
+    sampling: SamplingDefaults,
+) -> dict[str, Any]:
     """Class agreement, Fréchet distance and nearest training images of ``images`` generated images a seed.
 
     The classes asked for are those of as many training images, which also give the real-against-real floor.
@@ -96,8 +106,9 @@ def generator_scores(model: BitDance, recipe: GeneratorRecipe, train: ImageSet, 
         "frechet_of_reconstructions": frechet(classifier.read(rebuilt)[0], reference),
         "nearest_training_image": {
             "unit": "root mean square difference of pixels, 0 to 255",
-            "generated": {name: round(float(np.mean([run["nearest"][name] for run in runs])), 2)
-                          for name in runs[0]["nearest"]},
+            "generated": {
+                name: round(float(np.mean([run["nearest"][name] for run in runs])), 2) for name in runs[0]["nearest"]
+            },
             "held_out": _quantiles(nearest_distances(held_out.images, train.images)),
             "reconstructed_training_images": _quantiles(nearest_distances(rebuilt, train.images)),
         },
@@ -105,8 +116,9 @@ def generator_scores(model: BitDance, recipe: GeneratorRecipe, train: ImageSet, 
     }
 
 
-def _generated_scores(classifier: Classifier, images: Tensor, classes: Tensor, reference: Tensor,
-                      train: ImageSet) -> dict[str, Any]:
+def _generated_scores(
+    classifier: Classifier, images: Tensor, classes: Tensor, reference: Tensor, train: ImageSet
+) -> dict[str, Any]:
     return {
         "class_agreement": _agreement(classifier, images, classes),
         "frechet": frechet(classifier.read(images)[0], reference),

@@ -26,14 +26,27 @@ def generator_config(recipe: GeneratorRecipe, tokenizer: Tokenizer, class_names:
     """
     try:
         return GeneratorConfig(
-            width=recipe.width, layers=recipe.layers, heads=recipe.heads, class_tokens=recipe.class_tokens,
-            num_classes=len(class_names), resolution=recipe.size, tokens_per_step=recipe.tokens_per_step,
-            patch_order=recipe.tokens_per_step > 1, head_width=recipe.head_width, head_blocks=recipe.head_blocks,
-            head_adaln_groups=recipe.head_adaln_groups, tokenizer=tokenizer.config, time_shift=1.0,
-            time_schedule="logit_normal", time_mean=recipe.time_mean, time_std=recipe.time_std,
-            targets_per_token=recipe.targets_per_token, class_names=class_names,
-            sampling=SamplingDefaults(steps=recipe.sampling_steps, guidance=recipe.guidance,
-                                      guidance_schedule="constant"),
+            width=recipe.width,
+            layers=recipe.layers,
+            heads=recipe.heads,
+            class_tokens=recipe.class_tokens,
+            num_classes=len(class_names),
+            resolution=recipe.size,
+            tokens_per_step=recipe.tokens_per_step,
+            patch_order=recipe.tokens_per_step > 1,
+            head_width=recipe.head_width,
+            head_blocks=recipe.head_blocks,
+            head_adaln_groups=recipe.head_adaln_groups,
+            tokenizer=tokenizer.config,
+            time_shift=1.0,
+            time_schedule="logit_normal",
+            time_mean=recipe.time_mean,
+            time_std=recipe.time_std,
+            targets_per_token=recipe.targets_per_token,
+            class_names=class_names,
+            sampling=SamplingDefaults(
+                steps=recipe.sampling_steps, guidance=recipe.guidance, guidance_schedule="constant"
+            ),
         )
     except ModelError as error:
         raise TrainingError(f"the recipe's sizes do not go together: {error}. Change them with --set") from None
@@ -64,8 +77,9 @@ class GeneratorObjective(Objective):
         total = 0.0
         with torch.random.fork_rng():
             torch.manual_seed(SCORE_SEED)
-            for images, labels in zip(held_out.images.split(SCORE_BATCH), held_out.labels.split(SCORE_BATCH),
-                                      strict=True):
+            for images, labels in zip(
+                held_out.images.split(SCORE_BATCH), held_out.labels.split(SCORE_BATCH), strict=True
+            ):
                 tokens = self._tokens(image_from_bytes(images.to(device)))
                 total += len(labels) * self._velocity_error(labels.to(device), tokens, tokens).item()
         return total / len(held_out)

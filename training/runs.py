@@ -53,13 +53,17 @@ def train(recipe: TokenizerRecipe | GeneratorRecipe, options: RunOptions) -> dic
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         objective = _objective(recipe, options.tokenizer, training.class_names)
-    trainer = Trainer(objective, recipe, training, held_out, options.out, precision=options.precision,
-                      resume=options.resume)
+    trainer = Trainer(
+        objective, recipe, training, held_out, options.out, precision=options.precision, resume=options.resume
+    )
     progress = trainer.run()
     report = {
         "recipe": asdict(recipe),
-        "data": {"source": "scikit-learn digits" if options.data is None else options.data.name,
-                 "training_images": len(training), "held_out_images": len(held_out)},
+        "data": {
+            "source": "scikit-learn digits" if options.data is None else options.data.name,
+            "training_images": len(training),
+            "held_out_images": len(held_out),
+        },
         "steps": progress.step,
         "cpu_minutes": round(progress.cpu_seconds / 60, 2),
         "processes": trainer.accelerator.num_processes,
@@ -77,9 +81,15 @@ def train(recipe: TokenizerRecipe | GeneratorRecipe, options: RunOptions) -> dic
     return report
 
 
-def evaluate(recipe: TokenizerRecipe | GeneratorRecipe, options: RunOptions, *, images: int | None = None,
-             seeds: tuple[int, ...] = (0, 1, 2), sampling_steps: int | None = None,
-             guidance: float | None = None) -> dict[str, Any]:
+def evaluate(
+    recipe: TokenizerRecipe | GeneratorRecipe,
+    options: RunOptions,
+    *,
+    images: int | None = None,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    sampling_steps: int | None = None,
+    guidance: float | None = None,
+) -> dict[str, Any]:
     """Score the finished checkpoint in ``options.out`` and write ``scores.json``, for a generator also ``samples.png``.
 
     Args:
@@ -92,10 +102,14 @@ def evaluate(recipe: TokenizerRecipe | GeneratorRecipe, options: RunOptions, *, 
     else:
         model = load_generator(options.out / WEIGHTS)
         sampling = model.config.sampling
-        sampling = replace(sampling, steps=sampling_steps or sampling.steps,
-                           guidance=sampling.guidance if guidance is None else guidance)
-        scores = generator_scores(model, recipe, training, held_out, images=images or len(training), seeds=seeds,
-                                  sampling=sampling)
+        sampling = replace(
+            sampling,
+            steps=sampling_steps or sampling.steps,
+            guidance=sampling.guidance if guidance is None else guidance,
+        )
+        scores = generator_scores(
+            model, recipe, training, held_out, images=images or len(training), seeds=seeds, sampling=sampling
+        )
         classes = torch.arange(min(len(training.class_names), MAX_SHEET_CLASSES)).repeat_interleave(SHEET_COLUMNS)
         contact_sheet(generate(model, classes, sampling, seeds[0]), SHEET_COLUMNS).save(options.out / SHEET)
     _write_json(options.out / SCORES, scores)
@@ -112,8 +126,9 @@ def _load(recipe: TokenizerRecipe | GeneratorRecipe, data: Path | None) -> Image
     return digits(recipe.size) if data is None else image_folder(data, recipe.size)
 
 
-def _objective(recipe: TokenizerRecipe | GeneratorRecipe, tokenizer: Path | None,
-               class_names: tuple[str, ...]) -> Objective:
+def _objective(
+    recipe: TokenizerRecipe | GeneratorRecipe, tokenizer: Path | None, class_names: tuple[str, ...]
+) -> Objective:
     if isinstance(recipe, TokenizerRecipe):
         return TokenizerObjective(recipe)
     if tokenizer is None:

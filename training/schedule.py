@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's two groups: weights that decay; vectors, scalars and embedding-like weights that do not."""
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in trainable(network).items():

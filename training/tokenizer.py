@@ -26,10 +26,15 @@ class TokenizerObjective(Objective):
     def __init__(self, recipe: TokenizerRecipe) -> None:
         super().__init__()
         self.recipe = recipe
-        self.tokenizer = Tokenizer(TokenizerConfig(
-            bits=recipe.bits, channels=recipe.channels, channel_multipliers=recipe.channel_multipliers,
-            blocks_per_level=recipe.blocks_per_level, gan_decoder=False,
-        ))
+        self.tokenizer = Tokenizer(
+            TokenizerConfig(
+                bits=recipe.bits,
+                channels=recipe.channels,
+                channel_multipliers=recipe.channel_multipliers,
+                blocks_per_level=recipe.blocks_per_level,
+                gan_decoder=False,
+            )
+        )
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         recipe = self.recipe
@@ -48,10 +53,12 @@ class TokenizerObjective(Objective):
 def reconstruct(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     """uint8 images ``[N, H, W, 3]`` through bits and back to uint8, in batches, on the tokenizer's device."""
     device = next(tokenizer.parameters()).device
-    return torch.cat([
-        image_to_bytes(tokenizer.decode(tokenizer.encode(image_from_bytes(batch.to(device))))).cpu()
-        for batch in images.split(SCORE_BATCH)
-    ])
+    return torch.cat(
+        [
+            image_to_bytes(tokenizer.decode(tokenizer.encode(image_from_bytes(batch.to(device))))).cpu()
+            for batch in images.split(SCORE_BATCH)
+        ]
+    )
 
 
 def psnr(images: Tensor, others: Tensor) -> float:

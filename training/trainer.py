@@ -61,8 +61,17 @@ class Trainer:
             batch that the processes cannot share.
     """
 
-    def __init__(self, objective: Objective, recipe: Recipe, train: ImageSet, held_out: ImageSet, folder: Path, *,
-                 precision: str = "no", resume: bool = False) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        recipe: Recipe,
+        train: ImageSet,
+        held_out: ImageSet,
+        folder: Path,
+        *,
+        precision: str = "no",
+        resume: bool = False,
+    ) -> None:
         self.objective, self.recipe, self.train, self.held_out = objective, recipe, train, held_out
         self.accelerator = Accelerator(mixed_precision=precision)
         processes = self.accelerator.num_processes
@@ -126,8 +135,9 @@ class Trainer:
         if step % recipe.score_every == 0 or step == recipe.steps:
             with self.average.applied():
                 self.progress.score = self.objective.score(self.held_out)
-            logger.info("step %d: loss %.4f, held-out %s %.4f", step, loss, self.objective.score_name,
-                        self.progress.score)
+            logger.info(
+                "step %d: loss %.4f, held-out %s %.4f", step, loss, self.objective.score_name, self.progress.score
+            )
         if step % recipe.save_every == 0:
             self._save()
         shown = {"loss": f"{loss.item():.3f}", "images/s": f"{(bar.format_dict['rate'] or 0) * recipe.batch_size:.0f}"}
@@ -137,17 +147,26 @@ class Trainer:
         bar.update(step - bar.n)
 
     def _bar(self) -> tqdm:
-        return tqdm(initial=self.progress.step, total=self.recipe.steps, unit="step", dynamic_ncols=True,
-                    mininterval=1.0, disable=not self.accelerator.is_main_process)
+        return tqdm(
+            initial=self.progress.step,
+            total=self.recipe.steps,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=1.0,
+            disable=not self.accelerator.is_main_process,
+        )
 
     def _save(self) -> None:
         """Write the state beside its file and rename it, so that an interrupted write loses nothing."""
         if not self.accelerator.is_main_process:
             return
         state = {
-            "recipe": asdict(self.recipe), "images": len(self.train), "progress": asdict(self.progress),
+            "recipe": asdict(self.recipe),
+            "images": len(self.train),
+            "progress": asdict(self.progress),
             "weights": {name: parameter.detach() for name, parameter in trainable(self.objective).items()},
-            "average": self.average.weights, "optimizer": self.optimizer.state_dict(),
+            "average": self.average.weights,
+            "optimizer": self.optimizer.state_dict(),
         }
         aside = self.state_file.with_suffix(".writing")
         torch.save(state, aside)

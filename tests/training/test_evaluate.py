@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from bitdance_edge.model import SamplingDefaults
+from bitdance_edge.training.data import ImageSet
+from bitdance_edge.training.errors import TrainingError
+from bitdance_edge.training.evaluate import frechet, generate, generator_scores, nearest_distances
+from bitdance_edge.training.generator import GeneratorObjective
+from bitdance_edge.training.recipes import GeneratorRecipe, TokenizerRecipe
+from bitdance_edge.training.runs import contact_sheet
+from bitdance_edge.training.tokenizer import TokenizerObjective, psnr
+
+Sets = tuple[ImageSet, ImageSet]
+
+
+@pytest.fixture
+def objective(
+    generator_recipe: GeneratorRecipe, tokenizer_recipe: TokenizerRecipe, small_digits: Sets
+) -> GeneratorObjective:
+    torch.manual_seed(0)
+    return GeneratorObjective(
+        generator_recipe, TokenizerObjective(tokenizer_recipe).tokenizer, small_digits[0].class_names
+    )
+
+
+def test_frechet_distance_of_shifted_and_scaled_gaussians() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(20_000, 3)
+    assert frechet(features, features) == 0
+    assert frechet(features, features + 2) == pytest.approx(12, rel=0.01)
+    assert frechet(features, 3 * features) == pytest.approx(3 * (3 - 1) ** 2, rel=0.05)
+
+
+def test_nearest_distance_is_zero_for_a_copy_and_in_gray_levels_else() -> None:
+    train = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
+    train[1] = 200
+    images = torch.stack([train[1], torch.full((4, 4, 3), 10, dtype=torch.uint8)])
+    assert nearest_distances(images, train).tolist() == pytest.approx([0, 10], abs=0.05)
+
+
+def test_psnr_of_a_known_error() -> None:
+    images = torch.full((2, 4, 4, 3), 100, dtype=torch.uint8)
+    assert psnr(images, images + 10) == pytest.approx(28.13, abs=0.01)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_the_same_seed_generates_the_same_images(objective: GeneratorObjective, schedule: str) -> None:
+    sampling = SamplingDefaults(steps=2, guidance=2.0, guidance_schedule=schedule)
+    classes = torch.arange(4)
+    first = generate(objective.model, classes, sampling, seed=1)
+    assert first.shape == (4, 16, 16, 3)
+    assert torch.equal(first, generate(objective.model, classes, sampling, seed=1))
+    assert not torch.equal(first, generate(objective.model, classes, sampling, seed=2))
+
+
+def test_more_images_than_training_images_are_refused(
+    objective: GeneratorObjective, generator_recipe: GeneratorRecipe, small_digits: Sets
+) -> None:
+    with pytest.raises(TrainingError, match="--images is 5000; allowed are 1 to 1433"):
+        generator_scores(
+            objective.model,
+            generator_recipe,
+            *small_digits,
+            images=5000,
+            seeds=(0,),
+            sampling=objective.model.config.sampling,
+        )
+
+
+def test_the_contact_sheet_has_one_row_a_class() -> None:
+    images = torch.zeros(6, 4, 4, 3, dtype=torch.uint8)
+    images[3:] = 255
+    sheet = contact_sheet(images, 3)
+    assert sheet.size == (12, 8)
+    assert sheet.getpixel((11, 3)) == (0, 0, 0)
+    assert sheet.getpixel((0, 4)) == (255, 255, 255)

@@ -1,0 +1,44 @@
+import pytest
+
+from bitdance_edge.training.errors import TrainingError
+from bitdance_edge.training.recipes import RECIPES, TokenizerRecipe, overridden, recipe_named
+
+
+def test_settings_take_the_type_of_their_field() -> None:
+    recipe = RECIPES["digits-tokenizer"]
+    changed = overridden(recipe, ["steps=200", "learning_rate=1e-4", "mirror=true", "channel_multipliers=1,2,2,4"])
+    assert isinstance(changed, TokenizerRecipe)
+    assert (changed.steps, changed.learning_rate, changed.mirror) == (200, 1e-4, True)
+    assert changed.channel_multipliers == (1, 2, 2, 4)
+    assert overridden(recipe, []) == recipe
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["step=5"], "no setting 'step'.*steps"),
+        (["steps=many"], "steps is 'many'; write it like 1150"),
+        (["mirror=maybe"], "mirror is 'maybe'; write it like false"),
+        (["steps=0"], "steps is 0; it must be 1 or more"),
+        (["learning_rate=-1"], "learning_rate is -1.0; it must be above 0"),
+        (["ema_decay=1"], r"ema_decay is 1.0; it must be in \[0, 1\)"),
+        (["bits=6"], "bits is 6; it must be a multiple of 4"),
+        (["size=30"], "size is 30; it must be a multiple of the 4 pixels"),
+        (["steps=60"], "warmup_steps is 50; it must be at most half of the 60 steps"),
+    ],
+)
+def test_errors_name_the_value_and_what_is_allowed(settings: list[str], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        overridden(RECIPES["digits-tokenizer"], settings)
+
+
+def test_generator_errors_name_the_value_and_what_is_allowed() -> None:
+    with pytest.raises(TrainingError, match="tokens_per_step is 8; it must be 1, 4, 16 or 64"):
+        overridden(RECIPES["digits-4x"], ["tokens_per_step=8"])
+    with pytest.raises(TrainingError, match=r"class_dropout is 1\.0"):
+        overridden(RECIPES["digits-4x"], ["class_dropout=1"])
+
+
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(TrainingError, match="no recipe 'digits-2x'; there are digits-tokenizer, digits-1x"):
+        recipe_named("digits-2x")
