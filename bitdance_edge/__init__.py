@@ -1,6 +1,10 @@
 """BitDance image generators on your own hardware: export once, calibrate, compile, run."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bitdance_edge.runtime import BitDanceError, Bundle, Pipeline, Request
 
 __version__ = "0.1.0"
 

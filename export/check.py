@@ -59,7 +59,8 @@ class ExportedStages:
         if stage not in self.sessions:
             self.sessions[stage] = self._open(spec)
         dtypes = {tensor.name: tensor.dtype.replace("bfloat16", "float32") for tensor in spec.inputs}
-        return self.sessions[stage].run(None, {name: values.astype(dtypes[name]) for name, values in feeds.items()})
+        outputs = self.sessions[stage].run(None, {name: values.astype(dtypes[name]) for name, values in feeds.items()})
+        return [np.asarray(output) for output in outputs]
 
     def _open(self, spec: StageSpec) -> ort.InferenceSession:
         path = self.folder / spec.graph.path

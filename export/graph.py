@@ -16,7 +16,7 @@ from torch.export import Dim
 from bitdance_edge.export.stages import TRACED, StageExport
 from bitdance_edge.runtime.bundle import TensorSpec
 
-ONNX_DTYPES = {
+ONNX_DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
     TensorProto.BFLOAT16: "bfloat16",
@@ -119,5 +119,10 @@ def _bytes(value: onnx.ValueInfoProto, sizes: dict[str, int]) -> int:
     tensor = value.type.tensor_type
     elements = 1
     for dim in tensor.shape.dim:
-        elements *= int(sympy.sympify(dim.dim_param, sizes)) if dim.dim_param else dim.dim_value
+        elements *= _size(dim.dim_param, sizes) if dim.dim_param else dim.dim_value
     return elements * helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
+
+
+def _size(expression: str, sizes: dict[str, int]) -> int:
+    """A named dimension, or what the exporter derived from some, as a number."""
+    return int(sympy.parse_expr(expression, local_dict=sizes))

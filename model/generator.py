@@ -55,23 +55,29 @@ class BitDance(nn.Module):
         target = targets.unflatten(1, patches).flatten(0, 1).repeat(copies)
         return flow_loss(self.head, condition, target, training_times(config, time_draws), noise)
 
-    @torch.no_grad()
     def sample(self, classes: Tensor, *, steps: int, guidance: float, schedule: str, noise: Iterator[Tensor]) -> Tensor:
-        """Generate tokens by the plain path.
+        """All tokens ``[B, h*w, C]`` in generation order; arguments as for ``sample_patches``."""
+        patches = self.sample_patches(classes, steps=steps, guidance=guidance, schedule=schedule, noise=noise)
+        return torch.cat(list(patches), dim=1)
+
+    @torch.no_grad()
+    def sample_patches(
+        self, classes: Tensor, *, steps: int, guidance: float, schedule: str, noise: Iterator[Tensor]
+    ) -> Iterator[Tensor]:
+        """Generate patch after patch by the plain path.
 
         Args:
             classes: int64 ``[B]``.
             noise: standard normal draws in the order of use, ``[B, P, C]`` each; while a guided patch has guidance 1
                 (the first, under the linear schedule) conditional and unconditional rows draw apart: ``[2B, P, C]``.
 
-        Returns:
-            bits ``[B, h*w, C]`` in generation order.
+        Yields:
+            bits ``[B, P, C]`` of each patch.
         """
         config = self.config
         rows = torch.cat([classes, torch.full_like(classes, config.num_classes)]) if guidance > 1 else classes
         cache = GrowingCache(self.backbone)
         embeddings = self.backbone.embed_classes(rows)
-        patches = []
         for patch in range(config.steps):
             hidden = cache.step(self.backbone, embeddings)
             condition = hidden + self.backbone.position_term(torch.tensor([patch]))
@@ -83,6 +89,5 @@ class BitDance(nn.Module):
             tokens = quantize(sample_patch(predict, noise, steps, config.time_shift, scale))
             if tokens.shape[0] < rows.shape[0]:
                 tokens = tokens.repeat(2, 1, 1)
-            patches.append(tokens[: classes.shape[0]])
+            yield tokens[: classes.shape[0]]
             embeddings = self.backbone.embed_tokens(tokens)
-        return torch.cat(patches, dim=1)

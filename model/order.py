@@ -45,6 +45,6 @@ def rotary_table(grid: int, unrotated: int, head_dim: int, base: float, patch_si
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn interleaved pairs of ``x`` ``[B, H, T, d]`` by the angles of ``cos`` and ``sin`` (``[T, d/2]``, broadcast)."""
+    """Turn interleaved pairs of ``x`` ``[B, H, T, d]`` by the angles of ``cos`` and ``sin``, ``[T, d/2]`` broadcast."""
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)

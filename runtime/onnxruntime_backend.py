@@ -12,7 +12,7 @@ from bitdance_edge.runtime.bundle import Bundle, StageSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError
 
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; numpy has no such type, so its bits travel as uint16
-SEVERITY_ERROR = 3
+LOG_SEVERITY = 3  # errors only
 
 
 def import_onnxruntime() -> ModuleType:
@@ -56,7 +56,7 @@ class OnnxRuntimeStage:
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = SEVERITY_ERROR
+        options.log_severity_level = LOG_SEVERITY
         # Without VNNI the fused INT8 kernels saturate their 16-bit sums unless told to be exact.
         options.add_session_config_entry("session.x64quantprecision", "1")
         self.spec = spec
@@ -91,6 +91,11 @@ class OnnxRuntimeBackend:
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         import_onnxruntime()
+        if any(stage.precision == "bf16" for stage in bundle.stages.values()):
+            raise BackendError(
+                f"{bundle.folder} is in bfloat16, for which ONNX Runtime has no kernels on a CPU: "
+                "export it again with --dtype fp32, or run it on a GPU"
+            )
         self.bundle, self.threads = bundle, threads or 0  # 0: one per physical core
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:

@@ -1,0 +1,35 @@
+"""Bundles of the small random models, exported once a test run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bitdance_edge.runtime import Bundle
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
+    """``exported("cc_1x", profile="kv24", precision="fp32")`` gives the bundle of a fixture model."""
+    from bitdance_edge.export.exporter import ExportOptions, export_bundle
+    from bitdance_edge.model import load_generator
+
+    folder, made = tmp_path_factory.mktemp("bundles"), {}
+
+    def export(fixture: str, profile: str = "kv24", precision: str = "fp32") -> Bundle:
+        key = f"{fixture}-{profile}-{precision}"
+        if key not in made:
+            model = load_generator(FIXTURES / fixture / "state.safetensors")
+            options = ExportOptions(name=key, profile=profile, precision=precision)
+            made[key] = export_bundle(model, folder / key, options, {"checkpoint": fixture})
+        return made[key]
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def bundle(exported: Callable[..., Bundle]) -> Bundle:
+    """A bundle of 4 tokens a step, for tests where any would do."""
+    return exported("cc_4x_patch")

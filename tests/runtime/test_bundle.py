@@ -1,0 +1,94 @@
+"""A bundle is whole and unaltered, or it is refused with a reason."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bitdance_edge.runtime import Bundle, BundleError, Pipeline, Request
+
+
+@pytest.fixture
+def copy(bundle: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle.folder, tmp_path / "copy"))
+
+
+def edit(folder: Path, change: Callable[[dict], object]) -> None:
+    manifest = json.loads((folder / "bundle.json").read_text())
+    change(manifest)
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+
+
+def generate(folder: Path) -> None:
+    with Pipeline.open(folder) as pipeline:
+        pipeline.generate(Request(classes=[0], steps=1))
+
+
+def test_truncated_file(copy: Path) -> None:
+    weights = copy / "onnx/fp32/head.onnx.data"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=r"head.onnx.data has \d+ bytes, its bundle says \d+"):
+        generate(copy)
+
+
+def test_altered_file(copy: Path) -> None:
+    weights = copy / "onnx/fp32/backbone.onnx.data"
+    content = bytearray(weights.read_bytes())
+    content[1000] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(BundleError, match=r"backbone.onnx.data was altered"):
+        generate(copy)
+
+
+def test_missing_file(copy: Path) -> None:
+    (copy / "onnx/fp32/prompt.onnx").unlink()
+    with pytest.raises(BundleError, match=r"prompt.onnx is missing"):
+        generate(copy)
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="bitdance-edge export"):
+        Pipeline.open(tmp_path)
+
+
+def test_truncated_manifest(copy: Path) -> None:
+    manifest = copy / "bundle.json"
+    manifest.write_text(manifest.read_text()[:-20])
+    with pytest.raises(BundleError, match="is not JSON"):
+        Bundle.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(format=99), "format 99; this version reads format 1"),
+        (lambda m: m.pop("cache"), "lacks cache"),
+        (lambda m: m.update(surprise=1), "unknown surprise"),
+        (lambda m: m["model"].update(bits="many"), "model.bits is 'many'; int is expected"),
+        (lambda m: m["model"].pop("grid_width"), "model lacks grid_width"),
+        (lambda m: m["stages"]["head"]["graph"].update(path="../../etc/passwd"), "only files inside itself"),
+        (lambda m: m["stages"]["head"]["graph"].update(path="/etc/passwd"), "only files inside itself"),
+        (lambda m: m["stages"].update(head=3), "stages.head is int; an object is expected"),
+    ],
+)
+def test_wrong_manifest(copy: Path, change: Callable[[dict], object], message: str) -> None:
+    edit(copy, change)
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(copy)
+
+
+def test_missing_stage_is_named(copy: Path) -> None:
+    edit(copy, lambda manifest: manifest["stages"].pop("encoder"))
+    with Pipeline.open(copy) as pipeline, pytest.raises(BundleError, match="has no encoder stage"):
+        pipeline.bundle.stage("encoder")
+
+
+def test_written_manifest_reads_back_the_same(bundle: Bundle, copy: Path) -> None:
+    opened = Bundle.open(copy)
+    (copy / "bundle.json").unlink()
+    opened.write()
+    again = Bundle.open(copy)
+    assert again == opened
+    assert again.digest == bundle.digest

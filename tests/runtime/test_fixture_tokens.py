@@ -1,0 +1,61 @@
+"""The runtime over exported graphs against the tokens and images of the reference implementation."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from safetensors.numpy import load_file
+
+from bitdance_edge.runtime import Bundle, Pipeline
+from bitdance_edge.runtime.loop import TokenRequest, generate_tokens
+
+
+class RecordedNoise:
+    """The draws of the reference in its order, grouped by patch."""
+
+    def __init__(self, flat: np.ndarray, shapes: list[list[int]], evaluations: int, patch_shape: tuple[int, int]) -> None:
+        self.draws, offset = [], 0
+        for shape in shapes:
+            size = int(np.prod(shape))
+            self.draws.append(flat[offset : offset + size].reshape(-1, *patch_shape))
+            offset += size
+        self.evaluations = evaluations
+
+    def __call__(self, patch: int, rows_apart: bool) -> np.ndarray:
+        return np.stack(self.draws[patch * self.evaluations : (patch + 1) * self.evaluations])
+
+
+@pytest.mark.parametrize("profile", ["kv24", "portable20"])
+@pytest.mark.parametrize("fixture", ["cc_1x", "cc_4x_patch"])
+def test_tokens_of_the_reference(exported: Callable[..., Bundle], fixture: str, profile: str) -> None:
+    bundle = exported(fixture, profile)
+    meta = json.loads((FIXTURES / fixture / "meta.json").read_text())
+    golden = load_file(FIXTURES / fixture / "golden.safetensors")
+    model = bundle.model
+    patch_shape = (model.tokens_per_step, model.bits)
+    noise = RecordedNoise(golden["ar.noise"], meta["noise_shapes"], meta["sample_steps"] + 1, patch_shape)
+    request = TokenRequest(
+        class_ids=meta["classes"],
+        steps=meta["sample_steps"],
+        guidance=meta["cfg_scale"],
+        guidance_schedule=meta["cfg_schedule"],
+        prefix=np.zeros((len(meta["classes"]), 0, *patch_shape), np.float32),
+    )
+    with Pipeline.open(bundle.folder) as pipeline:
+        stages = {name: pipeline.backend.load(name) for name in ("prompt", "tokens", "time", "backbone", "head")}
+        tokens = np.concatenate(list(generate_tokens(pipeline.backend, bundle, stages, request, noise)), axis=1)
+        pixels = pipeline.decode(tokens)
+    sequence = golden["ar.latent"].reshape(len(tokens), model.bits, -1).transpose(0, 2, 1)
+    assert np.array_equal(tokens, sequence[:, _generation_order(bundle)])
+    image = np.clip(127.5 * golden["ar.image"] + 128, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    assert np.abs(pixels.astype(int) - image).max() <= 1  # a value on the edge between two levels
+
+
+def _generation_order(bundle: Bundle) -> np.ndarray:
+    model = bundle.model
+    raster = np.arange(model.tokens).reshape(model.grid_height, model.grid_width)
+    side = model.patch_side
+    blocks = raster.reshape(model.grid_height // side, side, model.grid_width // side, side)
+    return blocks.transpose(0, 2, 1, 3).reshape(-1)

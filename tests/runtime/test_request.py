@@ -1,0 +1,55 @@
+"""A request that cannot be served is one error that names the value and what is allowed."""
+
+import numpy as np
+import pytest
+
+from bitdance_edge.runtime import Bundle, Request, RequestError
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"classes": [10]}, "class is 10; it must be a whole number from 0 to 9"),
+        ({"classes": [-1]}, "class is -1"),
+        ({"classes": ["cat"]}, "class 'cat' is unknown; give an id from 0 to 9"),
+        ({"classes": [1.5]}, "class is 1.5"),
+        ({"classes": []}, "no class given"),
+        ({"steps": 0}, "steps is 0; it must be a whole number from 1"),
+        ({"steps": -3}, "steps is -3"),
+        ({"steps": 2.0}, "steps is 2.0"),
+        ({"count": 0}, "count is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63 - 1, "count": 2}, "no room for 2 images"),
+        ({"guidance": float("nan")}, "guidance is nan; it must be a number from 1"),
+        ({"guidance": float("inf")}, "guidance is inf"),
+        ({"guidance": 0.5}, "guidance is 0.5"),
+        ({"guidance": "much"}, "guidance is 'much'"),
+        ({"size": (64, 32)}, r"size is \(64, 32\); this bundle makes 32x32 only"),
+        ({"output": "jpeg"}, "output is 'jpeg'; it must be one of image, tokens"),
+        ({"preview_every": -1}, "preview_every is -1"),
+        ({"prefix": np.ones((3, 16))}, "multiple of 4 tokens"),
+        ({"prefix": np.ones((4, 15))}, r"prefix has shape \[4, 15\]"),
+        ({"prefix": np.ones((68, 16))}, "at most 64"),
+        ({"prefix": np.zeros((4, 16))}, "other than -1 and .1"),
+    ],
+)
+def test_bad_value_is_named(bundle: Bundle, fields: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        Request(**{"classes": [1], **fields}).resolve(bundle)
+
+
+def test_defaults_come_from_the_bundle(bundle: Bundle) -> None:
+    settings = Request(classes=["3"], size=(32, 32)).resolve(bundle)
+    assert (settings.steps, settings.guidance, settings.guidance_schedule) == (100, 4.0, "linear")
+    assert settings.images[0].class_id == 3
+    assert 0 <= settings.images[0].seed < 2**32
+
+
+def test_images_come_class_by_class_with_growing_seeds(bundle: Bundle) -> None:
+    images = Request(classes=[7, 2], count=2, seed=100).resolve(bundle).images
+    assert [(image.index, image.class_id, image.seed) for image in images] == [
+        (0, 7, 100),
+        (1, 7, 101),
+        (2, 2, 102),
+        (3, 2, 103),
+    ]
