@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
         KeyboardInterrupt: after the state of an interrupted training has been saved.
     """
     import torch
+    from accelerate import PartialState
 
     from bitdance_edge.training.runs import RunOptions, evaluate, train
 
@@ -80,7 +81,8 @@ def run(args: argparse.Namespace) -> None:
         )
     else:
         result = train(recipe, options)
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    if PartialState().is_main_process:
+        print(json.dumps(result, indent=2))
 
 
 def _settings(args: argparse.Namespace) -> list[str]:
@@ -100,10 +102,10 @@ def main() -> int:
     try:
         run(args)
     except TrainingError as error:
-        sys.stderr.write(f"{error}\n")
+        print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the state is saved. Give the same command with --resume to go on\n")
+        print("interrupted; the state is saved. Give the same command with --resume to go on", file=sys.stderr)
         return 130
     return 0
 

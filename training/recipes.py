@@ -167,7 +167,7 @@ _DIGITS_1X = GeneratorRecipe(
     class_dropout=0.1,
     flip_rate=0.1,
     sampling_steps=20,
-    guidance=2.0,
+    guidance=1.5,
 )
 
 RECIPES: dict[str, TokenizerRecipe | GeneratorRecipe] = {

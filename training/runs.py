@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from bitdance_edge.model import load_generator, load_tokenizer, save_generator, save_tokenizer
 from bitdance_edge.training.data import ImageSet, digits, image_folder
@@ -26,6 +27,7 @@ SCORES = "scores.json"
 SHEET = "samples.png"
 SHEET_COLUMNS = 8  # images of each class
 MAX_SHEET_CLASSES = 20
+FRAME_GRAY = 96
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +119,9 @@ def evaluate(
 
 
 def contact_sheet(images: Tensor, columns: int) -> Image.Image:
-    """uint8 images ``[N, H, W, 3]``, N a multiple of ``columns``, as one picture in rows."""
-    rows = images.unflatten(0, (-1, columns))  # [R, columns, H, W, 3]
+    """uint8 images ``[N, H, W, 3]``, N a multiple of ``columns``, as one picture in rows, each in a gray frame."""
+    framed = F.pad(images, (0, 0, 1, 1, 1, 1), value=FRAME_GRAY)
+    rows = framed.unflatten(0, (-1, columns))  # [R, columns, H, W, 3]
     return Image.fromarray(rows.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1).contiguous().numpy())
 
 

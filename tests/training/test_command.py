@@ -1,5 +1,6 @@
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,16 @@ def test_errors_say_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(TrainingError, match="already holds a finished"):
         command("digits-tokenizer", "--out", tmp_path, *TINY)
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    training = ["-m", "bitdance_edge.training", "digits-tokenizer", "--out", str(tmp_path), *TINY]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *training], env=environment, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
+    assert report == json.loads((tmp_path / "training.json").read_text())
+    assert report["processes"] == 2
 
 
 def test_help_does_not_load_torch() -> None:

@@ -71,6 +71,7 @@ def test_the_contact_sheet_has_one_row_a_class() -> None:
     images = torch.zeros(6, 4, 4, 3, dtype=torch.uint8)
     images[3:] = 255
     sheet = contact_sheet(images, 3)
-    assert sheet.size == (12, 8)
-    assert sheet.getpixel((11, 3)) == (0, 0, 0)
-    assert sheet.getpixel((0, 4)) == (255, 255, 255)
+    assert sheet.size == (18, 12)
+    assert sheet.getpixel((16, 4)) == (0, 0, 0)
+    assert sheet.getpixel((1, 7)) == (255, 255, 255)
+    assert sheet.getpixel((0, 0)) == (96, 96, 96)
