@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
+    from bitdance_edge.model import ModelError
     from bitdance_edge.training.runs import RunOptions, evaluate, train
 
     recipe = overridden(recipe_named(args.recipe), _settings(args))
@@ -70,17 +71,13 @@ def run(args: argparse.Namespace) -> None:
         dtype=getattr(torch, args.dtype),
         resume=args.resume,
     )
-    if args.evaluate:
-        result = evaluate(
-            recipe,
-            options,
-            images=args.images,
-            seeds=tuple(args.seeds),
-            sampling_steps=args.sampling_steps,
-            guidance=args.guidance,
+    scoring = {"images": args.images, "sampling_steps": args.sampling_steps, "guidance": args.guidance}
+    try:
+        result = (
+            evaluate(recipe, options, seeds=tuple(args.seeds), **scoring) if args.evaluate else train(recipe, options)
         )
-    else:
-        result = train(recipe, options)
+    except ModelError as error:  # a checkpoint that cannot be read
+        raise TrainingError(str(error)) from error
     if PartialState().is_main_process:
         print(json.dumps(result, indent=2))
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.recipes import Recipe
@@ -79,17 +80,17 @@ def image_folder(folder: Path, size: int) -> ImageSet:
     if len(classes) < 2:
         found = ", ".join(path.name for path in classes) or "none"
         raise TrainingError(f"{folder} needs at least two sub-folders, one a class; found {found}")
-    images: list[NDArray[np.uint8]] = []
-    labels: list[int] = []
+    files: list[tuple[Path, int]] = []
     for index, path in enumerate(classes):
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        if not files:
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not found:
             raise TrainingError(f"{path} holds no image; allowed are {', '.join(SUFFIXES)}. Add some or remove it")
-        images.extend(_read_square(file, size) for file in files)
-        labels.extend([index] * len(files))
+        files += [(file, index) for file in found]
+    # disable=None: no progress line where standard error is not a terminal
+    images = [_read_square(file, size) for file, _ in tqdm(files, desc="reading", leave=False, disable=None)]
     return ImageSet(
         images=torch.from_numpy(np.stack(images)),
-        labels=torch.tensor(labels),
+        labels=torch.tensor([index for _, index in files]),
         class_names=tuple(path.name for path in classes),
     )
 

@@ -82,6 +82,8 @@ def test_a_folder_of_images_becomes_a_scored_generator(tmp_path: Path, capsys: p
 def test_errors_say_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="--tokenizer FOLDER"):
         command("digits-4x", "--out", tmp_path / "new", *TINY)
+    with pytest.raises(TrainingError, match=r"no checkpoint at .*nowhere"):
+        command("digits-4x", "--tokenizer", tmp_path / "nowhere", "--out", tmp_path / "new", *TINY)
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(TrainingError, match="already holds a finished"):
         command("digits-tokenizer", "--out", tmp_path, *TINY)
