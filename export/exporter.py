@@ -182,8 +182,8 @@ def _aside(folder: Path) -> Iterator[Path]:
         if not Path(f"/proc/{left.name.removeprefix(prefix)}").exists():
             shutil.rmtree(left, ignore_errors=True)
     aside = folder.with_name(f"{prefix}{os.getpid()}")
-    aside.mkdir()
     try:
+        aside.mkdir()
         yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,9 +1,8 @@
 """Files that are whole or not there."""
 
-import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -17,17 +16,15 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         RequestError: the folder cannot be made or written, or the disk is full.
     """
-    aside = None
+    # Named before it exists, so that an interrupt at any moment finds it to remove.
+    aside = path.with_name(f".writing-{secrets.token_hex(8)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
-        aside = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
+        with aside.open("xb") as file:
             yield file
-        aside.chmod(0o644)
         aside.replace(path)
     except OSError as error:
         raise RequestError(f"cannot write {path}: {error.strerror or error}; choose another folder") from None
     finally:
-        if aside is not None:
-            aside.unlink(missing_ok=True)
+        with suppress(OSError):  # also where the folder itself could not be made
+            aside.unlink()

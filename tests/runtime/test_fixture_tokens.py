@@ -15,7 +15,9 @@ from bitdance_edge.runtime.loop import TokenRequest, generate_tokens
 class RecordedNoise:
     """The draws of the reference in its order, grouped by patch."""
 
-    def __init__(self, flat: np.ndarray, shapes: list[list[int]], evaluations: int, patch_shape: tuple[int, int]) -> None:
+    def __init__(
+        self, flat: np.ndarray, shapes: list[list[int]], evaluations: int, patch_shape: tuple[int, int]
+    ) -> None:
         self.draws, offset = [], 0
         for shape in shapes:
             size = int(np.prod(shape))

@@ -150,7 +150,7 @@ def test_half_precision_bundles_run(exported: Callable[..., Bundle], fixture: st
 def test_bfloat16_bundle_is_refused_on_the_cpu(exported: Callable[..., Bundle]) -> None:
     from bitdance_edge.runtime import BackendError
 
-    with pytest.raises(BackendError, match="bfloat16.*--dtype fp32"):
+    with pytest.raises(BackendError, match=r"bfloat16.*--dtype fp32"):
         Pipeline.open(exported("cc_1x", precision="bf16").folder)
 
 

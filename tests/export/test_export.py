@@ -1,0 +1,135 @@
+"""A bundle is written only when every stage computes what PyTorch does."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from conftest import FIXTURES
+
+from bitdance_edge.export import exporter
+from bitdance_edge.export.check import check_stages
+from bitdance_edge.export.errors import ExportError
+from bitdance_edge.export.exporter import ExportOptions, export_bundle
+from bitdance_edge.model import load_generator
+from bitdance_edge.runtime import Bundle
+
+CHECKPOINT = FIXTURES / "cc_4x_patch" / "state.safetensors"
+
+
+@pytest.mark.parametrize("stage", ["prompt", "tokens", "time", "backbone", "head", "decoder", "encoder"])
+def test_a_stage_that_differs_is_caught(bundle: Bundle, stage: str) -> None:
+    """The exported graphs against a model with one weight of that stage negated (norms undo a mere scale)."""
+    changed = {
+        "prompt": "backbone.cls_embedding.weight",
+        "tokens": "backbone.proj_in.w2.weight",
+        "time": "head.time_embed.mlp.0.weight",
+        "backbone": "backbone.layers.1.attention.wo.weight",
+        "head": "head.res_blocks.1.w1.weight",
+        "decoder": "tokenizer.decoder.up.1.block.0.conv1.weight",
+        "encoder": "tokenizer.encoder.conv_out.weight",
+    }
+    model = load_generator(CHECKPOINT)
+    model.get_parameter(changed[stage]).mul_(-1)
+    with pytest.raises(ExportError, match=rf"differ from PyTorch:.*{stage} \d"):
+        check_stages(model, bundle.folder, dict(bundle.stages), "fp32")
+
+
+def test_errors_are_in_the_bundle(bundle: Bundle) -> None:
+    for name, stage in bundle.stages.items():
+        assert 0 <= stage.max_error <= stage.tolerance, name
+    assert bundle.stages["backbone"].max_error > 0
+    assert bundle.provenance["checkpoint"] == "cc_4x_patch"
+
+
+def test_profiles_have_the_same_inputs_and_outputs(exported: Callable[..., Bundle]) -> None:
+    one, other = exported("cc_4x_patch", "kv24"), exported("cc_4x_patch", "portable20")
+    for name in one.stages:
+        assert one.stages[name].inputs == other.stages[name].inputs
+        assert one.stages[name].outputs == other.stages[name].outputs
+
+
+@pytest.mark.parametrize(("profile", "opset"), [("kv24", 24), ("portable20", 20)])
+def test_graphs_hold_the_operators_of_their_profile(exported: Callable[..., Bundle], profile: str, opset: int) -> None:
+    bundle = exported("cc_4x_patch", profile)
+    named = {"TensorScatter", "RotaryEmbedding", "Attention", "RMSNormalization"}
+    model = onnx.load(bundle.folder / bundle.stages["backbone"].graph.path, load_external_data=False)
+    assert model.opset_import[0].version == opset
+    operators = {node.op_type for node in model.graph.node}
+    assert operators & named == (named if profile == "kv24" else set())
+
+
+def test_one_backbone_graph_of_free_length(bundle: Bundle) -> None:
+    embeddings = bundle.stages["backbone"].inputs[0]
+    assert (embeddings.name, embeddings.shape[:2]) == ("embeddings", ("R", "T"))
+    weights = sum(spec.bytes for name, stage in bundle.stages.items() for spec in stage.files if "back" in name)
+    model = load_generator(CHECKPOINT)
+    layers = sum(value.numel() * 4 for value in model.backbone.layers.parameters())
+    assert layers < weights < 1.5 * layers
+
+
+def test_nodes_name_their_module_and_no_path_of_this_machine(bundle: Bundle) -> None:
+    for stage in bundle.stages.values():
+        content = (bundle.folder / stage.graph.path).read_bytes()
+        assert not re.search(rb'File "|site-packages|\.py"', content)
+    graph = onnx.load(bundle.folder / bundle.stages["head"].graph.path, load_external_data=False).graph
+    paths = [entry.value for node in graph.node for entry in node.metadata_props]
+    assert any("head.res_blocks.2.attn" in path for path in paths)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("fixture", ["cc_1x", "cc_4x_patch"])
+def test_half_precision_halves_the_weights_and_keeps_the_sampler_in_float32(
+    exported: Callable[..., Bundle], fixture: str, precision: str
+) -> None:
+    half, full = exported(fixture, precision=precision), exported(fixture)
+    assert half.stages["head"].weights and full.stages["head"].weights
+    assert half.stages["head"].weights.bytes == pytest.approx(full.stages["head"].weights.bytes / 2, rel=0.05)
+    dtypes = {tensor.name: tensor.dtype for tensor in half.stages["head"].inputs}
+    assert dtypes["x"] == dtypes["noise"] == dtypes["coefficients"] == dtypes["guidance"] == "float32"
+    assert dtypes["condition"] == {"fp16": "float16", "bf16": "bfloat16"}[precision]
+    assert full.stages["head"].max_error < half.stages["head"].max_error
+
+
+def test_gan_decoder_exports_with_its_noise(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from bitdance_edge.model import BitDance
+    from bitdance_edge.runtime import Pipeline, Request
+
+    torch.manual_seed(0)
+    config = load_generator(CHECKPOINT).config
+    config = replace(config, tokenizer=replace(config.tokenizer, gan_decoder=True))
+    model = BitDance(config).eval().requires_grad_(False)
+    bundle = export_bundle(model, tmp_path / "gan", ExportOptions(name="gan"), {})
+    assert [tensor.name for tensor in bundle.stages["decoder"].inputs] == ["tokens", "noise"]
+    with Pipeline.open(bundle.folder) as pipeline:
+        one, other = pipeline.generate(Request(classes=[0, 0], seed=3, steps=1))
+        same = pipeline.decode(one.tokens[None], seeds=[3])
+        texture = pipeline.decode(one.tokens[None], seeds=[4])
+    assert (same[0] == one.pixels).all()
+    assert (texture != same).any()
+    assert other.pixels is not None
+
+
+def test_failed_export_leaves_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_generator(CHECKPOINT)
+    old = export_bundle(model, tmp_path / "bundle", ExportOptions(name="old"), {})
+
+    def fail(*_: object) -> None:
+        raise ExportError("differs")
+
+    monkeypatch.setattr(exporter, "check_stages", fail)
+    with pytest.raises(ExportError):
+        export_bundle(model, tmp_path / "bundle", ExportOptions(name="new", force=True), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert Bundle.open(tmp_path / "bundle").digest == old.digest
+
+
+def test_leftovers_of_a_killed_export_are_cleared(tmp_path: Path) -> None:
+    left = tmp_path / ".bundle.exporting-999999999"
+    left.mkdir()
+    export_bundle(load_generator(CHECKPOINT), tmp_path / "bundle", ExportOptions(name="bundle"), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -1,0 +1,218 @@
+"""The command line as a user meets it: exit status, one clear line, and nothing left behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from PIL import Image
+
+from bitdance_edge.runtime import Bundle
+
+CHECKPOINT = FIXTURES / "cc_4x_patch" / "state.safetensors"
+
+
+def cli(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bitdance_edge.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+def refused(*arguments: object) -> str:
+    """The message of a command that must fail with one, without a traceback."""
+    result = cli(*arguments)
+    assert result.returncode in (1, 2), result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("command", ["", "generate", "tokenize", "reconstruct", "inspect", "export", "train"])
+def test_help_has_an_example_and_loads_no_torch(command: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "bitdance_edge.cli", *command.split(), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "bitdance-edge" in result.stdout
+    assert "example" in result.stdout
+    assert not any(line.endswith(" torch") for line in result.stderr.splitlines())
+
+
+def test_generate_writes_labelled_images_a_grid_and_previews(bundle: Bundle, tmp_path: Path) -> None:
+    arguments = ["--classes", "0-1,7", "--count", 2, "--seed", 1, "--steps", 1]
+    outputs = ["--out", tmp_path / "images", "--grid", tmp_path / "grid.png", "--previews", tmp_path / "previews"]
+    result = cli("generate", bundle.folder, *arguments, *outputs, "--preview-every", 8)
+    assert result.returncode == 0, result.stderr
+    assert files(tmp_path / "images") == {
+        f"{i:04d}-{name}-seed{i + 1}.png" for i, name in enumerate(["0", "0", "1", "1", "7", "7"])
+    }
+    assert files(tmp_path / "previews") == {f"{i:04d}-patch008.png" for i in range(6)}
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.height > 3 * 64
+    assert result.stdout.splitlines()[0] == str(tmp_path / "grid.png")
+    assert "seed 1" in result.stderr
+
+
+def test_an_image_is_made_again_from_its_png(bundle: Bundle, tmp_path: Path) -> None:
+    assert cli("generate", bundle.folder, "--classes", 4, "--steps", 2, "--out", tmp_path / "a").returncode == 0
+    (first,) = (tmp_path / "a").iterdir()
+    assert cli("generate", bundle.folder, "--like", first, "--out", tmp_path / "b").returncode == 0
+    (second,) = (tmp_path / "b").iterdir()
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_tokenize_reconstruct_and_complete(bundle: Bundle, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "in.png")
+    tokens = tmp_path / "tokens.npy"
+    assert cli("tokenize", bundle.folder, tmp_path / "in.png", "-o", tokens).returncode == 0
+    assert np.load(tokens).shape == (1, 64, 16)
+    assert "PSNR" in cli("reconstruct", bundle.folder, tmp_path / "in.png", "-o", tmp_path / "out.png").stdout
+    assert cli("reconstruct", bundle.folder, tokens, "-o", tmp_path / "decoded.png").returncode == 0
+    with Image.open(tmp_path / "out.png") as one, Image.open(tmp_path / "decoded.png") as other:
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+    for prefix in (tokens, tmp_path / "in.png"):
+        completed = tmp_path / "completed.npy"
+        options = ["--prefix", prefix, "--prefix-patches", 3, "--classes", 1, "--steps", 1, "--tokens", completed]
+        assert cli("generate", bundle.folder, *options).returncode == 0
+        assert np.array_equal(np.load(completed)[0, :12], np.load(tokens)[0, :12])
+
+
+def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
+    output = cli("inspect", bundle.folder, "--images", 4, "--verify").stdout
+    for expected in (*bundle.stages, "key-value cache", "together", "all files of 7 stages", "checkpoint"):
+        assert expected in output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--classes", "12"], "class is 12; it must be a whole number from 0 to 9"),
+        (["--classes", "cat"], "class 'cat' is unknown; give an id from 0 to 9"),
+        (["--steps", "0"], "steps is 0; it must be a whole number from 1 to 1000"),
+        (["--guidance", "nan"], "guidance is nan"),
+        (["--size", "64x64"], "this bundle makes 32x32 only"),
+        (["--size", "big"], "'big' is not a size; write HEIGHTxWIDTH"),
+        (["--seed", "-4"], "seed is -4"),
+        (["--like", "nothing.png"], "no image at nothing.png"),
+        (["--prefix", "nothing.npy"], "nothing.npy cannot be read as tokens"),
+        (["--prefix-patches", "3"], "give --prefix too"),
+        (["--device", "tpu"], "device is 'tpu'"),
+        (["--max-batch", "0"], "max_batch 0"),
+        (["--grid", "grid.jpg"], "grid.jpg does not end in .png"),
+        (["--tokens", "tokens.bin"], "tokens.bin does not end in .npy"),
+    ],
+)
+def test_bad_request_is_one_line_and_writes_nothing(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused("generate", bundle.folder, "--classes", "0", *options)
+    assert not files(tmp_path)
+
+
+def test_unwritable_folder(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    message = refused("generate", bundle.folder, "--classes", 0, "--steps", 1, "--out", tmp_path / "file" / "images")
+    assert "cannot write" in message
+    assert "choose another folder" in message
+    assert files(tmp_path) == {"file"}
+
+
+def test_png_of_another_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    assert cli("generate", bundle.folder, "--classes", 0, "--steps", 1, "--out", tmp_path / "a").returncode == 0
+    other = Path(shutil.copytree(bundle.folder, tmp_path / "other"))
+    manifest = json.loads((other / "bundle.json").read_text())
+    (other / "bundle.json").write_text(json.dumps({**manifest, "name": "other"}))
+    (image,) = (tmp_path / "a").iterdir()
+    assert "made by another bundle" in refused("generate", other, "--like", image)
+
+
+def test_export_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    assert "no checkpoint at" in refused("export", tmp_path / "nothing", "-o", out)
+    assert "one of kv24, portable20" in refused("export", CHECKPOINT, "-o", out, "--profile", "kv25")
+    assert "one of fp32, fp16, bf16" in refused("export", CHECKPOINT, "-o", out, "--dtype", "int3")
+    assert "is not a checkpoint of this configuration" in refused("export", CHECKPOINT, "-o", out, "--variant", "B-4x")
+    out.mkdir()
+    assert "--force" in refused("export", CHECKPOINT, "-o", out)
+    assert "is not a bundle" in refused("export", CHECKPOINT, "-o", out, "--force")
+    assert files(tmp_path) == {"bundle"}
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2.56 MB, room for the weights of the checkpoint but not for the whole bundle."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_full_disk_leaves_nothing(bundle: Bundle, tmpfs: Path) -> None:
+    message = refused("export", CHECKPOINT, "-o", tmpfs / "bundle")
+    assert "No space left on device" in message
+    assert not files(tmpfs)
+    (tmpfs / "filler").write_bytes(b"x" * (shutil.disk_usage(tmpfs).free - 1000))
+    message = refused("generate", bundle.folder, "--classes", 0, "--steps", 1, "--grid", tmpfs / "grid.png")
+    assert "No space left on device" in message
+    assert "MB free" in refused("export", CHECKPOINT, "-o", tmpfs / "bundle")
+    assert files(tmpfs) == {"filler"}
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_export_leaves_nothing(tmp_path: Path, stop: signal.Signals) -> None:
+    status, message = interrupt(["export", CHECKPOINT, "-o", tmp_path / "bundle"], tmp_path, stop)
+    assert status == 130, message
+    assert "interrupted" in message
+    assert "Traceback" not in message
+    assert not files(tmp_path)
+
+
+def test_interrupted_generate_leaves_no_half_written_file(bundle: Bundle, tmp_path: Path) -> None:
+    arguments = [
+        "generate",
+        bundle.folder,
+        "--steps",
+        1000,
+        "--count",
+        50,
+        "--previews",
+        tmp_path,
+        "--preview-every",
+        1,
+    ]
+    status, message = interrupt(arguments, tmp_path, signal.SIGINT)
+    assert status == 130, message
+    assert "Traceback" not in message
+    for name in files(tmp_path):
+        with Image.open(tmp_path / name) as image:
+            image.load()
+
+
+def interrupt(arguments: list, folder: Path, stop: signal.Signals) -> tuple[int, str]:
+    """Run a command, stop it once it has begun to write into ``folder``; its exit status and what it said."""
+    command = [sys.executable, "-m", "bitdance_edge.cli", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not any(folder.rglob("*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, stop)
+    _, message = process.communicate(timeout=60)
+    # Python ends itself with SIGINT, which a shell shows as 130 too, where the interrupt passed through an exec().
+    return 130 if process.returncode == -signal.SIGINT else process.returncode, message
