@@ -80,7 +80,7 @@ class BitDance(nn.Module):
         embeddings = self.backbone.embed_classes(rows)
         for patch in range(config.steps):
             hidden = cache.step(self.backbone, embeddings)
-            condition = hidden + self.backbone.position_term(torch.tensor([patch]))
+            condition = hidden + self.backbone.position_term(torch.tensor([patch], device=classes.device))
             scale = patch_guidance(guidance, schedule, patch, config.steps) if guidance > 1 else 1.0
 
             def predict(x: Tensor, times: Tensor, condition: Tensor = condition) -> Tensor:

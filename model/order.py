@@ -16,7 +16,7 @@ def patch_permutation(height: int, width: int, patch_side: int) -> Tensor:
 
 def latent_to_sequence(latent: Tensor, patch_side: int) -> Tensor:
     """``[B, C, h, w]`` to ``[B, h*w, C]``, in the order in which tokens are generated."""
-    order = patch_permutation(latent.shape[2], latent.shape[3], patch_side)
+    order = patch_permutation(latent.shape[2], latent.shape[3], patch_side).to(latent.device)
     return latent.flatten(2).transpose(1, 2).index_select(1, order)
 
 
@@ -24,7 +24,7 @@ def sequence_to_latent(sequence: Tensor, height: int, width: int, patch_side: in
     """``[B, h*w, C]`` back to ``[B, C, h, w]``, contiguous: GroupNorm loses accuracy on channels-last strides."""
     # The place in the sequence of each raster cell: a patch is itself a raster of p x p tokens.
     place = torch.arange(height * width).view(height // patch_side, width // patch_side, patch_side, patch_side)
-    place = place.transpose(1, 2).reshape(-1)
+    place = place.transpose(1, 2).reshape(-1).to(sequence.device)
     return sequence.index_select(1, place).transpose(1, 2).unflatten(2, (height, width)).contiguous()
 
 

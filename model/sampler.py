@@ -53,8 +53,8 @@ def sample_patch(predict: Predict, noise: Iterator[Tensor], steps: int, shift: f
     Returns:
         float32 ``[B, P, C]``.
     """
-    times = time_grid(steps, shift)
     x = next(noise)
+    times = time_grid(steps, shift).to(x.device)
 
     def guided_velocity(time: Tensor) -> Tensor:
         rows = x.repeat(2, 1, 1) if guidance > 1 else x
@@ -68,7 +68,7 @@ def sample_patch(predict: Predict, noise: Iterator[Tensor], steps: int, shift: f
     for dt in times.diff():
         x = euler_maruyama_step(x, guided_velocity(time), time, dt, next(noise))
         time = time + dt
-    return x + guided_velocity(torch.tensor(LAST_TIME)) * LAST_STEP
+    return x + guided_velocity(x.new_tensor(LAST_TIME)) * LAST_STEP
 
 
 def patch_guidance(guidance: float, schedule: str, patch: int, patches: int) -> float:
