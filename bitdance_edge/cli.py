@@ -14,8 +14,9 @@ COMMANDS = {
     "generate": ("bitdance_edge.commands.generate", "images from a bundle"),
     "tokenize": ("bitdance_edge.commands.tokenize", "an image to binary tokens"),
     "reconstruct": ("bitdance_edge.commands.reconstruct", "an image through the tokenizer and back"),
-    "inspect": ("bitdance_edge.commands.inspect", "what a bundle holds and needs"),
+    "inspect": ("bitdance_edge.commands.inspect", "what a bundle holds and needs, or an engine is"),
     "export": ("bitdance_edge.export.__main__", "a checkpoint to a bundle of ONNX graphs"),
+    "build": ("bitdance_edge.commands.build", "TensorRT engines of a bundle"),
     "train": ("bitdance_edge.training.__main__", "train a tokenizer or a generator"),
 }
 
