@@ -17,6 +17,9 @@ COMMANDS = {
     "inspect": ("bitdance_edge.commands.inspect", "what a bundle holds and needs, or an engine is"),
     "export": ("bitdance_edge.export.__main__", "a checkpoint to a bundle of ONNX graphs"),
     "build": ("bitdance_edge.commands.build", "TensorRT engines of a bundle"),
+    "profile": ("bitdance_edge.commands.profile", "where the time of each stage goes, by module"),
+    "compare": ("bitdance_edge.commands.compare", "PyTorch, ONNX Runtime and TensorRT, stage by stage"),
+    "pack": ("bitdance_edge.commands.pack", "a bundle and its engines as one archive"),
     "train": ("bitdance_edge.training.__main__", "train a tokenizer or a generator"),
 }
 
@@ -27,6 +30,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
     "onnxruntime": "cpu",
+    "polygraphy": "compare",
     "accelerate": "train",
     "sklearn": "train",
 }

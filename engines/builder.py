@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from bitdance_edge.engines.network import (
 )
 from bitdance_edge.engines.progress import BuildWatch, progress_monitor
 from bitdance_edge.engines.shapes import ShapeProfile
+from bitdance_edge.engines.support import able
 from bitdance_edge.engines.targets import Target
 from bitdance_edge.runtime.bundle import Bundle
 from bitdance_edge.runtime.errors import Cancelled
@@ -48,6 +49,14 @@ class StageBuild:
     @property
     def engine(self) -> Path:
         return engine_path(self.bundle, self.target.folder, self.stage)
+
+    @property
+    def ranges(self) -> dict[str, dict[str, list[list[int]]]]:
+        """The profiles as the sidecar has them."""
+        return {
+            profile.name: {name: [list(shape) for shape in shapes] for name, shapes in profile.shapes.items()}
+            for profile in self.profiles
+        }
 
     @property
     def in_place_cache(self) -> bool:
@@ -129,11 +138,11 @@ def _describe(build: StageBuild, library: Library, network: Any, plan: Any, seco
         target=target.name,
         library=library.name,
         library_version=library.version,
-        capabilities=target.runs_on or here,
+        capabilities=able(build.facts, target.runs_on) or here,
         device=device.name if device and here else "",
         onnx=onnx_hashes(build.bundle, build.stage),
         max_images=build.max_images,
-        profiles={profile.name: asdict(profile)["shapes"] for profile in build.profiles},
+        profiles=build.ranges,
         precision=build.facts.label,
         layers=layer_kinds(network),
         options=build.options,

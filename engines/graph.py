@@ -29,6 +29,7 @@ class GraphFacts:
     types: frozenset[str]  # of TYPES, and "fp32" where matrices are multiplied in it
     modules: dict[str, str]  # node -> module of the PyTorch model, "" for what belongs to the stage itself
     operators: dict[str, str]  # node -> operator
+    results: dict[str, str]  # module -> the tensor made by its last node, in the order of the graph
 
     @property
     def label(self) -> str:
@@ -47,6 +48,7 @@ def read_graph(path: Path) -> GraphFacts:
         types=frozenset(_types(model.graph)),
         modules=_modules(model.graph),
         operators={node.name: node.op_type for node in model.graph.node},
+        results=_results(model.graph),
     )
 
 
@@ -67,17 +69,28 @@ def _modules(graph: GraphProto) -> dict[str, str]:
     made_in: dict[str, str] = {}
     modules = {}
     for node in graph.node:
-        module = _module(node)
-        if module is None:
+        scopes = _scopes(node)
+        if scopes is None:
             module = next((made_in[name] for name in node.input if name in made_in), "")
+        else:
+            module = scopes[-1] if scopes else ""
         modules[node.name] = module
         made_in.update(dict.fromkeys(node.output, module))
     return modules
 
 
-def _module(node: NodeProto) -> str | None:
+def _results(graph: GraphProto) -> dict[str, str]:
+    last: dict[str, tuple[int, str]] = {}
+    for i, node in enumerate(graph.node):
+        for module in _scopes(node) or ():
+            last[module] = (i, node.output[0])
+    return {module: tensor for module, (_, tensor) in sorted(last.items(), key=lambda item: item[1][0]) if module}
+
+
+def _scopes(node: NodeProto) -> list[str] | None:
+    """The modules that a node was traced in, outermost first; None where it does not say."""
     for entry in node.metadata_props:
         if entry.key == MODULE_PATH:
             *modules, _ = ast.literal_eval(entry.value)  # root first, the traced operation last
-            return modules[-1] if modules else ""
+            return modules
     return None

@@ -19,7 +19,7 @@ from bitdance_edge.runtime.sidecar import Sidecar, damage, mismatch
 # Upper bounds of what was measured on builds for RTX, from a few kB of weights to the 683 MB of B-4x's backbone
 # (bench/results/engines.md): kernels and descriptions beside the weights, and the builder's peak of host memory.
 ENGINE_BASE, ENGINE_PER_BYTE = 8_000_000, 1.1
-MEMORY_BASE, MEMORY_PER_BYTE = 900_000_000, 5
+MEMORY_BASE, MEMORY_PER_BYTE = 400_000_000, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ def _plan_stage(
 
 def _current(sidecar: Sidecar, build: StageBuild, library: Library) -> bool:
     same = (
-        sidecar.max_images == build.max_images
+        sidecar.profiles == build.ranges
         and sidecar.options == build.options
         and (not sidecar.device or (build.device is not None and sidecar.device == build.device.name))
     )

@@ -28,7 +28,7 @@ def shape_profiles(bundle: Bundle, stage: str, max_images: int) -> tuple[ShapePr
     if max_images < 1:
         raise EngineError(f"--max-images is {max_images}; it must be at least 1")
     patch = bundle.model.tokens_per_step
-    lengths = {"prompt": bundle.model.prompt_tokens + patch - 1, "patch": patch} if stage == "backbone" else {"all": 0}
+    lengths = {"prompt": bundle.model.prompt_tokens, "patch": patch} if stage == "backbone" else {"all": 0}
     rows = 2 * max_images  # guided: a conditional and an unconditional row an image
     # Draws are images, but for a patch whose two rows are sampled apart.
     draws = rows if stage in ("head", "tokens") else max_images

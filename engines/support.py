@@ -20,9 +20,9 @@ def refusal(facts: GraphFacts, target: Target, gpus: tuple[str, ...], library: L
             f"export for it with: bitdance-edge export CHECKPOINT -o {bundle.folder} --profile portable20 --force"
         )
     for kind, lacking in _lacking(facts, gpus).items():
-        able = tuple(gpu for gpu in gpus if gpu not in lacking)
+        others = tuple(gpu for gpu in gpus if gpu not in lacking)
         # The default target leaves out what cannot run; a target that names a GPU means that GPU.
-        if not able or target.capabilities or target.library == "tensorrt":
+        if not others or target.capabilities or target.library == "tensorrt":
             return (
                 f"{kind} needs compute capability {_text(FIRST_CAPABILITY[kind])}, not {', '.join(lacking)}: "
                 + _way(kind, able, bundle)
@@ -30,9 +30,16 @@ def refusal(facts: GraphFacts, target: Target, gpus: tuple[str, ...], library: L
     return None
 
 
+def able(facts: GraphFacts, gpus: tuple[str, ...]) -> tuple[str, ...]:
+    """The GPUs that have every element type of a graph."""
+    lacking = {gpu for found in _lacking(facts, gpus).values() for gpu in found}
+    return tuple(gpu for gpu in gpus if gpu not in lacking)
+
+
 def restriction(facts: GraphFacts, target: Target) -> str | None:
     """The GPUs of the default target on which an engine of these element types will not run."""
-    lacking = sorted({gpu for gpus in _lacking(facts, target.runs_on).values() for gpu in gpus})
+    kept = able(facts, target.runs_on)
+    lacking = [gpu for gpu in target.runs_on if gpu not in kept]
     return f"not for compute capability {', '.join(lacking)}" if lacking else None
 
 
@@ -46,15 +53,11 @@ def _lacking(facts: GraphFacts, gpus: tuple[str, ...]) -> dict[str, list[str]]:
     return {kind: gpus for kind, gpus in lacking.items() if gpus}
 
 
-def _way(kind: str, able: tuple[str, ...], bundle: Bundle) -> str:
-    if able:
-        return f"build for the others: bitdance-edge build {bundle.folder} --target rtx:{','.join(able)}"
+def _way(kind: str, others: tuple[str, ...], bundle: Bundle) -> str:
+    if others:
+        return f"build for the others: bitdance-edge build {bundle.folder} --target rtx:{','.join(others)}"
     if kind in ("fp8", "fp4"):
         first = FIRST_CAPABILITY[kind]
         fits = ",".join(gpu for gpu in RTX_DEFAULT if tuple(map(int, gpu.split("."))) >= first)
         return f"build for GPUs that have it: bitdance-edge build {bundle.folder} --target rtx:{fits}"
     return f"export in fp16: bitdance-edge export CHECKPOINT -o {bundle.folder} --dtype fp16 --force"
-
-
-def _text(capability: tuple[int, int]) -> str:
-    return f"{capability[0]}.{capability[1]}"
