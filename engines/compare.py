@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class Comparison:
             first = self.first_diverging(pair)
             yield (
                 f"{title:18} {pair:26} {len(found):4} tensors, largest error {worst.error:.1e} (allowed "
-                f"{self.tolerance:.0e}): {'same' if first is None else 'DIFFERENT'}"
+                f"{self.tolerance:.0e}): {'DIFFERENT' if first else 'all finite' if pair.endswith('alone') else 'same'}"
             )
             if first is not None:
                 where = f" of module {first.module}" if first.module else ""
@@ -102,13 +102,13 @@ def compare_stage(
     else:
         runners.append(tensorrt)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        results = dict(Comparator.run(runners, data_loader=[dict(inputs)]))
-    made = {name: iterations[0] for name, iterations in results.items()}
+        results = Comparator.run(runners, data_loader=[dict(inputs)])
+    made: dict[str, Any] = {name: iterations[0] for name, iterations in cast(Any, results).items()}
     names = list(made)
     for one, other in pairwise(names):
         comparison.differences[f"{one} - {other}"] = list(_differences(made[one], made[other], marked, facts))
-    if len(names) == 1:
-        comparison.differences[names[0]] = list(_differences(made[names[0]], made[names[0]], marked, facts))
+    if len(names) == 1:  # nothing to differ from, but values can still stop being finite
+        comparison.differences[f"{names[0]} alone"] = list(_differences(made[names[0]], made[names[0]], marked, facts))
     return comparison
 
 

@@ -23,10 +23,8 @@ def refusal(facts: GraphFacts, target: Target, gpus: tuple[str, ...], library: L
         others = tuple(gpu for gpu in gpus if gpu not in lacking)
         # The default target leaves out what cannot run; a target that names a GPU means that GPU.
         if not others or target.capabilities or target.library == "tensorrt":
-            return (
-                f"{kind} needs compute capability {_text(FIRST_CAPABILITY[kind])}, not {', '.join(lacking)}: "
-                + _way(kind, able, bundle)
-            )
+            needed = ".".join(map(str, FIRST_CAPABILITY[kind]))
+            return f"{kind} needs compute capability {needed}, not {', '.join(lacking)}: {_way(kind, others, bundle)}"
     return None
 
 
