@@ -8,8 +8,16 @@ BUNDLE := bundles/digits-4x
 
 .PHONY: demo test lint setup clean
 
-demo: $(VENV)/demo.stamp
-	$(RUN)/python -m bitdance_edge.demo --checkpoint checkpoints/digits-4x --bundle $(BUNDLE)
+demo: $(BUNDLE)/bundle.json
+	$(RUN)/bitdance-edge generate $(BUNDLE) --classes all --count 8 --seed 1 --grid demo/digits.png
+	@echo
+	@echo "The picture is demo/digits.png. Try next:"
+	@echo "  $(RUN)/bitdance-edge generate $(BUNDLE) --classes 3,7 --count 4 --out images --previews previews"
+	@echo "  $(RUN)/bitdance-edge inspect $(BUNDLE)"
+	@echo "  make test"
+
+$(BUNDLE)/bundle.json: checkpoints/digits-4x/model.safetensors | $(VENV)/demo.stamp
+	$(RUN)/bitdance-edge export checkpoints/digits-4x -o $(BUNDLE) --force
 
 test: lint
 	$(RUN)/pytest -q

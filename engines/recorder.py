@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bitdance_edge.runtime.backend import Buffer, Launch
+from bitdance_edge.runtime.backend import Buffer, Launch, StageTime
 from bitdance_edge.runtime.bundle import Bundle
 from bitdance_edge.runtime.loop import TokenRequest, generate_tokens
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
@@ -64,6 +64,13 @@ class RecordedStage:
     recorder: Recorder
     stage: str
     inner: OnnxRuntimeStage
+
+    @property
+    def time(self) -> StageTime:
+        return self.inner.time
+
+    def close(self) -> None:
+        self.inner.close()
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
         launch = self.inner.bind(buffers)

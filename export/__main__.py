@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    import sys
+
     from bitdance_edge.cli import run_command
 
-    raise SystemExit(run_command("bitdance_edge.export", configure, run))
+    raise SystemExit(run_command("export", sys.argv[1:]))

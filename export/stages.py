@@ -85,7 +85,9 @@ class BackboneStage(nn.Module):
             updated.extend((keys, values))
             return F.scaled_dot_product_attention(queries, keys, values, mask)
 
-        hidden = self.backbone.hidden(embeddings, attend)[:, -self.backbone.config.tokens_per_step :]
+        tokens = self.backbone.config.tokens_per_step
+        last = torch.arange(tokens) + (embeddings.shape[1] - tokens)
+        hidden = self.backbone.hidden(embeddings, attend).index_select(1, last)
         return self.cond_embed(hidden + self.backbone.position_term(patch_index)), *updated
 
 
@@ -164,8 +166,9 @@ class StageExport:
     outputs: tuple[str, ...]
 
 
-# Sizes that stand for a changing dimension while a graph is traced; all differ, so that none is mistaken for another.
-TRACED = {"R": 6, "B": 3, "T": 7, "N": 5}
+# Sizes that stand for a changing dimension while a graph is traced; all differ, so that none is mistaken for another,
+# and T is longer than any patch.
+TRACED = {"R": 6, "B": 3, "T": 67, "N": 5}
 
 
 def stage_exports(model: BitDance, profile: Profile, dtype: torch.dtype) -> dict[str, Callable[[], StageExport]]:

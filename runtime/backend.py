@@ -1,6 +1,7 @@
 """What the loop needs of a backend: memory, and stages bound to memory once and launched many times."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -25,10 +26,26 @@ class Buffer(Protocol):
         ...
 
 
+@dataclass
+class StageTime:
+    """What the launches of one stage took, host clock."""
+
+    launches: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.launches += 1
+        self.seconds += seconds
+
+
 class Stage(Protocol):
+    time: StageTime
+
     def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
         """Tie each input and output of the graph to the buffer of that name; the launch runs the graph once."""
         ...
+
+    def close(self) -> None: ...
 
 
 class Backend(Protocol):

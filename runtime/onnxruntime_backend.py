@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from time import perf_counter
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from bitdance_edge.runtime.backend import Buffer, Launch
+from bitdance_edge.runtime.backend import Buffer, Launch, StageTime
 from bitdance_edge.runtime.bundle import Bundle, StageSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError
 
@@ -62,11 +63,15 @@ class HostBuffer:
 
 
 class OnnxRuntimeStage:
-    def __init__(self, path: Path, spec: StageSpec, threads: int) -> None:
+    def __init__(self, path: Path, spec: StageSpec, threads: int, trace: Path | None) -> None:
         ort = import_onnxruntime()
-        self.spec = spec
+        options = cpu_options(threads)
+        if trace is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(trace / path.stem)
+        self.spec, self.traced, self.time = spec, trace is not None, StageTime()
         try:
-            self.session = ort.InferenceSession(str(path), cpu_options(threads), providers=["CPUExecutionProvider"])
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             reason = str(error).splitlines()[0]
             raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {reason}") from error
@@ -78,30 +83,39 @@ class OnnxRuntimeStage:
             binding.bind_ortvalue_input(tensor.name, buffers[tensor.name].value)  # type: ignore[attr-defined]
         for tensor in self.spec.outputs:
             binding.bind_ortvalue_output(tensor.name, buffers[tensor.name].value)  # type: ignore[attr-defined]
-        return BoundLaunch(self.session, binding, [buffers[tensor.name] for tensor in tensors])
+        return BoundLaunch(self.session, binding, [buffers[tensor.name] for tensor in tensors], self.time)
+
+    def close(self) -> None:
+        """End the operator trace, if there is one; the file is complete then."""
+        if self.traced:
+            self.session.end_profiling()
 
 
 class BoundLaunch:
     """Runs the graph over its buffers, and keeps them: a binding holds addresses, not the arrays behind them."""
 
-    def __init__(self, session: Any, binding: Any, memory: list[Buffer]) -> None:
-        self.session, self.binding, self.memory = session, binding, memory
+    def __init__(self, session: Any, binding: Any, memory: list[Buffer], time: StageTime) -> None:
+        self.session, self.binding, self.memory, self.time = session, binding, memory, time
 
     def __call__(self) -> None:
+        started = perf_counter()
         self.session.run_with_iobinding(self.binding)
+        self.time.add(perf_counter() - started)
 
 
 class OnnxRuntimeBackend:
     name = "onnxruntime-cpu"
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, trace: Path | None = None) -> None:
         import_onnxruntime()
         if any(stage.precision == "bf16" for stage in bundle.stages.values()):
             raise BackendError(
                 f"{bundle.folder} is in bfloat16, for which ONNX Runtime has no kernels on a CPU: "
                 "export it again with --dtype fp32, or run it on a GPU"
             )
-        self.bundle, self.threads = bundle, threads or 0  # 0: one per physical core
+        if trace is not None:
+            trace.mkdir(parents=True, exist_ok=True)
+        self.bundle, self.threads, self.trace = bundle, threads or 0, trace  # 0 threads: one per physical core
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
         if dtype == "bfloat16":
@@ -109,4 +123,4 @@ class OnnxRuntimeBackend:
         return HostBuffer(np.zeros(shape, dtype))
 
     def load(self, stage: str) -> OnnxRuntimeStage:
-        return OnnxRuntimeStage(self.bundle.verified(stage), self.bundle.stage(stage), self.threads)
+        return OnnxRuntimeStage(self.bundle.verified(stage), self.bundle.stage(stage), self.threads, self.trace)

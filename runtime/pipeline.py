@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bitdance_edge.runtime.backend import Stage
+from bitdance_edge.runtime.backend import Stage, StageTime
 from bitdance_edge.runtime.bundle import Bundle
 from bitdance_edge.runtime.errors import BackendError, Cancelled, RequestError
 from bitdance_edge.runtime.image import GeneratedImage, image_settings
@@ -57,7 +57,13 @@ class Pipeline:
 
     @classmethod
     def open(
-        cls, bundle: str | Path, *, device: str = "auto", threads: int | None = None, max_batch: int = 16
+        cls,
+        bundle: str | Path,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        max_batch: int = 16,
+        trace: str | Path | None = None,
     ) -> "Pipeline":
         """Open a bundle.
 
@@ -65,6 +71,7 @@ class Pipeline:
             device: "auto" or "cpu".
             threads: of each graph; None is one a physical core.
             max_batch: images that run together; a larger request runs in parts.
+            trace: folder for one operator trace a stage (Chrome's format), complete when the pipeline is closed.
 
         Raises:
             BundleError: the bundle is missing, altered or of another format.
@@ -75,11 +82,17 @@ class Pipeline:
         if max_batch < 1 or (threads is not None and threads < 1):
             raise RequestError(f"threads is {threads} and max_batch {max_batch}; both must be at least 1")
         opened = Bundle.open(bundle)
-        return cls(opened, OnnxRuntimeBackend(opened, threads), max_batch)
+        return cls(opened, OnnxRuntimeBackend(opened, threads, None if trace is None else Path(trace)), max_batch)
 
     def close(self) -> None:
         """Give the sessions back."""
+        for stage in self._stages.values():
+            stage.close()
         self._stages.clear()
+
+    def times(self) -> dict[str, StageTime]:
+        """Launches and seconds of every stage that has run since the pipeline was opened."""
+        return {name: stage.time for name, stage in self._stages.items()}
 
     def __enter__(self) -> "Pipeline":
         return self

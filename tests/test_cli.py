@@ -1,7 +1,6 @@
 """The command line as a user meets it: exit status, one clear line, and nothing left behind."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -106,7 +105,6 @@ def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
         (["--size", "64x64"], "this bundle makes 32x32 only"),
         (["--size", "big"], "'big' is not a size; write HEIGHTxWIDTH"),
         (["--seed", "-4"], "seed is -4"),
-        (["--like", "nothing.png"], "no image at nothing.png"),
         (["--prefix", "nothing.npy"], "nothing.npy cannot be read as tokens"),
         (["--prefix-patches", "3"], "give --prefix too"),
         (["--device", "tpu"], "device is 'tpu'"),
@@ -129,6 +127,20 @@ def test_unwritable_folder(bundle: Bundle, tmp_path: Path) -> None:
     assert "cannot write" in message
     assert "choose another folder" in message
     assert files(tmp_path) == {"file"}
+
+
+def test_missing_png(bundle: Bundle) -> None:
+    assert "no image at nothing.png" in refused("generate", bundle.folder, "--like", "nothing.png")
+
+
+def test_trace_of_every_stage(bundle: Bundle, tmp_path: Path) -> None:
+    arguments = ["--classes", 1, "--steps", 2, "--out", tmp_path / "images", "--trace", tmp_path / "trace"]
+    result = cli("generate", bundle.folder, *arguments)
+    assert "head           48 launches" in result.stderr
+    stages = {name.split("_")[0] for name in files(tmp_path / "trace")}
+    assert stages == {"prompt", "tokens", "time", "backbone", "head", "decoder"}
+    for trace in (tmp_path / "trace").iterdir():
+        assert json.loads(trace.read_text())
 
 
 def test_png_of_another_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
@@ -188,6 +200,8 @@ def test_interrupted_generate_leaves_no_half_written_file(bundle: Bundle, tmp_pa
     arguments = [
         "generate",
         bundle.folder,
+        "--classes",
+        "all",
         "--steps",
         1000,
         "--count",
@@ -212,7 +226,7 @@ def interrupt(arguments: list, folder: Path, stop: signal.Signals) -> tuple[int,
     deadline = time.monotonic() + 60
     while not any(folder.rglob("*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(process.pid, stop)
+    process.send_signal(stop)
     _, message = process.communicate(timeout=60)
     # Python ends itself with SIGINT, which a shell shows as 130 too, where the interrupt passed through an exec().
     return 130 if process.returncode == -signal.SIGINT else process.returncode, message

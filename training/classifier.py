@@ -47,15 +47,15 @@ class Classifier(nn.Module):
         return embedded, self.scores(embedded).argmax(dim=1)
 
 
-def train_classifier(train: ImageSet, recipe: Recipe, seed: int) -> Classifier:
+def train_classifier(train: ImageSet, recipe: Recipe, seed: int, steps: int = STEPS) -> Classifier:
     """A classifier of ``train``, varied as the recipe varies its images; the same for the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         classifier = Classifier(len(train.class_names))
         optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.05)
-        for step in range(STEPS):
+        for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+                group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
             batch = train[batch_rows(len(train), BATCH, step, seed)]
             scores = classifier(augment(image_from_bytes(batch.images), recipe))
             F.cross_entropy(scores, batch.labels, label_smoothing=0.05).backward()

@@ -137,7 +137,7 @@ def recipe_named(name: str) -> TokenizerRecipe | GeneratorRecipe:
     return RECIPES[name]
 
 
-_DIGITS_1X = GeneratorRecipe(
+_DIGITS = GeneratorRecipe(
     size=32,
     steps=1250,
     batch_size=32,
@@ -195,7 +195,7 @@ RECIPES: dict[str, TokenizerRecipe | GeneratorRecipe] = {
         entropy_weight=0.02,
         commitment_weight=0.1,
     ),
-    "digits-1x": _DIGITS_1X,
-    "digits-4x": replace(_DIGITS_1X, tokens_per_step=4),
-    "digits-16x": replace(_DIGITS_1X, tokens_per_step=16),
+    "digits-1x": replace(_DIGITS, steps=900),
+    "digits-4x": replace(_DIGITS, tokens_per_step=4),
+    "digits-16x": replace(_DIGITS, tokens_per_step=16),
 }

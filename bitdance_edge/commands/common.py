@@ -13,11 +13,12 @@ from bitdance_edge.runtime import Pipeline, RequestError, written_whole
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export")
     parser.add_argument("--device", default="auto", help="auto (default) or cpu")
+    parser.add_argument("--trace", type=Path, metavar="FOLDER", help="write an operator trace of each stage")
     parser.add_argument("--threads", type=int, help="threads of each graph (default: one a physical core)")
 
 
 def open_pipeline(args: argparse.Namespace, **options: int) -> Pipeline:
-    return Pipeline.open(args.bundle, device=args.device, threads=args.threads, **options)
+    return Pipeline.open(args.bundle, device=args.device, threads=args.threads, trace=args.trace, **options)
 
 
 def size(text: str) -> tuple[int, int]:

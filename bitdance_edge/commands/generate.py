@@ -45,7 +45,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Generate images. Without --out and --grid they go to the folder 'images'."
     parser.epilog = EXAMPLE
     add_pipeline_arguments(parser)
-    parser.add_argument("--classes", default="all", help="ids or names: 3,7 or 0-9 or all (default)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--classes", help="ids or names: 3,7 or 0-9 or all")
+    what.add_argument("--like", type=Path, metavar="PNG", help="make the image of this PNG again")
     parser.add_argument("--count", type=int, default=1, help="images of each class (default 1)")
     parser.add_argument("--seed", type=int, help="image i uses seed + i (default: drawn, and printed)")
     parser.add_argument("--steps", type=int, help="sampling steps of each patch (default: the bundle's)")
@@ -58,7 +60,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preview-every", type=int, metavar="K", help="patches between previews (default: a fourth)")
     parser.add_argument("--prefix", type=Path, metavar="FILE", help="an image, or tokens .npy, to be completed")
     parser.add_argument("--prefix-patches", type=int, metavar="K", help="patches kept of --prefix (default: half)")
-    parser.add_argument("--like", type=Path, metavar="PNG", help="make the image of this PNG again")
     parser.add_argument("--batch-invariant", action="store_true", help="one image at a time: same bits in any batch")
     parser.add_argument("--max-batch", type=int, default=16, help="images that run together (default 16)")
 
@@ -74,6 +75,10 @@ def run(args: argparse.Namespace) -> None:
         seconds = time.perf_counter() - generating
         for line in _write(images, args, pipeline):
             print(line)
+        if args.trace:
+            for stage, spent in pipeline.times().items():
+                each = 1000 * spent.seconds / spent.launches
+                say(f"{stage:9} {spent.launches:7} launches {each:9.3f} ms each {1000 * spent.seconds:10.1f} ms")
     say(f"{len(images)} images in {seconds:.2f} s, {seconds / len(images):.2f} s each, seed {images[0].seed}")
 
 

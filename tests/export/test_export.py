@@ -1,6 +1,7 @@
 """A bundle is written only when every stage computes what PyTorch does."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,22 +115,19 @@ def test_gan_decoder_exports_with_its_noise(tmp_path: Path) -> None:
     assert other.pixels is not None
 
 
-def test_failed_export_leaves_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load_generator(CHECKPOINT)
-    old = export_bundle(model, tmp_path / "bundle", ExportOptions(name="old"), {})
+def test_failed_export_leaves_the_old_bundle_and_nothing_else(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    killed = tmp_path / ".bundle.exporting-999999999"
+    killed.mkdir()
 
     def fail(*_: object) -> None:
+        assert len(list(tmp_path.iterdir())) == 2  # the old bundle and the one being written
         raise ExportError("differs")
 
-    monkeypatch.setattr(exporter, "check_stages", fail)
-    with pytest.raises(ExportError):
-        export_bundle(model, tmp_path / "bundle", ExportOptions(name="new", force=True), {})
+    monkeypatch.setattr(exporter, "export_graph", fail)
+    with pytest.raises(ExportError, match="differs"):
+        export_bundle(load_generator(CHECKPOINT), target, ExportOptions(name="new", force=True), {})
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-    assert Bundle.open(tmp_path / "bundle").digest == old.digest
-
-
-def test_leftovers_of_a_killed_export_are_cleared(tmp_path: Path) -> None:
-    left = tmp_path / ".bundle.exporting-999999999"
-    left.mkdir()
-    export_bundle(load_generator(CHECKPOINT), tmp_path / "bundle", ExportOptions(name="bundle"), {})
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert Bundle.open(target).digest == bundle.digest
