@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bitdance_edge.runtime.backend import Buffer, Launch, StageTime
+from bitdance_edge.runtime.backend import Buffer, Launch
 from bitdance_edge.runtime.bundle import Bundle
 from bitdance_edge.runtime.loop import TokenRequest, generate_tokens
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
@@ -59,15 +59,9 @@ class Recorder:
                 self.samples[stage, name] = {tensor.name: buffers[tensor.name].read() for tensor in inputs}
 
 
-@dataclass
 class RecordedStage:
-    recorder: Recorder
-    stage: str
-    inner: OnnxRuntimeStage
-
-    @property
-    def time(self) -> StageTime:
-        return self.inner.time
+    def __init__(self, recorder: Recorder, stage: str, inner: OnnxRuntimeStage) -> None:
+        self.recorder, self.stage, self.inner, self.time = recorder, stage, inner, inner.time
 
     def close(self) -> None:
         self.inner.close()
