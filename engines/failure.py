@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import Any
 
 from bitdance_edge.engines.graph import GraphFacts
@@ -9,13 +10,14 @@ from bitdance_edge.runtime.errors import EngineError
 
 # What the library's message holds -> what helps.
 REMEDIES = {
-    "fp8": "build for GPUs that have it: --target rtx:8.9,12.0",
+    "HW-specific datatypes: fp8": "build for GPUs that have it: --target rtx:8.9,12.0",
     "FP32 GEMM is not supported": "export the bundle with --dtype fp16",
     "UINT8": "keep uint8 to inputs and outputs of the stage: cast first, or last",
     "No importer registered": "export the bundle with --profile portable20, which has older operators only",
     "out of memory": "close other programs or build on a machine with more memory",
     "bad_alloc": "close other programs or build on a machine with more memory",
 }
+MESSAGE_LENGTH = 400  # characters of TensorRT's own words; the log has them all
 OTHERWISE = "export the bundle with --profile portable20, or with another --dtype"
 
 
@@ -47,4 +49,4 @@ def _said(stage: str, node: str, message: str, facts: GraphFacts) -> str:
     if node in facts.modules:
         where += f", module {facts.modules[node] or '(the stage itself)'}, operator {facts.operators[node]} ({node})"
     remedy = next((text for sign, text in REMEDIES.items() if sign.lower() in message.lower()), OTHERWISE)
-    return f"{where}: {message.strip().splitlines()[0]}; try: {remedy}"
+    return f"{where}: {shorten(message, MESSAGE_LENGTH, placeholder=' ...')}; try: {remedy}"

@@ -20,7 +20,12 @@ TYPES: dict[int, str] = {
     TensorProto.INT4: "int4",
     TensorProto.UINT4: "int4",
 }
-MULTIPLIED = ("MatMul", "Gemm", "Conv")
+MULTIPLIED = (
+    "MatMul",
+    "Gemm",
+    "Conv",
+    "DequantizeLinear",
+)  # the last: what it gives is multiplied, in its scale's type
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     stages = [name.strip() for name in args.stages.split(",")] if args.stages else list(bundle.stages)
     plan = plan_builds(bundle, target, library, stages, args.max_images, args.force)
     print(f"{bundle.folder} for {target.name} with {library.name} {library.version}")
-    print("\n".join(plan.table()))
+    print("\n".join(plan.table()), flush=True)
     plan.require_possible()
     if args.dry_run:
         return
