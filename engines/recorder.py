@@ -21,13 +21,13 @@ GUIDANCE = 2.0  # any above 1 runs both rows
 SEED = 1
 LOOP_STAGES = ("prompt", "tokens", "time", "backbone", "head")
 
-# Stage -> what is recorded of it: name of the sample -> which launch it is. The first patch's rows are sampled apart,
-# so the head's usual launch is one of the second patch, after the first patch's STEPS + 1.
+# Stage -> what is recorded of it: name of the sample -> which launch it is. Of the head, the first of the second patch:
+# the first patch's rows may be sampled apart, and its input is noise, which is finite whatever the head makes of it.
 SAMPLES: dict[str, dict[str, int]] = {
     "prompt": {"all": 0},
     "time": {"all": 0},
     "backbone": {"prompt": 0, "patch": 1},
-    "head": {"all": STEPS + 2},
+    "head": {"all": STEPS + 1},
     "tokens": {"all": 1},
     "decoder": {"all": 0},
     "encoder": {"all": 0},

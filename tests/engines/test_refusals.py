@@ -225,55 +225,53 @@ def test_refused_build_says_what_to_try(digits: Digits, library: Library, tmp_pa
 # Before an engine is opened
 
 
-def test_an_engine_that_fits(copy: Bundle, library: Library) -> None:
-    assert require_fit(copy, head_engine(copy), library.trt, "8.9").stage == "head"
+def test_an_engine_that_fits(built_copy: Bundle, library: Library) -> None:
+    assert require_fit(built_copy, head_engine(built_copy), library.trt, "8.9").stage == "head"
 
 
-def test_stale_sidecar(copy: Bundle, library: Library) -> None:
-    spec = copy.stages["head"]
+def test_stale_sidecar(built_copy: Bundle, library: Library) -> None:
+    spec = built_copy.stages["head"]
     changed = replace(spec, graph=replace(spec.graph, sha256="0" * 64))
-    replace(copy, stages={**copy.stages, "head": changed}).write()
+    replace(built_copy, stages={**built_copy.stages, "head": changed}).write()
     message = r"head\.engine is refused: it was built from another export.*bitdance-edge build .* --target rtx"
     with pytest.raises(EngineError, match=message):
-        require_fit(Bundle.open(copy.folder), head_engine(copy), library.trt, "8.9")
+        require_fit(Bundle.open(built_copy.folder), head_engine(built_copy), library.trt, "8.9")
 
 
-def test_truncated_engine(copy: Bundle, library: Library) -> None:
-    engine = head_engine(copy)
+def test_truncated_engine(built_copy: Bundle, library: Library) -> None:
+    engine = head_engine(built_copy)
     engine.write_bytes(engine.read_bytes()[:-100])
     with pytest.raises(
         EngineError, match=r"has \d+ bytes, its sidecar says \d+: it is truncated or altered; rebuild it"
     ):
-        require_fit(copy, engine, library.trt, "8.9")
-    assert [
-        stage.build.stage
-        for stage in planning.plan_builds(copy, Target.parse("rtx"), library, ["head", "time"], 1, force=False).to_build
-    ] == ["head"]
+        require_fit(built_copy, engine, library.trt, "8.9")
+    again = plan_builds(built_copy, Target.parse("rtx"), library, ["head", "time"], 1, force=False)
+    assert [stage.build.stage for stage in again.to_build] == ["head"]
 
 
-def test_altered_engine(copy: Bundle, library: Library) -> None:
-    engine = head_engine(copy)
+def test_altered_engine(built_copy: Bundle, library: Library) -> None:
+    engine = head_engine(built_copy)
     content = bytearray(engine.read_bytes())
     content[len(content) // 2] ^= 1
     engine.write_bytes(content)
     with pytest.raises(EngineError, match="its SHA-256 is not the one in its sidecar"):
-        require_fit(copy, engine, library.trt, "8.9")
+        require_fit(built_copy, engine, library.trt, "8.9")
 
 
-def test_other_library_version(copy: Bundle) -> None:
+def test_other_library_version(built_copy: Bundle) -> None:
     newer = cast(Any, SimpleNamespace(__name__="tensorrt_rtx", __version__="1.8.0.1"))
     with pytest.raises(
         EngineError, match=r"built by tensorrt_rtx [\d.]+, and 1\.8\.0\.1 is installed; rebuild it with"
     ):
-        require_fit(copy, head_engine(copy), newer, "8.9")
+        require_fit(built_copy, head_engine(built_copy), newer, "8.9")
 
 
-def test_other_gpu(copy: Bundle, library: Library) -> None:
-    sidecar = replace(Sidecar.read(head_engine(copy)), target="rtx:8.9", capabilities=("8.9",))
-    sidecar_path(head_engine(copy)).write_text(sidecar.to_json())
-    require_fit(copy, head_engine(copy), library.trt, "8.9")
+def test_other_gpu(built_copy: Bundle, library: Library) -> None:
+    sidecar = replace(Sidecar.read(head_engine(built_copy)), target="rtx:8.9", capabilities=("8.9",))
+    sidecar_path(head_engine(built_copy)).write_text(sidecar.to_json())
+    require_fit(built_copy, head_engine(built_copy), library.trt, "8.9")
     with pytest.raises(EngineError, match=r"built for compute capability 8\.9, and this GPU has 12\.0; rebuild it"):
-        require_fit(copy, head_engine(copy), library.trt, "12.0")
+        require_fit(built_copy, head_engine(built_copy), library.trt, "12.0")
 
 
 @pytest.mark.parametrize(
@@ -285,20 +283,20 @@ def test_other_gpu(copy: Bundle, library: Library) -> None:
         lambda path: path.write_text(json.dumps({"format": 1, "stage": "head"})),
     ],
 )
-def test_sidecar_that_is_not_whole(copy: Bundle, library: Library, spoil: Callable[[Path], Any]) -> None:
-    spoil(sidecar_path(head_engine(copy)))
+def test_sidecar_that_is_not_whole(built_copy: Bundle, library: Library, spoil: Callable[[Path], Any]) -> None:
+    spoil(sidecar_path(head_engine(built_copy)))
     with pytest.raises(EngineError, match=r"bitdance-edge build BUNDLE --target TARGET --force"):
-        require_fit(copy, head_engine(copy), library.trt, "8.9")
+        require_fit(built_copy, head_engine(built_copy), library.trt, "8.9")
 
 
-def test_malformed_file_is_told_from_a_missing_driver(copy: Bundle, library: Library, tmp_path: Path) -> None:
+def test_malformed_file_is_told_from_a_missing_driver(built_copy: Bundle, library: Library, tmp_path: Path) -> None:
     text = tmp_path / "head.engine"
     text.write_text("not an engine at all, " * 10)
     with pytest.raises(EngineError, match="it is no engine of tensorrt_rtx: copy or build it again"):
         refuse_invalid(text, library.trt, library.logger)
     if find_device() is None:
         with pytest.raises(EngineError, match="no NVIDIA driver answers on this machine"):
-            refuse_invalid(head_engine(copy), library.trt, library.logger)
+            refuse_invalid(head_engine(built_copy), library.trt, library.logger)
 
 
 def test_no_driver_is_no_device() -> None:

@@ -24,7 +24,7 @@ from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.bundle import file_spec
 from bitdance_edge.runtime.sidecar import Sidecar
 
-CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "digits-4x"
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "digits-4x"
 QUANTIZED = {
     "int8": (QuantType.QInt8, CalibrationMethod.MinMax),
     "fp8": (QuantType.QFLOAT8E4M3FN, CalibrationMethod.Distribution),
@@ -71,7 +71,7 @@ def built(digits: Callable[[str], Bundle], library: Library) -> Callable[[str], 
 
 
 @pytest.fixture
-def copy(digits: Callable[[str], Bundle], built: Callable[[str], dict[str, Sidecar]], tmp_path: Path) -> Bundle:
+def built_copy(digits: Callable[[str], Bundle], built: Callable[[str], dict[str, Sidecar]], tmp_path: Path) -> Bundle:
     """A bundle with its engines, to be spoilt."""
     built("fp16")
     return Bundle.open(shutil.copytree(digits("fp16").folder, tmp_path / "copy"))
