@@ -88,7 +88,7 @@ def build_stage(build: StageBuild, library: Library, cancel: threading.Event, wa
     if plan is None:
         raise _logged(build, library, build_failure(build.stage, library.log, build.facts))
     sidecar = _describe(build, library, network, plan, watch.seconds)
-    if build.device is not None and build.in_place_cache:
+    if build.in_place_cache and build.device is not None and build.device.capability in sidecar.capabilities:
         require_aliased_cache(library.trt.Runtime(library.logger).deserialize_cuda_engine(plan), build.bundle)
     _write(build.engine, plan, sidecar)
     return sidecar
@@ -161,6 +161,7 @@ def _write(engine: Path, plan: Any, sidecar: Sidecar) -> None:
             described.unlink(missing_ok=True)  # that of the engine which is replaced on leaving this block
         with written_whole(described) as file:
             file.write(sidecar.to_json().encode())
+        engine.with_suffix(".log").unlink(missing_ok=True)  # of an earlier failure
     except BaseException:
         if not described.exists():
             engine.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from bitdance_edge.runtime.bundle import Bundle
 
 
 def parse_network(library: Library, builder: Any, stage: str, path: Path, facts: GraphFacts) -> Any:
-    """The network of an ONNX file; the caller keeps it (and nothing else) until it is built.
+    """The network of an ONNX file; it keeps the parser, whose weights it uses, for as long as it lives.
 
     Raises:
         BuildFailure: the parser refuses a node, which is named with its module.
@@ -67,9 +67,14 @@ def require_cache_in_place(library: Library, network: Any, bundle: Bundle) -> No
 def require_aliased_cache(engine: Any, bundle: Bundle) -> None:
     """The same of a loaded engine, as the library sees it (``ICudaEngine.get_aliased_input_tensor``).
 
+    Args:
+        engine: as ``deserialize_cuda_engine`` gave it, None where it could not.
+
     Raises:
-        BuildFailure: an output of the cache does not share the memory of its input.
+        BuildFailure: the engine did not load, or an output of the cache does not share the memory of its input.
     """
+    if engine is None:
+        raise BuildFailure("backbone: the engine was built but does not load on this GPU; try another --target")
     for past, present in bundle.cache_names():
         if (shared := engine.get_aliased_input_tensor(present)) != past:
             raise BuildFailure(f"backbone: the engine gives {present} the memory of {shared}, not of {past}")

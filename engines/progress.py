@@ -13,6 +13,7 @@ class BuildWatch:
         self.cancel = cancel
         self.started = time.perf_counter()
         self._phases: list[list] = []  # open phases, outermost first: name, steps done, steps
+        self._idle = "parsing"  # what is going on while no phase is open
         self._lock = threading.Lock()
 
     @property
@@ -23,11 +24,12 @@ class BuildWatch:
     def phase(self) -> str:
         """The open phases, outermost first: ``Building engine 2/6 > Optimizing 3/9``."""
         with self._lock:
-            return " > ".join(f"{name} {done}/{steps}" for name, done, steps in self._phases) or "parsing"
+            return " > ".join(f"{name} {done}/{steps}" for name, done, steps in self._phases) or self._idle
 
     def start(self, name: str, steps: int) -> None:
         with self._lock:
             self._phases.append([name, 0, steps])
+            self._idle = "finishing"
 
     def step(self, name: str, step: int) -> bool:
         """Note a step; False asks the library to stop."""

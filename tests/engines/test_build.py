@@ -95,6 +95,8 @@ def test_a_loaded_engine_is_held_to_its_cache(digits: Digits) -> None:
     bundle = digits("fp16")
     shared = {present: past for past, present in bundle.cache_names()}
     require_aliased_cache(SimpleNamespace(get_aliased_input_tensor=shared.get), bundle)
+    with pytest.raises(BuildFailure, match="does not load on this GPU"):
+        require_aliased_cache(None, bundle)
     del shared["present.1.key"]
     with pytest.raises(BuildFailure, match=r"present\.1\.key the memory of None"):
         require_aliased_cache(SimpleNamespace(get_aliased_input_tensor=shared.get), bundle)
