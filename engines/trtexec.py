@@ -18,15 +18,9 @@ from bitdance_edge.runtime.files import written_whole
 from bitdance_edge.runtime.sidecar import Sidecar, engine_path
 
 PROGRAMS = {"tensorrt_rtx": "tensorrt_rtx", "tensorrt": "trtexec"}
-# Wait by spinning and replay a CUDA graph, as the runtime does; the profile comes from a run of its own, which is not
-# the one that is timed.
-STEADY = (
-    "--useSpinWait",
-    "--noDataTransfers",
-    "--separateProfileRun",
-    "--dumpProfile",
-    "--profilingVerbosity=detailed",
-)
+# Wait by spinning and replay a CUDA graph, as the runtime does. The profile comes from a run of its own, which is not
+# the one that is timed. Inputs are transferred, or those of --loadInputs might not be what runs.
+STEADY = ("--useSpinWait", "--separateProfileRun", "--dumpProfile", "--profilingVerbosity=detailed")
 
 
 @dataclass(frozen=True)
