@@ -2,8 +2,6 @@
 
 from bitdance_edge.model.checkpoint import load_generator, load_tokenizer, save_generator, save_tokenizer
 from bitdance_edge.model.config import (
-    GENERATORS,
-    TOKENIZERS,
     GeneratorConfig,
     HeadConfig,
     SamplingDefaults,
@@ -13,6 +11,7 @@ from bitdance_edge.model.errors import ModelError
 from bitdance_edge.model.generator import BitDance
 from bitdance_edge.model.head import DiffusionHead
 from bitdance_edge.model.tokenizer import Tokenizer
+from bitdance_edge.model.variants import GENERATORS, TOKENIZERS
 
 __all__ = [
     "GENERATORS",

@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitdance_edge.model.config import GENERATORS, TOKENIZERS, GeneratorConfig, TokenizerConfig
+from bitdance_edge.model.config import GeneratorConfig, TokenizerConfig
 from bitdance_edge.model.errors import ModelError
 from bitdance_edge.model.generator import BitDance
 from bitdance_edge.model.tokenizer import Tokenizer
+from bitdance_edge.model.variants import GENERATORS, TOKENIZERS
 
 # Our module -> the prefix under which the reference keeps its weights; the backbone's keys carry none, so it is last.
 PREFIXES = {"tokenizer.": "vae.", "head.": "head.net.", "backbone.": ""}

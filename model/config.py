@@ -1,10 +1,10 @@
-"""Hyper-parameters of the network, the published variants, and their JSON as the reference writes it.
+"""Hyper-parameters of the network, and their JSON as the reference writes it.
 
 Knows shapes, nothing of weights. Field names are this project's; ``from_json`` and ``to_json`` translate to the
 constructor arguments of the reference implementation, so that a published ``config.json`` is read as it is.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bitdance_edge.model.errors import ModelError
@@ -226,147 +226,100 @@ class GeneratorConfig:
         Raises:
             ModelError: a key is missing or unknown, or holds what no published model has.
         """
-        left = dict(fields)
-        for training_only in (
-            "kind",
-            "grad_checkpointing",
-            "class_dropout_prob",
-            "trained_vae",
-            "drop_rate",
-            "perturb_schedule",
-            "perturb_rate",
-            "perturb_rate_max",
-        ):
-            left.pop(training_only, None)
-        if left.pop("patch_size", 1) != 1:
-            raise ModelError(f"patch_size is {fields['patch_size']}; only 1 (one token a latent cell) is supported")
-        order = left.pop("parallel_mode", "standard")
-        if order not in ("standard", "patch"):
-            raise ModelError(f"parallel_mode is {order!r}; allowed are 'standard' (raster) and 'patch'")
-        schedule = left.pop("time_schedule", "logit_normal")
-        if schedule not in ("logit_normal", "uniform"):
-            raise ModelError(f"time_schedule is {schedule!r}; allowed are 'logit_normal' and 'uniform'")
-        sampling = left.pop("sampling", {"steps": 100, "guidance": 4.0, "guidance_schedule": "linear"})
+        left = {**REFERENCE_DEFAULTS, **fields}
+        for key in TRAINING_ONLY:
+            left.pop(key, None)
+        for key, allowed in CHOICES.items():
+            if left[key] not in allowed:
+                raise ModelError(f"{key} is {left[key]!r}; allowed is {' or '.join(map(repr, allowed))}")
         try:
+            tokenizer = {"z_channels": left["latent_dim"], **left.pop("ddconfig")}
             config = cls(
-                width=left.pop("dim"),
-                layers=left.pop("n_layer"),
-                heads=left.pop("n_head"),
-                class_tokens=left.pop("cls_token_num", 16),
-                num_classes=left.pop("num_classes", 1000),
-                resolution=left.pop("resolution"),
-                tokens_per_step=left.pop("parallel_num", 1),
-                patch_order=order == "patch",
-                head_width=left.pop("diff_dim"),
-                head_blocks=left.pop("diff_layers"),
-                head_adaln_groups=left.pop("diff_adanln_layers"),
-                tokenizer=TokenizerConfig.from_json(
-                    {"z_channels": left["latent_dim"], **left.pop("ddconfig")}, left.pop("gan_decoder", False)
-                ),
-                time_shift=float(left.pop("time_shift", 1.0)),
-                time_schedule=schedule,
-                time_mean=left.pop("P_mean", 0.0),
-                time_std=left.pop("P_std", 1.0),
-                targets_per_token=left.pop("diff_batch_mul", 1),
-                class_names=tuple(left.pop("class_names", ())),
-                sampling=SamplingDefaults(**sampling),
+                tokenizer=TokenizerConfig.from_json(tokenizer, left.pop("gan_decoder")),
+                patch_order=left.pop("parallel_mode") == "patch",
+                class_names=tuple(left.pop("class_names")),
+                sampling=SamplingDefaults(**left.pop("sampling")),
+                **{name: _typed(cls, name, left.pop(key)) for name, key in PUBLISHED_KEYS.items()},
             )
+            stated = {key: left.pop(key) for key in ("latent_dim", "down_size", "patch_size") if key in left}
         except KeyError as missing:
-            raise ModelError(
-                f"the model configuration lacks {missing}; compare it with a published config.json"
-            ) from None
+            raise ModelError(f"the model configuration lacks {missing}; compare it with a published one") from None
         except TypeError as wrong:
             raise ModelError(f"the model configuration's 'sampling' is wrong: {wrong}") from None
-        latent_dim, down_size = left.pop("latent_dim"), left.pop("down_size", config.tokenizer.downsampling)
-        if latent_dim != config.bits or down_size != config.tokenizer.downsampling:
-            raise ModelError(
-                f"latent_dim {latent_dim} and down_size {down_size} disagree with the tokenizer's "
-                f"{config.bits} bits and {config.tokenizer.downsampling} pixels a token"
-            )
+        built = {"latent_dim": config.bits, "down_size": config.tokenizer.downsampling, "patch_size": 1}
+        for key, value in stated.items():
+            if value != built[key]:
+                raise ModelError(f"{key} is {value}, but the tokenizer in 'ddconfig' gives {built[key]}")
         if left:
             raise ModelError(f"the model configuration holds unknown keys {sorted(left)}; remove or correct them")
         return config
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "dim": self.width,
-            "n_layer": self.layers,
-            "n_head": self.heads,
-            "cls_token_num": self.class_tokens,
-            "num_classes": self.num_classes,
-            "resolution": self.resolution,
+            **{key: getattr(self, name) for name, key in PUBLISHED_KEYS.items()},
+            "latent_dim": self.bits,
             "down_size": self.tokenizer.downsampling,
             "patch_size": 1,
-            "latent_dim": self.bits,
-            "parallel_num": self.tokens_per_step,
             "parallel_mode": "patch" if self.patch_order else "standard",
-            "diff_dim": self.head_width,
-            "diff_layers": self.head_blocks,
-            "diff_adanln_layers": self.head_adaln_groups,
-            "diff_batch_mul": self.targets_per_token,
-            "time_shift": self.time_shift,
-            "time_schedule": self.time_schedule,
-            "P_mean": self.time_mean,
-            "P_std": self.time_std,
             "ddconfig": self.tokenizer.to_json(),
             "gan_decoder": self.tokenizer.gan_decoder,
             "class_names": list(self.class_names),
-            "sampling": {
-                "steps": self.sampling.steps,
-                "guidance": self.sampling.guidance,
-                "guidance_schedule": self.sampling.guidance_schedule,
-            },
+            "sampling": asdict(self.sampling),
         }
 
 
-_D16C32 = TokenizerConfig(
-    bits=32, channels=256, channel_multipliers=(1, 1, 2, 2, 4), blocks_per_level=4, gan_decoder=False
+# Fields of GeneratorConfig that the reference has under a name of its own.
+PUBLISHED_KEYS = {
+    "width": "dim",
+    "layers": "n_layer",
+    "heads": "n_head",
+    "class_tokens": "cls_token_num",
+    "num_classes": "num_classes",
+    "resolution": "resolution",
+    "tokens_per_step": "parallel_num",
+    "head_width": "diff_dim",
+    "head_blocks": "diff_layers",
+    "head_adaln_groups": "diff_adanln_layers",
+    "time_shift": "time_shift",
+    "time_schedule": "time_schedule",
+    "time_mean": "P_mean",
+    "time_std": "P_std",
+    "targets_per_token": "diff_batch_mul",
+}
+# What the reference's constructors assume, and for the keys that are ours what its sampling script does.
+REFERENCE_DEFAULTS = {
+    "cls_token_num": 16,
+    "num_classes": 1000,
+    "parallel_num": 1,
+    "parallel_mode": "standard",
+    "time_shift": 1.0,
+    "time_schedule": "logit_normal",
+    "P_mean": 0.0,
+    "P_std": 1.0,
+    "diff_batch_mul": 1,
+    "gan_decoder": False,
+    "class_names": (),
+    "sampling": {"steps": 100, "guidance": 4.0, "guidance_schedule": "linear"},
+}
+TRAINING_ONLY = (
+    "kind",
+    "grad_checkpointing",
+    "class_dropout_prob",
+    "trained_vae",
+    "drop_rate",
+    "perturb_schedule",
+    "perturb_rate",
+    "perturb_rate_max",
 )
-
-TOKENIZERS = {
-    "d16c32": _D16C32,
-    "d32c128": replace(_D16C32, bits=128, channel_multipliers=(1, 1, 2, 2, 4, 4)),
-    "d32c256": replace(_D16C32, bits=256, channel_multipliers=(1, 1, 2, 2, 4, 4)),
-}
+CHOICES = {"parallel_mode": ("standard", "patch"), "time_schedule": ("logit_normal", "uniform")}
 
 
-def _imagenet(
-    width: int,
-    layers: int,
-    heads: int,
-    head_width: int,
-    head_blocks: int,
-    head_adaln_groups: int,
-    tokens_per_step: int,
-    guidance: float,
-) -> GeneratorConfig:
-    return GeneratorConfig(
-        width=width,
-        layers=layers,
-        heads=heads,
-        class_tokens=64,
-        num_classes=1000,
-        resolution=256,
-        tokens_per_step=tokens_per_step,
-        patch_order=tokens_per_step > 1,
-        head_width=head_width,
-        head_blocks=head_blocks,
-        head_adaln_groups=head_adaln_groups,
-        tokenizer=_D16C32,
-        time_shift=1.0,
-        time_schedule="logit_normal",
-        time_mean=-0.8,
-        time_std=0.8,
-        targets_per_token=4,
-        class_names=(),
-        sampling=SamplingDefaults(steps=100, guidance=guidance, guidance_schedule="linear"),
-    )
-
-
-GENERATORS = {
-    "B-1x": _imagenet(768, 24, 12, 768, 6, 2, 1, 3.2),
-    "B-4x": _imagenet(768, 24, 12, 768, 6, 2, 4, 3.9),
-    "B-16x": _imagenet(768, 24, 12, 768, 6, 2, 16, 6.1),
-    "L-1x": _imagenet(1024, 32, 16, 1024, 8, 2, 1, 4.0),
-    "H-1x": _imagenet(1280, 40, 20, 1280, 12, 3, 1, 4.55),
-}
+def _typed(record: type, name: str, value: Any) -> Any:
+    """``value`` as the field's type; sizes are at least 1."""
+    wanted = record.__annotations__[name]
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not wanted or (wanted is int and value < 1):
+        allowed = "a whole number from 1" if wanted is int else f"a {wanted.__name__}"
+        raise ModelError(f"{PUBLISHED_KEYS[name]} is {value!r}; it must be {allowed}")
+    return value

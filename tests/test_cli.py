@@ -220,6 +220,28 @@ def test_interrupted_generate_leaves_no_half_written_file(bundle: Bundle, tmp_pa
             image.load()
 
 
+def test_interrupted_training_saves_its_state_and_says_how_to_go_on(tmp_path: Path) -> None:
+    arguments = [
+        "train",
+        "digits-tokenizer",
+        "--size",
+        16,
+        "--batch-size",
+        4,
+        "--steps",
+        5000,
+        "--out",
+        tmp_path / "run",
+    ]
+    status, message = interrupt(arguments, tmp_path, signal.SIGINT)
+    assert status == 130, message
+    assert "give the same command with --resume" in message
+    assert "Traceback" not in message
+    assert files(tmp_path) == {"run", "run/resume.pt"}
+    message = refused(*arguments)
+    assert "--resume" in message
+
+
 def interrupt(arguments: list, folder: Path, stop: signal.Signals) -> tuple[int, str]:
     """Run a command, stop it once it has begun to write into ``folder``; its exit status and what it said."""
     command = [sys.executable, "-m", "bitdance_edge.cli", *map(str, arguments)]

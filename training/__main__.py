@@ -1,15 +1,9 @@
-"""The command: trains a recipe, or scores what it trained.
-
-``configure`` and ``run`` are also what the project's own command line calls. Only ``run`` loads torch.
-"""
+"""``python -m bitdance_edge.training RECIPE``: trains a recipe, or scores what it trained. Only ``run`` loads torch."""
 
 import argparse
 import json
-import logging
-import sys
 from pathlib import Path
 
-from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.recipes import RECIPES, overridden, recipe_named
 
 EXAMPLES = """examples:
@@ -21,9 +15,8 @@ several GPUs: accelerate launch -m bitdance_edge.training digits-4x ..."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
+    parser.description = "Train a tokenizer or a generator, or score what was trained."
     parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--tokenizer", type=Path, help="folder of a trained tokenizer, for a generator")
@@ -53,13 +46,12 @@ def run(args: argparse.Namespace) -> None:
     """Train or evaluate as asked, and write the result to standard output as JSON.
 
     Raises:
-        TrainingError: with a message that says what to change.
+        TrainingError, ModelError: with a message that says what to change.
         KeyboardInterrupt: after the state of an interrupted training has been saved.
     """
     import torch
     from accelerate import PartialState
 
-    from bitdance_edge.model import ModelError
     from bitdance_edge.training.runs import RunOptions, evaluate, train
 
     recipe = overridden(recipe_named(args.recipe), _settings(args))
@@ -72,12 +64,7 @@ def run(args: argparse.Namespace) -> None:
         resume=args.resume,
     )
     scoring = {"images": args.images, "sampling_steps": args.sampling_steps, "guidance": args.guidance}
-    try:
-        result = (
-            evaluate(recipe, options, seeds=tuple(args.seeds), **scoring) if args.evaluate else train(recipe, options)
-        )
-    except ModelError as error:  # a checkpoint that cannot be read
-        raise TrainingError(str(error)) from error
+    result = evaluate(recipe, options, seeds=tuple(args.seeds), **scoring) if args.evaluate else train(recipe, options)
     if PartialState().is_main_process:
         print(json.dumps(result, indent=2))
 
@@ -91,21 +78,9 @@ def _settings(args: argparse.Namespace) -> list[str]:
     return settings + args.set
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bitdance_edge.training", description="Train a BitDance generator.")
-    configure(parser)
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        run(args)
-    except TrainingError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the state is saved. Give the same command with --resume to go on", file=sys.stderr)
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    import sys
+
+    from bitdance_edge.cli import run_command
+
+    raise SystemExit(run_command("train", sys.argv[1:]))

@@ -107,7 +107,7 @@ class Trainer:
                     self._report(bar, loss)
                 if interrupted.is_set():
                     self._save()
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt("the state is saved; give the same command with --resume to go on")
         self.average.store()
         return self.progress
 

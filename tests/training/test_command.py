@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bitdance_edge.model import load_generator
+from bitdance_edge.model import ModelError, load_generator
 from bitdance_edge.training.__main__ import configure, run
 from bitdance_edge.training.errors import TrainingError
 
@@ -82,7 +82,7 @@ def test_a_folder_of_images_becomes_a_scored_generator(tmp_path: Path, capsys: p
 def test_errors_say_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="--tokenizer FOLDER"):
         command("digits-4x", "--out", tmp_path / "new", *TINY)
-    with pytest.raises(TrainingError, match=r"no checkpoint at .*nowhere"):
+    with pytest.raises(ModelError, match=r"no checkpoint at .*nowhere"):
         command("digits-4x", "--tokenizer", tmp_path / "nowhere", "--out", tmp_path / "new", *TINY)
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(TrainingError, match="already holds a finished"):
