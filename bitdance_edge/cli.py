@@ -24,8 +24,14 @@ COMMANDS = {
     "generate": Command("bitdance_edge.commands.generate", "images from a bundle", "cpu"),
     "tokenize": Command("bitdance_edge.commands.tokenize", "an image to binary tokens", "cpu"),
     "reconstruct": Command("bitdance_edge.commands.reconstruct", "an image through the tokenizer and back", "cpu"),
-    "inspect": Command("bitdance_edge.commands.inspect", "what a bundle holds and needs", "cpu"),
+    "inspect": Command("bitdance_edge.commands.inspect", "what a bundle holds and needs, or an engine is", "cpu"),
     "export": Command("bitdance_edge.export.__main__", "a checkpoint to a bundle of ONNX graphs", "cpu,export"),
+    "build": Command("bitdance_edge.commands.build", "TensorRT engines of a bundle", "rtx"),
+    "profile": Command("bitdance_edge.commands.profile", "where the time of each stage goes, by module", "cpu,rtx"),
+    "compare": Command(
+        "bitdance_edge.commands.compare", "PyTorch, ONNX Runtime and TensorRT by stage", "export,compare"
+    ),
+    "pack": Command("bitdance_edge.commands.pack", "a bundle and its engines as one archive", "cpu"),
     "train": Command("bitdance_edge.training.__main__", "train a tokenizer or a generator", "train"),
 }
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from torch.export import Dim
 
 from bitdance_edge.export.stages import TRACED, StageExport
-from bitdance_edge.runtime.bundle import TensorSpec
+from bitdance_edge.runtime.bundle import MODULE_PATH, TensorSpec
 
 ONNX_DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
@@ -24,8 +24,6 @@ ONNX_DTYPES: dict[int, str] = {
     TensorProto.UINT8: "uint8",
     TensorProto.BOOL: "bool",
 }
-
-MODULE_PATH = "pkg.torch.onnx.name_scopes"
 
 
 def export_graph(stage: StageExport, path: Path, opset: int) -> None:

@@ -159,9 +159,10 @@ class Tokenizer(nn.Module):
 
 def image_from_bytes(pixels: Tensor) -> Tensor:
     """uint8 ``[B, H, W, 3]`` to float32 ``[B, 3, H, W]`` in [-1, 1]."""
-    return (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) * 2
+    # Bytes are cast first and made last: TensorRT knows them only as inputs and outputs of a network.
+    return (pixels.float().permute(0, 3, 1, 2) / 255 - 0.5) * 2
 
 
 def image_to_bytes(image: Tensor) -> Tensor:
     """Float ``[B, 3, H, W]`` to uint8 ``[B, H, W, 3]``, by clamping and truncating, in float32."""
-    return (127.5 * image.float() + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return (127.5 * image.float() + 128).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)

@@ -6,7 +6,7 @@ with Pipeline.open("bundles/digits-4x") as pipeline:
 """
 
 from bitdance_edge.runtime.bundle import Bundle
-from bitdance_edge.runtime.errors import BackendError, BitDanceError, BundleError, Cancelled, RequestError
+from bitdance_edge.runtime.errors import BackendError, BitDanceError, BundleError, Cancelled, EngineError, RequestError
 from bitdance_edge.runtime.files import written_whole
 from bitdance_edge.runtime.image import GeneratedImage, load_pixels, read_settings, request_from_settings, save_png
 from bitdance_edge.runtime.pipeline import Event, ImageDone, PatchDone, Pipeline, Preview
@@ -18,6 +18,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Cancelled",
+    "EngineError",
     "Event",
     "GeneratedImage",
     "ImageDone",

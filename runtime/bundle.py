@@ -14,6 +14,7 @@ from bitdance_edge.runtime.errors import BundleError
 
 FORMAT = 1
 MANIFEST = "bundle.json"
+MODULE_PATH = "pkg.torch.onnx.name_scopes"  # metadata of each ONNX node: the PyTorch modules it came from
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1, "bool": 1}
 
 Record = TypeVar("Record")

@@ -17,5 +17,9 @@ class BackendError(BitDanceError):
     """No backend that can run this bundle here."""
 
 
+class EngineError(BitDanceError):
+    """An engine that cannot be built, is missing, or is of another bundle, library or GPU."""
+
+
 class Cancelled(BitDanceError):
-    """The caller cancelled the request between two patches."""
+    """The caller cancelled a request between two patches, or a build."""

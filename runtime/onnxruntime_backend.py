@@ -28,6 +28,16 @@ def import_onnxruntime() -> ModuleType:
     return onnxruntime
 
 
+def cpu_options(threads: int = 0) -> Any:
+    """Options of a session on the CPU; 0 threads is one a physical core."""
+    options = import_onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = LOG_SEVERITY
+    # Without VNNI the fused INT8 kernels saturate their 16-bit sums unless told to be exact.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
 class HostBuffer:
     def __init__(self, array: np.ndarray, bfloat16: bool = False) -> None:
         self.array, self.bfloat16 = array, bfloat16
@@ -55,11 +65,7 @@ class HostBuffer:
 class OnnxRuntimeStage:
     def __init__(self, path: Path, spec: StageSpec, threads: int, trace: Path | None) -> None:
         ort = import_onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = LOG_SEVERITY
-        # Without VNNI the fused INT8 kernels saturate their 16-bit sums unless told to be exact.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        options = cpu_options(threads)
         if trace is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(trace / path.stem)

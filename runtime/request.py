@@ -11,6 +11,7 @@ from bitdance_edge.runtime.bundle import Bundle
 from bitdance_edge.runtime.errors import RequestError
 
 MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000
 OUTPUTS = ("image", "tokens")
 
 
@@ -48,7 +49,7 @@ class Request:
             RequestError: names the value and what is allowed.
         """
         model = bundle.model
-        steps = _whole("steps", bundle.sampling.steps if self.steps is None else self.steps, 1, 1000)
+        steps = _whole("steps", bundle.sampling.steps if self.steps is None else self.steps, 1, MAX_STEPS)
         count = _whole("count", self.count, 1, 1_000_000)
         seed = secrets.randbits(32) if self.seed is None else _whole("seed", self.seed, 0, MAX_SEED)
         guidance = bundle.sampling.guidance if self.guidance is None else self.guidance

@@ -4,6 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from engine_fixtures import built as built
+from engine_fixtures import built_copy as built_copy
+from engine_fixtures import digits as digits
+from engine_fixtures import library as library
 
 from bitdance_edge.runtime import Bundle
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import FIXTURES
 from PIL import Image
 
+from bitdance_edge.cli import COMMANDS
 from bitdance_edge.runtime import Bundle
 
 CHECKPOINT = FIXTURES / "cc_4x_patch" / "state.safetensors"
@@ -36,7 +37,7 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("command", ["", "generate", "tokenize", "reconstruct", "inspect", "export", "train"])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_has_an_example_and_loads_no_torch(command: str) -> None:
     result = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "bitdance_edge.cli", *command.split(), "--help"],

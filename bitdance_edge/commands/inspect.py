@@ -1,7 +1,8 @@
-"""``bitdance-edge inspect``: what a bundle holds, how exact it is, and the memory it will need."""
+"""``bitdance-edge inspect``: what a bundle holds, how exact it is, and the memory it will need; what an engine is."""
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.bundle import StageSpec, TensorSpec
@@ -9,18 +10,26 @@ from bitdance_edge.runtime.bundle import StageSpec, TensorSpec
 EXAMPLE = """examples:
   bitdance-edge inspect bundles/digits-4x
   bitdance-edge inspect bundles/B-4x --images 8 --verify
+  bitdance-edge inspect bundles/B-4x/engines/rtx/head.engine
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.description = "What a bundle holds, its errors against PyTorch, and the memory it will need."
+    parser.description = (
+        "What a bundle holds, its errors against PyTorch, and the memory it will need; or what an engine was built of."
+    )
     parser.epilog = EXAMPLE
-    parser.add_argument("bundle", help="bundle folder")
+    parser.add_argument("bundle", help="bundle folder, or an .engine file")
     parser.add_argument("--images", type=int, default=1, help="images that run together (default 1)")
     parser.add_argument("--verify", action="store_true", help="check every file against its SHA-256")
 
 
 def run(args: argparse.Namespace) -> None:
+    if Path(args.bundle).suffix == ".engine":
+        from bitdance_edge.engines.inspection import describe_engine
+
+        print("\n".join(describe_engine(Path(args.bundle))))
+        return
     bundle = Bundle.open(args.bundle)
     for section in (_model(bundle), _stages(bundle), _memory(bundle, max(1, args.images)), _provenance(bundle)):
         print("\n".join(section), end="\n\n")

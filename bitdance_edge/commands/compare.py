@@ -1,0 +1,51 @@
+"""``bitdance-edge compare``: the same inputs through PyTorch, ONNX Runtime and TensorRT, stage by stage."""
+
+import argparse
+
+from bitdance_edge.commands.common import say
+
+EXAMPLE = """examples:
+  bitdance-edge compare bundles/digits-4x --checkpoint checkpoints/digits-4x
+  bitdance-edge compare bundles/B-4x --target rtx:8.9 --stages head,decoder
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Run each stage on the inputs of a real generation step on every backend that is here, and say which tensor "
+        "is the first to differ, of which module, and where values stop being finite."
+    )
+    parser.epilog = EXAMPLE
+    parser.add_argument("bundle", help="bundle folder")
+    parser.add_argument("--checkpoint", help="what the bundle was exported from, for PyTorch")
+    parser.add_argument("--variant", help="what a .pt checkpoint is: B-1x, B-4x, B-16x, L-1x or H-1x")
+    parser.add_argument("--target", default="rtx", help="whose engines: rtx (default), rtx:8.9, ..., trt:current")
+    parser.add_argument("--stages", help="comma-separated stages (default: all)")
+
+
+def run(args: argparse.Namespace) -> None:
+    from bitdance_edge.engines.compare import compare_stage
+    from bitdance_edge.engines.recorder import record_samples
+    from bitdance_edge.engines.targets import Target
+    from bitdance_edge.runtime import Bundle, EngineError
+
+    bundle, target = Bundle.open(args.bundle), Target.parse(args.target)
+    wanted = {name.strip() for name in args.stages.split(",")} if args.stages else set(bundle.stages)
+    for name in wanted:
+        bundle.stage(name)
+    model = None
+    if args.checkpoint:
+        from bitdance_edge.model import load_generator
+
+        model = load_generator(args.checkpoint, variant=args.variant)
+    say("recording the inputs of a generation step")
+    different = []
+    for (stage, sample), inputs in record_samples(bundle).items():
+        if stage in wanted:
+            comparison = compare_stage(bundle, target, model, stage, sample, inputs)
+            print("\n".join(comparison.lines()), flush=True)
+            different += [stage for pair in comparison.differences if comparison.first_diverging(pair)]
+    if different:
+        raise EngineError(
+            f"backends differ in {', '.join(dict.fromkeys(different))}; the first tensors are named above"
+        )

@@ -1,0 +1,39 @@
+"""``bitdance-edge pack``: a bundle and its engines as one archive."""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = """examples:
+  bitdance-edge pack bundles/digits-4x -o digits-4x.tar
+  bitdance-edge pack bundles/B-4x -o B-4x.tar --targets rtx:8.9 --engines-only
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Write a bundle with its engines as one .tar file, the same bytes every time."
+    parser.epilog = EXAMPLE
+    parser.add_argument("bundle", help="bundle folder")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help=".tar file to write")
+    parser.add_argument(
+        "--targets", nargs="*", metavar="TARGET", help="engines to pack (default: all; none after --targets: none)"
+    )
+    parser.add_argument(
+        "--engines-only", action="store_true", help="leave out ONNX files whose weights the packed engines hold"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from bitdance_edge.engines.targets import Target
+    from bitdance_edge.runtime import Bundle, RequestError
+    from bitdance_edge.runtime.pack import pack_bundle
+
+    if args.out.suffix != ".tar":
+        raise RequestError(f"{args.out} does not end in .tar, the format of packed bundles")
+    targets = None if args.targets is None else [Target.parse(name).folder for name in args.targets]
+    packed = pack_bundle(Bundle.open(args.bundle), args.out, targets, args.engines_only)
+    print(f"{args.out}: {packed.files} files, {packed.bytes / 1e6:.1f} MB")
+    if packed.left_out:
+        print(f"left out: {packed.left_out / 1e6:.1f} MB of ONNX that the engines stand for; ONNX Runtime needs them")
+    if packed.linked:
+        print(f"stored once: {packed.linked / 1e6:.1f} MB of equal files")
+    print(f"unpack it with: tar -xf {args.out}")

@@ -1,0 +1,73 @@
+"""``bitdance-edge profile``: where the time of each stage goes, measured by TensorRT's own profiler."""
+
+import argparse
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitdance_edge.commands.common import say
+
+if TYPE_CHECKING:
+    from bitdance_edge.engines.trtexec import ProfileRun
+    from bitdance_edge.runtime import Bundle
+
+EXAMPLE = """examples:
+  bitdance-edge profile bundles/B-4x --target rtx --out profile
+  sh profile/profile.sh        (elsewhere: with the profiler and a GPU)
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write the trtexec (for RTX: tensorrt_rtx) command of each stage, with the inputs of a real generation step; "
+        "where that program is installed, run them and say which modules take the time."
+    )
+    parser.epilog = EXAMPLE
+    parser.add_argument("bundle", help="bundle folder")
+    parser.add_argument("--target", default="rtx", help="whose engines: rtx (default), rtx:8.9, ..., trt:current")
+    parser.add_argument("--out", type=Path, default=Path("profile"), metavar="FOLDER", help="default: profile")
+    parser.add_argument("--layers", type=int, default=20, help="slowest layers shown of each stage (default 20)")
+
+
+def run(args: argparse.Namespace) -> None:
+    from bitdance_edge.engines.recorder import record_samples
+    from bitdance_edge.engines.targets import Target
+    from bitdance_edge.engines.trtexec import PROGRAMS, profile_runs, shell_script, write_inputs
+    from bitdance_edge.runtime import Bundle, written_whole
+
+    bundle, target = Bundle.open(args.bundle), Target.parse(args.target)
+    say("recording the inputs of a generation step")
+    samples = record_samples(bundle)
+    runs = profile_runs(bundle, target, samples, write_inputs(args.out, samples), args.out)
+    script = args.out / "profile.sh"
+    with written_whole(script) as file:
+        file.write(shell_script(runs).encode())
+    print(script)
+    program = PROGRAMS[target.library]
+    if shutil.which(program) is None:
+        print(f"{program} is not on this machine's PATH: copy bundle and {args.out} to where it is, and run {script}")
+        return
+    for each in runs:
+        _profile(each, bundle, args)
+
+
+def _profile(run: "ProfileRun", bundle: "Bundle", args: argparse.Namespace) -> None:
+    from bitdance_edge.engines.chart import bar_chart
+    from bitdance_edge.engines.graph import read_graph
+    from bitdance_edge.engines.layer_times import layer_table, module_times, read_layer_times
+    from bitdance_edge.runtime import EngineError, save_png
+
+    log = args.out / f"{run.stage}-{run.sample}.log"
+    with log.open("wb") as output:
+        status = subprocess.run(run.command, stdout=output, stderr=subprocess.STDOUT).returncode
+    if status:
+        raise EngineError(f"{run.title}: {run.command[0]} ended with status {status}; what it said is in {log}")
+    facts = read_graph(bundle.folder / bundle.stage(run.stage).graph.path)
+    layers = read_layer_times(run.layer_times, run.layer_info, facts)
+    total = sum(layer.milliseconds for layer in layers)
+    print(f"\n{run.title}: {total:.4f} ms in {len(layers)} layers")
+    print("\n".join(list(layer_table(layers))[: args.layers + 1]))
+    chart = args.out / f"{run.stage}-{run.sample}.png"
+    save_png(bar_chart(f"{run.title}: {total:.4f} ms by module", module_times(layers), "ms"), chart)
+    print(chart)

@@ -1,0 +1,116 @@
+"""What each stage is given in a real generation, kept as it was: the samples that profiles and comparisons run on.
+
+One guided image, its first patches, a few sampling steps, on ONNX Runtime; then the decoder and the encoder on what
+came out. A sample is taken just before the launch, of buffers as the loop has bound them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bitdance_edge.runtime.backend import Buffer, Launch
+from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.loop import TokenRequest, generate_tokens
+from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
+from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeStage
+
+STEPS = 4  # sampling steps of the recorded generation; shapes but for the time table's do not depend on it
+PATCHES = 2  # the prompt, then a patch
+GUIDANCE = 2.0  # any above 1 runs both rows
+SEED = 1
+LOOP_STAGES = ("prompt", "tokens", "time", "backbone", "head")
+
+# Stage -> what is recorded of it: name of the sample -> which launch it is. Of the head, the first of the second patch:
+# the first patch's rows may be sampled apart, and its input is noise, which is finite whatever the head makes of it.
+SAMPLES: dict[str, dict[str, int]] = {
+    "prompt": {"all": 0},
+    "time": {"all": 0},
+    "backbone": {"prompt": 0, "patch": 1},
+    "head": {"all": STEPS + 1},
+    "tokens": {"all": 1},
+    "decoder": {"all": 0},
+    "encoder": {"all": 0},
+}
+
+
+@dataclass
+class Recorder:
+    """An ONNX Runtime backend whose stages keep what they are given at the launches of ``SAMPLES``."""
+
+    bundle: Bundle
+    backend: OnnxRuntimeBackend
+    name: str = "recorder"
+    samples: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
+    launches: dict[str, int] = field(default_factory=dict)
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        return self.backend.empty(shape, dtype)
+
+    def load(self, stage: str) -> "RecordedStage":
+        return RecordedStage(self, stage, self.backend.load(stage))
+
+    def note(self, stage: str, buffers: Mapping[str, Buffer]) -> None:
+        launch = self.launches.get(stage, 0)
+        self.launches[stage] = launch + 1
+        for name, wanted in SAMPLES[stage].items():
+            if launch == wanted:
+                inputs = self.bundle.stage(stage).inputs
+                self.samples[stage, name] = {tensor.name: buffers[tensor.name].read() for tensor in inputs}
+
+
+class RecordedStage:
+    def __init__(self, recorder: Recorder, stage: str, inner: OnnxRuntimeStage) -> None:
+        self.recorder, self.stage, self.inner, self.time = recorder, stage, inner, inner.time
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
+        launch = self.inner.bind(buffers)
+
+        def launch_noted() -> None:
+            self.recorder.note(self.stage, buffers)
+            launch()
+
+        return launch_noted
+
+
+def record_samples(bundle: Bundle) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """Inputs of every stage, by (stage, sample): names as in ``SAMPLES``, arrays as in the bundle's manifest.
+
+    Raises:
+        BackendError: ONNX Runtime cannot run this bundle here (bfloat16).
+        BundleError: a file is not the one in the manifest.
+    """
+    recorder = Recorder(bundle, OnnxRuntimeBackend(bundle))
+    model = bundle.model
+    request = TokenRequest(
+        class_ids=[0],
+        steps=STEPS,
+        guidance=GUIDANCE,
+        guidance_schedule=bundle.sampling.guidance_schedule,
+        prefix=np.zeros((1, 0, model.tokens_per_step, model.bits), np.float32),
+    )
+    noise = ImageNoise([SEED], STEPS, (model.tokens_per_step, model.bits))
+    stages = {name: recorder.load(name) for name in LOOP_STAGES}
+    patches = generate_tokens(recorder, bundle, stages, request, noise)
+    tokens = np.concatenate([next(patches) for _ in range(min(PATCHES, model.patches))], axis=1)
+    del stages, patches  # their weights and the cache, before those of the decoder
+    whole = np.resize(tokens, (1, model.tokens, model.bits))  # what was generated, repeated over the image
+    inputs = {"tokens": whole}
+    if model.decoder_noise:
+        inputs["noise"] = normals(SEED, Stream.DECODER, 0, 1, (model.tokens, model.bits))
+    pixels = _run(recorder, "decoder", inputs, "pixels")
+    _run(recorder, "encoder", {"pixels": pixels}, "tokens")
+    return recorder.samples
+
+
+def _run(recorder: Recorder, stage: str, inputs: dict[str, np.ndarray], output: str) -> np.ndarray:
+    spec = recorder.bundle.stage(stage)
+    tensors = (*spec.inputs, *spec.outputs)
+    buffers = {tensor.name: recorder.empty(tensor.sized({"B": 1}), tensor.dtype) for tensor in tensors}
+    for name, values in inputs.items():
+        buffers[name].write(values)
+    recorder.load(stage).bind(buffers)()
+    return buffers[output].read()

@@ -1,0 +1,61 @@
+"""A stage in PyTorch as a Polygraphy runner, with what each of its modules made beside the stage's outputs."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from polygraphy.backend.base import BaseRunner
+from polygraphy.common import TensorMetadata
+from torch import Tensor
+
+from bitdance_edge.export.profiles import PROFILES
+from bitdance_edge.export.stages import stage_exports
+from bitdance_edge.model import BitDance
+
+
+class PyTorchRunner(BaseRunner):
+    """float32, by the plain operators of the portable profile: those of kv24 exist in ONNX alone.
+
+    Args:
+        results: module of the stage -> tensor of the ONNX graph that stands for its output.
+    """
+
+    def __init__(self, model: BitDance, stage: str, results: Mapping[str, str]) -> None:
+        super().__init__(name="pytorch")
+        self.export = stage_exports(model, PROFILES["portable20"], torch.float32)[stage]()
+        self.results = results
+
+    def get_input_metadata_impl(self) -> TensorMetadata:
+        metadata = TensorMetadata()
+        for name, (dtype, shape) in self.export.inputs.items():
+            metadata.add(name, dtype=dtype, shape=[dim if isinstance(dim, int) else None for dim in shape])
+        return metadata
+
+    @torch.no_grad()
+    def infer_impl(self, feed_dict: Mapping[str, np.ndarray]) -> "OrderedDict[str, np.ndarray]":
+        arguments = [
+            torch.from_numpy(np.array(feed_dict[name])).to(dtype) for name, (dtype, _) in self.export.inputs.items()
+        ]
+        made: OrderedDict[str, np.ndarray] = OrderedDict()
+        started = time.perf_counter()
+
+        def keep(tensor: str) -> Any:
+            def hook(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+                if isinstance(output, Tensor):
+                    made[tensor] = output.numpy().copy()
+
+            return hook
+
+        with ExitStack() as hooks:
+            for name, module in self.export.module.named_modules():
+                if name in self.results:
+                    hooks.callback(module.register_forward_hook(keep(self.results[name])).remove)
+            outputs = self.export.module.eval()(*arguments)
+        self.inference_time = time.perf_counter() - started
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        made.update(zip(self.export.outputs, (output.numpy() for output in outputs), strict=True))
+        return made

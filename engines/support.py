@@ -1,0 +1,61 @@
+"""Which element types and operators which GPU and library can take; what it cannot is refused before the build."""
+
+from bitdance_edge.engines.graph import GraphFacts
+from bitdance_edge.engines.library import Library
+from bitdance_edge.engines.targets import RTX_DEFAULT, Target
+from bitdance_edge.runtime.bundle import Bundle
+
+# Element type -> the first compute capability that has it. fp8 and fp32 as the builder itself says when it refuses
+# ("HW-specific datatypes: fp8_e4m3", "FP32 GEMM is not supported"); bf16 and fp4 as the support matrices have it.
+FIRST_CAPABILITY = {"fp32": (8, 0), "bf16": (8, 0), "fp8": (8, 9), "fp4": (12, 0)}
+NEWER_OPERATORS = frozenset({"TensorScatter", "Attention", "RotaryEmbedding"})  # of the kv24 profile
+
+
+def refusal(facts: GraphFacts, target: Target, gpus: tuple[str, ...], library: Library, bundle: Bundle) -> str | None:
+    """Why a stage cannot be built for GPUs of these compute capabilities, with the command that would work."""
+    unknown = NEWER_OPERATORS & set(facts.operators.values())
+    if unknown and not library.updates_cache_in_place:
+        return (
+            f"{library.name} {library.version} does not know {', '.join(sorted(unknown))} (TensorRT does from 10.15): "
+            f"export for it with: bitdance-edge export CHECKPOINT -o {bundle.folder} --profile portable20 --force"
+        )
+    for kind, lacking in _lacking(facts, gpus).items():
+        others = tuple(gpu for gpu in gpus if gpu not in lacking)
+        # The default target leaves out what cannot run; a target that names a GPU means that GPU.
+        if not others or target.capabilities or target.library == "tensorrt":
+            needed = ".".join(map(str, FIRST_CAPABILITY[kind]))
+            return f"{kind} needs compute capability {needed}, not {', '.join(lacking)}: {_way(kind, others, bundle)}"
+    return None
+
+
+def able(facts: GraphFacts, gpus: tuple[str, ...]) -> tuple[str, ...]:
+    """The GPUs that have every element type of a graph."""
+    lacking = {gpu for found in _lacking(facts, gpus).values() for gpu in found}
+    return tuple(gpu for gpu in gpus if gpu not in lacking)
+
+
+def restriction(facts: GraphFacts, target: Target) -> str | None:
+    """The GPUs of the default target on which an engine of these element types will not run."""
+    kept = able(facts, target.runs_on)
+    lacking = [gpu for gpu in target.runs_on if gpu not in kept]
+    return f"not for compute capability {', '.join(lacking)}" if lacking else None
+
+
+def _lacking(facts: GraphFacts, gpus: tuple[str, ...]) -> dict[str, list[str]]:
+    """Element type -> the GPUs that do not have it."""
+    lacking = {
+        kind: [gpu for gpu in gpus if tuple(map(int, gpu.split("."))) < first]
+        for kind, first in FIRST_CAPABILITY.items()
+        if kind in facts.types
+    }
+    return {kind: gpus for kind, gpus in lacking.items() if gpus}
+
+
+def _way(kind: str, others: tuple[str, ...], bundle: Bundle) -> str:
+    if others:
+        return f"build for the others: bitdance-edge build {bundle.folder} --target rtx:{','.join(others)}"
+    if kind in ("fp8", "fp4"):
+        first = FIRST_CAPABILITY[kind]
+        fits = ",".join(gpu for gpu in RTX_DEFAULT if tuple(map(int, gpu.split("."))) >= first)
+        return f"build for GPUs that have it: bitdance-edge build {bundle.folder} --target rtx:{fits}"
+    return f"export in fp16: bitdance-edge export CHECKPOINT -o {bundle.folder} --dtype fp16 --force"

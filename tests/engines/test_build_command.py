@@ -1,0 +1,37 @@
+"""``bitdance-edge build`` as a user meets it."""
+
+from collections.abc import Callable
+
+import pytest
+
+from bitdance_edge.cli import main
+from bitdance_edge.runtime import Bundle
+
+
+def test_build_says_what_it_does_and_does_it_once(built_copy: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    build = ["build", str(built_copy.folder), "--target", "rtx:8.9,12.0", "--stages", "time,tokens"]
+    engine = built_copy.folder / "engines" / "rtx-8.9-12.0" / "time.engine"
+    assert main([*build, "--dry-run"]) == 0
+    assert "ONNX MB" in capsys.readouterr().out
+    assert not engine.parent.exists()
+    assert main(build) == 0
+    output = capsys.readouterr().out
+    assert f"{engine}: " in output
+    assert f"bitdance-edge inspect {engine}" in output
+    written = engine.stat().st_mtime_ns
+    assert main(build) == 0
+    assert "all engines are up to date; --force builds them again" in capsys.readouterr().out
+    assert engine.stat().st_mtime_ns == written
+    assert main([*build, "--force"]) == 0
+    assert engine.stat().st_mtime_ns != written
+
+
+def test_refusals_are_one_line(digits: Callable[[str], Bundle], capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = str(digits("fp8").folder)
+    assert main(["build", bundle, "--target", "rtx:8.6"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "fp8 needs compute capability 8.9, not 8.6" in captured.err
+    assert "refused: fp8" in captured.out
+    assert main(["build", bundle, "--target", "rtx:9.0"]) == 1
+    assert "TensorRT-RTX builds for 7.5 (RTX 20, T4)" in capsys.readouterr().err

@@ -1,0 +1,214 @@
+"""What cannot work is refused before it costs time or crashes, with the reason and the command that would work."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import onnx
+import pytest
+from building import build
+
+from bitdance_edge.engines import plan as planning
+from bitdance_edge.engines.builder import build_stage
+from bitdance_edge.engines.device import find_device
+from bitdance_edge.engines.failure import BuildFailure
+from bitdance_edge.engines.library import Library, load_library
+from bitdance_edge.engines.plan import Plan, plan_builds
+from bitdance_edge.engines.progress import BuildWatch
+from bitdance_edge.engines.targets import Target
+from bitdance_edge.runtime import Bundle, BundleError, Cancelled, EngineError
+from bitdance_edge.runtime.bundle import file_spec
+from bitdance_edge.runtime.sidecar import Sidecar, engine_path
+
+Digits = Callable[[str], Bundle]
+
+
+def plan(bundle: Bundle, library: Library, target: str = "rtx", stage: str = "head", images: int = 1) -> Plan:
+    return plan_builds(bundle, Target.parse(target), library, [stage], images, force=True)
+
+
+def head_engine(bundle: Bundle) -> Path:
+    return engine_path(bundle, "rtx", "head")
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["cuda", "rtx:9.0", "rtx:8.9,x", "rtx:", "trt", "trt:8.9", "RTX"])
+def test_wrong_target(name: str) -> None:
+    with pytest.raises(EngineError, match=r"trt:current"):
+        Target.parse(name)
+
+
+def test_targets_have_one_name_each() -> None:
+    assert Target.parse("rtx:12.0, 8.9,8.9").name == "rtx:8.9,12.0"
+    assert Target.parse("rtx:12.0,8.9").folder == "rtx-8.9-12.0"
+    assert Target.parse("trt:current").folder == "trt-current"
+
+
+def test_fp8_for_a_gpu_without_it(digits: Digits, library: Library) -> None:
+    refused = plan(digits("fp8"), library, "rtx:8.6")
+    assert "refused: fp8 needs compute capability 8.9, not 8.6" in "\n".join(refused.table())
+    with pytest.raises(EngineError, match=r"head: fp8 .* not 8\.6: .*bitdance-edge build .* --target rtx:8\.9,12\.0"):
+        refused.require_possible()
+    with pytest.raises(EngineError, match=r"build for the others: bitdance-edge build .* --target rtx:8\.9"):
+        plan(digits("fp8"), library, "rtx:8.6,8.9").require_possible()
+
+
+def test_fp8_for_the_default_target_says_where_it_will_not_run(digits: Digits, library: Library) -> None:
+    allowed = plan(digits("fp8"), library)
+    allowed.require_possible()
+    assert "build (not for compute capability 8.0, 8.6)" in "\n".join(allowed.table())
+
+
+def test_fp32_for_turing(digits: Digits, library: Library) -> None:
+    with pytest.raises(EngineError, match=r"fp32 needs compute capability 8\.0, not 7\.5: .*--dtype fp16"):
+        plan(digits("fp32"), library, "rtx:7.5").require_possible()
+    plan(digits("fp16"), library, "rtx:7.5").require_possible()
+
+
+def test_newer_operators_for_an_older_tensorrt(
+    digits: Digits, library: Library, exported: Callable[..., Bundle]
+) -> None:
+    """A library without the cache update layer, as TensorRT before 10.15."""
+    older = Library("tensorrt", cast(Any, SimpleNamespace(LayerType=object, __version__="10.7.0")), None, [])
+    with pytest.raises(EngineError, match=r"tensorrt 10\.7\.0 does not know Attention.*--profile portable20"):
+        plan(digits("fp16"), older, stage="backbone").require_possible()
+    plan(exported("cc_4x_patch", "portable20"), older, stage="backbone").require_possible()
+
+
+@pytest.mark.skipif(find_device() is not None, reason="this machine has a GPU")
+def test_current_gpu_where_there_is_none(digits: Digits, library: Library) -> None:
+    with pytest.raises(EngineError, match=r"no NVIDIA driver answers here; .* --target rtx"):
+        plan(digits("fp16"), library, "trt:current")
+
+
+def test_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EngineError, match=r"pip install 'bitdance-edge\[tensorrt\]'"):
+        load_library.__wrapped__("tensorrt")
+
+
+def test_too_little_disk(digits: Digits, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
+    with pytest.raises(EngineError, match=r"has 1 MB free and the engines take up to \d+ MB; free some space"):
+        plan(digits("fp16"), library).require_possible()
+
+
+def test_too_little_memory(digits: Digits, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "available_memory", lambda: 100_000_000)
+    with pytest.raises(EngineError, match=r"head takes up to \d+ MB of memory to build and 100 MB are available"):
+        plan(digits("fp16"), library).require_possible()
+
+
+def test_wrong_number_of_images(digits: Digits, library: Library) -> None:
+    with pytest.raises(EngineError, match="--max-images is 0; it must be at least 1"):
+        plan(digits("fp16"), library, images=0)
+
+
+def test_unknown_stage(digits: Digits, library: Library) -> None:
+    with pytest.raises(BundleError, match="has no heads stage"):
+        plan(digits("fp16"), library, stage="heads")
+
+
+@pytest.fixture
+def unbuilt(digits: Digits, tmp_path: Path) -> Bundle:
+    """A bundle without engines."""
+    ignored = shutil.ignore_patterns("engines")
+    return Bundle.open(shutil.copytree(digits("fp16").folder, tmp_path / "unbuilt", ignore=ignored))
+
+
+def test_altered_onnx(unbuilt: Bundle, library: Library) -> None:
+    (stage,) = plan(unbuilt, library).to_build
+    weights = unbuilt.folder / unbuilt.stages["head"].files[1].path
+    content = bytearray(weights.read_bytes())
+    content[1000] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(BundleError, match=r"head\.onnx\.data was altered"):
+        build_stage(stage.build, library, threading.Event(), lambda watch: None)
+    assert not (unbuilt.folder / "engines").exists()
+
+
+def test_cancelled_build_leaves_nothing(unbuilt: Bundle, library: Library) -> None:
+    before = files(unbuilt.folder)
+    phases: list[str] = []
+
+    def stop(watch: BuildWatch) -> None:
+        phases.append(watch.phase)
+        if "Building engine" in watch.phase:
+            watch.cancel.set()
+
+    with pytest.raises(Cancelled, match="cancelled while building head; nothing was written"):
+        build(unbuilt, library, ["head"], stop)
+    assert any("Building engine" in phase for phase in phases)
+    assert files(unbuilt.folder) == before
+    assert not (unbuilt.folder / "engines").exists()
+
+
+def test_interrupted_command_leaves_nothing(unbuilt: Bundle) -> None:
+    before = files(unbuilt.folder)
+    command = [sys.executable, "-m", "bitdance_edge.cli", "build", unbuilt.folder, "--stages", "head"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("head "):  # the table is there: building begins
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130, message
+    assert "interrupted" in message
+    assert "Traceback" not in message
+    assert files(unbuilt.folder) == before
+
+
+def test_interrupt_between_engine_and_sidecar_takes_both(
+    unbuilt: Bundle, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(unbuilt.folder)
+
+    def interrupt(self: Sidecar) -> str:
+        assert engine_path(unbuilt, "rtx", self.stage).exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sidecar, "to_json", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(unbuilt, library, ["time"])
+    assert files(unbuilt.folder) == before
+    assert not (unbuilt.folder / "engines").exists()
+
+
+def test_refused_node_is_named_with_its_module_and_logged(unbuilt: Bundle, library: Library) -> None:
+    spec = unbuilt.stages["head"]
+    path = unbuilt.folder / spec.graph.path
+    model = onnx.load(path, load_external_data=False)
+    node = next(node for node in model.graph.node if "res_blocks.1.w1" in str(node.metadata_props))
+    node.op_type = "NoSuchOperator"
+    onnx.save(model, path)
+    replaced = replace(spec, graph=file_spec(unbuilt.folder, path))
+    replace(unbuilt, stages={**unbuilt.stages, "head": replaced}).write()
+    with pytest.raises(BuildFailure) as failure:
+        build(Bundle.open(unbuilt.folder), library, ["head"])
+    message = str(failure.value)
+    assert "head, module head.res_blocks.1.w1, operator NoSuchOperator" in message
+    assert "--profile portable20" in message
+    log = head_engine(unbuilt).with_suffix(".log")
+    assert str(log) in message
+    assert "NoSuchOperator" in log.read_text()
+    assert not head_engine(unbuilt).exists()
+
+
+def test_refused_build_says_what_to_try(digits: Digits, library: Library, tmp_path: Path) -> None:
+    """What the plan lets pass is refused by TensorRT itself: here the plan is left out."""
+    bundle = Bundle.open(shutil.copytree(digits("fp8").folder, tmp_path / "fp8"))
+    (stage,) = plan(bundle, library, stage="tokens").to_build
+    forced = replace(stage.build, target=Target.parse("rtx:8.6"))
+    with pytest.raises(BuildFailure, match=r"tokens: .*fp8_e4m3.* try: build for GPUs that have it: --target rtx:8\.9"):
+        build_stage(forced, library, threading.Event(), lambda watch: None)
+    assert not forced.engine.exists()
