@@ -1,5 +1,6 @@
 """Bundles of the small random models, exported once a test run."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,15 @@ from engine_fixtures import library as library
 from bitdance_edge.runtime import Bundle
 
 FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Ctrl-C reaches the commands that tests start, also where a shell runs the tests in the background.
+
+    Such a shell has them ignore it, which their children would inherit; a handler of one's own is not inherited.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
