@@ -1,18 +1,18 @@
 """The front door: open a bundle, stream a request, get images."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitdance_edge.runtime.backend import Stage, StageTime
+from bitdance_edge.runtime.backend import Backend, Stage, StageTime
 from bitdance_edge.runtime.bundle import Bundle
 from bitdance_edge.runtime.errors import BackendError, Cancelled, RequestError
 from bitdance_edge.runtime.image import GeneratedImage, image_settings
-from bitdance_edge.runtime.loop import NoiseSource, TokenRequest, generate_tokens
+from bitdance_edge.runtime.loop import TokenRequest, generate_tokens
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
 from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from bitdance_edge.runtime.request import Request, Settings
@@ -51,7 +51,7 @@ Event = PatchDone | Preview | ImageDone
 class Pipeline:
     """A bundle on one device. Stages are checked and loaded on first use; one thread may use it at a time."""
 
-    def __init__(self, bundle: Bundle, backend: OnnxRuntimeBackend, max_batch: int) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, max_batch: int) -> None:
         self.bundle, self.backend, self.max_batch = bundle, backend, max_batch
         self._stages: dict[str, Stage] = {}
 
@@ -114,7 +114,7 @@ class Pipeline:
             Cancelled: ``cancel`` was set.
         """
         settings = request.resolve(self.bundle)
-        return self._stream(settings, self._noise_of, cancel or threading.Event())
+        return self._stream(settings, cancel or threading.Event())
 
     def tokenize(self, pixels: np.ndarray) -> np.ndarray:
         """Images uint8 ``[B, H, W, 3]`` to tokens int8 ``[B, h*w, C]`` in generation order."""
@@ -163,19 +163,14 @@ class Pipeline:
         self._stage(stage).bind(buffers)()
         return buffers[output].read()
 
-    def _noise_of(self, settings: Settings) -> NoiseSource:
-        model = self.bundle.model
-        seeds = [image.seed for image in settings.images]
-        return ImageNoise(seeds, settings.steps, (model.tokens_per_step, model.bits))
-
-    def _stream(
-        self, settings: Settings, noise_of: Callable[[Settings], NoiseSource], cancel: threading.Event
-    ) -> Iterator[Event]:
+    def _stream(self, settings: Settings, cancel: threading.Event) -> Iterator[Event]:
         for batch in settings.batches(self.max_batch):
-            yield from self._stream_batch(batch, noise_of(batch), cancel)
+            yield from self._stream_batch(batch, cancel)
 
-    def _stream_batch(self, settings: Settings, noise: NoiseSource, cancel: threading.Event) -> Iterator[Event]:
+    def _stream_batch(self, settings: Settings, cancel: threading.Event) -> Iterator[Event]:
         model, first, done = self.bundle.model, settings.images[0].index, []
+        seeds = [image.seed for image in settings.images]
+        noise = ImageNoise(seeds, settings.steps, (model.tokens_per_step, model.bits))
         request = TokenRequest(
             class_ids=[image.class_id for image in settings.images],
             steps=settings.steps,
