@@ -250,6 +250,9 @@ def interrupt(arguments: list, folder: Path, stop: signal.Signals) -> tuple[int,
     while not any(folder.rglob("*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(stop)
-    _, message = process.communicate(timeout=60)
+    try:
+        _, message = process.communicate(timeout=60)
+    finally:
+        process.kill()
     # Python ends itself with SIGINT, which a shell shows as 130 too, where the interrupt passed through an exec().
     return 130 if process.returncode == -signal.SIGINT else process.returncode, message

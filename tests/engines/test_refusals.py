@@ -161,7 +161,10 @@ def test_interrupted_command_leaves_nothing(unbuilt: Bundle) -> None:
     while not process.stdout.readline().startswith("head "):  # the table is there: building begins
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, message = process.communicate(timeout=60)
+    try:
+        _, message = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, message
     assert "interrupted" in message
     assert "Traceback" not in message
