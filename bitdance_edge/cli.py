@@ -73,6 +73,9 @@ def run_command(name: str, argv: Sequence[str]) -> int:
             raise
         print(f"{prog}: {error.name} is not installed: pip install 'bitdance-edge[{command.extras}]'", file=sys.stderr)
         return 1
+    except OSError as error:  # a disk or folder that will not do; the rooms name those that they expect
+        print(f"{prog}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except Exception as error:
         if not type(error).__module__.startswith("bitdance_edge."):
             raise

@@ -204,10 +204,14 @@ def _likely_variant(state: dict[str, Tensor]) -> str | None:
 
 
 def _save(state: dict[str, Tensor], config: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as aside:
-        save_file(weights, Path(aside) / "model.safetensors")
-        (Path(aside) / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        for name in ("model.safetensors", "config.json"):
-            (Path(aside) / name).replace(folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as aside:
+            save_file(weights, Path(aside) / "model.safetensors")
+            (Path(aside) / "model.safetensors").chmod(0o644)
+            (Path(aside) / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+            for name in ("model.safetensors", "config.json"):
+                (Path(aside) / name).replace(folder / name)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot write {folder} ({error}); free some space or choose another folder") from None

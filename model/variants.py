@@ -8,6 +8,8 @@ _D16C32 = TokenizerConfig(
     bits=32, channels=256, channel_multipliers=(1, 1, 2, 2, 4), blocks_per_level=4, gan_decoder=False
 )
 
+# Those of 32 pixels a token have six levels. Their multipliers are taken over from the five-level one; the config JSON
+# that is published beside each file has the last word, and a file of other shapes is refused with both shapes.
 TOKENIZERS = {
     "d16c32": _D16C32,
     "d32c128": replace(_D16C32, bits=128, channel_multipliers=(1, 1, 2, 2, 4, 4)),

@@ -188,6 +188,15 @@ def test_full_disk_leaves_nothing(bundle: Bundle, tmpfs: Path) -> None:
     assert files(tmpfs) == {"filler"}
 
 
+def test_training_on_a_full_or_unwritable_disk_is_one_line(tmpfs: Path) -> None:
+    arguments = ["train", "digits-tokenizer", "--size", 16, "--batch-size", 4, "--steps", 2, "--set", "warmup_steps=1"]
+    (tmpfs / "filler").write_bytes(b"x" * (shutil.disk_usage(tmpfs).free - 9000))
+    assert "cannot write" in refused(*arguments, "--set", "save_every=1", "--out", tmpfs / "run")
+    assert "cannot write" in refused(*arguments, "--out", tmpfs / "other")
+    assert files(tmpfs) == {"filler", "run", "other"}
+    assert "Not a directory" in refused(*arguments, "--out", tmpfs / "filler" / "run")
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_export_leaves_nothing(tmp_path: Path, stop: signal.Signals) -> None:
     status, message = interrupt(["export", CHECKPOINT, "-o", tmp_path / "bundle"], tmp_path, stop)

@@ -169,8 +169,14 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
         }
         aside = self.state_file.with_suffix(".writing")
-        torch.save(state, aside)
-        aside.replace(self.state_file)
+        try:
+            torch.save(state, aside)
+            aside.replace(self.state_file)
+        except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
+            reason = str(error).splitlines()[0]
+            raise TrainingError(f"cannot write {self.state_file} ({reason}); free some space and --resume") from None
+        finally:
+            aside.unlink(missing_ok=True)
 
     def _restore(self) -> None:
         if not self.state_file.is_file():
