@@ -4,7 +4,7 @@ PyTorch (``model/``, float32, the plain path) generates the first patches; at ev
 PyTorch had there, so that an error is that of one stage alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +71,10 @@ class ExportedStages:
 
 
 @torch.no_grad()
-def check_stages(model: BitDance, folder: Path, stages: dict[str, StageSpec], precision: str) -> dict[str, StageError]:
-    """Compare every stage; the errors by stage.
+def check_stages(
+    model: BitDance, folder: Path, stages: dict[str, StageSpec], precision: str, note: Callable[[str], object]
+) -> dict[str, StageError]:
+    """Compare every stage; the errors by stage. ``note`` is told what is being compared.
 
     Raises:
         ExportError: a stage is off by more than its tolerance.
@@ -82,7 +84,9 @@ def check_stages(model: BitDance, folder: Path, stages: dict[str, StageSpec], pr
     }
     exported = ExportedStages(folder, stages)
     generation = torch.Generator().manual_seed(0)
+    note("check prompt to tokens")
     tokens = _check_generation(model, exported, errors, generation)
+    note("check decoder and encoder")
     _check_images(model, exported, errors, tokens, generation)
     failed = [
         f"{name} {error.worst:.2e} (allowed {error.tolerance:.0e})"

@@ -77,14 +77,15 @@ def _write(model: BitDance, folder: Path, options: ExportOptions, provenance: di
     stages: dict[str, StageSpec] = {}
     (folder / "onnx" / options.precision).mkdir(parents=True)
     exports = stage_exports(traced, profile, dtype)
-    with tqdm(exports.items(), unit="stage", leave=False, disable=None) as progress:
-        for name, build in progress:
+    with tqdm(total=len(exports) + 1, unit="stage", leave=False, disable=None) as progress:
+        for name, build in exports.items():
             progress.set_description(f"export {name}")
             path = folder / "onnx" / options.precision / f"{name}.onnx"
             export_graph(build(), path, profile.opset)
             stages[name] = _describe(model, folder, path, options.precision)
-    del traced
-    errors = check_stages(model, folder, stages, options.precision)
+            progress.update()
+        del traced
+        errors = check_stages(model, folder, stages, options.precision, progress.set_description)
     bundle = Bundle(
         folder=folder,
         name=options.name,
@@ -190,8 +191,13 @@ def _aside(folder: Path) -> Iterator[Path]:
 
 
 def _put_in_place(aside: Path, folder: Path) -> None:
+    """Two renames; if the second does not come about, the first is taken back."""
     replaced = aside.with_name(f"{aside.name}.old")
-    if folder.exists():
-        folder.rename(replaced)
-    aside.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    try:
+        if folder.exists():
+            folder.rename(replaced)
+        aside.rename(folder)
+    finally:
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)

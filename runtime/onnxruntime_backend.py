@@ -12,7 +12,6 @@ from bitdance_edge.runtime.backend import Buffer, Launch, StageTime
 from bitdance_edge.runtime.bundle import Bundle, StageSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError
 
-BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; numpy has no such type, so its bits travel as uint16
 LOG_SEVERITY = 3  # errors only
 
 
@@ -39,21 +38,16 @@ def cpu_options(threads: int = 0) -> Any:
 
 
 class HostBuffer:
-    def __init__(self, array: np.ndarray, bfloat16: bool = False) -> None:
-        self.array, self.bfloat16 = array, bfloat16
-        ort_value = import_onnxruntime().OrtValue
-        self.value = (
-            ort_value.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16)
-            if bfloat16
-            else ort_value.ortvalue_from_numpy(array)
-        )
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.value = import_onnxruntime().OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.array.shape
 
     def __getitem__(self, index: int) -> "HostBuffer":
-        return HostBuffer(self.array[index], self.bfloat16)
+        return HostBuffer(self.array[index])
 
     def write(self, values: np.ndarray) -> None:
         self.array[...] = values
@@ -118,8 +112,6 @@ class OnnxRuntimeBackend:
         self.bundle, self.threads, self.trace = bundle, threads or 0, trace  # 0 threads: one per physical core
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
-        if dtype == "bfloat16":
-            return HostBuffer(np.zeros(shape, np.uint16), bfloat16=True)
         return HostBuffer(np.zeros(shape, dtype))
 
     def load(self, stage: str) -> OnnxRuntimeStage:

@@ -112,6 +112,8 @@ def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
         (["--max-batch", "0"], "max_batch 0"),
         (["--grid", "grid.jpg"], "grid.jpg does not end in .png"),
         (["--tokens", "tokens.bin"], "tokens.bin does not end in .npy"),
+        (["--tokens", "tokens.npy", "--grid", "grid.png"], "--tokens decodes nothing"),
+        (["--preview-every", "2"], "give --previews FOLDER too"),
     ],
 )
 def test_bad_request_is_one_line_and_writes_nothing(
@@ -132,6 +134,9 @@ def test_unwritable_folder(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_missing_png(bundle: Bundle) -> None:
     assert "no image at nothing.png" in refused("generate", bundle.folder, "--like", "nothing.png")
+    message = refused("generate", bundle.folder, "--like", "nothing.png", "--seed", 1, "--count", 2)
+    assert "takes all settings from the PNG; leave --seed, --count away" in message
+    assert "--images is 0" in refused("inspect", bundle.folder, "--images", 0)
 
 
 def test_trace_of_every_stage(bundle: Bundle, tmp_path: Path) -> None:

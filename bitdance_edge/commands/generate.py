@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +67,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
+    _require_outputs(args)
     with open_pipeline(args, max_batch=args.max_batch) as pipeline:
-        request = _like(args.like, pipeline) if args.like else _request(args, pipeline)
-        events = pipeline.stream(request)
+        events = pipeline.stream(_request(args, pipeline))
         say(f"opened {args.bundle} in {time.perf_counter() - started:.2f} s")
         generating = time.perf_counter()
-        images = [event.image for event in _shown(events, args, request) if isinstance(event, ImageDone)]
+        images = [event.image for event in _shown(events, args.previews) if isinstance(event, ImageDone)]
         seconds = time.perf_counter() - generating
         for line in _write(images, args, pipeline):
             print(line)
@@ -82,11 +83,30 @@ def run(args: argparse.Namespace) -> None:
     say(f"{len(images)} images in {seconds:.2f} s, {seconds / len(images):.2f} s each, seed {images[0].seed}")
 
 
+def _require_outputs(args: argparse.Namespace) -> None:
+    """Refuse before the work what could not be written after it, and flags that would have no effect."""
+    if args.grid and args.grid.suffix.lower() != ".png":
+        raise RequestError(f"{args.grid} does not end in .png, the format of grids")
+    if args.tokens and args.tokens.suffix != ".npy":
+        raise RequestError(f"{args.tokens} does not end in .npy, the format of tokens")
+    if args.tokens and (args.grid or args.out):
+        raise RequestError("--tokens decodes nothing, so there is nothing for --grid or --out; leave one of them away")
+    if args.preview_every is not None and not args.previews:
+        raise RequestError("--preview-every says how often --previews are written; give --previews FOLDER too")
+    settings = ("seed", "steps", "guidance", "size", "prefix", "prefix_patches")
+    given = [f"--{name.replace('_', '-')}" for name in settings if getattr(args, name) is not None]
+    given += ["--count"] if args.count != 1 else []
+    if args.like and given:
+        raise RequestError(f"--like takes all settings from the PNG; leave {', '.join(given)} away")
+
+
 def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
     every = 0
-    if args.previews or args.preview_every is not None:
-        args.previews = args.previews or Path("previews")
+    if args.previews:
         every = max(1, pipeline.bundle.model.patches // 4) if args.preview_every is None else args.preview_every
+    output = {"preview_every": every, "output": "tokens" if args.tokens else "image"}
+    if args.like:
+        return replace(_like(args.like, pipeline), **output)
     return Request(
         classes=split_classes(args.classes, pipeline),
         count=args.count,
@@ -95,9 +115,8 @@ def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
         guidance=args.guidance,
         size=args.size,
         prefix=_prefix(args, pipeline),
-        preview_every=every,
-        output="tokens" if args.tokens else "image",
         batch_invariant=args.batch_invariant,
+        **output,
     )
 
 
@@ -126,7 +145,7 @@ def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
     return tokens[..., : patches * model.tokens_per_step, :]
 
 
-def _shown(events: Iterator[Event], args: argparse.Namespace, request: Request) -> Iterator[Event]:
+def _shown(events: Iterator[Event], previews: Path) -> Iterator[Event]:
     """Pass the events on, with a progress bar over patches and previews written on the way."""
     with tqdm(unit="patch", leave=False, disable=None) as progress:
         for event in events:
@@ -139,7 +158,7 @@ def _shown(events: Iterator[Event], args: argparse.Namespace, request: Request) 
             elif isinstance(event, Preview):
                 for i, pixels in enumerate(event.pixels):
                     name = f"{event.first_image + i:04d}-patch{event.patch:03d}.png"
-                    save_png(Image.fromarray(pixels), args.previews / name)
+                    save_png(Image.fromarray(pixels), previews / name)
             yield event
 
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime import Bundle, RequestError
 from bitdance_edge.runtime.bundle import StageSpec, TensorSpec
 
 EXAMPLE = """examples:
@@ -30,8 +30,10 @@ def run(args: argparse.Namespace) -> None:
 
         print("\n".join(describe_engine(Path(args.bundle))))
         return
+    if args.images < 1:
+        raise RequestError(f"--images is {args.images}; it must be at least 1")
     bundle = Bundle.open(args.bundle)
-    for section in (_model(bundle), _stages(bundle), _memory(bundle, max(1, args.images)), _provenance(bundle)):
+    for section in (_model(bundle), _stages(bundle), _memory(bundle, args.images), _provenance(bundle)):
         print("\n".join(section), end="\n\n")
     if args.verify:
         for name in bundle.stages:

@@ -35,7 +35,7 @@ def test_a_stage_that_differs_is_caught(bundle: Bundle, stage: str) -> None:
     model = load_generator(CHECKPOINT)
     model.get_parameter(changed[stage]).mul_(-1)
     with pytest.raises(ExportError, match=rf"differ from PyTorch:.*{stage} \d"):
-        check_stages(model, bundle.folder, dict(bundle.stages), "fp32")
+        check_stages(model, bundle.folder, dict(bundle.stages), "fp32", lambda what: None)
 
 
 def test_errors_are_in_the_bundle(bundle: Bundle) -> None:
@@ -131,3 +131,11 @@ def test_failed_export_leaves_the_old_bundle_and_nothing_else(
         export_bundle(load_generator(CHECKPOINT), target, ExportOptions(name="new", force=True), {})
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert Bundle.open(target).digest == bundle.digest
+
+
+def test_the_old_bundle_comes_back_where_the_new_one_cannot_take_its_place(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "bundle.json").touch()
+    with pytest.raises(FileNotFoundError):
+        exporter._put_in_place(tmp_path / "never-written", tmp_path / "bundle")
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"bundle", "bundle/bundle.json"}
