@@ -26,6 +26,9 @@ COMMANDS = {
     "reconstruct": Command("bitdance_edge.commands.reconstruct", "an image through the tokenizer and back", "cpu"),
     "inspect": Command("bitdance_edge.commands.inspect", "what a bundle holds and needs, or an engine is", "cpu"),
     "export": Command("bitdance_edge.export.__main__", "a checkpoint to a bundle of ONNX graphs", "cpu,export"),
+    "calibrate": Command(
+        "bitdance_edge.commands.calibrate", "a bundle in INT8, FP8 or 4 bits, and what it lost", "calibrate"
+    ),
     "build": Command("bitdance_edge.commands.build", "TensorRT engines of a bundle", "rtx"),
     "profile": Command("bitdance_edge.commands.profile", "where the time of each stage goes, by module", "cpu,rtx"),
     "compare": Command(

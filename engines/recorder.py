@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bitdance_edge.runtime.backend import Buffer, Launch
+from bitdance_edge.runtime.backend import Backend, Buffer
 from bitdance_edge.runtime.bundle import Bundle
 from bitdance_edge.runtime.loop import TokenRequest, generate_tokens
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
-from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeStage
+from bitdance_edge.runtime.observed import ObservedBackend
+from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 STEPS = 4  # sampling steps of the recorded generation; shapes but for the time table's do not depend on it
 PATCHES = 2  # the prompt, then a patch
@@ -36,19 +37,11 @@ SAMPLES: dict[str, dict[str, int]] = {
 
 @dataclass
 class Recorder:
-    """An ONNX Runtime backend whose stages keep what they are given at the launches of ``SAMPLES``."""
+    """Keeps what stages are given at the launches of ``SAMPLES``."""
 
     bundle: Bundle
-    backend: OnnxRuntimeBackend
-    name: str = "recorder"
     samples: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
     launches: dict[str, int] = field(default_factory=dict)
-
-    def empty(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        return self.backend.empty(shape, dtype)
-
-    def load(self, stage: str) -> "RecordedStage":
-        return RecordedStage(self, stage, self.backend.load(stage))
 
     def note(self, stage: str, buffers: Mapping[str, Buffer]) -> None:
         launch = self.launches.get(stage, 0)
@@ -59,23 +52,6 @@ class Recorder:
                 self.samples[stage, name] = {tensor.name: buffers[tensor.name].read() for tensor in inputs}
 
 
-class RecordedStage:
-    def __init__(self, recorder: Recorder, stage: str, inner: OnnxRuntimeStage) -> None:
-        self.recorder, self.stage, self.inner, self.time = recorder, stage, inner, inner.time
-
-    def close(self) -> None:
-        self.inner.close()
-
-    def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
-        launch = self.inner.bind(buffers)
-
-        def launch_noted() -> None:
-            self.recorder.note(self.stage, buffers)
-            launch()
-
-        return launch_noted
-
-
 def record_samples(bundle: Bundle) -> dict[tuple[str, str], dict[str, np.ndarray]]:
     """Inputs of every stage, by (stage, sample): names as in ``SAMPLES``, arrays as in the bundle's manifest.
 
@@ -83,7 +59,8 @@ def record_samples(bundle: Bundle) -> dict[tuple[str, str], dict[str, np.ndarray
         BackendError: ONNX Runtime cannot run this bundle here (bfloat16).
         BundleError: a file is not the one in the manifest.
     """
-    recorder = Recorder(bundle, OnnxRuntimeBackend(bundle))
+    recorder = Recorder(bundle)
+    backend = ObservedBackend(OnnxRuntimeBackend(bundle), before=recorder.note)
     model = bundle.model
     request = TokenRequest(
         class_ids=[0],
@@ -93,24 +70,24 @@ def record_samples(bundle: Bundle) -> dict[tuple[str, str], dict[str, np.ndarray
         prefix=np.zeros((1, 0, model.tokens_per_step, model.bits), np.float32),
     )
     noise = ImageNoise([SEED], STEPS, (model.tokens_per_step, model.bits))
-    stages = {name: recorder.load(name) for name in LOOP_STAGES}
-    patches = generate_tokens(recorder, bundle, stages, request, noise)
+    stages = {name: backend.load(name) for name in LOOP_STAGES}
+    patches = generate_tokens(backend, bundle, stages, request, noise)
     tokens = np.concatenate([next(patches) for _ in range(min(PATCHES, model.patches))], axis=1)
     del stages, patches  # their weights and the cache, before those of the decoder
     whole = np.resize(tokens, (1, model.tokens, model.bits))  # what was generated, repeated over the image
     inputs = {"tokens": whole}
     if model.decoder_noise:
         inputs["noise"] = normals(SEED, Stream.DECODER, 0, 1, (model.tokens, model.bits))
-    pixels = _run(recorder, "decoder", inputs, "pixels")
-    _run(recorder, "encoder", {"pixels": pixels}, "tokens")
+    pixels = _run(bundle, backend, "decoder", inputs, "pixels")
+    _run(bundle, backend, "encoder", {"pixels": pixels}, "tokens")
     return recorder.samples
 
 
-def _run(recorder: Recorder, stage: str, inputs: dict[str, np.ndarray], output: str) -> np.ndarray:
-    spec = recorder.bundle.stage(stage)
+def _run(bundle: Bundle, backend: Backend, stage: str, inputs: dict[str, np.ndarray], output: str) -> np.ndarray:
+    spec = bundle.stage(stage)
     tensors = (*spec.inputs, *spec.outputs)
-    buffers = {tensor.name: recorder.empty(tensor.sized({"B": 1}), tensor.dtype) for tensor in tensors}
+    buffers = {tensor.name: backend.empty(tensor.sized({"B": 1}), tensor.dtype) for tensor in tensors}
     for name, values in inputs.items():
         buffers[name].write(values)
-    recorder.load(stage).bind(buffers)()
+    backend.load(stage).bind(buffers)()
     return buffers[output].read()

@@ -2,8 +2,9 @@
 
 from bitdance_edge.engines.graph import GraphFacts
 from bitdance_edge.engines.library import Library
-from bitdance_edge.engines.targets import RTX_DEFAULT, Target
+from bitdance_edge.engines.targets import GPUS, RTX_DEFAULT, Target
 from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.errors import EngineError
 
 # Element type -> the first compute capability that has it. fp8 and fp32 as the builder itself says when it refuses
 # ("HW-specific datatypes: fp8_e4m3", "FP32 GEMM is not supported"); bf16 and fp4 as the support matrices have it.
@@ -19,7 +20,7 @@ def refusal(facts: GraphFacts, target: Target, gpus: tuple[str, ...], library: L
             f"{library.name} {library.version} does not know {', '.join(sorted(unknown))} (TensorRT does from 10.15): "
             f"export for it with: bitdance-edge export CHECKPOINT -o {bundle.folder} --profile portable20 --force"
         )
-    for kind, lacking in _lacking(facts, gpus).items():
+    for kind, lacking in _lacking(facts.types, gpus).items():
         others = tuple(gpu for gpu in gpus if gpu not in lacking)
         # The default target leaves out what cannot run; a target that names a GPU means that GPU.
         if not others or target.capabilities or target.library == "tensorrt":
@@ -28,9 +29,25 @@ def refusal(facts: GraphFacts, target: Target, gpus: tuple[str, ...], library: L
     return None
 
 
+def require_types(types: frozenset[str], target: Target) -> None:
+    """Refuse element types that no GPU of a target has, or not all of those that it names.
+
+    Raises:
+        EngineError: names the type, the GPUs, and a target that works.
+    """
+    for kind, lacking in _lacking(types, target.runs_on).items():
+        if target.capabilities or len(lacking) == len(target.runs_on):
+            first = FIRST_CAPABILITY[kind]
+            fits = ",".join(gpu for gpu in GPUS if tuple(map(int, gpu.split("."))) >= first)
+            raise EngineError(
+                f"target {target.name} has GPUs without {kind}: compute capability {', '.join(lacking)}; choose "
+                f"another precision, or GPUs that have it: --target rtx:{fits}"
+            )
+
+
 def able(facts: GraphFacts, gpus: tuple[str, ...]) -> tuple[str, ...]:
     """The GPUs that have every element type of a graph."""
-    lacking = {gpu for found in _lacking(facts, gpus).values() for gpu in found}
+    lacking = {gpu for found in _lacking(facts.types, gpus).values() for gpu in found}
     return tuple(gpu for gpu in gpus if gpu not in lacking)
 
 
@@ -41,12 +58,12 @@ def restriction(facts: GraphFacts, target: Target) -> str | None:
     return f"not for compute capability {', '.join(lacking)}" if lacking else None
 
 
-def _lacking(facts: GraphFacts, gpus: tuple[str, ...]) -> dict[str, list[str]]:
+def _lacking(types: frozenset[str], gpus: tuple[str, ...]) -> dict[str, list[str]]:
     """Element type -> the GPUs that do not have it."""
     lacking = {
         kind: [gpu for gpu in gpus if tuple(map(int, gpu.split("."))) < first]
         for kind, first in FIRST_CAPABILITY.items()
-        if kind in facts.types
+        if kind in types
     }
     return {kind: gpus for kind, gpus in lacking.items() if gpus}
 

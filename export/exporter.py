@@ -1,10 +1,7 @@
 """A model to a bundle: every stage traced, checked against PyTorch, and only then put in its place."""
 
 import copy
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +24,7 @@ from bitdance_edge.runtime.bundle import (
     StageSpec,
     file_spec,
 )
+from bitdance_edge.runtime.files import folder_aside, put_in_place
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -61,9 +59,9 @@ def export_bundle(model: BitDance, folder: str | Path, options: ExportOptions, p
         raise ExportError(f"{folder} exists and is not a bundle; --force replaces bundles only")
     _require_space(model, folder, options)
     try:
-        with _aside(folder) as aside:
+        with folder_aside(folder) as aside:
             bundle = _write(model, aside, options, provenance)
-            _put_in_place(aside, folder)
+            put_in_place(aside, folder)
     except OSError as error:
         raise ExportError(
             f"cannot write {folder}: {error.strerror or error}; free some space or choose another folder"
@@ -172,32 +170,3 @@ def _require_space(model: BitDance, folder: Path, options: ExportOptions) -> Non
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise ExportError(f"{existing} has {free / 1e6:.0f} MB free; the bundle takes about {needed / 1e6:.0f} MB")
-
-
-@contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """A folder beside the target that is gone afterwards, whatever happens; clears those of killed exports."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{folder.name}.exporting-"
-    for left in folder.parent.glob(f"{prefix}*"):
-        if not Path(f"/proc/{left.name.removeprefix(prefix)}").exists():
-            shutil.rmtree(left, ignore_errors=True)
-    aside = folder.with_name(f"{prefix}{os.getpid()}")
-    try:
-        aside.mkdir()
-        yield aside
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _put_in_place(aside: Path, folder: Path) -> None:
-    """Two renames; if the second does not come about, the first is taken back."""
-    replaced = aside.with_name(f"{aside.name}.old")
-    try:
-        if folder.exists():
-            folder.rename(replaced)
-        aside.rename(folder)
-    finally:
-        if replaced.exists() and not folder.exists():
-            replaced.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)

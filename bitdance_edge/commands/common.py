@@ -33,6 +33,11 @@ def split_classes(text: str, pipeline: Pipeline) -> list[int | str]:
     """``3,7``, ``0-9`` or ``all`` to class ids and names, which the request then checks."""
     if text == "all":
         return list(range(pipeline.bundle.model.num_classes))
+    return expand_classes(text)
+
+
+def expand_classes(text: str) -> list[int | str]:
+    """``3,7`` or ``0-9`` to class ids and names."""
     return [item for part in text.split(",") for item in _expand(part.strip())]
 
 

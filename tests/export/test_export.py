@@ -16,6 +16,7 @@ from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.exporter import ExportOptions, export_bundle
 from bitdance_edge.model import load_generator
 from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime.files import put_in_place
 
 CHECKPOINT = FIXTURES / "cc_4x_patch" / "state.safetensors"
 
@@ -119,7 +120,7 @@ def test_failed_export_leaves_the_old_bundle_and_nothing_else(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
-    killed = tmp_path / ".bundle.exporting-999999999"
+    killed = tmp_path / ".bundle.writing-999999999"
     killed.mkdir()
 
     def fail(*_: object) -> None:
@@ -137,5 +138,5 @@ def test_the_old_bundle_comes_back_where_the_new_one_cannot_take_its_place(tmp_p
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "bundle.json").touch()
     with pytest.raises(FileNotFoundError):
-        exporter._put_in_place(tmp_path / "never-written", tmp_path / "bundle")
+        put_in_place(tmp_path / "never-written", tmp_path / "bundle")
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"bundle", "bundle/bundle.json"}

@@ -1,0 +1,176 @@
+"""``bitdance-edge calibrate``: a bundle in INT8, FP8 or with 4-bit weights, and a report of what it lost."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitdance_edge.commands.common import expand_classes, say
+
+if TYPE_CHECKING:
+    from bitdance_edge.calibration.calibrate import CalibrateOptions
+    from bitdance_edge.calibration.recipe import Recipe
+    from bitdance_edge.runtime import Bundle
+
+STAGES = ("tokens", "time", "backbone", "head", "decoder", "encoder")
+EXAMPLE = """examples:
+  bitdance-edge calibrate bundles/digits-4x --precision int8 -o bundles/digits-4x-int8
+  bitdance-edge calibrate bundles/B-4x --precision int8 --max-bit-flips 0.5% -o bundles/B-4x-int8
+  bitdance-edge calibrate bundles/B-4x --head fp8 --backbone int4 -o bundles/B-4x-mixed --target rtx:8.9
+  bitdance-edge calibrate bundles/tuned --recipe bundles/B-4x-int8/calibration/recipe.json -o bundles/tuned-int8
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Quantise a bundle's stages on inputs of its own generations, and measure what was lost. The result is a bundle "
+        "like any other, with the report in its folder calibration/."
+    )
+    parser.epilog = EXAMPLE
+    parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export")
+    parser.add_argument("-o", "--out", type=Path, metavar="FOLDER", required=True, help="the calibrated bundle")
+    parser.add_argument("--force", action="store_true", help="replace the bundle that is there")
+    what = parser.add_argument_group("what")
+    what.add_argument("--precision", metavar="P", help="of all stages: int8, fp8 or int4 (4-bit weights)")
+    for stage in STAGES:
+        what.add_argument(
+            f"--{stage}", metavar="P", help=f"of the {stage}; the bundle's own type leaves it as exported"
+        )
+    what.add_argument("--recipe", type=Path, metavar="FILE", help="all choices of an earlier calibration (recipe.json)")
+    what.add_argument("--max-bit-flips", metavar="PERCENT", help="keep sensitive layers as exported until this holds")
+    what.add_argument("--target", help="GPUs it is meant for (rtx, rtx:8.9, ...): refuse at once what they cannot run")
+    how = parser.add_argument_group("how scales are chosen")
+    how.add_argument("--calibrator", help="max, percentile, entropy or mse (default mse)")
+    how.add_argument("--percentile", type=float, metavar="Q", help="of the percentile calibrator (default 99.99)")
+    how.add_argument("--smooth", type=float, metavar="A", help="SmoothQuant of this strength, 0 to 1 (default: none)")
+    how.add_argument("--flat-times", action="store_true", help="count all sampling times the same")
+    draw = parser.add_argument_group("which images")
+    draw.add_argument("--images", type=int, help="images recorded (default 8)")
+    draw.add_argument("--seed", type=int, help="of the recorded images; the held-out ones follow from it (default 0)")
+    draw.add_argument("--classes", help="ids or names: 3,7 or 0-9 (default: all, in a seeded order)")
+    draw.add_argument("--steps", type=int, help="sampling steps of each patch (default: the bundle's)")
+    draw.add_argument("--guidance", type=float, help="(default: the bundle's)")
+    draw.add_argument("--patches", type=int, help="only the first patches of each image, for large models")
+    draw.add_argument("--data", type=Path, metavar="FOLDER", help="recordings (default: calibration/ in the bundle)")
+    report = parser.add_argument_group("report")
+    report.add_argument("--held-out", type=int, default=8, metavar="N", help="images that judge stages and layers (8)")
+    report.add_argument("--search-images", type=int, default=32, metavar="N", help="images that hold the budget (32)")
+    report.add_argument("--test-images", type=int, default=64, metavar="N", help="images of bits and PSNR (64)")
+    report.add_argument("--no-sensitivity", action="store_true", help="leave out what each layer costs alone")
+    report.add_argument("--features", type=Path, metavar="ONNX", help="network that judges images (see docs/quality)")
+    report.add_argument("--references", type=Path, metavar="FOLDER", help="real images for the Fréchet distance")
+    report.add_argument("--floor", type=Path, metavar="FOLDER", help="other real images, for its floor")
+    report.add_argument("--judged-images", type=int, default=512, metavar="N", help="images that are judged (512)")
+    parser.add_argument("--threads", type=int, help="threads of each graph (default: one a physical core)")
+
+
+def run(args: argparse.Namespace) -> None:
+    from bitdance_edge.calibration.calibrate import calibrate
+    from bitdance_edge.calibration.report import summary
+    from bitdance_edge.runtime import Bundle
+
+    bundle = Bundle.open(args.bundle)
+    options = _options(args, bundle)
+    if args.target:
+        _require_target(args.target, options.recipe, args.bundle)
+    try:
+        findings = calibrate(bundle, args.out, options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what was recorded is kept; the same command goes on from there") from None
+    print("\n".join(summary(findings)))
+    say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
+    say(f"  bitdance-edge generate {args.out} --{'classes 0' if bundle.model.num_classes else 'help'} --seed 1")
+
+
+def _options(args: argparse.Namespace, bundle: "Bundle") -> "CalibrateOptions":
+    from bitdance_edge.calibration.calibrate import CalibrateOptions
+    from bitdance_edge.calibration.errors import CalibrationError
+    from bitdance_edge.calibration.judge import JudgeOptions
+
+    judge = None
+    if args.features or args.references or args.floor:
+        if not (args.features and args.references):
+            raise CalibrationError("--features and --references judge images together; give both")
+        judge = JudgeOptions(features=args.features, references=args.references, floor=args.floor)
+    for name in ("held_out", "search_images", "test_images", "judged_images"):
+        if getattr(args, name) < 1:
+            raise CalibrationError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
+    return CalibrateOptions(
+        recipe=_recipe(args, bundle),
+        held_out=args.held_out,
+        search_images=args.search_images,
+        test_images=args.test_images,
+        sensitivity=not args.no_sensitivity,
+        judge=judge,
+        judged_images=args.judged_images,
+        data=args.data,
+        threads=args.threads,
+        force=args.force,
+    )
+
+
+def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "Recipe":
+    from bitdance_edge.calibration.errors import CalibrationError
+    from bitdance_edge.calibration.recipe import Recipe
+    from bitdance_edge.calibration.recording import Draw
+
+    given = {stage: getattr(args, stage) for stage in STAGES if getattr(args, stage)}
+    budget = _share(args.max_bit_flips)
+    if args.recipe:
+        others = ("precision", "calibrator", "percentile", "smooth", "images", "seed", "classes", "steps", "guidance")
+        clash = [name for name in (*others, "patches") if getattr(args, name) is not None]
+        clash += [*given, *(["flat-times"] if args.flat_times else [])]
+        if clash:
+            raise CalibrationError(
+                f"--recipe holds every choice; leave {', '.join(f'--{name}' for name in clash)} away"
+            )
+        recipe = Recipe.read(args.recipe)
+        return replace(recipe, max_bit_flips=budget)  # the layers that it keeps were searched for already
+    precisions = {}
+    for stage in STAGES:
+        precision = given.get(stage, args.precision)
+        if stage not in bundle.stages or precision is None or precision == bundle.stages[stage].precision:
+            continue
+        if precision in ("fp32", "fp16", "bf16"):
+            raise CalibrationError(
+                f"--{stage} {precision}: this bundle's {stage} is {bundle.stages[stage].precision}; calibrate a bundle "
+                f"made with: bitdance-edge export --dtype {precision}"
+            )
+        precisions[stage] = precision
+    draw = Draw(
+        images=8 if args.images is None else args.images,
+        seed=args.seed or 0,
+        classes=tuple(expand_classes(args.classes)) if args.classes and args.classes != "all" else (),
+        patches=args.patches,
+        steps=args.steps,
+        guidance=args.guidance,
+    )
+    return Recipe(
+        precisions=precisions,
+        calibrator=args.calibrator or "mse",
+        percentile=99.99 if args.percentile is None else args.percentile,
+        smooth=args.smooth,
+        weigh_times=not args.flat_times,
+        draw=draw,
+        max_bit_flips=budget,
+    )
+
+
+def _share(text: str | None) -> float | None:
+    """``1%`` or ``1`` (percent) to a share."""
+    from bitdance_edge.calibration.errors import CalibrationError
+
+    if text is None:
+        return None
+    try:
+        return float(text.removesuffix("%")) / 100
+    except ValueError:
+        raise CalibrationError(f"--max-bit-flips is {text!r}; write a percentage, for example 0.5%") from None
+
+
+def _require_target(name: str, recipe: "Recipe", bundle: str) -> None:
+    """Refuse, before any work, a precision that the target's GPUs do not have."""
+    from bitdance_edge.engines.support import require_types
+    from bitdance_edge.engines.targets import Target
+
+    require_types(frozenset(recipe.precisions.values()), Target.parse(name))

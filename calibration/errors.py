@@ -1,0 +1,5 @@
+from bitdance_edge.runtime.errors import BitDanceError
+
+
+class CalibrationError(BitDanceError):
+    """A calibration that cannot be done as asked, or inputs that no scale can be chosen for."""

@@ -1,0 +1,112 @@
+"""The plots of a calibration report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from bitdance_edge.runtime.files import written_whole
+from bitdance_edge.runtime.image import save_png
+
+if TYPE_CHECKING:
+    from bitdance_edge.calibration.report import Findings
+
+SHOWN_IMAGES = 10
+SHOWN_SIDE = 96  # pixels of one image in the picture
+DIFFERENCE_GAIN = 4
+SHOWN_LAYERS = 16
+DPI = 80
+STAGE_COLOURS = {
+    "tokens": "#59a14f",
+    "time": "#edc948",
+    "backbone": "#4e79a7",
+    "head": "#e15759",
+    "decoder": "#b07aa1",
+    "encoder": "#9c755f",
+}
+
+
+def write_plots(findings: "Findings", pixels: Mapping[str, np.ndarray], folder: Path) -> dict[str, str]:
+    """Write all plots; file name -> what it shows."""
+    made = {"images.png": "Reference, calibrated, and four times their difference"}
+    save_png(_images(pixels), folder / "images.png")
+    _save(_bits(findings), folder / "bits.png")
+    made["bits.png"] = "Bits that turn, patch by patch"
+    if findings.sensitivities:
+        _save(_sensitivity(findings), folder / "sensitivity.png")
+        made["sensitivity.png"] = "The most sensitive layers"
+    if findings.steps():
+        _save(_times(findings), folder / "times.png")
+        made["times.png"] = "The head's ranges and the effect of an error, by sampling step"
+    return made
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with written_whole(path) as file:
+        # Without the version of matplotlib in it, the file is the same wherever the figures are.
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+
+
+def _images(pixels: Mapping[str, np.ndarray]) -> Image.Image:
+    want, got = (pixels[name][:SHOWN_IMAGES] for name in ("reference", "quantized"))
+    difference = np.clip(DIFFERENCE_GAIN * np.abs(want.astype(int) - got.astype(int)), 0, 255).astype(np.uint8)
+    rows = np.concatenate([np.concatenate(list(row), axis=1) for row in (want, got, difference)], axis=0)
+    scale = SHOWN_SIDE / want.shape[1]
+    return Image.fromarray(rows).resize(
+        (round(rows.shape[1] * scale), round(rows.shape[0] * scale)), Image.Resampling.NEAREST
+    )
+
+
+def _bits(findings: "Findings") -> Figure:
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.subplots()
+    patches = np.arange(1, len(findings.bits.forced_by_patch) + 1)
+    axes.plot(
+        patches, 100 * np.array(findings.bits.free_by_patch), label="free generation", color="#e15759", marker="."
+    )
+    axes.plot(
+        patches, 100 * np.array(findings.bits.forced_by_patch), label="teacher forcing", color="#4e79a7", marker="."
+    )
+    axes.set(xlabel="patch", ylabel="bits that turn, %", ylim=(0, None))
+    axes.legend(frameon=False)
+    return _plain(figure, axes)
+
+
+def _sensitivity(findings: "Findings") -> Figure:
+    items = [item for item in findings.sensitivities if item.layer.stage != "decoder"]
+    items = sorted(items, key=lambda item: -item.error)[:SHOWN_LAYERS][::-1]
+    figure = Figure(figsize=(7, 0.24 * len(items) + 0.8), layout="constrained")
+    axes = figure.subplots()
+    colours = [STAGE_COLOURS.get(item.layer.stage, "gray") for item in items]
+    kept = {name for search in findings.searches.values() for name in search.kept}
+    axes.barh([item.layer.name for item in items], [item.error for item in items], color=colours)
+    for row, item in enumerate(items):
+        if item.layer.name in kept:
+            axes.text(item.error, row, " kept as exported", va="center", fontsize=7)
+    axes.set_xlabel("change of predictions (encoder: of the latent), only this layer quantised")
+    axes.tick_params(axis="y", labelsize=7)
+    axes.margins(x=0.2, y=0.01)
+    return _plain(figure, axes)
+
+
+def _times(findings: "Findings") -> Figure:
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    left = figure.subplots()
+    for values in findings.steps().values():
+        relative = np.array(values) / (max(values) or 1.0)
+        left.plot(np.arange(len(values)), relative, color=STAGE_COLOURS["head"], alpha=0.35, linewidth=1)
+    left.set(xlabel="sampling step", ylabel="largest input / its largest over all steps", ylim=(0, 1.05))
+    if findings.effects is not None:
+        right = left.twinx()
+        right.plot(100 * findings.effects, color="black", linewidth=1.5, marker=".")
+        right.set(ylabel="bits that turn for an error here, % (black)", ylim=(0, None))
+        right.spines["top"].set_visible(False)
+    return _plain(figure, left)
+
+
+def _plain(figure: Figure, axes: Any) -> Figure:
+    axes.spines["top"].set_visible(False)
+    return figure

@@ -1,0 +1,181 @@
+"""What every stage is given in real generations, as a data set on disk: one file an image, so that it can be resumed.
+
+A sample is taken just before a launch. The cache is left out: a stage's samples of one image, run in order, make it
+again. Of the head's many evaluations every patch keeps some, staggered so that all sampling times are covered.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from bitdance_edge.calibration.errors import CalibrationError
+from bitdance_edge.runtime.backend import Buffer
+from bitdance_edge.runtime.bundle import Bundle, sha256
+from bitdance_edge.runtime.files import written_whole
+from bitdance_edge.runtime.observed import ObservedBackend
+from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from bitdance_edge.runtime.pipeline import PatchDone, Pipeline
+from bitdance_edge.runtime.request import Request
+
+HEAD_EVALUATIONS = 8  # kept of each patch, about
+HELD_OUT_SEED = 1_000_000  # held-out images start this far from the recorded ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Which images are generated: ``images`` of them, over ``classes`` in a seeded order.
+
+    Attributes:
+        classes: ids or names; none for all of the bundle.
+        patches: of each image, from its first; None for all.
+        steps, guidance: None for the bundle's.
+    """
+
+    images: int
+    seed: int
+    classes: tuple[int | str, ...] = ()
+    patches: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+    def requests(self, bundle: Bundle, batch: int) -> Iterator[Request]:
+        """The images as requests of at most ``batch``; image i has the seed ``seed + i``.
+
+        Raises:
+            CalibrationError: no images, or a number of patches that the bundle does not have.
+        """
+        if self.images < 1:
+            raise CalibrationError(
+                f"the calibration set is empty: it has {self.images} images; give --images a number from 1"
+            )
+        if self.patches is not None and not 1 <= self.patches <= bundle.model.patches:
+            raise CalibrationError(f"--patches is {self.patches}; this bundle has 1 to {bundle.model.patches}")
+        classes = list(self.classes) or list(range(bundle.model.num_classes))
+        generator, order = np.random.default_rng(self.seed), []
+        while len(order) < self.images:
+            order.extend(int(i) for i in generator.permutation(len(classes)))
+        for first in range(0, self.images, batch):
+            yield Request(
+                classes=[classes[i] for i in order[first : min(first + batch, self.images)]],
+                seed=self.seed + first,
+                steps=self.steps,
+                guidance=self.guidance,
+                output="tokens",
+            )
+
+    def held_out(self, images: int, part: int) -> "Draw":
+        """Other images by the same rules; ``part`` tells several such sets apart."""
+        return Draw(**{**asdict(self), "images": images, "seed": self.seed + HELD_OUT_SEED * (1 + part)})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Inputs of one launch of a stage, without its cache. ``step`` is the sampling step of a head's launch, else 0."""
+
+    stage: str
+    image: int
+    launch: int
+    step: int
+    inputs: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Recorded samples: a folder with ``set.json`` and one file an image."""
+
+    folder: Path
+    images: int
+    steps: int
+
+    def samples(self, stage: str, images: int | None = None) -> Iterator[Sample]:
+        """The samples of one stage, image by image and in the order of its launches."""
+        for image in range(self.images if images is None else min(images, self.images)):
+            path = _image_file(self.folder, image)
+            with np.load(path, allow_pickle=False) as data:
+                launches: dict[int, list[str]] = {}
+                for key in data.files:
+                    name, launch, _ = key.split("/")
+                    if name == stage:
+                        launches.setdefault(int(launch), []).append(key)
+                for launch, keys in sorted(launches.items()):
+                    step = launch % (self.steps + 1) if stage == "head" else 0
+                    yield Sample(stage, image, launch, step, {key.split("/")[2]: data[key] for key in keys})
+
+
+@dataclass
+class _Recorder:
+    bundle: Bundle
+    steps: int
+    image: int = 0
+    launches: dict[str, int] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def start(self, image: int) -> None:
+        self.image, self.launches, self.arrays = image, {}, {}
+
+    def note(self, stage: str, buffers: Mapping[str, Buffer]) -> None:
+        launch = self.launches.get(stage, 0)
+        self.launches[stage] = launch + 1
+        if stage == "head" and not self._kept(launch):
+            return
+        for tensor in self.bundle.stage(stage).inputs:
+            if not tensor.name.startswith("past_key_values."):
+                self.arrays[f"{stage}/{launch}/{tensor.name}"] = buffers[tensor.name].read()
+
+    def _kept(self, launch: int) -> bool:
+        patch, step = divmod(launch, self.steps + 1)
+        stride = -(-(self.steps + 1) // HEAD_EVALUATIONS)
+        return step == self.steps or (step + patch + self.image) % stride == 0
+
+
+def record(bundle: Bundle, draw: Draw, folder: Path, threads: int | None) -> DataSet:
+    """Record a draw into a folder of its own inside ``folder``; images that are there already are kept.
+
+    Raises:
+        CalibrationError: an empty draw, or a recorded file that cannot be read.
+        BackendError, RequestError: the bundle cannot be run here, or not with these settings.
+    """
+    requests = list(draw.requests(bundle, 1))
+    steps = requests[0].resolve(bundle).steps
+    described = json.dumps({"bundle": bundle.digest, **asdict(draw)}, indent=1, sort_keys=True) + "\n"
+    place = folder / f"data-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+    missing = [image for image in range(draw.images) if not _image_file(place, image).is_file()]
+    if missing:
+        with written_whole(place / "set.json") as file:
+            file.write(described.encode())
+        recorder = _Recorder(bundle, steps)
+        backend = ObservedBackend(OnnxRuntimeBackend(bundle, threads), before=recorder.note)
+        with Pipeline(bundle, backend, 1) as pipeline:
+            for image in tqdm(missing, desc="record", unit="image", leave=False, disable=None):
+                recorder.start(image)
+                _generate(pipeline, requests[image], draw.patches)
+                with written_whole(_image_file(place, image)) as file:
+                    np.savez(file, **recorder.arrays)  # type: ignore[arg-type]
+    return DataSet(place, draw.images, steps)
+
+
+def _generate(pipeline: Pipeline, request: Request, patches: int | None) -> None:
+    """One image through all stages; of a part of an image the decoder gets that part repeated over the whole."""
+    model, made = pipeline.bundle.model, []
+    for event in pipeline.stream(request):
+        if isinstance(event, PatchDone):
+            made.append(event.tokens)
+        if len(made) == patches:
+            break
+    tokens = np.resize(np.concatenate(made, axis=1), (1, model.tokens, model.bits))
+    pipeline.tokenize(pipeline.decode(tokens, [request.seed or 0]))
+
+
+def _image_file(folder: Path, image: int) -> Path:
+    return folder / f"image-{image:05d}.npz"
+
+
+def digest(data: DataSet) -> str:
+    """SHA-256 over all recorded files."""
+    hashes = [sha256(_image_file(data.folder, image)) for image in range(data.images)]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -1,0 +1,84 @@
+"""Graphs in memory as ONNX Runtime sessions; weights that a graph left in the bundle are read from there."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, ValueInfoProto
+
+from bitdance_edge.calibration.recording import Sample
+from bitdance_edge.runtime.backend import Stage, StageTime
+from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.errors import BackendError
+from bitdance_edge.runtime.onnxruntime_backend import (
+    OnnxRuntimeBackend,
+    OnnxRuntimeStage,
+    cpu_options,
+    import_onnxruntime,
+)
+
+
+def session_of(model: ModelProto, folder: Path, threads: int | None) -> Any:
+    """A session of a graph whose external weights are in ``folder``."""
+    options = cpu_options(threads or 0)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    try:
+        return import_onnxruntime().InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise BackendError(f"ONNX Runtime cannot run the graph: {str(error).splitlines()[0]}") from error
+
+
+def with_outputs(skeleton: ModelProto, names: Sequence[str]) -> ModelProto:
+    """A copy of a graph that also gives these tensors of its inside (inputs and constants are left out)."""
+    model = ModelProto()
+    model.CopyFrom(skeleton)
+    given = {value.name for value in (*model.graph.output, *model.graph.input)}
+    inferred = {value.name: value for value in model.graph.value_info}
+    for name in dict.fromkeys(names):
+        if name not in given:
+            model.graph.output.append(inferred.get(name, ValueInfoProto(name=name)))
+    return model
+
+
+class StageRun:
+    """One stage on recorded samples. The cache is carried from each launch of an image to the next."""
+
+    def __init__(self, bundle: Bundle, stage: str, session: Any) -> None:
+        self.spec, self.session = bundle.stage(stage), session
+        self.pairs = dict(bundle.cache_names()) if stage == "backbone" else {}
+        self.cache: dict[str, np.ndarray] = {}
+
+    def __call__(self, sample: Sample, outputs: Sequence[str]) -> list[np.ndarray]:
+        """Run one sample; the outputs of these names."""
+        if sample.launch == 0:
+            rows = next(iter(sample.inputs.values())).shape[0]
+            self.cache = {
+                tensor.name: np.zeros(tensor.sized({"R": rows}), tensor.dtype)
+                for tensor in self.spec.inputs
+                if tensor.name in self.pairs
+            }
+        wanted = [*outputs, *(self.pairs[name] for name in self.cache)]
+        results = self.session.run(wanted, {**sample.inputs, **self.cache})
+        self.cache = dict(zip(self.cache, results[len(outputs) :], strict=True))
+        return results[: len(outputs)]
+
+
+class _SessionStage(OnnxRuntimeStage):
+    def __init__(self, session: Any, bundle: Bundle, stage: str) -> None:
+        self.session, self.spec, self.traced, self.time = session, bundle.stage(stage), False, StageTime()
+
+
+class VariantBackend(OnnxRuntimeBackend):
+    """ONNX Runtime on a bundle some of whose stages are given as sessions."""
+
+    def __init__(self, bundle: Bundle, threads: int | None, sessions: Mapping[str, Any]) -> None:
+        super().__init__(bundle, threads)
+        self.sessions = sessions
+
+    def load(self, stage: str) -> Stage:  # type: ignore[override]
+        if stage in self.sessions:
+            return _SessionStage(self.sessions[stage], self.bundle, stage)
+        return super().load(stage)

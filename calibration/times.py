@@ -1,0 +1,47 @@
+"""How much an error of the head matters at each sampling time: measured, by disturbing one evaluation at a time."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from tqdm import tqdm
+
+from bitdance_edge.calibration.trials import Trial
+from bitdance_edge.runtime.backend import Buffer
+
+DISTURBANCE = 0.2  # standard deviation added to the head's clean prediction, whose values are around -1 and +1
+MEASURED = 24  # evaluations disturbed; those between are interpolated
+
+
+def time_effects(trial: Trial, steps: int) -> np.ndarray:
+    """Float64 ``[steps + 1]``: share of the final bits that turn when the clean prediction is off at that step.
+
+    The sampler takes ``x <- A x + B clean + C noise``; adding an error e to the clean prediction is adding ``B e`` to x.
+    Half a bit is added to every count, so that no time counts for nothing.
+    """
+    measured = np.unique(np.linspace(0, steps, min(MEASURED, steps + 1)).round().astype(int))
+    flips = [
+        trial.forced({}, after=_Disturbance(int(step), steps)).flips(trial.reference)
+        for step in tqdm(measured, desc="effect of each time", unit="time", leave=False, disable=None)
+    ]
+    return np.interp(np.arange(steps + 1), measured, (np.array(flips) + 0.5) / trial.bits)
+
+
+def weights(effects: np.ndarray) -> np.ndarray:
+    """How much a sample of each time counts: squared effects, for errors add up in squares; their mean is 1."""
+    return np.square(effects) / np.square(effects).mean()
+
+
+class _Disturbance:
+    def __init__(self, step: int, steps: int) -> None:
+        self.step, self.steps, self.launches = step, steps, 0
+        self.generator = np.random.default_rng(step)
+
+    def __call__(self, stage: str, buffers: Mapping[str, Buffer]) -> None:
+        if stage != "head":
+            return
+        if self.launches % (self.steps + 1) == self.step:
+            x = buffers["x_next"].read()
+            clean_share = buffers["coefficients"].read()[1]
+            error = DISTURBANCE * self.generator.standard_normal(x.shape)
+            buffers["x_next"].write(x + (clean_share * error).astype(np.float32))
+        self.launches += 1
