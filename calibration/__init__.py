@@ -1,1 +1,1 @@
-"""Lower precision for a bundle, and what it costs: records real inputs, chooses scales, writes Q/DQ graphs, measures."""
+"""Lower precision for a bundle and what it costs: records inputs, chooses scales, writes Q/DQ graphs, measures."""

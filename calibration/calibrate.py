@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto
 
 from bitdance_edge.calibration.collect import Activations, collect
 from bitdance_edge.calibration.errors import CalibrationError
+from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.calibration.formats import FORMATS
+from bitdance_edge.calibration.generated import generated
 from bitdance_edge.calibration.graphs import read_skeleton, write_graph
 from bitdance_edge.calibration.judge import Judge, JudgeOptions
 from bitdance_edge.calibration.layers import Layer, by_name, find_layers
@@ -20,7 +23,7 @@ from bitdance_edge.calibration.measure import StageLoss, bit_and_image_loss, sta
 from bitdance_edge.calibration.ranges import limit
 from bitdance_edge.calibration.recipe import Recipe
 from bitdance_edge.calibration.recording import DataSet, record
-from bitdance_edge.calibration.report import Findings, judged, write_report
+from bitdance_edge.calibration.report import write_report
 from bitdance_edge.calibration.search import SearchResult, fewest_kept
 from bitdance_edge.calibration.sensitivity import ImageStage, Sensitivity, ranked, sensitivities
 from bitdance_edge.calibration.smooth import smoothed
@@ -119,7 +122,7 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
                 activations=chosen.activations,
                 effects=chosen.effects,
                 smoothed=chosen.smoothed,
-                judged=judged(judge, options, bundle, written, place) if judge else None,
+                judged=_judged(judge, bundle, written, options, place) if judge else None,
             )
             write_report(findings, pixels, aside / "calibration")
             put_in_place(aside, folder)
@@ -220,10 +223,21 @@ def _search(
 
 def _reasons(searches: Mapping[str, SearchResult]) -> dict[str, str]:
     return {
-        name: f"number {place} of the {part}'s most sensitive layers; without them {100 * search.budget:g} % did not hold"
+        name: f"number {place} of the {part}'s most sensitive; with fewer kept {100 * search.budget:g} % did not hold"
         for part, search in searches.items()
         for place, name in enumerate(search.kept, 1)
     }
+
+
+def _judged(judge: Judge, bundle: Bundle, calibrated: Bundle, options: CalibrateOptions, place: Path) -> dict[str, Any]:
+    """Class agreement and Fréchet distance of both bundles' images, with the same classes and noise."""
+    draw = options.recipe.draw.held_out(options.judged_images, JUDGE_PART)
+    floor, real = judge.floor(draw.images)
+    scores: dict[str, Any] = {"images": draw.images, "seed": draw.seed, "floor": floor, "floor_images": real}
+    scores["references"] = len(judge.reference)
+    for name, made in (("reference", bundle), ("calibrated", calibrated)):
+        scores[name] = judge.scores(*generated(made, draw, place, options.threads))
+    return scores
 
 
 def _stage_bits(variants: Variants, formats: Mapping[str, str], trial: Trial) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What enters every layer over a data set: a histogram, the largest value of each channel, and of each sampling time."""
+"""What enters every layer over a data set: a histogram, the largest value of each channel and of each sampling time."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

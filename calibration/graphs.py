@@ -4,8 +4,10 @@ What is added to it here: scales as given rather than from its own calibrators, 
 tensors that other nodes share with a layer stay as they were for those nodes, and module paths are kept.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +15,6 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 from onnxruntime.quantization import QuantFormat, QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
-from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 
@@ -91,7 +92,7 @@ def _with_pairs(model: ModelProto, layers: list[Layer], precision: str, limits: 
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     zero = np.zeros((), onnx.helper.tensor_dtype_to_np_dtype(TYPES[precision].tensor_type))
     largest = FORMATS[precision].largest
-    ranges: dict[str, TensorData] = {}
+    ranges: dict[str, TensorData | tuple] = {}
     overrides: dict[str, list[dict]] = {}
     for layer in layers:
         number = onnx.helper.tensor_dtype_to_np_dtype(weights[layer.weight].data_type).type
@@ -152,10 +153,7 @@ def _with_groups(model: ModelProto, layers: list[Layer]) -> ModelProto:
             f"{layers[0].stage} is of opset {opset}, and 4-bit weights need {FOUR_BIT_OPSET}: choose int8, or export "
             "with --profile kv24"
         )
-    config = DefaultWeightOnlyQuantConfig(block_size=GROUP, is_symmetric=True, quant_format=QuantFormat.QDQ, bits=4)
-    quantizer = MatMulNBitsQuantizer(model, nodes_to_include=[layer.node for layer in layers], algo_config=config)
-    quantizer.process()
-    made = quantizer.model.model
+    made = _grouped(model, [layer.node for layer in layers])
     renamed = {f"{layer.node}_matmul_Q4": layer.node for layer in layers}
     for node in made.graph.node:
         node.name = renamed.get(node.name, node.name)
@@ -164,6 +162,22 @@ def _with_groups(model: ModelProto, layers: list[Layer]) -> ModelProto:
     del made.graph.initializer[:]
     made.graph.initializer.extend(kept)
     return made
+
+
+def _grouped(model: ModelProto, nodes: list[str]) -> ModelProto:
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    from onnxruntime.quantization import matmul_nbits_quantizer as weight_only
+
+    root.setLevel(level)  # importing it sets up logging for the whole program, and it tells of every node
+    root.handlers[:] = handlers
+    weight_only.logger.setLevel(logging.WARNING)
+    config = weight_only.DefaultWeightOnlyQuantConfig(
+        block_size=GROUP, is_symmetric=True, quant_format=QuantFormat.QDQ, bits=4
+    )
+    quantizer: Any = weight_only.MatMulNBitsQuantizer(model, nodes_to_include=nodes, algo_config=config)
+    quantizer.process()
+    return quantizer.model.model
 
 
 def _paths(node: NodeProto) -> str | None:

@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.runtime.files import written_whole
 from bitdance_edge.runtime.image import save_png
-
-if TYPE_CHECKING:
-    from bitdance_edge.calibration.report import Findings
 
 SHOWN_IMAGES = 10
 SHOWN_SIDE = 96  # pixels of one image in the picture
@@ -29,7 +27,7 @@ STAGE_COLOURS = {
 }
 
 
-def write_plots(findings: "Findings", pixels: Mapping[str, np.ndarray], folder: Path) -> dict[str, str]:
+def write_plots(findings: Findings, pixels: Mapping[str, np.ndarray], folder: Path) -> dict[str, str]:
     """Write all plots; file name -> what it shows."""
     made = {"images.png": "Reference, calibrated, and four times their difference"}
     save_png(_images(pixels), folder / "images.png")
@@ -40,7 +38,9 @@ def write_plots(findings: "Findings", pixels: Mapping[str, np.ndarray], folder: 
         made["sensitivity.png"] = "The most sensitive layers"
     if findings.steps():
         _save(_times(findings), folder / "times.png")
-        made["times.png"] = "The head's ranges and the effect of an error, by sampling step"
+        made["times.png"] = (
+            "By sampling step: inputs of the head's layers (red), bits that turn for an error there (black)"
+        )
     return made
 
 
@@ -60,7 +60,7 @@ def _images(pixels: Mapping[str, np.ndarray]) -> Image.Image:
     )
 
 
-def _bits(findings: "Findings") -> Figure:
+def _bits(findings: Findings) -> Figure:
     figure = Figure(figsize=(7, 2.6), layout="constrained")
     axes = figure.subplots()
     patches = np.arange(1, len(findings.bits.forced_by_patch) + 1)
@@ -75,7 +75,7 @@ def _bits(findings: "Findings") -> Figure:
     return _plain(figure, axes)
 
 
-def _sensitivity(findings: "Findings") -> Figure:
+def _sensitivity(findings: Findings) -> Figure:
     items = [item for item in findings.sensitivities if item.layer.stage != "decoder"]
     items = sorted(items, key=lambda item: -item.error)[:SHOWN_LAYERS][::-1]
     figure = Figure(figsize=(7, 0.24 * len(items) + 0.8), layout="constrained")
@@ -86,23 +86,24 @@ def _sensitivity(findings: "Findings") -> Figure:
     for row, item in enumerate(items):
         if item.layer.name in kept:
             axes.text(item.error, row, " kept as exported", va="center", fontsize=7)
-    axes.set_xlabel("change of predictions (encoder: of the latent), only this layer quantised")
+    axes.set_xlabel("change of predictions (encoder: of latents), this layer alone")
     axes.tick_params(axis="y", labelsize=7)
     axes.margins(x=0.2, y=0.01)
     return _plain(figure, axes)
 
 
-def _times(findings: "Findings") -> Figure:
+def _times(findings: Findings) -> Figure:
     figure = Figure(figsize=(7, 3), layout="constrained")
     left = figure.subplots()
-    for values in findings.steps().values():
-        relative = np.array(values) / (max(values) or 1.0)
-        left.plot(np.arange(len(values)), relative, color=STAGE_COLOURS["head"], alpha=0.35, linewidth=1)
-    left.set(xlabel="sampling step", ylabel="largest input / its largest over all steps", ylim=(0, 1.05))
+    for by_step in findings.steps().values():
+        values = np.array(list(by_step.values()))
+        relative = values / (values.max() or 1.0)
+        left.plot(list(by_step), relative, color=STAGE_COLOURS["head"], alpha=0.35, linewidth=1)
+    left.set(xlabel="sampling step", ylabel="largest input (red, relative)", ylim=(0, 1.05))
     if findings.effects is not None:
         right = left.twinx()
         right.plot(100 * findings.effects, color="black", linewidth=1.5, marker=".")
-        right.set(ylabel="bits that turn for an error here, % (black)", ylim=(0, None))
+        right.set(ylabel="bits that turn, % (black)", ylim=(0, None))
         right.spines["top"].set_visible(False)
     return _plain(figure, left)
 

@@ -1,111 +1,16 @@
-"""The report of a calibration: everything that was measured, as JSON, and the same for people, as Markdown and plots."""
+"""The report of a calibration: all that was measured, as JSON, and the same for people, as Markdown and plots."""
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from bitdance_edge.calibration.collect import Activations
-from bitdance_edge.calibration.generated import generated
-from bitdance_edge.calibration.judge import Judge
-from bitdance_edge.calibration.layers import Layer
-from bitdance_edge.calibration.measure import BitLoss, ImageLoss, StageLoss
+from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.calibration.plots import write_plots
-from bitdance_edge.calibration.recipe import Recipe
-from bitdance_edge.calibration.search import SearchResult
-from bitdance_edge.calibration.sensitivity import Sensitivity
-from bitdance_edge.runtime.bundle import Bundle
 
-if TYPE_CHECKING:
-    from bitdance_edge.calibration.calibrate import CalibrateOptions
-
-JUDGE_PART = 4  # of the held-out images (see ``Draw.held_out``)
 SHOWN_LAYERS = 12  # rows of the table of sensitive layers; the JSON has all
-
-
-@dataclass(frozen=True, kw_only=True)
-class Findings:
-    """What a calibration found; names of layers are ``stage:module``."""
-
-    bundle: Bundle
-    calibrated: Bundle
-    recipe: Recipe
-    layers: Mapping[str, Layer]
-    formats: Mapping[str, str]
-    left: Mapping[str, str]
-    stage_losses: Mapping[str, StageLoss]
-    stage_bits: Mapping[str, float]
-    bits: BitLoss
-    images: ImageLoss
-    sensitivities: list[Sensitivity]
-    searches: Mapping[str, SearchResult]
-    activations: Mapping[str, Activations]
-    effects: np.ndarray | None
-    smoothed: tuple[str, ...]
-    judged: Mapping[str, Any] | None
-
-    def sizes(self) -> dict[str, dict[str, Any]]:
-        """Bytes of every stage before and after, and its weights that are not quantised."""
-        quantized: dict[str, int] = {}
-        for name in self.formats:
-            layer = self.layers[name]
-            quantized[layer.stage] = quantized.get(layer.stage, 0) + layer.weight_bytes
-        return {
-            name: {
-                "precision": self.calibrated.stages[name].precision,
-                "bytes_before": stage.bytes,
-                "bytes": self.calibrated.stages[name].bytes,
-                "bytes_as_exported": stage.bytes - quantized.get(name, 0),
-            }
-            for name, stage in self.bundle.stages.items()
-        }
-
-    def steps(self) -> dict[str, list[float]]:
-        """Layer of the head -> largest magnitude of what enters it at each sampling step that was recorded."""
-        return {
-            name: [seen.by_step.get(step, 0.0) for step in range(max(seen.by_step) + 1)]
-            for name, seen in self.activations.items()
-            if self.layers[name].stage == "head"
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "bundle": self.bundle.name,
-            "bundle_sha256": self.bundle.digest,
-            "precisions": dict(self.recipe.precisions),
-            "recipe": asdict(self.recipe),
-            "sizes": self.sizes(),
-            "bits": asdict(self.bits),
-            "bits_by_stage_alone": dict(self.stage_bits),
-            "images": asdict(self.images),
-            "stages": {name: asdict(loss) for name, loss in self.stage_losses.items()},
-            "judge": self.judged,
-            "searches": {name: asdict(search) for name, search in self.searches.items()},
-            "left_as_exported": dict(self.left),
-            "smoothed": list(self.smoothed),
-            "sensitivity": [
-                {"layer": item.layer.name, "format": item.format, "error": item.error, "flips": item.flips}
-                for item in self.sensitivities
-            ],
-            "effect_of_times": None if self.effects is None else [float(value) for value in self.effects],
-            "largest_by_time": self.steps(),
-        }
-
-
-def judged(
-    judge: Judge, options: "CalibrateOptions", bundle: Bundle, calibrated: Bundle, place: Path
-) -> dict[str, Any]:
-    """Class agreement and Fréchet distance of both bundles' images, with the same classes and noise."""
-    draw = options.recipe.draw.held_out(options.judged_images, JUDGE_PART)
-    floor, real = judge.floor(draw.images)
-    scores: dict[str, Any] = {"images": draw.images, "seed": draw.seed, "floor": floor, "floor_images": real}
-    scores["references"] = len(judge.reference)
-    for name, made in (("reference", bundle), ("calibrated", calibrated)):
-        scores[name] = judge.scores(*generated(made, draw, place, options.threads))
-    return scores
 
 
 def write_report(findings: Findings, pixels: Mapping[str, np.ndarray], folder: Path) -> None:
@@ -131,7 +36,8 @@ def summary(findings: Findings) -> Iterator[str]:
     sizes = findings.sizes().values()
     before, after = (sum(size[key] for size in sizes) for key in ("bytes_before", "bytes"))
     yield f"bit flips      {100 * bits.forced:.3f} % under teacher forcing, {100 * bits.free:.3f} % in free generation"
-    yield f"images         {_decibel(images.psnr)}, SSIM {images.ssim:.4f}, {images.identical} of {images.images} identical"
+    same = f"{images.identical} of {images.images} identical"
+    yield f"images         {_decibel(images.psnr)}, SSIM {images.ssim:.4f}, {same}"
     yield f"decoder alone  {_decibel(images.decoder_psnr)}, SSIM {images.decoder_ssim:.4f}"
     if findings.judged:
         reference, calibrated = findings.judged["reference"], findings.judged["calibrated"]
@@ -146,14 +52,9 @@ def summary(findings: Findings) -> Iterator[str]:
         )
     yield f"size           {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB ({100 * after / before:.0f} %)"
     for part, search in findings.searches.items():
-        count = sum(
-            1
-            for layer in findings.layers.values()
-            if (layer.stage == "encoder") == (part == "encoder") and layer.stage != "decoder"
-        )
         yield (
-            f"budget         {part}: {len(search.kept)} of {count} layers kept as exported for {100 * search.budget:g} %; "
-            f"{100 * search.loss:.3f} % on the images of the search"
+            f"budget         {part}: {len(search.kept)} of {search.layers} layers kept as exported for "
+            f"{100 * search.budget:g} %; {100 * search.loss:.3f} % on the images of the search"
         )
 
 
@@ -171,7 +72,8 @@ def _markdown(findings: Findings, plots: Mapping[str, str]) -> Iterator[str]:
         + f". Calibrator {recipe.calibrator}"
         + (f" ({recipe.percentile:g} %)" if recipe.calibrator == "percentile" else "")
         + (f", SmoothQuant {recipe.smooth:g} in {len(findings.smoothed)} layers" if recipe.smooth else "")
-        + f"; {recipe.draw.images} recorded images from seed {recipe.draw.seed}. Everything below was measured on other images."
+        + f"; {recipe.draw.images} recorded images from seed {recipe.draw.seed}. "
+        + "All below was measured on other images."
     )
     yield from ("", "```", *summary(findings), "```", "")
     yield from _losses(findings)
@@ -190,8 +92,8 @@ def _losses(findings: Findings) -> Iterator[str]:
     yield "## Bits and stages"
     yield ""
     yield (
-        f"{bits.bits} bits of {findings.images.images} images. Under teacher forcing every patch is sampled on top of the "
-        "reference's patches; in free generation a flipped bit changes all patches after it."
+        f"{bits.bits} bits of {findings.images.images} images. Under teacher forcing every patch is sampled on top of "
+        "the reference's patches; in free generation a flipped bit changes all patches after it."
     )
     yield ""
     yield "| stage | relative error of its output | largest error | bits that turn with this stage alone |"
@@ -215,8 +117,8 @@ def _sizes(findings: Findings) -> Iterator[str]:
     for name, size in findings.sizes().items():
         before, after = size["bytes_before"], size["bytes"]
         yield (
-            f"| {name} | {size['precision']} | {before / 1e6:.3f} | {after / 1e6:.3f} | {100 * (1 - after / before):.0f} % "
-            f"| {min(size['bytes_as_exported'], after) / 1e6:.3f} |"
+            f"| {name} | {size['precision']} | {before / 1e6:.3f} | {after / 1e6:.3f} "
+            f"| {100 * (1 - after / before):.0f} % | {min(size['bytes_as_exported'], after) / 1e6:.3f} |"
         )
     others = sum(1 for name in findings.formats if _other_format(findings, name))
     yield ""
@@ -238,8 +140,8 @@ def _judged(findings: Findings) -> Iterator[str]:
     yield "## Class agreement and Fréchet distance"
     yield ""
     yield (
-        f"{scores['images']} images from seed {scores['seed']}, the same noise for both. These two cannot tell 4 bits from "
-        "float32 on small models; bits and PSNR decide."
+        f"{scores['images']} images from seed {scores['seed']}, the same noise for both. These two cannot tell 4 bits "
+        "from float32 on small models; bits and PSNR decide."
     )
     yield ""
     yield "| | class agreement | Fréchet distance |"
@@ -248,7 +150,8 @@ def _judged(findings: Findings) -> Iterator[str]:
         agreement = scores[name].get("class_agreement")
         shown = "" if agreement is None else f"{100 * agreement:.2f} %"
         yield f"| {title} | {shown} | {scores[name]['frechet']:.3f} |"
-    yield f"| {scores['floor_images']} real images against {scores['references']} references | | {scores['floor']:.3f} |"
+    real = f"{scores['floor_images']} real images against {scores['references']} references"
+    yield f"| {real} | | {scores['floor']:.3f} |"
     yield ""
 
 
@@ -309,7 +212,8 @@ def _times(findings: Findings) -> Iterator[str]:
     yield ""
     yield "| layer | first | last | smallest | largest | largest / smallest |"
     yield "|---|---:|---:|---:|---:|---:|"
-    for name, values in steps.items():
+    for name, by_step in steps.items():
+        values = list(by_step.values())
         low, high = min(values), max(values)
         ratio = f"{high / low:.2f}" if low else ""
         yield f"| `{name}` | {values[0]:.3g} | {values[-1]:.3g} | {low:.3g} | {high:.3g} | {ratio} |"

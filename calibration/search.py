@@ -15,6 +15,7 @@ class SearchResult:
     """``kept`` names the layers that stay as exported, the most sensitive first; ``tried`` in the order of trying."""
 
     budget: float
+    layers: int
     kept: tuple[str, ...]
     loss: float
     tried: tuple[Tried, ...]
@@ -42,4 +43,4 @@ def fewest_kept(ranked: Sequence[str], loss: Callable[[frozenset[str]], float], 
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     steps = tuple(Tried(kept, value) for kept, value in tried.items() if kept < len(ranked) or kept == high)
-    return SearchResult(budget, tuple(ranked[:high]), tried[high], steps)
+    return SearchResult(budget, len(ranked), tuple(ranked[:high]), tried[high], steps)

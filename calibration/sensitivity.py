@@ -1,7 +1,7 @@
 """What each layer costs by itself: everything as exported but one layer, on the inputs of the reference.
 
-Layers that make bits (all but the decoder's) are judged by bits; so few turn when one layer is quantised that layers are
-ranked by the change of the predictions whose signs the bits are, and for the encoder by that of the latent.
+Layers that make bits (all but the decoder's) are judged by bits; so few turn when one layer is quantised that layers
+are ranked by the change of the predictions whose signs the bits are, and for the encoder by that of the latent.
 """
 
 from collections.abc import Mapping, Sequence

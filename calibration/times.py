@@ -15,7 +15,7 @@ MEASURED = 24  # evaluations disturbed; those between are interpolated
 def time_effects(trial: Trial, steps: int) -> np.ndarray:
     """Float64 ``[steps + 1]``: share of the final bits that turn when the clean prediction is off at that step.
 
-    The sampler takes ``x <- A x + B clean + C noise``; adding an error e to the clean prediction is adding ``B e`` to x.
+    The sampler takes ``x <- A x + B clean + C noise``, so that an error e of the clean prediction is ``B e`` of x.
     Half a bit is added to every count, so that no time counts for nothing.
     """
     measured = np.unique(np.linspace(0, steps, min(MEASURED, steps + 1)).round().astype(int))

@@ -23,8 +23,8 @@ EXAMPLE = """examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Quantise a bundle's stages on inputs of its own generations, and measure what was lost. The result is a bundle "
-        "like any other, with the report in its folder calibration/."
+        "Quantise a bundle's stages on inputs of its own generations, and measure what was lost. The result is a "
+        "bundle like any other, with the report in its folder calibration/."
     )
     parser.epilog = EXAMPLE
     parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export")
