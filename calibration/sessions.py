@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from bitdance_edge.calibration.recording import Sample
 from bitdance_edge.runtime.backend import Stage, StageTime
@@ -21,7 +21,8 @@ from bitdance_edge.runtime.onnxruntime_backend import (
 
 def session_of(model: ModelProto, folder: Path, threads: int | None) -> Any:
     """A session of a graph whose external weights are in ``folder``."""
-    options = cpu_options(threads or 0)
+    held = {tensor.data_type for tensor in model.graph.initializer}
+    options = cpu_options(threads or 0, "fp8" if TensorProto.FLOAT8E4M3FN in held else "fp32")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
         return import_onnxruntime().InferenceSession(

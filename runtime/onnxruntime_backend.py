@@ -27,13 +27,15 @@ def import_onnxruntime() -> ModuleType:
     return onnxruntime
 
 
-def cpu_options(threads: int = 0) -> Any:
-    """Options of a session on the CPU; 0 threads is one a physical core."""
+def cpu_options(threads: int = 0, precision: str = "fp32") -> Any:
+    """Options of a session on the CPU; 0 threads is one a physical core, ``precision`` that of the stage."""
     options = import_onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = LOG_SEVERITY
     # Without VNNI the fused INT8 kernels saturate their 16-bit sums unless told to be exact.
     options.add_session_config_entry("session.x64quantprecision", "1")
+    if precision == "fp8":  # no CPU computes in it: weights are unpacked once, not at every launch
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
 
 
@@ -59,7 +61,7 @@ class HostBuffer:
 class OnnxRuntimeStage:
     def __init__(self, path: Path, spec: StageSpec, threads: int, trace: Path | None) -> None:
         ort = import_onnxruntime()
-        options = cpu_options(threads)
+        options = cpu_options(threads, spec.precision)
         if trace is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(trace / path.stem)
