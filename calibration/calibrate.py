@@ -30,7 +30,7 @@ from bitdance_edge.calibration.smooth import smoothed
 from bitdance_edge.calibration.times import time_effects, weights
 from bitdance_edge.calibration.trials import LOOP_STAGES, Trial
 from bitdance_edge.calibration.variants import Variants
-from bitdance_edge.runtime.bundle import Bundle, StageSpec, file_spec
+from bitdance_edge.runtime.bundle import RECORDINGS, Bundle, StageSpec, file_spec
 from bitdance_edge.runtime.files import folder_aside, put_in_place
 
 # Parts of the held-out images (see ``Draw.held_out``); no two of them have an image in common.
@@ -84,11 +84,11 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
     recipe.require_stages(bundle)
     if folder.exists() and not (options.force and (folder / "bundle.json").is_file()):
         raise CalibrationError(f"{folder} exists; write to another folder, or replace a bundle with --force")
-    place = options.data or bundle.folder / "calibration"
+    place = options.data or bundle.folder / RECORDINGS
     judge = None
     if options.judge is not None:
-        model = bundle.model
-        judge = Judge(options.judge, model.image_height, model.image_width, options.threads)
+        size = recipe.draw.image_size(bundle)
+        judge = Judge(options.judge, size.height, size.width, options.threads)
     recorded = record(bundle, recipe.draw, place, options.threads)
     held_out = record(bundle, recipe.draw.held_out(options.held_out, STAGE_PART), place, options.threads)
     ranking = Trial(bundle, recipe.draw.held_out(options.held_out, RANKING_PART), options.threads)
@@ -259,27 +259,26 @@ def _write(
     chosen: Chosen,
     formats: Mapping[str, str],
 ) -> Bundle:
-    """The calibrated bundle, its recipe and its scales; stages that stay as exported are copied."""
+    """The calibrated bundle, its recipe and its scales; every stage gets a file of weights of its own."""
     stages: dict[str, StageSpec] = {}
     for name, stage in bundle.stages.items():
-        if any(layer.name in formats for layer in chosen.variants.layers.get(name, ())):
-            precision = recipe.precisions[name]
-            path = folder / "onnx" / precision / f"{name}.onnx"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_graph(chosen.variants.graph(name, formats), chosen.variants.folder(name), path)
-            weights_file = path.with_name(f"{path.name}.data")
-            stages[name] = replace(
-                stage,
-                graph=file_spec(folder, path),
-                weights=file_spec(folder, weights_file) if weights_file.exists() else None,
-                precision=precision,
-            )
-        else:
-            stages[name] = stage
-            bundle.verified(name)
-            for file in stage.files:
-                (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(bundle.folder / file.path, folder / file.path)
+        source = bundle.verified(name)
+        changed = any(layer.name in formats for layer in chosen.variants.layers.get(name, ()))
+        precision = recipe.precisions[name] if changed else stage.precision
+        path = folder / "onnx" / precision / f"{name}.onnx"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_graph(chosen.variants.graph(name, formats) if changed else read_skeleton(source), source.parent, path)
+        weights_file = path.with_name(f"{path.name}.data")
+        held = (file_spec(folder, weights_file),) if weights_file.exists() else ()
+        stages[name] = replace(
+            stage,
+            graph=file_spec(folder, path),
+            weights=held,
+            weight_bytes=sum(file.bytes for file in held),
+            precision=precision,
+        )
+    if bundle.text is not None:
+        shutil.copyfile(bundle.verified_file(bundle.text.tokenizer), folder / bundle.text.tokenizer.path)
     place = folder / "calibration"
     place.mkdir(exist_ok=True)
     (place / "recipe.json").write_text(recipe.to_json())
@@ -289,6 +288,7 @@ def _write(
         folder=folder,
         name=f"{bundle.name}-{recipe.name}",
         stages=stages,
+        links={},
         provenance={
             **bundle.provenance,
             "calibrated_from": bundle.digest,

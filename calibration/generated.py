@@ -17,8 +17,8 @@ from bitdance_edge.runtime.pipeline import Pipeline
 BATCH = 16
 
 
-def generated(bundle: Bundle, draw: Draw, folder: Path, threads: int | None) -> tuple[np.ndarray, list[int]]:
-    """Pixels uint8 ``[images, H, W, 3]`` and the classes asked for."""
+def generated(bundle: Bundle, draw: Draw, folder: Path, threads: int | None) -> tuple[np.ndarray, list[int | None]]:
+    """Pixels uint8 ``[images, H, W, 3]`` and the classes asked for, None where a prompt was."""
     key = hashlib.sha256(json.dumps([bundle.digest, asdict(draw)], sort_keys=True).encode()).hexdigest()[:12]
     place = folder / f"images-{key}"
     requests = list(draw.requests(bundle, BATCH))
@@ -30,6 +30,6 @@ def generated(bundle: Bundle, draw: Draw, folder: Path, threads: int | None) -> 
             if not path.is_file():
                 tokens = np.stack([image.tokens for image in pipeline.generate(request)])
                 with written_whole(path) as file:
-                    np.save(file, pipeline.decode(tokens), allow_pickle=False)
+                    np.save(file, pipeline.decode(tokens, size=draw.size), allow_pickle=False)
     classes = [image.class_id for request in requests for image in request.resolve(bundle).images]
     return np.concatenate([np.load(path, allow_pickle=False) for path in files]), classes

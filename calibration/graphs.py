@@ -54,6 +54,7 @@ def quantized_graph(
     chosen = [layer for layer in layers if layer.name in formats]
     modules = {node.name: _paths(node) for node in model.graph.node}
     _load(model, folder, {layer.weight for layer in chosen})
+    turn_weights(model, [layer for layer in chosen if layer.transposed])
     for precision in FORMATS:
         wanted = [layer for layer in chosen if formats[layer.name] == precision]
         if wanted:
@@ -71,6 +72,18 @@ def write_graph(model: ModelProto, folder: Path, path: Path) -> None:
     _load(model, folder, {tensor.name for tensor in model.graph.initializer})
     weights = path.with_name(f"{path.name}.data")
     onnx.save(model, path, save_as_external_data=True, location=weights.name, size_threshold=INLINE_BYTES)
+
+
+def turn_weights(model: ModelProto, layers: list[Layer]) -> None:
+    """Give these layers, whose weights are loaded and stand behind a Transpose, the transposed weights themselves."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = {node.name: node for node in model.graph.node}
+    for layer in layers:
+        turned = numpy_helper.from_array(numpy_helper.to_array(tensors[layer.weight]).T.copy(), layer.weight)
+        tensors[layer.weight].CopyFrom(turned)
+        transpose = next(node for node in model.graph.node if nodes[layer.node].input[1] in node.output)
+        nodes[layer.node].input[1] = layer.weight
+        model.graph.node.remove(transpose)
 
 
 def load_weight(model: ModelProto, folder: Path, name: str) -> np.ndarray:

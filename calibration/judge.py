@@ -65,11 +65,13 @@ class Judge:
         order = np.random.default_rng(0).permutation(len(self.real))[:images]
         return frechet(self.real[order], self.against), len(order)
 
-    def scores(self, pixels: np.ndarray, classes: Sequence[int]) -> dict[str, float]:
-        """``frechet`` and, where the network reads classes, the share ``class_agreement`` that it reads as asked."""
+    def scores(self, pixels: np.ndarray, classes: Sequence[int | None]) -> dict[str, float]:
+        """``frechet`` and, where classes are asked for and read, the share ``class_agreement`` read as asked."""
         features, read = self.read(pixels)
         scores = {"frechet": frechet(features, self.reference)}
-        return scores if read is None else {**scores, "class_agreement": float(np.mean(read == np.array(classes)))}
+        if read is None or None in classes:
+            return scores
+        return {**scores, "class_agreement": float(np.mean(read == np.array(classes)))}
 
 
 def frechet(features: np.ndarray, others: np.ndarray) -> float:

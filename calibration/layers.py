@@ -23,7 +23,8 @@ class Layer:
     operator: str
     activation: str  # tensor that enters
     weight: str  # initialiser
-    shape: tuple[int, ...]
+    transposed: bool  # a Transpose stands between the two, as where weights are a checkpoint's own
+    shape: tuple[int, ...]  # as the node reads it
     weight_bytes: int  # as exported
 
     @property
@@ -45,26 +46,38 @@ class Layer:
 def find_layers(stage: str, graph: GraphProto) -> list[Layer]:
     """The layers of a stage's graph, in its order."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
+    transposed = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "Transpose" and node.input[0] in weights and len(weights[node.input[0]].dims) == 2
+    }
     nodes = [
         node
         for node in graph.node
-        if node.op_type in OPERATORS and node.input[1] in weights and node.input[0] not in weights
+        if node.op_type in OPERATORS
+        and (node.input[1] in weights or (node.op_type == "MatMul" and node.input[1] in transposed))
+        and node.input[0] not in weights
     ]
     modules = [module_of(node) for node in nodes]
     seen = Counter(modules)
-    return [
-        Layer(
-            name=f"{stage}:{module}" if module and seen[module] == 1 else f"{stage}:{module}#{node.name}",
-            stage=stage,
-            node=node.name,
-            operator=node.op_type,
-            activation=node.input[0],
-            weight=node.input[1],
-            shape=tuple(weights[node.input[1]].dims),
-            weight_bytes=tensor_bytes(weights[node.input[1]]),
+    layers = []
+    for node, module in zip(nodes, modules, strict=True):
+        turned = node.input[1] in transposed
+        weight = weights[transposed.get(node.input[1], node.input[1])]
+        layers.append(
+            Layer(
+                name=f"{stage}:{module}" if module and seen[module] == 1 else f"{stage}:{module}#{node.name}",
+                stage=stage,
+                node=node.name,
+                operator=node.op_type,
+                activation=node.input[0],
+                weight=weight.name,
+                transposed=turned,
+                shape=tuple(reversed(weight.dims)) if turned else tuple(weight.dims),
+                weight_bytes=tensor_bytes(weight),
+            )
         )
-        for node, module in zip(nodes, modules, strict=True)
-    ]
+    return layers
 
 
 def module_of(node: NodeProto) -> str:

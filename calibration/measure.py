@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from bitdance_edge.calibration.recording import DataSet
+from bitdance_edge.calibration.recording import DataSet, Draw
 from bitdance_edge.calibration.sessions import StageRun
 from bitdance_edge.calibration.trials import LOOP_STAGES, Trial
 from bitdance_edge.runtime.bundle import Bundle
@@ -31,7 +31,9 @@ class StageLoss:
 
 def stage_losses(reference: Bundle, quantized: Bundle, data: DataSet, threads: int | None) -> dict[str, StageLoss]:
     """Every stage that is not as exported, on the recorded inputs of held-out images."""
-    changed = [name for name in reference.stages if reference.stages[name].graph != quantized.stages[name].graph]
+    changed = [
+        name for name in reference.stages if reference.stages[name].precision != quantized.stages[name].precision
+    ]
     losses = {}
     for name in changed:
         outputs = [tensor.name for tensor in reference.stage(name).outputs if not tensor.name.startswith("present.")]
@@ -97,9 +99,9 @@ def bit_and_image_loss(
         free_by_patch=[float(share) for share in turned[1]],
     )
     with Pipeline(reference, OnnxRuntimeBackend(reference, threads), 16) as pipeline:
-        want = decoded(pipeline, trial.reference.tokens)
+        want = decoded(pipeline, trial.reference.tokens, trial.draw)
     with Pipeline(quantized, OnnxRuntimeBackend(quantized, threads), 16) as pipeline:
-        got, same_tokens = decoded(pipeline, free.tokens), decoded(pipeline, trial.reference.tokens)
+        got, same_tokens = (decoded(pipeline, made.tokens, trial.draw) for made in (free, trial.reference))
     images = ImageLoss(
         images=len(want),
         identical=int((want == got).all(axis=(1, 2, 3)).sum()),
@@ -111,12 +113,12 @@ def bit_and_image_loss(
     return bits, images, {"reference": want, "quantized": got}
 
 
-def decoded(pipeline: Pipeline, tokens: np.ndarray, batch: int = 16) -> np.ndarray:
+def decoded(pipeline: Pipeline, tokens: np.ndarray, draw: Draw, batch: int = 16) -> np.ndarray:
     """Tokens ``[images, K, C]`` to pixels; of a part of an image, that part repeated over the whole."""
-    model = pipeline.bundle.model
-    whole = [np.resize(one, (model.tokens, model.bits)) for one in tokens]
+    shape = (draw.image_size(pipeline.bundle).tokens, pipeline.bundle.model.bits)
+    whole = [np.resize(one, shape) for one in tokens]
     parts = [np.stack(whole[first : first + batch]) for first in range(0, len(whole), batch)]
-    return np.concatenate([pipeline.decode(part) for part in parts])
+    return np.concatenate([pipeline.decode(part, size=draw.size) for part in parts])
 
 
 def psnr(want: np.ndarray, got: np.ndarray) -> float | None:

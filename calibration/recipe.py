@@ -77,7 +77,9 @@ class Recipe:
                 raise KeyError
             draw = data.pop("draw")
             data["kept"] = tuple(data["kept"])
-            return cls(draw=Draw(**{**draw, "classes": tuple(draw["classes"])}), **data)
+            listed = {name: tuple(draw[name]) for name in ("classes", "prompts")}
+            size = None if draw["size"] is None else tuple(draw["size"])
+            return cls(draw=Draw(**{**draw, **listed, "size": size}), **data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CalibrationError(
                 f"{path} cannot be read as a recipe ({type(error).__name__}); take calibration/recipe.json of a "

@@ -9,13 +9,14 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.runtime.backend import Buffer
-from bitdance_edge.runtime.bundle import Bundle, sha256
+from bitdance_edge.runtime.bundle import Bundle, ImageSize
 from bitdance_edge.runtime.files import written_whole
 from bitdance_edge.runtime.observed import ObservedBackend
 from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -28,17 +29,21 @@ HELD_OUT_SEED = 1_000_000  # held-out images start this far from the recorded on
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """Which images are generated: ``images`` of them, over ``classes`` in a seeded order.
+    """Which images are generated: ``images`` of them, over ``classes`` or ``prompts`` in a seeded order.
 
     Attributes:
-        classes: ids or names; none for all of the bundle.
+        classes: ids or names; none for all of a class-conditional bundle.
+        prompts: of a text-to-image bundle.
+        size: (height, width) in pixels.
         patches: of each image, from its first; None for all.
-        steps, guidance: None for the bundle's.
+        size, steps, guidance: None for the bundle's.
     """
 
     images: int
     seed: int
     classes: tuple[int | str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
     patches: int | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -47,26 +52,35 @@ class Draw:
         """The images as requests of at most ``batch``; image i has the seed ``seed + i``.
 
         Raises:
-            CalibrationError: no images, or a number of patches that the bundle does not have.
+            CalibrationError: no images or prompts, or a number of patches that the bundle does not have.
         """
         if self.images < 1:
             raise CalibrationError(
                 f"the calibration set is empty: it has {self.images} images; give --images a number from 1"
             )
-        if self.patches is not None and not 1 <= self.patches <= bundle.model.patches:
-            raise CalibrationError(f"--patches is {self.patches}; this bundle has 1 to {bundle.model.patches}")
-        classes = list(self.classes) or list(range(bundle.model.num_classes))
+        patches = self.image_size(bundle).patches
+        if self.patches is not None and not 1 <= self.patches <= patches:
+            raise CalibrationError(f"--patches is {self.patches}; images of this bundle have 1 to {patches}")
+        drawn = list(self.prompts) or list(self.classes) or list(range(bundle.model.num_classes))
+        if not drawn:
+            raise CalibrationError(f"{bundle.name} draws prompts: give --prompts FILE, one prompt a line")
         generator, order = np.random.default_rng(self.seed), []
         while len(order) < self.images:
-            order.extend(int(i) for i in generator.permutation(len(classes)))
+            order.extend(int(i) for i in generator.permutation(len(drawn)))
         for first in range(0, self.images, batch):
+            part: list[Any] = [drawn[i] for i in order[first : min(first + batch, self.images)]]
             yield Request(
-                classes=[classes[i] for i in order[first : min(first + batch, self.images)]],
+                classes=() if self.prompts else part,
+                prompts=part if self.prompts else (),
                 seed=self.seed + first,
+                size=self.size,
                 steps=self.steps,
                 guidance=self.guidance,
                 output="tokens",
             )
+
+    def image_size(self, bundle: Bundle) -> ImageSize:
+        return bundle.model.default_size if self.size is None else bundle.model.size(*self.size)
 
     def held_out(self, images: int, part: int) -> "Draw":
         """Other images by the same rules; ``part`` tells several such sets apart."""
@@ -153,29 +167,23 @@ def record(bundle: Bundle, draw: Draw, folder: Path, threads: int | None) -> Dat
         with Pipeline(bundle, backend, 1) as pipeline:
             for image in tqdm(missing, desc="record", unit="image", leave=False, disable=None):
                 recorder.start(image)
-                _generate(pipeline, requests[image], draw.patches)
+                _generate(pipeline, requests[image], draw)
                 with written_whole(_image_file(place, image)) as file:
                     np.savez(file, **recorder.arrays)  # type: ignore[arg-type]
     return DataSet(place, draw.images, steps)
 
 
-def _generate(pipeline: Pipeline, request: Request, patches: int | None) -> None:
+def _generate(pipeline: Pipeline, request: Request, draw: Draw) -> None:
     """One image through all stages; of a part of an image the decoder gets that part repeated over the whole."""
-    model, made = pipeline.bundle.model, []
+    size, made = draw.image_size(pipeline.bundle), []
     for event in pipeline.stream(request):
         if isinstance(event, PatchDone):
             made.append(event.tokens)
-        if len(made) == patches:
+        if len(made) == draw.patches:
             break
-    tokens = np.resize(np.concatenate(made, axis=1), (1, model.tokens, model.bits))
-    pipeline.tokenize(pipeline.decode(tokens, [request.seed or 0]))
+    tokens = np.resize(np.concatenate(made, axis=1), (1, size.tokens, pipeline.bundle.model.bits))
+    pipeline.tokenize(pipeline.decode(tokens, [request.seed or 0], draw.size))
 
 
 def _image_file(folder: Path, image: int) -> Path:
     return folder / f"image-{image:05d}.npz"
-
-
-def digest(data: DataSet) -> str:
-    """SHA-256 over all recorded files."""
-    hashes = [sha256(_image_file(data.folder, image)) for image in range(data.images)]
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()

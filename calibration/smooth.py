@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from bitdance_edge.calibration.graphs import load_weight
+from bitdance_edge.calibration.graphs import load_weight, turn_weights
 from bitdance_edge.calibration.layers import Layer
 
 NORMS = ("RMSNormalization", "LayerNormalization")
@@ -54,6 +54,10 @@ def smoothed(
     """
     model = ModelProto()
     model.CopyFrom(skeleton)
+    turned = [layer for layer in layers if layer.transposed]
+    for layer in turned:
+        load_weight(model, folder, layer.weight)
+    turn_weights(model, turned)
     done = []
     for group in _groups(model, layers):
         sites = [site for site in group if site.layer.name in channels]

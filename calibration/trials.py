@@ -76,7 +76,7 @@ class Trial:
         backend = VariantBackend(self.bundle, self.threads, {**self._sessions, **sessions})
         launches = iter(self._teacher)
         for request in self.draw.requests(self.bundle, BATCH):
-            run = _Run(len(request.classes), (lambda: next(launches)) if forced else None)
+            run = _Run(len(request.prompts or request.classes), (lambda: next(launches)) if forced else None)
             observed = ObservedBackend(backend, before=run.observe, after=after)
             run.generate(Pipeline(self.bundle, observed, BATCH), request, self.draw.patches)
             yield run

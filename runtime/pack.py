@@ -1,16 +1,19 @@
 """A bundle and its engines as one archive, the same bytes every time."""
 
 import io
+import shutil
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bitdance_edge.runtime.bundle import MANIFEST, Bundle, sha256
+from bitdance_edge.runtime.bundle import MANIFEST, RECORDINGS, Bundle, sha256
 from bitdance_edge.runtime.errors import BundleError, EngineError
 from bitdance_edge.runtime.files import written_whole
 from bitdance_edge.runtime.sidecar import ENGINES, Sidecar, damage, onnx_hashes, sidecar_path
+
+COPY_CHUNK = 1 << 24  # bytes
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,21 @@ def pack_bundle(bundle: Bundle, archive: Path, targets: Sequence[str] | None, en
     return Packed(len(names), size, sum(bundle.stages[name].bytes for name in replaced), linked)
 
 
+def copy_shared_files(bundle: Bundle) -> int:
+    """Make a bundle self-contained: each file that it shares with a checkpoint becomes a copy, whole or not at all.
+
+    Returns:
+        bytes copied.
+    """
+    copied = 0
+    for name in bundle.shared_files():
+        path = bundle.folder / name
+        with path.open("rb") as source, written_whole(path) as copy:
+            shutil.copyfileobj(source, copy, COPY_CHUNK)
+        copied += path.stat().st_size
+    return copied
+
+
 def _engines(bundle: Bundle, targets: Sequence[str] | None) -> dict[str, list[Path]]:
     """Target folder -> its engines, each of which was checked against its sidecar and the bundle."""
     root = bundle.folder / ENGINES
@@ -80,8 +98,10 @@ def _engines(bundle: Bundle, targets: Sequence[str] | None) -> dict[str, list[Pa
 
 
 def _others(bundle: Bundle) -> list[Path]:
-    """What else belongs to a bundle: how it was calibrated, and a text model's tokenizer."""
-    calibration = [path for path in (bundle.folder / "calibration").rglob("*") if path.is_file()]
+    """What else belongs to a bundle: how it was calibrated (without what was recorded), a text model's tokenizer."""
+    recorded = bundle.folder / RECORDINGS
+    files = (path for path in (bundle.folder / "calibration").rglob("*") if path.is_file())
+    calibration = [path for path in files if not path.is_relative_to(recorded)]
     return [*calibration, *bundle.folder.glob("tokenizer*.json")]
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitdance_edge.commands.common import expand_classes, say
+from bitdance_edge.commands.common import add_size_argument, expand_classes, say
 
 if TYPE_CHECKING:
     from bitdance_edge.calibration.calibrate import CalibrateOptions
@@ -48,6 +48,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     draw.add_argument("--images", type=int, help="images recorded (default 8)")
     draw.add_argument("--seed", type=int, help="of the recorded images; the held-out ones follow from it (default 0)")
     draw.add_argument("--classes", help="ids or names: 3,7 or 0-9 (default: all, in a seeded order)")
+    draw.add_argument("--prompts", type=Path, metavar="FILE", help="of a text-to-image bundle: one prompt a line")
+    add_size_argument(parser)
     draw.add_argument("--steps", type=int, help="sampling steps of each patch (default: the bundle's)")
     draw.add_argument("--guidance", type=float, help="(default: the bundle's)")
     draw.add_argument("--patches", type=int, help="only the first patches of each image, for large models")
@@ -79,7 +81,8 @@ def run(args: argparse.Namespace) -> None:
         raise KeyboardInterrupt("what was recorded is kept; the same command goes on from there") from None
     print("\n".join(summary(findings)))
     say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
-    say(f"  bitdance-edge generate {args.out} --{'classes 0' if bundle.model.num_classes else 'help'} --seed 1")
+    asked = "--classes 0" if bundle.model.num_classes else '--prompt "..."'
+    say(f"  bitdance-edge generate {args.out} {asked} --seed 1")
 
 
 def _options(args: argparse.Namespace, bundle: "Bundle") -> "CalibrateOptions":
@@ -117,8 +120,8 @@ def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "Recipe":
     given = {stage: getattr(args, stage) for stage in STAGES if getattr(args, stage)}
     budget = _share(args.max_bit_flips)
     if args.recipe:
-        others = ("precision", "calibrator", "percentile", "smooth", "images", "seed", "classes", "steps", "guidance")
-        clash = [name for name in (*others, "patches") if getattr(args, name) is not None]
+        others = ("precision", "calibrator", "percentile", "smooth", "images", "seed", "classes", "prompts", "size")
+        clash = [name for name in (*others, "steps", "guidance", "patches") if getattr(args, name) is not None]
         clash += [*given, *(["flat-times"] if args.flat_times else [])]
         if clash:
             raise CalibrationError(
@@ -141,6 +144,8 @@ def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "Recipe":
         images=8 if args.images is None else args.images,
         seed=args.seed or 0,
         classes=tuple(expand_classes(args.classes)) if args.classes and args.classes != "all" else (),
+        prompts=_lines(args.prompts) if args.prompts else (),
+        size=args.size,
         patches=args.patches,
         steps=args.steps,
         guidance=args.guidance,
@@ -154,6 +159,21 @@ def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "Recipe":
         draw=draw,
         max_bit_flips=budget,
     )
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    """The prompts of a file, one a line; empty lines are left out."""
+    from bitdance_edge.calibration.errors import CalibrationError
+
+    try:
+        prompts = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise CalibrationError(
+            f"--prompts {path} cannot be read ({error}); give a text file, one prompt a line"
+        ) from None
+    if not prompts:
+        raise CalibrationError(f"the calibration set is empty: {path} holds no prompt; write one a line")
+    return prompts
 
 
 def _share(text: str | None) -> float | None:
