@@ -114,7 +114,7 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
                 formats=formats,
                 left={**chosen.left, **_reasons(searches)},
                 stage_losses=losses,
-                stage_bits=_stage_bits(chosen.variants, formats, trial),
+                stage_bits=_stage_bits(chosen.variants, formats, ranking),
                 bits=bits,
                 images=images,
                 sensitivities=found,
@@ -146,12 +146,13 @@ def choose(bundle: Bundle, options: CalibrateOptions, recorded: DataSet, ranking
     rounded = any(
         layer.format_for(recipe.precisions["head"]) != "int4" for layer in layers.get("head", ())
     )  # the head's activations get scales
-    effects = time_effects(ranking, recorded.steps) if recipe.weigh_times and rounded else None
+    effects = time_effects(ranking, recorded.steps, recorded.folder.parent) if recipe.weigh_times and rounded else None
     counted = np.ones(recorded.steps + 1) if effects is None else weights(effects)
     done: tuple[str, ...] = ()
     activations = collect(bundle, skeletons, layers, recorded, counted, threads)
     if recipe.smooth is not None:
         skeletons, done = _smooth(bundle, skeletons, layers, activations, recipe.smooth)
+        layers = {stage: find_layers(stage, skeletons[stage].graph) for stage in layers}
         activations = collect(bundle, skeletons, layers, recorded, counted, threads)
     formats, limits, left = {}, {}, {}
     for name, layer in by_name(layers).items():

@@ -54,9 +54,9 @@ class Trial:
         self.bundle, self.draw, self.threads = bundle, draw, threads
         backend = OnnxRuntimeBackend(bundle, threads)
         self._sessions = {stage: backend.load(stage).session for stage in LOOP_STAGES}
-        self._teacher: list[np.ndarray] = []  # predictions of all rows, in the order of the launches
-        self._teacher = [prediction for run in self._runs({}) for prediction in run.launches]
-        self.reference = self.free({})
+        runs = list(self._runs({}))
+        self._teacher = [prediction for run in runs for prediction in run.launches]  # of all rows
+        self.reference = Outcome(np.concatenate([run.predictions for run in runs]))
 
     @property
     def bits(self) -> int:
@@ -74,7 +74,7 @@ class Trial:
         self, sessions: Mapping[str, Any], forced: bool = False, after: Observer | None = None
     ) -> Iterator["_Run"]:
         backend = VariantBackend(self.bundle, self.threads, {**self._sessions, **sessions})
-        launches = iter(self._teacher)
+        launches = iter(self._teacher if forced else ())
         for request in self.draw.requests(self.bundle, BATCH):
             run = _Run(len(request.prompts or request.classes), (lambda: next(launches)) if forced else None)
             observed = ObservedBackend(backend, before=run.observe, after=after)

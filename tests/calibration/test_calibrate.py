@@ -1,0 +1,154 @@
+"""Scales repeat to the byte, recipes travel, the search keeps what is sensitive, the report says what was measured."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from calibrating import DRAW, OPTIONS, altered, options
+
+from bitdance_edge.calibration.calibrate import calibrate
+from bitdance_edge.calibration.findings import Findings
+from bitdance_edge.calibration.recipe import Recipe
+from bitdance_edge.calibration.search import fewest_kept
+from bitdance_edge.calibration.sensitivity import ranked
+from bitdance_edge.calibration.trials import LOOP_STAGES, Trial
+from bitdance_edge.cli import main
+from bitdance_edge.runtime import Bundle
+
+Calibrated = Callable[[str], Findings]
+Digits = Callable[[str], Bundle]
+
+
+def test_the_same_seed_gives_the_same_bytes(calibrated: Calibrated, digits: Digits, tmp_path: Path) -> None:
+    first = calibrated("int8").calibrated
+    again = calibrate(digits("fp32"), tmp_path / "again", replace(options("int8"), data=tmp_path / "recordings"))
+    assert again.calibrated.digest != ""
+    for file in ("calibration/scales.json", "calibration/recipe.json"):
+        assert (first.folder / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    for name, stage in first.stages.items():
+        assert [file.sha256 for file in stage.files] == [file.sha256 for file in again.calibrated.stages[name].files], (
+            name
+        )
+
+
+def test_another_seed_gives_other_scales(calibrated: Calibrated, digits: Digits, tmp_path: Path) -> None:
+    first = json.loads((calibrated("int8").calibrated.folder / "calibration" / "scales.json").read_text())
+    other = replace(options("int8", draw=replace(DRAW, seed=4)), test_images=1, data=tmp_path / "recordings")
+    calibrate(digits("fp32"), tmp_path / "other", other)
+    assert json.loads((tmp_path / "other" / "calibration" / "scales.json").read_text()) != first
+
+
+def test_a_trial_on_the_bundle_itself_turns_no_bit(digits: Digits) -> None:
+    trial = Trial(digits("fp32"), DRAW, 1)
+    for outcome in (trial.free({}), trial.forced({})):
+        assert outcome.flips(trial.reference) == 0 and outcome.error(trial.reference) == 0
+
+
+def test_bits_and_images_are_measured(calibrated: Calibrated) -> None:
+    """Few bits turn under teacher forcing; more bits less precision; images of a calibrated bundle are near."""
+    found = {precision: calibrated(precision) for precision in ("int8", "fp8", "int4")}
+    for precision, one in found.items():
+        assert 0 <= one.bits.forced < 0.05, precision
+        assert len(one.bits.forced_by_patch) == DRAW.patches
+        assert one.images.decoder_psnr is not None and one.images.decoder_psnr > 30
+        assert one.images.ssim > 0.7
+    assert found["int4"].stage_losses["backbone"].relative > 2 * found["int8"].stage_losses["backbone"].relative
+    assert found["fp8"].stage_losses["decoder"].relative > found["int8"].stage_losses["decoder"].relative
+
+
+def test_the_report_holds_every_figure_and_its_plots(calibrated: Calibrated) -> None:
+    folder = calibrated("int8").calibrated.folder / "calibration"
+    report, page = json.loads((folder / "report.json").read_text()), (folder / "report.md").read_text()
+    assert report["bits"]["forced"] == pytest.approx(calibrated("int8").bits.forced)
+    assert len(report["sensitivity"]) == 69 and len(report["effect_of_times"]) == 5
+    assert set(report["stages"]) == set(OPTIONS.recipe.precisions)
+    for name, size in report["sizes"].items():
+        assert (size["bytes"] < size["bytes_before"]) == (name != "prompt")
+    for plot in ("images.png", "bits.png", "sensitivity.png", "times.png"):
+        assert plot in page
+        assert (folder / plot).read_bytes().startswith(b"\x89PNG")
+    assert "head:head.final_layer.linear" in page
+
+
+def test_errors_are_in_the_manifest(calibrated: Calibrated) -> None:
+    found = calibrated("int8")
+    for name, loss in found.stage_losses.items():
+        assert found.calibrated.stages[name].max_error == pytest.approx(loss.largest)
+
+
+def test_the_budget_keeps_the_most_sensitive_layers(digits: Digits, tmp_path: Path) -> None:
+    asked = replace(options("int4", max_bit_flips=0.004), data=tmp_path / "recordings", search_images=8)
+    found = calibrate(digits("fp32"), tmp_path / "out", asked)
+    search = found.searches["generator"]
+    assert 0 < len(search.kept) < search.layers
+    assert search.loss <= 0.004 < search.tried[0].loss
+    assert (
+        list(search.kept) == [item.layer.name for item in ranked(found.sensitivities, LOOP_STAGES)][: len(search.kept)]
+    )
+    assert set(search.kept).isdisjoint(found.formats)
+    page = (tmp_path / "out" / "calibration" / "report.md").read_text()
+    assert all(f"`{name}`" in page for name in search.kept) and "did not hold" in page
+
+    recipe = Recipe.read(tmp_path / "out" / "calibration" / "recipe.json")
+    tuned = altered(
+        digits("fp32"), tmp_path / "tuned", "head", "head.final_layer.linear.bias", lambda w: w + np.float32(0.01)
+    )
+    reused = replace(OPTIONS, recipe=replace(recipe, max_bit_flips=None))
+    again = calibrate(tuned, tmp_path / "tuned-int4", reused)
+    assert again.formats == found.formats
+    assert not again.searches
+
+
+def test_fewest_kept_bisects() -> None:
+    losses = {0: 0.08, 1: 0.05, 2: 0.03, 3: 0.02, 4: 0.01, 5: 0.008, 6: 0.004}
+    asked: list[int] = []
+
+    def loss(kept: frozenset[str]) -> float:
+        asked.append(len(kept))
+        return losses[len(kept)]
+
+    names = list("abcdefg")
+    found = fewest_kept(names, loss, 0.02)
+    assert found.kept == ("a", "b", "c") and found.loss == 0.02
+    assert len(asked) <= 4
+    assert fewest_kept(names, loss, 0.1).kept == ()
+    everything = fewest_kept(names, loss, 1e-9)
+    assert everything.kept == tuple(names) and everything.loss == 0
+
+
+def test_mixtures_from_the_command_line(digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["calibrate", str(digits("fp32").folder), "-o", str(tmp_path / "out"), "--data", str(tmp_path / "data")]
+    few = ["--images", "1", "--held-out", "1", "--test-images", "2", "--steps", "3", "--patches", "2", "--threads", "1"]
+    mixture = ["--head", "fp8", "--backbone", "int4", "--decoder", "fp32", "--encoder", "int8", "--smooth", "0.5"]
+    assert main([*command, *few, *mixture, "--no-sensitivity", "--classes", "3,7"]) == 0
+    assert "under teacher forcing" in capsys.readouterr().out
+    made = Bundle.open(tmp_path / "out")
+    assert {name: stage.precision for name, stage in made.stages.items()} == {
+        "prompt": "fp32",
+        "tokens": "fp32",
+        "time": "fp32",
+        "backbone": "int4",
+        "head": "fp8",
+        "decoder": "fp32",
+        "encoder": "int8",
+    }
+    assert main(["inspect", str(tmp_path / "out"), "--verify"]) == 0
+
+
+def test_a_text_to_image_bundle(text_bundle: Bundle, tmp_path: Path) -> None:
+    """Weights that stand transposed in a checkpoint's own file are quantised into the bundle's."""
+    prompts = ("a red circle", "a blue square")
+    draw = replace(DRAW, prompts=prompts, steps=2, patches=2)
+    stages = {name: "int8" for name in OPTIONS.recipe.precisions if name in text_bundle.stages}
+    recipe = replace(OPTIONS.recipe, precisions=stages, draw=draw, smooth=0.5)
+    asked = replace(OPTIONS, recipe=recipe, test_images=2, data=tmp_path / "recordings")
+    found = calibrate(text_bundle, tmp_path / "out", asked)
+    made = Bundle.open(tmp_path / "out")
+    assert not made.links
+    assert made.stages["backbone"].bytes < 0.5 * text_bundle.stages["backbone"].bytes
+    assert found.bits.forced < 0.05
+    command = ["generate", str(tmp_path / "out"), "--prompt", "a red circle", "--steps", "2", "--seed", "1"]
+    assert main([*command, "--grid", str(tmp_path / "grid.png")]) == 0

@@ -1,0 +1,65 @@
+"""Calibrated bundles build with TensorRT-RTX for the targets that have their types, and INT8 is exact on the CPU."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from building import build
+from onnx import TensorProto, helper, numpy_helper
+
+from bitdance_edge.calibration.findings import Findings
+from bitdance_edge.engines.library import Library
+from bitdance_edge.engines.plan import plan_builds
+from bitdance_edge.engines.targets import Target
+from bitdance_edge.runtime import EngineError
+from bitdance_edge.runtime.onnxruntime_backend import cpu_options, import_onnxruntime
+
+STAGES = ("tokens", "time", "backbone", "head", "decoder", "encoder")
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8", "int4"])
+def test_engines_are_built_of_every_stage(
+    calibrated: Callable[[str], Findings], library: Library, precision: str
+) -> None:
+    made = build(calibrated(precision).calibrated, library, STAGES)
+    for stage, sidecar in made.items():
+        expected = precision if stage in ("tokens", "backbone", "head") or precision == "fp8" else "int8"
+        assert sidecar.precision.startswith(expected), (stage, sidecar.precision)
+
+
+def test_fp8_is_refused_where_a_gpu_has_none(calibrated: Callable[[str], Findings], library: Library) -> None:
+    plan = plan_builds(calibrated("fp8").calibrated, Target.parse("rtx:8.6"), library, ["head"], 1, force=True)
+    with pytest.raises(EngineError, match=r"fp8 needs compute capability 8\.9, not 8\.6"):
+        plan.require_possible()
+
+
+@pytest.mark.parametrize("inputs", [64, 1024])
+def test_int8_products_do_not_saturate(inputs: int) -> None:
+    """Sums of products at the ends of the range, which 16-bit accumulation of pairs would cut off."""
+    weight = np.full((inputs, 16), 127, np.int8)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "one", "zero"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "ones", "zeros"], ["wd"], axis=1),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"]),
+    ]
+    constants = {
+        "one": np.array(1, np.float32),
+        "zero": np.array(0, np.int8),
+        "w": weight,
+        "ones": np.ones(16, np.float32),
+        "zeros": np.zeros(16, np.int8),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, inputs])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 16])],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    options = cpu_options(1)
+    assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    session = import_onnxruntime().InferenceSession(model.SerializeToString(), options)
+    x = np.random.default_rng(0).choice(np.array([-127, 127, 126], np.float32), (4, inputs))
+    assert np.array_equal(session.run(None, {"x": x})[0], x @ weight.astype(np.float32))

@@ -1,0 +1,137 @@
+"""What cannot be calibrated has a clear outcome, before any work where that is possible, and leaves nothing behind."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from calibrating import DRAW, OPTIONS, altered, options
+
+from bitdance_edge.calibration.calibrate import calibrate
+from bitdance_edge.calibration.errors import CalibrationError
+from bitdance_edge.calibration.findings import Findings
+from bitdance_edge.calibration.judge import Judge, JudgeOptions, frechet
+from bitdance_edge.calibration.recipe import Recipe
+from bitdance_edge.cli import main
+from bitdance_edge.runtime import Bundle
+
+Digits = Callable[[str], Bundle]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_activations_that_are_not_finite_name_the_layer_and_the_place(
+    bundle: Bundle, tmp_path: Path, value: float
+) -> None:
+    spoilt = altered(bundle, tmp_path / "spoilt", "backbone", "backbone.norm.weight", lambda w: np.full_like(w, value))
+    with pytest.raises(CalibrationError, match=r"enters backbone:cond_embed is NaN or infinite at image 0, launch 0"):
+        calibrate(spoilt, tmp_path / "out", options("int8"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_layer_that_only_sees_zeros_stays_as_exported(bundle: Bundle, tmp_path: Path) -> None:
+    silent = altered(bundle, tmp_path / "silent", "backbone", "backbone.layers.0.ffn_norm.weight", np.zeros_like)
+    found = calibrate(silent, tmp_path / "out", options("int8"))
+    zeros = {name for name, reason in found.left.items() if "was 0" in reason}
+    assert zeros == {f"backbone:backbone.layers.0.feed_forward.{name}" for name in ("w1", "w2")}
+    assert zeros.isdisjoint(found.formats)
+    assert "no scale can be chosen" in (tmp_path / "out" / "calibration" / "report.md").read_text()
+    assert np.isfinite(found.bits.free)
+
+
+def test_an_empty_set(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["calibrate", str(bundle.folder), "--precision", "int8", "-o", str(tmp_path / "out")]
+    assert main([*command, "--images", "0"]) == 1
+    assert "the calibration set is empty: it has 0 images" in capsys.readouterr().err
+    empty = tmp_path / "prompts.txt"
+    empty.write_text("\n\n")
+    assert main([*command, "--prompts", str(empty)]) == 1
+    assert "the calibration set is empty" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [empty]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "fp8", "--target", "rtx:8.6"], "without fp8: compute capability 8.6; .* --target rtx:8.9"),
+        (["--precision", "fp8", "--target", "rtx:8.9,8.0"], "without fp8: compute capability 8.0"),
+        (["--precision", "int3"], "'int3'; it must be one of int8, fp8, int4"),
+        (["--head", "fp16"], "head is fp32; calibrate a bundle made with: bitdance-edge export --dtype fp16"),
+        (["--head", "fp32"], "nothing is to be quantised"),
+        (["--precision", "int8", "--calibrator", "best"], "'best'; it must be one of max, percentile, entropy, mse"),
+        (["--precision", "int8", "--smooth", "2"], "smooth is 2"),
+        (["--precision", "int8", "--percentile", "10"], "percentile is 10"),
+        (["--precision", "int8", "--max-bit-flips", "much"], "'much'; write a percentage"),
+        (["--precision", "int8", "--max-bit-flips", "0%"], "above 0% and below 50%"),
+        (["--precision", "int8", "--patches", "99"], "--patches is 99; images of this bundle have 1 to"),
+        (["--precision", "int8", "--classes", "nine"], "class 'nine' is unknown"),
+        (["--precision", "int8", "--features", "net.onnx"], "give both"),
+        (["--precision", "int8", "--test-images", "0"], "--test-images is 0"),
+        (["--recipe", "nowhere.json"], "nowhere.json cannot be read as a recipe"),
+        (["--recipe", "nowhere.json", "--head", "int8"], "leave --head away"),
+    ],
+)
+def test_refused_in_one_line(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    import re
+
+    assert main(["calibrate", str(bundle.folder), "-o", str(tmp_path / "out"), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_fp8_for_the_default_target_is_allowed(bundle: Bundle) -> None:
+    """It leaves out the GPUs that lack it, as a build does."""
+    from bitdance_edge.engines.support import require_types
+    from bitdance_edge.engines.targets import Target
+
+    require_types(frozenset({"fp8", "int8"}), Target.parse("rtx"))
+
+
+def test_neither_an_existing_folder_nor_a_calibrated_bundle(
+    bundle: Bundle, calibrated: Callable[[str], Findings], tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(CalibrationError, match="there exists; write to another folder"):
+        calibrate(bundle, tmp_path / "there", options("int8"))
+    with pytest.raises(CalibrationError, match=r"is calibrated already \(tokens, .*calibrate the bundle that it was"):
+        calibrate(calibrated("int8").calibrated, tmp_path / "twice", options("fp8"))
+
+
+def test_four_bits_need_a_newer_opset(exported: Callable[..., Bundle], tmp_path: Path) -> None:
+    older = exported("cc_4x_patch", profile="portable20")
+    with pytest.raises(CalibrationError, match=r"opset 20, and 4-bit weights need 21: .*--profile kv24"):
+        calibrate(older, tmp_path / "out", options("int4"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_for_layers_that_are_not_there(bundle: Bundle, tmp_path: Path) -> None:
+    recipe = replace(OPTIONS.recipe, kept=("head:head.unknown",))
+    with pytest.raises(CalibrationError, match=r"layers head:head\.unknown of the recipe are not in .*named like"):
+        calibrate(bundle, tmp_path / "out", replace(OPTIONS, recipe=recipe))
+
+
+def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
+    for content in ("{", "[]", '{"format": 9}', '{"format": 1, "draw": {}}'):
+        (tmp_path / "recipe.json").write_text(content)
+        with pytest.raises(CalibrationError, match="cannot be read as a recipe"):
+            Recipe.read(tmp_path / "recipe.json")
+    (tmp_path / "recipe.json").write_text(OPTIONS.recipe.to_json())
+    assert Recipe.read(tmp_path / "recipe.json") == OPTIONS.recipe
+    assert OPTIONS.recipe.draw == DRAW
+
+
+def test_a_judge_that_is_no_network(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="cannot be loaded as a network"):
+        Judge(JudgeOptions(features=Path(__file__), references=tmp_path), 32, 32, 1)
+
+
+def test_frechet_distance_of_known_gaussians() -> None:
+    generator = np.random.default_rng(0)
+    one = generator.standard_normal((40_000, 3))
+    assert frechet(one, one) == pytest.approx(0, abs=1e-6)
+    # means differ by 2 in one axis: 4; standard deviations by a factor 2 in all three: 3 * (2 - 1) ** 2
+    assert frechet(one, 2 * generator.standard_normal((40_000, 3)) + [2, 0, 0]) == pytest.approx(7, abs=0.1)

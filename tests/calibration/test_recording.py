@@ -1,0 +1,74 @@
+"""Recorded inputs: resumable, complete, and enough to run every stage again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitdance_edge.calibration import recording
+from bitdance_edge.calibration.recording import Draw, record
+from bitdance_edge.calibration.sessions import StageRun
+from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+DRAW = Draw(images=3, seed=5, steps=4, patches=3)
+
+
+def test_a_stopped_recording_goes_on_and_ends_the_same(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = record(bundle, DRAW, tmp_path / "whole", 1)
+    generate, made = recording._generate, []
+
+    def stop_at_second(*args: object) -> None:
+        if len(made) == 1:
+            raise KeyboardInterrupt
+        made.append(args)
+        generate(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(recording, "_generate", stop_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        record(bundle, DRAW, tmp_path / "stopped", 1)
+    folder = tmp_path / "stopped" / whole.folder.name
+    assert sorted(path.name for path in folder.iterdir()) == ["image-00000.npz", "set.json"]
+    first = (folder / "image-00000.npz").stat().st_mtime_ns
+    monkeypatch.setattr(recording, "_generate", generate)
+    resumed = record(bundle, DRAW, tmp_path / "stopped", 1)
+    assert (folder / "image-00000.npz").stat().st_mtime_ns == first
+    for stage in bundle.stages:
+        pairs = zip(whole.samples(stage), resumed.samples(stage), strict=True)
+        assert all((a.inputs[name] == b.inputs[name]).all() for a, b in pairs for name in a.inputs)
+
+
+def test_samples_cover_all_sampling_times_and_patches(bundle: Bundle, tmp_path: Path) -> None:
+    draw = Draw(images=2, seed=0, steps=30)
+    data = record(bundle, draw, tmp_path, 1)
+    samples = list(data.samples("head"))
+    assert {sample.step for sample in samples} == set(range(31))
+    assert {sample.launch // 31 for sample in samples} == set(range(bundle.model.default_size.patches))
+    assert len(samples) < 0.5 * 2 * 31 * bundle.model.default_size.patches
+
+
+def test_the_cache_is_made_again_from_what_was_recorded(bundle: Bundle, tmp_path: Path) -> None:
+    """The backbone's condition, run from its samples, is what the head was given."""
+    data = record(bundle, DRAW, tmp_path, 1)
+    run = StageRun(bundle, "backbone", OnnxRuntimeBackend(bundle, 1).load("backbone").session)
+    made = {(sample.image, sample.launch): run(sample, ["condition"])[0] for sample in data.samples("backbone")}
+    for sample in data.samples("head"):
+        patch = sample.launch // (DRAW.steps + 1)  # type: ignore[operator]
+        assert np.array_equal(made[sample.image, patch], sample.inputs["condition"])
+
+
+def test_held_out_images_are_others(bundle: Bundle) -> None:
+    seeds = [
+        {request.seed for request in draw.requests(bundle, 1)}
+        for draw in (DRAW, *(DRAW.held_out(50, part) for part in range(5)))
+    ]
+    assert sum(map(len, seeds)) == len(set[int | None]().union(*seeds))
+
+
+def test_prompts_of_a_text_bundle(text_bundle: Bundle, tmp_path: Path) -> None:
+    draw = Draw(images=2, seed=0, prompts=("a red circle", "a blue square"), steps=2, patches=2)
+    data = record(text_bundle, draw, tmp_path, 1)
+    assert len({sample.image for sample in data.samples("backbone")}) == 2
+    assert all(sample.inputs["pixels"].dtype == np.uint8 for sample in data.samples("encoder"))
