@@ -36,14 +36,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from bitdance_edge.export.exporter import export_bundle, room_to_check
+    from bitdance_edge.export.exporter import room_to_check
     from bitdance_edge.export.opening import open_checkpoint
 
     started = time.perf_counter()
     opened = open_checkpoint(args)
-    bundle = export_bundle(
-        opened.model, args.out, opened.options, opened.provenance, prompts=opened.prompts, source=opened.source
-    )
+    bundle = opened.export(args.out)
     out = Path(args.out)
     print(f"{'stage':10} {'MB':>9}  {'largest error':>13}  allowed  (ONNX Runtime against PyTorch, relative)")
     for name, stage in bundle.stages.items():
