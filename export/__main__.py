@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         )
     if bundle.links:
         print(
-            f"hard links to the checkpoint's files, so change neither: {', '.join(Path(n).name for n in bundle.links)}; "
+            f"hard links to the checkpoint, so change neither: {', '.join(Path(n).name for n in bundle.links)}; "
             f"bitdance-edge pack {out} --in-place makes the bundle self-contained"
         )
     subject = "--classes 0" if bundle.text is None else "--prompt 'a picture'"
