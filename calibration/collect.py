@@ -15,7 +15,7 @@ from bitdance_edge.calibration.recording import DataSet, Sample
 from bitdance_edge.calibration.sessions import StageRun, session_of, with_outputs
 from bitdance_edge.runtime.bundle import Bundle
 
-FETCHED_BYTES = 256_000_000  # of one sample's activations held at once; what is more takes another pass
+FETCHED_BYTES = 1_000_000_000  # of one sample's activations held at once; what is more takes another pass
 
 
 @dataclass

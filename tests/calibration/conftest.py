@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from calibrating import options
+from safetensors.torch import load_file, save_file
 
 from bitdance_edge.calibration.calibrate import calibrate
 from bitdance_edge.calibration.findings import Findings
-from bitdance_edge.cli import main
+from bitdance_edge.export.exporter import ExportOptions
+from bitdance_edge.export.opening import open_text_to_image
 from bitdance_edge.runtime import Bundle
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "t2i_16x_swiglu"
@@ -35,10 +37,11 @@ def calibrated(digits: Callable[[str], Bundle], tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session")
 def text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The small random text-to-image model, with weights that stay in the checkpoint's own files."""
+    """The small random text-to-image model; its large weights stay in the checkpoint's own files."""
     folder = tmp_path_factory.mktemp("text")
-    checkpoint = shutil.copytree(
-        Path(__file__).parents[1] / "fixtures" / "t2i_16x_swiglu", folder / "checkpoint"
-    )  # links need one file system
-    assert main(["export", str(checkpoint), "-o", str(folder / "bundle")]) == 0
-    return Bundle.open(folder / "bundle")
+    checkpoint = shutil.copytree(FIXTURE, folder / "checkpoint")
+    for name in ("model.safetensors", "vision_head.safetensors", "ae.safetensors", "projector.safetensors"):
+        state = {key: value.float() for key, value in load_file(checkpoint / name).items()}
+        save_file(state, checkpoint / name)
+    opened = open_text_to_image(checkpoint, ExportOptions(name="text", link=True), sizes="64x64", max_prompt=96)
+    return opened.export(folder / "bundle")

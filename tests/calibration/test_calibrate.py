@@ -62,7 +62,7 @@ def test_bits_and_images_are_measured(calibrated: Calibrated) -> None:
 def test_the_report_holds_every_figure_and_its_plots(calibrated: Calibrated) -> None:
     folder = calibrated("int8").calibrated.folder / "calibration"
     report, page = json.loads((folder / "report.json").read_text()), (folder / "report.md").read_text()
-    assert report["bits"]["forced"] == pytest.approx(calibrated("int8").bits.forced)
+    assert report["bits"]["forced"] == pytest.approx(calibrated("int8").bits.forced, rel=1e-5)
     assert len(report["sensitivity"]) == 69 and len(report["effect_of_times"]) == 5
     assert set(report["stages"]) == set(OPTIONS.recipe.precisions)
     for name, size in report["sizes"].items():
