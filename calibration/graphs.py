@@ -188,7 +188,8 @@ def _grouped(model: ModelProto, nodes: list[str]) -> ModelProto:
     config = weight_only.DefaultWeightOnlyQuantConfig(
         block_size=GROUP, is_symmetric=True, quant_format=QuantFormat.QDQ, bits=4
     )
-    quantizer: Any = weight_only.MatMulNBitsQuantizer(model, nodes_to_include=nodes, algo_config=config)
+    others = [node.name for node in model.graph.node if node.name not in nodes]
+    quantizer: Any = weight_only.MatMulNBitsQuantizer(model, nodes_to_exclude=others, algo_config=config)
     quantizer.process()
     return quantizer.model.model
 

@@ -24,9 +24,7 @@ def test_activations_that_are_not_finite_name_the_layer_and_the_place(
     bundle: Bundle, tmp_path: Path, value: float
 ) -> None:
     spoilt = altered(bundle, tmp_path / "spoilt", "backbone", "backbone.norm.weight", lambda w: np.full_like(w, value))
-    with pytest.raises(
-        CalibrationError, match=r"enters backbone:head.cond_embed is NaN or infinite at image 0, l"
-    ):
+    with pytest.raises(CalibrationError, match=r"enters backbone:head.cond_embed is NaN or infinite at image 0, l"):
         calibrate(spoilt, tmp_path / "out", options("int8"))
     assert not (tmp_path / "out").exists()
 
