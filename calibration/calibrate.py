@@ -1,5 +1,6 @@
 """From a bundle to a calibrated one: record, choose scales, search, write, measure, report."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -95,7 +96,7 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
     chosen = choose(bundle, options, recorded, ranking)
     found: list[Sensitivity] = []
     if options.sensitivity or recipe.max_bit_flips is not None:
-        found = sensitivities(chosen.variants, chosen.formats, ranking, held_out)
+        found = sensitivities(chosen.variants, chosen.formats, ranking, held_out, _ranking_file(bundle, options, place))
     searches = _search(bundle, options, chosen, found, held_out)
     kept = tuple(dict.fromkeys((*recipe.kept, *(name for search in searches.values() for name in search.kept))))
     formats = {name: number for name, number in chosen.formats.items() if name not in kept}
@@ -130,7 +131,14 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
         raise CalibrationError(
             f"cannot write {folder}: {error.strerror or error}; free some space or choose another folder"
         ) from error
-    return findings
+    return replace(findings, calibrated=replace(written, folder=folder))
+
+
+def _ranking_file(bundle: Bundle, options: CalibrateOptions, place: Path) -> Path:
+    """Where the sensitivities are kept while they are measured: named by all that they depend on."""
+    choices = replace(options.recipe, kept=(), max_bit_flips=None).to_json()
+    key = hashlib.sha256(f"{bundle.digest} {options.held_out} {choices}".encode()).hexdigest()[:12]
+    return place / f"sensitivity-{key}.json"
 
 
 def choose(bundle: Bundle, options: CalibrateOptions, recorded: DataSet, ranking: Trial) -> Chosen:

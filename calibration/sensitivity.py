@@ -4,8 +4,10 @@ Layers that make bits (all but the decoder's) are judged by bits; so few turn wh
 are ranked by the change of the predictions whose signs the bits are, and for the encoder by that of the latent.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from bitdance_edge.calibration.recording import DataSet
 from bitdance_edge.calibration.sessions import StageRun, session_of, with_outputs
 from bitdance_edge.calibration.trials import LOOP_STAGES, Trial
 from bitdance_edge.calibration.variants import Variants
+from bitdance_edge.runtime.files import written_whole
 
 
 @dataclass(frozen=True)
@@ -28,24 +31,33 @@ class Sensitivity:
     flips: float | None  # share of bits; None for the decoder, which makes none
 
 
-def sensitivities(variants: Variants, formats: Mapping[str, str], trial: Trial, data: DataSet) -> list[Sensitivity]:
+def sensitivities(
+    variants: Variants, formats: Mapping[str, str], trial: Trial, data: DataSet, path: Path
+) -> list[Sensitivity]:
     """One layer after the other, in the order of the graphs.
 
     Args:
         formats: name of a layer -> the format that it would have.
         trial: generations that judge the layers of the generator.
         data: recorded images that judge those of decoder and encoder.
+        path: file that keeps what is measured, so that a stopped run goes on from there.
     """
+    known: dict[str, list] = json.loads(path.read_text()) if path.is_file() else {}
     layers = [layer for found in variants.layers.values() for layer in found if layer.name in formats]
     judges = {stage: ImageStage(variants, stage, data) for stage in ("decoder", "encoder") if variants.layers[stage]}
     found = []
     for layer in tqdm(layers, desc="one layer at a time", unit="layer", leave=False, disable=None):
-        alone = {layer.name: formats[layer.name]}
-        if layer.stage in LOOP_STAGES:
-            outcome = trial.forced(variants.sessions(alone))
-            error, flips = outcome.error(trial.reference), outcome.flips(trial.reference) / trial.bits
-        else:
-            error, flips = judges[layer.stage].loss(alone)
+        if layer.name not in known:
+            alone = {layer.name: formats[layer.name]}
+            if layer.stage in LOOP_STAGES:
+                outcome = trial.forced(variants.sessions(alone))
+                loss = outcome.error(trial.reference), outcome.flips(trial.reference) / trial.bits
+            else:
+                loss = judges[layer.stage].loss(alone)
+            known[layer.name] = list(loss)
+            with written_whole(path) as file:
+                file.write(json.dumps(known).encode())
+        error, flips = known[layer.name]
         found.append(Sensitivity(layer, formats[layer.name], error, flips))
     return found
 

@@ -1,17 +1,21 @@
 """Calibrated bundles build with TensorRT-RTX for the targets that have their types, and INT8 is exact on the CPU."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from building import build
+from calibrating import OPTIONS
 from onnx import TensorProto, helper, numpy_helper
 
+from bitdance_edge.calibration.calibrate import calibrate
 from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.engines.library import Library
 from bitdance_edge.engines.plan import plan_builds
 from bitdance_edge.engines.targets import Target
-from bitdance_edge.runtime import EngineError
+from bitdance_edge.runtime import Bundle, EngineError
 from bitdance_edge.runtime.onnxruntime_backend import cpu_options, import_onnxruntime
 
 STAGES = ("tokens", "time", "backbone", "head", "decoder", "encoder")
@@ -25,6 +29,17 @@ def test_engines_are_built_of_every_stage(
     for stage, sidecar in made.items():
         expected = precision if stage in ("tokens", "backbone", "head") or precision == "fp8" else "int8"
         assert sidecar.precision.startswith(expected), (stage, sidecar.precision)
+
+
+def test_a_half_precision_bundle_keeps_its_type_beside_int8(
+    digits: Callable[[str], Bundle], library: Library, tmp_path: Path
+) -> None:
+    recipe = replace(OPTIONS.recipe, precisions={"head": "int8", "backbone": "int8"}, weigh_times=False)
+    asked = replace(OPTIONS, recipe=recipe, test_images=1, held_out=1, data=tmp_path / "recordings")
+    found = calibrate(digits("fp16"), tmp_path / "out", asked)
+    assert found.bits.forced < 0.05
+    made = build(found.calibrated, library, ("head", "backbone"))
+    assert {sidecar.precision for sidecar in made.values()} == {"int8+fp16"}
 
 
 def test_fp8_is_refused_where_a_gpu_has_none(calibrated: Callable[[str], Findings], library: Library) -> None:
