@@ -141,7 +141,7 @@ def test_mixtures_from_the_command_line(digits: Digits, tmp_path: Path, capsys: 
 def test_a_text_to_image_bundle(text_bundle: Bundle, tmp_path: Path) -> None:
     """Weights that stand transposed in a checkpoint's own file are quantised into the bundle's."""
     prompts = ("a red circle", "a blue square")
-    draw = replace(DRAW, prompts=prompts, steps=2, patches=2)
+    draw = replace(DRAW, prompts=prompts, steps=2, patches=None)
     stages = {name: "int8" for name in OPTIONS.recipe.precisions if name in text_bundle.stages}
     recipe = replace(OPTIONS.recipe, precisions=stages, draw=draw, smooth=0.5)
     asked = replace(OPTIONS, recipe=recipe, test_images=2, data=tmp_path / "recordings")

@@ -68,7 +68,7 @@ def test_held_out_images_are_others(bundle: Bundle) -> None:
 
 
 def test_prompts_of_a_text_bundle(text_bundle: Bundle, tmp_path: Path) -> None:
-    draw = Draw(images=2, seed=0, prompts=("a red circle", "a blue square"), steps=2, patches=2)
+    draw = Draw(images=2, seed=0, prompts=("a red circle", "a blue square"), steps=2)
     data = record(text_bundle, draw, tmp_path, 1)
     assert len({sample.image for sample in data.samples("backbone")}) == 2
     assert all(sample.inputs["pixels"].dtype == np.uint8 for sample in data.samples("encoder"))
