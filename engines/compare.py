@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from bitdance_edge.engines.device import find_device
 from bitdance_edge.engines.graph import GraphFacts, read_graph
-from bitdance_edge.engines.library import load_library
 from bitdance_edge.engines.targets import Target
 from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.device import find_device
 from bitdance_edge.runtime.errors import EngineError
 from bitdance_edge.runtime.onnxruntime_backend import cpu_options, import_onnxruntime
 from bitdance_edge.runtime.sidecar import engine_path, require_fit
+from bitdance_edge.runtime.tensorrt_library import load_library
 
 if TYPE_CHECKING:
     from bitdance_edge.model import BitDance

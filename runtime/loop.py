@@ -1,15 +1,17 @@
 """The generation loop: prompt, then a backbone step and N + 1 head evaluations a patch.
 
 Knows tokens, nothing of images, seeds or files. R rows run through the backbone: B images, twice that under guidance
-(conditional rows first). Everything a patch needs is allocated and bound once, before the first patch.
+(conditional rows first). Everything a patch needs is allocated and bound once, before the first patch; what changes
+from patch to patch (positions, mask, guidance, noise) is a value in a buffer, so that a backend can capture the patch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bitdance_edge.runtime.backend import Backend, Buffer, Stage
+from bitdance_edge.runtime.backend import Backend, Buffer, Captured, InOrder, Pending, Stage
 from bitdance_edge.runtime.bundle import Bundle
 from bitdance_edge.runtime.cache import KVCache
 from bitdance_edge.runtime.sampler import Schedule, patch_guidance
@@ -17,6 +19,21 @@ from bitdance_edge.runtime.sampler import Schedule, patch_guidance
 # (patch, rows_apart) -> float32 [steps + 1, B, P, C], or [steps + 1, R, P, C] where conditional and unconditional rows
 # draw apart
 NoiseSource = Callable[[int, bool], np.ndarray]
+
+LOOP_STAGES = ("prompt", "tokens", "time", "backbone", "head")
+
+
+@dataclass(frozen=True)
+class LoopShape:
+    """What decides the size of every buffer of the loop."""
+
+    images: int
+    guided: bool
+    steps: int
+
+    @property
+    def rows(self) -> int:
+        return 2 * self.images if self.guided else self.images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,72 +47,100 @@ class TokenRequest:
     prefix: np.ndarray  # [B, K, P, C] of -1 and +1: the first K patches, given rather than sampled
 
     @property
-    def images(self) -> int:
-        return len(self.class_ids)
-
-    @property
-    def guided(self) -> bool:
-        return self.guidance > 1
-
-    @property
-    def rows(self) -> int:
-        return 2 * self.images if self.guided else self.images
+    def shape(self) -> LoopShape:
+        return LoopShape(len(self.class_ids), self.guidance > 1, self.steps)
 
 
-def generate_tokens(
-    backend: Backend, bundle: Bundle, stages: Mapping[str, Stage], request: TokenRequest, noise: NoiseSource
-) -> Iterator[np.ndarray]:
+def generate_tokens(loop: "BoundLoop", request: TokenRequest, noise: NoiseSource) -> Generator[np.ndarray, None, None]:
     """Generate patch after patch; yields the tokens of each, float32 ``[B, P, C]`` of -1 and +1.
 
     Under the linear schedule the first patch has guidance 1: conditional and unconditional rows are then sampled
-    apart, as the reference does, and only the conditional ones belong to the image.
+    apart, as the reference does, and only the conditional ones belong to the image. A patch is asked for before the
+    tokens of the one before are waited for, as far as the backend runs ahead: its noise is drawn meanwhile.
     """
-    loop = BoundLoop(backend, bundle, stages, request)
-    patches = bundle.model.patches
-    for patch in range(patches):
-        guidance = patch_guidance(request.guidance, request.guidance_schedule, patch, patches)
-        rows_apart = request.guided and guidance == 1
-        loop.backbone(patch)
+    loop.start(request.class_ids)
+    asked: deque[Pending] = deque()
+    for patch in range(loop.patches):
+        guidance = patch_guidance(request.guidance, request.guidance_schedule, patch, loop.patches)
+        rows_apart = loop.shape.guided and guidance == 1
         sampler = loop.sampler(rows_apart)
-        if patch < request.prefix.shape[1]:
+        loop.backbone(patch).place(patch)
+        if given := patch < request.prefix.shape[1]:
             sampler.accept(request.prefix[:, patch])
         else:
-            sampler.sample(noise(patch, rows_apart), guidance)
-        sampler.embed()
-        yield sampler.tokens.read()[: request.images]
+            sampler.prepare(noise(patch, rows_apart), guidance)
+        loop.launch(patch, sampler, given)()
+        asked.append(sampler.tokens.fetch())
+        if len(asked) > loop.backend.run_ahead:
+            yield asked.popleft().wait()[: loop.shape.images]
+    for left in asked:
+        yield left.wait()[: loop.shape.images]
 
 
 class BoundLoop:
-    """The buffers that stages share, and the stages bound to them."""
+    """The buffers that stages share, and the stages bound to them, for one request after another of the same shape."""
 
-    def __init__(self, backend: Backend, bundle: Bundle, stages: Mapping[str, Stage], request: TokenRequest) -> None:
-        self.backend, self.bundle, self.stages, self.request = backend, bundle, stages, request
-        self.sizes = {"R": request.rows, "N": request.steps + 1}
-        self.schedule = Schedule.euler_maruyama(request.steps, bundle.sampling.time_shift)
-        self.cache = KVCache(backend, bundle, request.rows)
-        self.condition = self.allocate("backbone", "condition")
-        self.embeddings = self.allocate("tokens", "embeddings")
-        self.time_embeddings = self._embed_times()
-        self._prompt_pass = BackbonePass(self, self._embed_prompt())
-        self._patch_pass = BackbonePass(self, self.embeddings)
+    def __init__(self, backend: Backend, bundle: Bundle, stages: Mapping[str, Stage], shape: LoopShape) -> None:
+        self.backend, self.bundle, self.stages, self.shape = backend, bundle, stages, shape
+        self.patches = bundle.model.patches
+        self.sizes = {"R": shape.rows, "N": shape.steps + 1}
+        self.schedule = Schedule.euler_maruyama(shape.steps, bundle.sampling.time_shift)
+        self._owned: list[Buffer] = []
         self._samplers: dict[bool, PatchSampler] = {}
+        self._launches: dict[tuple[bool, PatchSampler, bool], Captured] = {}
+        try:
+            self.cache = KVCache(backend, bundle, shape.rows)
+            self._owned += self.cache.buffers.values()
+            self.condition = self.allocate("backbone", "condition")
+            self.embeddings = self.allocate("tokens", "embeddings")
+            self.time_embeddings = self._embed_times()
+            self.prompt = Prompt(self)
+            self._prompt_pass = BackbonePass(self, self.prompt.embeddings)
+            self._patch_pass = BackbonePass(self, self.embeddings)
+        except BaseException:
+            self.free()
+            raise
 
-    def allocate(self, stage: str, tensor: str, **sizes: int) -> Buffer:
-        """Memory for one input or output of a stage, with its named dimensions as in this request."""
+    def allocate(self, stage: str, tensor: str, *, ahead: bool = False, **sizes: int) -> Buffer:
+        """Memory for one input or output of a stage, with its named dimensions as in this loop."""
         spec = self.bundle.stage(stage)
         found = next(item for item in (*spec.inputs, *spec.outputs) if item.name == tensor)
-        return self.backend.empty(found.sized({**self.sizes, **sizes}), found.dtype)
+        return self.empty(found.sized({**self.sizes, **sizes}), found.dtype, ahead=ahead)
 
-    def backbone(self, patch: int) -> None:
-        """Run the prompt or the patch before this one; the head's condition is then in its buffer."""
-        run = self._prompt_pass if patch == 0 else self._patch_pass
-        run(patch)
+    def empty(self, shape: tuple[int, ...], dtype: str, *, ahead: bool = False) -> Buffer:
+        self._owned.append(self.backend.empty(shape, dtype, ahead=ahead))
+        return self._owned[-1]
+
+    def free(self) -> None:
+        """Give the memory back."""
+        while self._launches:
+            self._launches.popitem()[1].close()
+        while self._owned:
+            self._owned.pop().free()
+
+    def start(self, class_ids: Sequence[int]) -> None:
+        """Embed the prompt of another request."""
+        self.cache.reset()
+        self.prompt(class_ids)
+
+    def backbone(self, patch: int) -> "BackbonePass":
+        """The pass whose result is the condition of a patch: over the prompt, or over the patch before."""
+        return self._prompt_pass if patch == 0 else self._patch_pass
 
     def sampler(self, rows_apart: bool) -> "PatchSampler":
         """The head bound for rows that share their noise, or for rows that are drawn apart."""
         if rows_apart not in self._samplers:
-            self._samplers[rows_apart] = PatchSampler(self, self.request.rows if rows_apart else self.request.images)
+            self._samplers[rows_apart] = PatchSampler(self, self.shape.rows if rows_apart else self.shape.images)
         return self._samplers[rows_apart]
+
+    def launch(self, patch: int, sampler: "PatchSampler", given: bool) -> Captured:
+        """All of a patch: backbone, head evaluations unless the tokens are given, and their embedding."""
+        key = (patch == 0, sampler, given)
+        if key not in self._launches:
+            steps = [self.backbone(patch).launch, *([] if given else sampler.evaluate), sampler.embed]
+            often = patch > 0 and not given
+            self._launches[key] = self.backend.capture(steps) if often else InOrder(steps)
+        return self._launches[key]
 
     def _embed_times(self) -> Buffer:
         times, embeddings = self.allocate("time", "times"), self.allocate("time", "time_embeddings")
@@ -103,12 +148,18 @@ class BoundLoop:
         self.stages["time"].bind({"times": times, "time_embeddings": embeddings})()
         return embeddings
 
-    def _embed_prompt(self) -> Buffer:
-        class_ids, embeddings = self.allocate("prompt", "class_ids"), self.allocate("prompt", "embeddings")
-        no_class = [self.bundle.model.num_classes] * (self.request.rows - self.request.images)
-        class_ids.write(np.array([*self.request.class_ids, *no_class]))
-        self.stages["prompt"].bind({"class_ids": class_ids, "embeddings": embeddings})()
-        return embeddings
+
+class Prompt:
+    """The stage that embeds class ids, bound: conditional rows, then "no class" for as many."""
+
+    def __init__(self, loop: BoundLoop) -> None:
+        self.class_ids, self.embeddings = loop.allocate("prompt", "class_ids"), loop.allocate("prompt", "embeddings")
+        self.no_class = [loop.bundle.model.num_classes] * (loop.shape.rows - loop.shape.images)
+        self.launch = loop.stages["prompt"].bind({"class_ids": self.class_ids, "embeddings": self.embeddings})
+
+    def __call__(self, class_ids: Sequence[int]) -> None:
+        self.class_ids.write(np.array([*class_ids, *self.no_class]))
+        self.launch()
 
 
 class BackbonePass:
@@ -134,8 +185,8 @@ class BackbonePass:
             }
         )
 
-    def __call__(self, patch: int) -> None:
-        """Append to the cache and leave the condition of the last P positions in its buffer."""
+    def place(self, patch: int) -> None:
+        """Say where the next launch appends to the cache, and who sees whom."""
         start, index = self.cache.position, np.arange(self.length)
         # The last P tokens see each other and all before; what precedes them in a prompt is causal.
         last_seen = start + np.where(index < self.length - self.block, index, self.length - 1)
@@ -143,7 +194,6 @@ class BackbonePass:
         self.mask.write(np.arange(self.cache.length) <= last_seen[:, None])
         self.cache_position.write(np.array(start))
         self.patch_index.write(np.array(patch))
-        self.launch()
         self.cache.advance(self.length)
 
 
@@ -154,14 +204,14 @@ class PatchSampler:
         def allocate(stage: str, tensor: str) -> Buffer:
             return loop.allocate(stage, tensor, B=draws)
 
-        evaluations = loop.request.steps + 1
+        evaluations = loop.shape.steps + 1
         model = loop.bundle.model
-        self.noise = loop.backend.empty((evaluations, draws, model.tokens_per_step, model.bits), "float32")
+        self.noise = loop.empty((evaluations, draws, model.tokens_per_step, model.bits), "float32", ahead=True)
         self.guidance = allocate("head", "guidance")
         self.tokens = allocate("tokens", "tokens")
         rows = allocate("head", "rows")
-        rows.write(np.arange(loop.request.rows) % draws)
-        coefficients = loop.backend.empty((evaluations, 3), "float32")
+        rows.write(np.arange(loop.shape.rows) % draws)
+        coefficients = loop.empty((evaluations, 3), "float32")
         coefficients.write(loop.schedule.coefficients)
         states = [allocate("head", "x_next"), allocate("head", "x_next")]  # each evaluation reads one, writes the other
         self.x = states[(evaluations - 1) % 2]
@@ -185,12 +235,10 @@ class PatchSampler:
             {"x": self.x, "rows": rows, "tokens": self.tokens, "embeddings": loop.embeddings}
         )
 
-    def sample(self, noise: np.ndarray, guidance: float) -> None:
-        """Draw the patch from ``noise`` ``[N + 1, draws, P, C]``; the prediction is then in ``x``."""
+    def prepare(self, noise: np.ndarray, guidance: float) -> None:
+        """What the evaluations of the next patch are to draw from: ``noise`` ``[N + 1, draws, P, C]``."""
         self.noise.write(noise)
         self.guidance.write(np.array(guidance))
-        for evaluate in self.evaluate:
-            evaluate()
 
     def accept(self, tokens: np.ndarray) -> None:
         """Take tokens ``[B, P, C]`` as given, for all rows of an image."""
