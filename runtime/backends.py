@@ -1,6 +1,5 @@
 """Which backend runs a bundle here: the best that is present, and for each of the others the reason why not."""
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from bitdance_edge.runtime.errors import BackendError, EngineError
 from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend, Place, import_onnxruntime
 from bitdance_edge.runtime.sidecar import ENGINES, Sidecar, engine_path, mismatch, other_device, refuse_invalid
 from bitdance_edge.runtime.tensorrt_backend import TensorRTBackend
-from bitdance_edge.runtime.tensorrt_library import EXTRAS, load_library
+from bitdance_edge.runtime.tensorrt_library import load_library
 
 TARGETS = {"tensorrt": "trt:current", "tensorrt_rtx": "rtx"}  # library -> the target that is built for it by default
 ON_GPU = (*TARGETS, "onnxruntime-cuda")
@@ -127,8 +126,6 @@ def _onnxruntime_on_gpu(bundle: Bundle, wanted: Wanted, device: Device) -> tuple
 
 
 def _engines(bundle: Bundle, wanted: Wanted, library: str, device: Device) -> tuple[Backend, Choice]:
-    if importlib.util.find_spec(library) is None:
-        raise BackendError(f"{library} is not installed: pip install 'bitdance-edge[{EXTRAS[library]}]'")
     loaded = load_library(library)
     import_pycuda()
     folder, sidecars = _find_engines(bundle, library, loaded.version, device)

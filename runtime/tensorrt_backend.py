@@ -129,7 +129,10 @@ class TensorRTStage:
         return self._asides[output, shape]
 
     def close(self) -> None:
-        self._contexts.clear()
+        # Emptied, not only forgotten: whoever still holds a launch must not keep what lies on the GPU.
+        while self._contexts:
+            context = self._contexts.popitem()[1]
+            context.trt = context.bound = None
         self.engine = None
         while self._asides:
             self._asides.popitem()[1].free()
