@@ -102,8 +102,9 @@ class CudaDevice:
 
     def close(self) -> None:
         """Free what is left and let go of the primary context."""
-        with self.current():
-            self.cuda.Context.synchronize()
-            while self.allocations:
-                self.allocations.popitem()[1].free()
+        self.context.push()
+        self.cuda.Context.synchronize()
+        while self.allocations:
+            self.allocations.popitem()[1].free()
+        # While it is current: otherwise PyCUDA lets go of it only in the thread that retained it. This also pops it.
         self.context.detach()

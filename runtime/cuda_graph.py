@@ -34,12 +34,12 @@ class CudaGraph:
             CaptureError: a launch does what a graph cannot hold, or the driver refuses the graph.
         """
         self.driver: Any = import_cuda_bindings()
-        self.stream = stream
+        self.stream: Any = stream
         graph = self._capture(launches)
         try:
             _, nodes = self._checked("cuGraphGetNodes", graph)
             self.nodes = nodes
-            (self.executable,) = self._checked("cuGraphInstantiate", graph, 0)
+            (self.executable,) = self._checked("cuGraphInstantiate", graph, 0)  # of no flags
         finally:
             self._checked("cuGraphDestroy", graph)
 
@@ -68,7 +68,8 @@ class CudaGraph:
         self._checked("cuGraphLaunch", self.executable, self.stream.handle)
 
     def close(self) -> None:
-        self._checked("cuGraphExecDestroy", self.executable)
+        executable, self.executable, self.stream = self.executable, None, None
+        self._checked("cuGraphExecDestroy", executable)
 
     def _checked(self, function: str, *arguments: Any) -> tuple[Any, ...]:
         """Call a function of the driver; what it gives beside its status."""

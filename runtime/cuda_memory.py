@@ -47,21 +47,33 @@ class Lane:
 
     def __init__(self, device: CudaDevice) -> None:
         self.device = device
-        self.stream, self.arrivals = device.stream(), device.stream()
+        self.stream: Any = device.stream()
+        self.arrivals: Any = device.stream()
         self.arena = Arena(device)
+        # What holds memory, pinned memory or events, which PyCUDA frees only while the context is current.
+        self.holders: weakref.WeakSet[Slot | CudaBuffer] = weakref.WeakSet()
 
     def synchronize(self) -> None:
         self.arrivals.synchronize()
         self.stream.synchronize()
 
+    def close(self) -> None:
+        """Give everything back, whoever still holds a buffer, a result or this lane."""
+        self.synchronize()
+        self.arena.free()
+        for holder in list(self.holders):
+            holder.free()
+        self.stream = self.arrivals = None
+
 
 class Slot:
     """Pinned host memory for one copy at a time, and the event that says that it is done."""
 
-    def __init__(self, device: CudaDevice, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self.array = device.pinned(shape, dtype)
-        self.copied = device.event()
+    def __init__(self, lane: Lane, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.array: Any = lane.device.pinned(shape, dtype)
+        self.copied: Any = lane.device.event()
         self.used = False
+        lane.holders.add(self)
 
     def wait(self) -> None:
         if self.used:
@@ -70,6 +82,9 @@ class Slot:
     def mark(self, stream: Any) -> None:
         self.copied.record(stream)
         self.used = True
+
+    def free(self) -> None:
+        self.array = self.copied = None
 
 
 class Fetched:
@@ -102,9 +117,11 @@ class CudaBuffer:
         self.size = int(np.prod(shape)) * DTYPE_BYTES[dtype]
         self.address = lane.device.allocate(self.size)
         self.landing = lane.device.allocate(self.size) if ahead else 0
-        self._landed, self._taken = (lane.device.event(), lane.device.event()) if ahead else (None, None)
+        self._landed: Any = lane.device.event() if ahead else None
+        self._taken: Any = lane.device.event() if ahead else None
         self._writing: list[Slot] = []  # in turn
         self._fetching: list[Slot] = []  # free ones
+        lane.holders.add(self)
         lane.device.zero(self.address, self.size, lane.stream)
 
     def __getitem__(self, index: int) -> "CudaPart":
@@ -121,9 +138,9 @@ class CudaBuffer:
         arrivals = self.lane.arrivals
         device.upload(self.landing, slot.array, arrivals)
         slot.mark(arrivals)
-        stream.wait_for_event(self._landed.record(arrivals))  # type: ignore[union-attr]
+        stream.wait_for_event(self._landed.record(arrivals))
         device.copy(self.address, self.landing, self.size, stream)
-        arrivals.wait_for_event(self._taken.record(stream))  # type: ignore[union-attr]
+        arrivals.wait_for_event(self._taken.record(stream))
 
     def fetch(self) -> Fetched:
         slot = self._fetching.pop() if self._fetching else self._new_slot()
@@ -140,6 +157,7 @@ class CudaBuffer:
             if address:
                 self.lane.device.release(address)
         self.address = self.landing = 0
+        self._landed = self._taken = None
         self._writing.clear()
         self._fetching.clear()
 
@@ -155,7 +173,7 @@ class CudaBuffer:
 
     def _new_slot(self) -> Slot:
         # numpy has no bfloat16, and nothing on the host makes any: such tensors are bound, never written.
-        return Slot(self.lane.device, self.shape, np.dtype(self.dtype))
+        return Slot(self.lane, self.shape, np.dtype(self.dtype))
 
 
 class CudaPart:

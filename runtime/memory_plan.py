@@ -163,9 +163,17 @@ def require_memory(
     plan = plan_memory(bundle, images, steps=steps, files=files)
     if (found := fitted(plan, free)) is not None:
         return found
+    raise RequestError(refusal(bundle, images, free, steps=steps, files=files))
+
+
+def refusal(
+    bundle: Bundle, images: int, free: int, *, steps: int | None = None, files: Mapping[str, int] | None = None
+) -> str:
+    """What ``images`` at once take at the least, against what is free, and what would fit."""
+    plan = plan_memory(bundle, images, steps=steps, files=files)
     least = replace(plan, beside=False, decoder_images=1, stages=tuple(_decoded(plan, 1, plan.stages)))
     ways = list(_ways(bundle, images, free, steps, files))
-    raise RequestError(
+    return (
         f"{images} image{'s' if images > 1 else ''} at once take {least.total / 1e6:.0f} MB, of which weights "
         f"{least.weights / 1e6:.0f}, cache {least.cache / 1e6:.0f}, tensors {least.tensors / 1e6:.0f}, activations "
         f"{least.activations / 1e6:.0f} and {ALLOWANCE / 1e6:.0f} set aside for driver and libraries; "

@@ -84,14 +84,13 @@ class TensorRTBackend:
 
     def release(self) -> None:
         """Give back all but the device itself."""
-        self.lane.synchronize()
         for captured in self._captured:
             captured.close()
         for stage in self._stages:
             stage.close()
         self._captured.clear()
         self._stages.clear()
-        self.lane.arena.free()
+        self.lane.close()
 
 
 class TensorRTStage:

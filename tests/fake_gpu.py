@@ -12,7 +12,8 @@ much memory they take for themselves, or whether an engine computes what its ONN
 
 import itertools
 import threading
-from collections import deque
+import weakref
+from collections import Counter, deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -38,10 +39,14 @@ class FakeGpu:
     def __init__(self, bundle: Bundle, size: int = 10**9, aliases: bool = True) -> None:
         self.bundle, self.size, self.aliases = bundle, size, aliases
         self.memory: dict[int, np.ndarray] = {}  # address -> bytes
-        self.streams: dict[int, Stream] = {}
+        self.streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
         self.graphs: set[int] = set()
         self.contexts = 0
         self.retained = 0
+        self.owned = Counter(
+            pinned=0, streams=0, events=0
+        )  # pinned memory, streams and events, which PyCUDA frees with their last reference
+        self.lost: list[str] = []
         self.log: list[str] = []  # what the host asked for, in order
         self._next = itertools.count(1)
         self._current = threading.local()
@@ -55,7 +60,18 @@ class FakeGpu:
             "graphs": len(self.graphs),
             "contexts": self.contexts,
             "primary context": self.retained,
+            **self.owned,
+            "lost": len(self.lost),
         }
+
+    def own(self, kind: str) -> None:
+        self.require_current()
+        self.owned[kind] += 1
+
+    def disown(self, kind: str) -> None:
+        self.owned[kind] -= 1
+        if not getattr(self._current, "depth", 0):
+            self.lost.append(kind)
 
     def require_current(self) -> None:
         assert getattr(self._current, "depth", 0), "no CUDA context is current on this thread"
@@ -89,11 +105,14 @@ class FakeGpu:
 
 class Stream:
     def __init__(self, gpu: FakeGpu) -> None:
-        gpu.require_current()
+        gpu.own("streams")
         self.gpu, self.handle = gpu, next(gpu._next)
         self.queued: deque[Operation] = deque()
         self.captured: list[Operation] | None = None
         gpu.streams[self.handle] = self
+
+    def __del__(self) -> None:
+        self.gpu.disown("streams")
 
     def push(self, what: str, operation: Operation) -> None:
         self.gpu.require_current()
@@ -119,10 +138,13 @@ class Stream:
 
 class Event:
     def __init__(self, gpu: FakeGpu, flags: int = 0) -> None:
-        gpu.require_current()
+        gpu.own("events")
         self.gpu, self.stream = gpu, None
         self.done: list[bool] = [True]
         self.marker: Operation = lambda: None
+
+    def __del__(self) -> None:
+        self.gpu.disown("events")
 
     def record(self, stream: Stream) -> "Event":
         done = self.done = [False]
@@ -177,8 +199,15 @@ def driver(gpu: FakeGpu) -> Any:
         def push(self) -> None:
             gpu.push()
 
+        def __init__(self) -> None:
+            self.thread = threading.get_ident()
+
         def detach(self) -> None:
-            gpu.retained -= 1
+            current = getattr(gpu._current, "depth", 0)
+            if current or self.thread == threading.get_ident():  # else it is leaked without a word
+                gpu.retained -= 1
+            if current:
+                gpu.pop()
 
         @staticmethod
         def pop() -> None:
@@ -186,8 +215,16 @@ def driver(gpu: FakeGpu) -> Any:
 
         @staticmethod
         def synchronize() -> None:
-            for stream in gpu.streams.values():
+            for stream in list(gpu.streams.values()):
                 stream.run()
+
+    class Pinned(bytearray):
+        def __del__(self) -> None:
+            gpu.disown("pinned")
+
+    def pinned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        gpu.own("pinned")
+        return np.frombuffer(Pinned(int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype).reshape(shape)
 
     class Device:
         def __init__(self, ordinal: int) -> None:
@@ -231,7 +268,7 @@ def driver(gpu: FakeGpu) -> Any:
         MemoryError=OutOfMemory,
         mem_alloc=Allocation,
         mem_get_info=lambda: (gpu.size - sum(block.nbytes for block in gpu.memory.values()), gpu.size),
-        pagelocked_empty=lambda shape, dtype: np.empty(shape, dtype),
+        pagelocked_empty=pinned,
         memset_d8_async=clear,
         memcpy_htod_async=upload,
         memcpy_dtoh_async=download,

@@ -30,7 +30,7 @@ from bitdance_edge.runtime import (
 from bitdance_edge.runtime.tensorrt_backend import TensorRTBackend
 
 STEPS = 3
-NOTHING = {"memory": 0, "graphs": 0, "contexts": 0, "primary context": 0}
+NOTHING = dict.fromkeys(("memory", "graphs", "contexts", "primary context", "pinned", "streams", "events", "lost"), 0)
 REQUEST = Request(classes=[3, 7], seed=5, steps=STEPS)
 
 
@@ -41,7 +41,7 @@ def on_cpu(bundle: Bundle, request: Request) -> list[GeneratedImage]:
 
 def same(found: list[GeneratedImage], wanted: list[GeneratedImage]) -> bool:
     return all(
-        np.array_equal(one.tokens, other.tokens) and np.array_equal(one.pixels, other.pixels)
+        np.array_equal(one.tokens, other.tokens) and one.to_pil() == other.to_pil()
         for one, other in zip(found, wanted, strict=True)
     )
 
@@ -289,3 +289,15 @@ def test_engines_say_how_many_images_they_take(gpus: Gpus, exported: Callable[..
         stage = backend_of(pipeline).load("tokens")
         with pytest.raises(EngineError, match=r"built for at most 4 images at once.*--max-images N"):
             stage._profile(shapes)
+
+
+def test_another_thread_than_the_one_that_opened_it_may_close_it(gpus: Gpus) -> None:
+    gpu = gpus()
+    pipeline = Pipeline.open(gpu.bundle.folder)
+    events = pipeline.stream(REQUEST)
+    for _ in range(4):
+        next(events)
+    thread = threading.Thread(target=pipeline.close)
+    thread.start()
+    thread.join()
+    assert gpu.alive == NOTHING
