@@ -1,4 +1,4 @@
-"""One engine by itself on the GPU of this machine, on given inputs: through the runtime's backend, so as it runs there."""
+"""One engine by itself on the GPU of this machine, on given inputs, through the runtime's own backend."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

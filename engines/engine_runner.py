@@ -1,4 +1,4 @@
-"""A TensorRT engine as a Polygraphy runner, which Polygraphy's own cannot be: it has no binding for a cache in place."""
+"""A TensorRT engine as a Polygraphy runner; Polygraphy's own has no binding for a cache in place."""
 
 import time
 from collections import OrderedDict
