@@ -6,13 +6,14 @@ from patch to patch (positions, mask, guidance, noise) is a value in a buffer, s
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from bitdance_edge.runtime.attention import AttentionWindow
 from bitdance_edge.runtime.backend import Backend, Buffer, Captured, InOrder, Pending, Stage
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.bundle import Bundle, ImageSize
 from bitdance_edge.runtime.cache import KVCache
 from bitdance_edge.runtime.sampler import Schedule, patch_guidance
 
@@ -25,7 +26,7 @@ LOOP_STAGES = ("prompt", "tokens", "time", "backbone", "head")
 
 @dataclass(frozen=True)
 class LoopShape:
-    """What decides the size of every buffer of the loop."""
+    """What decides the size of the buffers that all patches use; a prompt has buffers of its own."""
 
     images: int
     guided: bool
@@ -38,9 +39,16 @@ class LoopShape:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRequest:
-    """What the loop is asked for: B images, all with the same settings."""
+    """What the loop is asked for: B images, all with the same settings.
 
-    class_ids: Sequence[int]
+    ``prompt`` int64 holds the ids of all R rows, conditional ones first: ``[R]`` classes, or ``[R, T]`` text padded on
+    the left by ``padding`` int64 ``[R]``.
+    """
+
+    images: int
+    prompt: np.ndarray
+    padding: np.ndarray
+    size: ImageSize
     steps: int
     guidance: float  # 1 is off
     guidance_schedule: str
@@ -48,7 +56,7 @@ class TokenRequest:
 
     @property
     def shape(self) -> LoopShape:
-        return LoopShape(len(self.class_ids), self.guidance > 1, self.steps)
+        return LoopShape(self.images, len(self.prompt) > self.images, self.steps)
 
 
 def generate_tokens(loop: "BoundLoop", request: TokenRequest, noise: NoiseSource) -> Generator[np.ndarray, None, None]:
@@ -58,13 +66,14 @@ def generate_tokens(loop: "BoundLoop", request: TokenRequest, noise: NoiseSource
     apart, as the reference does, and only the conditional ones belong to the image. A patch is asked for before the
     tokens of the one before are waited for, as far as the backend runs ahead: its noise is drawn meanwhile.
     """
-    loop.start(request.class_ids)
+    loop.start(request)
+    patches = request.size.patches
     asked: deque[Pending] = deque()
-    for patch in range(loop.patches):
-        guidance = patch_guidance(request.guidance, request.guidance_schedule, patch, loop.patches)
+    for patch in range(patches):
+        guidance = patch_guidance(request.guidance, request.guidance_schedule, patch, patches)
         rows_apart = loop.shape.guided and guidance == 1
         sampler = loop.sampler(rows_apart)
-        loop.backbone(patch).place(patch)
+        loop.move_to(patch)
         if given := patch < request.prefix.shape[1]:
             sampler.accept(request.prefix[:, patch])
         else:
@@ -72,9 +81,9 @@ def generate_tokens(loop: "BoundLoop", request: TokenRequest, noise: NoiseSource
         loop.launch(patch, sampler, given)()
         asked.append(sampler.tokens.fetch())
         if len(asked) > loop.backend.run_ahead:
-            yield asked.popleft().wait()[: loop.shape.images]
+            yield asked.popleft().wait()[: request.images]
     for left in asked:
-        yield left.wait()[: loop.shape.images]
+        yield left.wait()[: request.images]
 
 
 class BoundLoop:
@@ -82,30 +91,29 @@ class BoundLoop:
 
     def __init__(self, backend: Backend, bundle: Bundle, stages: Mapping[str, Stage], shape: LoopShape) -> None:
         self.backend, self.bundle, self.stages, self.shape = backend, bundle, stages, shape
-        self.patches = bundle.model.patches
         self.sizes = {"R": shape.rows, "N": shape.steps + 1}
         self.schedule = Schedule.euler_maruyama(shape.steps, bundle.sampling.time_shift)
         self._owned: list[Buffer] = []
+        self._prompt: Prompt | None = None
         self._samplers: dict[bool, PatchSampler] = {}
-        self._launches: dict[tuple[bool, PatchSampler, bool], Captured] = {}
+        self._launches: dict[tuple[BackbonePass, PatchSampler, bool], Captured] = {}
         try:
             self.cache = KVCache(backend, bundle, shape.rows)
             self._owned += self.cache.buffers.values()
+            self.place = Place(self)
             self.condition = self.allocate("backbone", "condition")
             self.embeddings = self.allocate("tokens", "embeddings")
             self.time_embeddings = self._embed_times()
-            self.prompt = Prompt(self)
-            self._prompt_pass = BackbonePass(self, self.prompt.embeddings)
             self._patch_pass = BackbonePass(self, self.embeddings)
         except BaseException:
             self.free()
             raise
 
-    def allocate(self, stage: str, tensor: str, *, ahead: bool = False, **sizes: int) -> Buffer:
+    def allocate(self, stage: str, tensor: str, **sizes: int) -> Buffer:
         """Memory for one input or output of a stage, with its named dimensions as in this loop."""
         spec = self.bundle.stage(stage)
         found = next(item for item in (*spec.inputs, *spec.outputs) if item.name == tensor)
-        return self.empty(found.sized({**self.sizes, **sizes}), found.dtype, ahead=ahead)
+        return self.empty(found.sized({**self.sizes, **sizes}), found.dtype)
 
     def empty(self, shape: tuple[int, ...], dtype: str, *, ahead: bool = False) -> Buffer:
         self._owned.append(self.backend.empty(shape, dtype, ahead=ahead))
@@ -118,14 +126,29 @@ class BoundLoop:
         while self._owned:
             self._owned.pop().free()
 
-    def start(self, class_ids: Sequence[int]) -> None:
-        """Embed the prompt of another request."""
+    def start(self, request: TokenRequest) -> None:
+        """Embed the prompt of another request; one of another length gets buffers of its length."""
         self.cache.reset()
-        self.prompt(class_ids)
+        self.window = AttentionWindow(self.bundle.model.tokens_per_step, self.cache.length, request.padding)
+        self.place.begin(request.size)
+        length = request.prompt.shape[-1]
+        if self._prompt is None or self._prompt.length != length:
+            if self._prompt is not None:
+                self._forget(self._prompt)
+            self._prompt = Prompt(self, length)
+        self._prompt(request.prompt)
+
+    def move_to(self, patch: int) -> None:
+        """Say where the next launch stands in the image, where it appends to the cache, and who sees whom."""
+        self.place.move_to(patch)
+        self.backbone(patch).move()
 
     def backbone(self, patch: int) -> "BackbonePass":
         """The pass whose result is the condition of a patch: over the prompt, or over the patch before."""
-        return self._prompt_pass if patch == 0 else self._patch_pass
+        if patch > 0:
+            return self._patch_pass
+        assert self._prompt is not None
+        return self._prompt.backbone
 
     def sampler(self, rows_apart: bool) -> "PatchSampler":
         """The head bound for rows that share their noise, or for rows that are drawn apart."""
@@ -135,12 +158,19 @@ class BoundLoop:
 
     def launch(self, patch: int, sampler: "PatchSampler", given: bool) -> Captured:
         """All of a patch: backbone, head evaluations unless the tokens are given, and their embedding."""
-        key = (patch == 0, sampler, given)
+        key = (self.backbone(patch), sampler, given)
         if key not in self._launches:
             steps = [self.backbone(patch).launch, *([] if given else sampler.evaluate), sampler.embed]
             often = patch > 0 and not given
             self._launches[key] = self.backend.capture(steps) if often else InOrder(steps)
         return self._launches[key]
+
+    def _forget(self, prompt: "Prompt") -> None:
+        for key in [key for key in self._launches if key[0] is prompt.backbone]:
+            self._launches.pop(key).close()
+        for buffer in prompt.buffers:
+            self._owned.remove(buffer)
+            buffer.free()
 
     def _embed_times(self) -> Buffer:
         times, embeddings = self.allocate("time", "times"), self.allocate("time", "time_embeddings")
@@ -150,51 +180,66 @@ class BoundLoop:
 
 
 class Prompt:
-    """The stage that embeds class ids, bound: conditional rows, then "no class" for as many."""
+    """The stage that embeds the ids of all rows, bound for one length of prompt, and the backbone's pass over it."""
+
+    def __init__(self, loop: BoundLoop, length: int) -> None:
+        self.length = length
+        (ids,) = (tensor.name for tensor in loop.bundle.stage("prompt").inputs)
+        self.ids = loop.allocate("prompt", ids, T=length)
+        embeddings = loop.allocate("prompt", "embeddings", T=length)
+        self.embed = loop.stages["prompt"].bind({ids: self.ids, "embeddings": embeddings})
+        self.backbone = BackbonePass(loop, embeddings)
+        self.buffers = [self.ids, embeddings, *self.backbone.buffers]
+
+    def __call__(self, ids: np.ndarray) -> None:
+        self.ids.write(ids)
+        self.embed()
+
+
+class Place:
+    """Where the current patch stands in the image, for the stages that ask."""
 
     def __init__(self, loop: BoundLoop) -> None:
-        self.class_ids, self.embeddings = loop.allocate("prompt", "class_ids"), loop.allocate("prompt", "embeddings")
-        self.no_class = [loop.bundle.model.num_classes] * (loop.shape.rows - loop.shape.images)
-        self.launch = loop.stages["prompt"].bind({"class_ids": self.class_ids, "embeddings": self.embeddings})
+        spec = loop.bundle.stage("backbone")
+        names = [tensor.name for tensor in spec.inputs if tensor.name in ("patch_index", "patches_across")]
+        self.buffers = {name: loop.allocate("backbone", name) for name in names}
 
-    def __call__(self, class_ids: Sequence[int]) -> None:
-        self.class_ids.write(np.array([*class_ids, *self.no_class]))
-        self.launch()
+    def begin(self, size: ImageSize) -> None:
+        if "patches_across" in self.buffers:
+            self.buffers["patches_across"].write(np.array(size.patches_across))
+
+    def move_to(self, patch: int) -> None:
+        self.buffers["patch_index"].write(np.array(patch))
 
 
 class BackbonePass:
     """The backbone bound to embeddings ``[R, T, D]`` of one length: the prompt, or a patch."""
 
     def __init__(self, loop: BoundLoop, embeddings: Buffer) -> None:
-        self.length = embeddings.shape[1]
-        self.block = loop.bundle.model.tokens_per_step
-        self.cache = loop.cache
+        self.loop, self.length = loop, embeddings.shape[1]
         self.positions = loop.allocate("backbone", "positions", T=self.length)
         self.mask = loop.allocate("backbone", "mask", T=self.length)
         self.cache_position = loop.allocate("backbone", "cache_position")
-        self.patch_index = loop.allocate("backbone", "patch_index")
+        self.buffers = [self.positions, self.mask, self.cache_position]
         self.launch = loop.stages["backbone"].bind(
             {
                 **loop.cache.buffers,
+                **loop.place.buffers,
                 "embeddings": embeddings,
                 "positions": self.positions,
                 "mask": self.mask,
                 "cache_position": self.cache_position,
-                "patch_index": self.patch_index,
                 "condition": loop.condition,
             }
         )
 
-    def place(self, patch: int) -> None:
-        """Say where the next launch appends to the cache, and who sees whom."""
-        start, index = self.cache.position, np.arange(self.length)
-        # The last P tokens see each other and all before; what precedes them in a prompt is causal.
-        last_seen = start + np.where(index < self.length - self.block, index, self.length - 1)
-        self.positions.write(start + index)
-        self.mask.write(np.arange(self.cache.length) <= last_seen[:, None])
-        self.cache_position.write(np.array(start))
-        self.patch_index.write(np.array(patch))
-        self.cache.advance(self.length)
+    def move(self) -> None:
+        """Let the next launch append to the cache where the last one ended."""
+        cache, window = self.loop.cache, self.loop.window
+        self.positions.write(window.positions(cache.position, self.length))
+        self.mask.write(window.mask(cache.position, self.length))
+        self.cache_position.write(np.array(cache.position))
+        cache.advance(self.length)
 
 
 class PatchSampler:
@@ -232,7 +277,13 @@ class PatchSampler:
             for k in range(evaluations)
         ]
         self.embed = loop.stages["tokens"].bind(
-            {"x": self.x, "rows": rows, "tokens": self.tokens, "embeddings": loop.embeddings}
+            {
+                **loop.place.buffers,
+                "x": self.x,
+                "rows": rows,
+                "tokens": self.tokens,
+                "embeddings": loop.embeddings,
+            }
         )
 
     def prepare(self, noise: np.ndarray, guidance: float) -> None:

@@ -103,6 +103,7 @@ def _need(bundle: Bundle, name: str, images: int, steps: int, file: int | None) 
     # Under the linear schedule the rows of the first patch are drawn apart, by buffers of their own.
     draws = 3 * images if name in ("head", "tokens") and bundle.sampling.guidance_schedule == "linear" else images
     sizes = {"R": 2 * images, "B": draws, "N": steps + 1, "T": model.prompt_tokens + model.tokens_per_step}
+    sizes |= model.largest_size.dims
     tensors = _tensor_bytes(spec, sizes)
     scale = images
     if name == "backbone":  # recorded for a patch; the prompt is longer

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ import numpy as np
 
 from bitdance_edge.runtime.backend import Backend, Pending, Stage, StageTime
 from bitdance_edge.runtime.backends import Choice, Wanted, choose_backend
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.bundle import Bundle, ImageSize
 from bitdance_edge.runtime.errors import BackendError, Cancelled, RequestError
 from bitdance_edge.runtime.image import GeneratedImage, image_settings
 from bitdance_edge.runtime.image_stage import ImageStage
 from bitdance_edge.runtime.loop import LOOP_STAGES, BoundLoop, LoopShape, TokenRequest, generate_tokens
 from bitdance_edge.runtime.memory_plan import MemoryPlan, most_images, require_memory
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
+from bitdance_edge.runtime.prompt import PromptEncoder
 from bitdance_edge.runtime.request import Request, Settings
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,10 @@ class Pipeline:
         self._closed = False
         # Also where nobody calls close: when the pipeline is forgotten, and when Python ends.
         self._finalize = weakref.finalize(self, backend.close)
+
+    @cached_property
+    def _encoder(self) -> PromptEncoder | None:
+        return None if self.bundle.text is None else PromptEncoder.open(self.bundle)
 
     @classmethod
     def open(
@@ -167,36 +172,45 @@ class Pipeline:
             Cancelled: ``cancel`` was set.
             BackendError: the pipeline was closed.
         """
-        settings = request.resolve(self.bundle)
+        settings = request.resolve(self.bundle, self._encoder)
         return self._taking_turns(self._stream(settings, cancel or threading.Event()))
 
     def tokenize(self, pixels: np.ndarray) -> np.ndarray:
-        """Images uint8 ``[B, H, W, 3]`` to tokens int8 ``[B, h*w, C]`` in generation order."""
-        model = self.bundle.model
-        pixels = np.asarray(pixels)
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != (model.image_height, model.image_width, 3):
-            raise RequestError(
-                f"pixels are {pixels.dtype} {list(pixels.shape)}; "
-                f"they must be uint8 [B, {model.image_height}, {model.image_width}, 3]"
-            )
-        with self._turn():
-            return self._image_stage("encoder")({"pixels": pixels}).wait().astype(np.int8)
+        """Images uint8 ``[B, H, W, 3]`` of one of the bundle's sizes to tokens int8 ``[B, h*w, C]``.
 
-    def decode(self, tokens: np.ndarray, seeds: list[int] | None = None) -> np.ndarray:
+        The tokens are in generation order.
+        """
+        pixels = np.asarray(pixels)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+            raise RequestError(f"pixels are {pixels.dtype} {list(pixels.shape)}; they must be uint8 [B, H, W, 3]")
+        size = self.bundle.model.size(*pixels.shape[1:3])
+        with self._turn():
+            tokens = self._image_stage("encoder")({"pixels": pixels}, size).wait()
+        return tokens.reshape(len(pixels), size.tokens, -1).astype(np.int8)
+
+    def decode(
+        self, tokens: np.ndarray, seeds: list[int] | None = None, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
         """Tokens ``[B, h*w, C]`` in generation order to images uint8 ``[B, H, W, 3]``.
 
-        ``seeds``, one an image, matter only for decoders that draw their texture from noise (0 where not given).
+        Args:
+            seeds: one an image; they matter only for decoders that draw their texture from noise (0 where not given).
+            size: (height, width) of the images in pixels; None is the bundle's default.
         """
         model = self.bundle.model
+        wanted = model.default_size if size is None else model.size(*size)
         tokens = np.asarray(tokens)
-        if tokens.ndim != 3 or tokens.shape[1:] != (model.tokens, model.bits):
-            raise RequestError(f"tokens are {list(tokens.shape)}; they must be [B, {model.tokens}, {model.bits}]")
+        if tokens.ndim != 3 or tokens.shape[1:] != (wanted.tokens, model.bits):
+            raise RequestError(
+                f"tokens are {list(tokens.shape)}; for {wanted} pixels they must be [B, {wanted.tokens}, {model.bits}]"
+            )
         with self._turn():
-            return self._decode(tokens, seeds or [0] * len(tokens)).wait()
+            return self._decode(tokens, seeds or [0] * len(tokens), wanted).wait()
 
     def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
         """Images through the tokenizer and back, uint8 ``[B, H, W, 3]``."""
-        return self.decode(self.tokenize(pixels))
+        height, width = np.shape(pixels)[1:3]
+        return self.decode(self.tokenize(pixels), size=(height, width))
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -249,12 +263,12 @@ class Pipeline:
             return None
         return require_memory(self.bundle, images, choice.free_bytes, steps=steps, files=choice.files)
 
-    def _decode(self, tokens: np.ndarray, seeds: Sequence[int]) -> Pending:
+    def _decode(self, tokens: np.ndarray, seeds: Sequence[int], size: ImageSize) -> Pending:
         model, inputs = self.bundle.model, {"tokens": tokens}
         if model.decoder_noise:
-            shape = (model.tokens, model.bits)
+            shape = (size.tokens, model.bits)
             inputs["noise"] = np.stack([normals(seed, Stream.DECODER, 0, 1, shape)[0] for seed in seeds])
-        return self._image_stage("decoder")(inputs)
+        return self._image_stage("decoder")(inputs, size)
 
     @contextmanager
     def _loop(self, shape: LoopShape) -> Iterator[BoundLoop]:
@@ -285,40 +299,36 @@ class Pipeline:
     def _stream_batch(self, settings: Settings, cancel: threading.Event, coming: deque[Coming]) -> Iterator[Event]:
         """The patches of a batch; what is decoded goes into ``coming``, and from there on as it arrives."""
         model, first, done = self.bundle.model, settings.images[0].index, []
+        patches = settings.size.patches
         seeds = [image.seed for image in settings.images]
         noise = ImageNoise(seeds, settings.steps, (model.tokens_per_step, model.bits))
-        request = TokenRequest(
-            class_ids=[image.class_id for image in settings.images],
-            steps=settings.steps,
-            guidance=settings.guidance,
-            guidance_schedule=settings.guidance_schedule,
-            prefix=settings.prefix,
-        )
-        with self._loop(request.shape) as loop, closing(generate_tokens(loop, request, noise)) as patches:
-            while len(done) < model.patches:
+        request = token_request(settings)
+        with self._loop(request.shape) as loop, closing(generate_tokens(loop, request, noise)) as generated:
+            while len(done) < patches:
                 if cancel.is_set():
-                    raise Cancelled(f"cancelled after {len(done)} of {model.patches} patches")
-                done.append(next(patches).astype(np.int8))
-                at = {"first_image": first, "patch": len(done), "patches": model.patches}
+                    raise Cancelled(f"cancelled after {len(done)} of {patches} patches")
+                done.append(next(generated).astype(np.int8))
+                at = {"first_image": first, "patch": len(done), "patches": patches}
                 yield PatchDone(tokens=done[-1], **at)
-                if settings.preview_every and len(done) % settings.preview_every == 0 and len(done) < model.patches:
+                if settings.preview_every and len(done) % settings.preview_every == 0 and len(done) < patches:
                     coming.append(self._preview(settings, np.concatenate(done, axis=1), at))
                 yield from _arrived(coming)
         tokens = np.concatenate(done, axis=1)
         if settings.decode:
-            pixels = self._decode(tokens, seeds)
+            pixels = self._decode(tokens, seeds, settings.size)
             coming.append(Coming(pixels, partial(self._finish, settings, tokens)))
             yield from _arrived(coming)
         else:
             yield from self._finish(settings, tokens, [None] * len(tokens))
 
     def _finish(self, settings: Settings, tokens: np.ndarray, pixels: np.ndarray | Sequence[None]) -> Iterator[Event]:
+        size = (settings.size.height, settings.size.width)
         for i, image in enumerate(settings.images):
             described: dict[str, Any] = image_settings(
                 bundle=self.bundle.name,
                 digest=self.bundle.digest,
-                class_id=image.class_id,
-                seed=image.seed,
+                image=image,
+                size=size,
                 steps=settings.steps,
                 guidance=settings.guidance,
                 prefix=settings.prefix[i],
@@ -327,6 +337,7 @@ class Pipeline:
                 image=GeneratedImage(
                     index=image.index,
                     class_id=image.class_id,
+                    prompt=image.prompt,
                     seed=image.seed,
                     tokens=tokens[i],
                     pixels=pixels[i],
@@ -336,21 +347,20 @@ class Pipeline:
 
     def _preview(self, settings: Settings, tokens: np.ndarray, at: Mapping[str, int]) -> Coming:
         """Decode with the missing tokens at zero, and gray out what is not drawn yet."""
-        model = self.bundle.model
-        known = tokens.shape[1]
-        padded = np.zeros((len(tokens), model.tokens, model.bits), np.float32)
+        size, known = settings.size, tokens.shape[1]
+        padded = np.zeros((len(tokens), size.tokens, self.bundle.model.bits), np.float32)
         padded[:, :known] = tokens
-        drawn = np.zeros(model.tokens, bool)
+        drawn = np.zeros(size.tokens, bool)
         drawn[:known] = True
-        cells = sequence_to_grid(drawn, model.grid_height, model.grid_width, model.patch_side)
-        scale = model.image_height // model.grid_height, model.image_width // model.grid_width
+        cells = sequence_to_grid(drawn, size.grid_height, size.grid_width, self.bundle.model.patch_side)
+        scale = size.height // size.grid_height, size.width // size.grid_width
         unseen = ~np.kron(cells, np.ones(scale, bool))
 
         def grayed(pixels: np.ndarray) -> Iterator[Event]:
             pixels[:, unseen] = UNSEEN
             yield Preview(pixels=pixels, **at)
 
-        return Coming(self._decode(padded, [image.seed for image in settings.images]), grayed)
+        return Coming(self._decode(padded, [image.seed for image in settings.images], size), grayed)
 
 
 def _arrive(coming: Coming) -> Iterator[Event]:
@@ -381,6 +391,21 @@ def _batch(bundle: Bundle, choice: Choice, max_batch: int | None) -> int:
         max_batch = max(1, most_images(bundle, min(limit, DEFAULT_BATCH), choice.free_bytes, files=choice.files))
     require_memory(bundle, max_batch, choice.free_bytes, files=choice.files)
     return max_batch
+
+
+def token_request(settings: Settings) -> TokenRequest:
+    """A batch of settings as the loop takes it."""
+    prompt, padding = settings.prompt()
+    return TokenRequest(
+        images=len(settings.images),
+        prompt=prompt,
+        padding=padding,
+        size=settings.size,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        guidance_schedule=settings.guidance_schedule,
+        prefix=settings.prefix,
+    )
 
 
 def sequence_to_grid(values: np.ndarray, height: int, width: int, patch_side: int) -> np.ndarray:

@@ -38,8 +38,12 @@ def test_tokens_of_the_reference(exported: Callable[..., Bundle], fixture: str, 
     model = bundle.model
     patch_shape = (model.tokens_per_step, model.bits)
     noise = RecordedNoise(golden["ar.noise"], meta["noise_shapes"], meta["sample_steps"] + 1, patch_shape)
+    classes = np.array(meta["classes"])
     request = TokenRequest(
-        class_ids=meta["classes"],
+        images=len(classes),
+        prompt=np.concatenate([classes, np.full_like(classes, model.num_classes)]),
+        padding=np.zeros(2 * len(classes), np.int64),
+        size=model.default_size,
         steps=meta["sample_steps"],
         guidance=meta["cfg_scale"],
         guidance_schedule=meta["cfg_schedule"],
@@ -58,7 +62,7 @@ def test_tokens_of_the_reference(exported: Callable[..., Bundle], fixture: str, 
 
 def _generation_order(bundle: Bundle) -> np.ndarray:
     model = bundle.model
-    raster = np.arange(model.tokens).reshape(model.grid_height, model.grid_width)
-    side = model.patch_side
-    blocks = raster.reshape(model.grid_height // side, side, model.grid_width // side, side)
+    size, side = model.default_size, model.patch_side
+    raster = np.arange(size.tokens).reshape(size.grid_height, size.grid_width)
+    blocks = raster.reshape(size.grid_height // side, side, size.grid_width // side, side)
     return blocks.transpose(0, 2, 1, 3).reshape(-1)

@@ -66,7 +66,7 @@ def test_images_are_those_of_the_cpu(gpus: Gpus, fixture: str, guidance: float) 
 def test_a_patch_is_one_launch_over_buffers_that_do_not_move(gpus: Gpus) -> None:
     gpu = gpus()
     with Pipeline.open(gpu.bundle.folder) as pipeline:
-        patches = gpu.bundle.model.patches
+        patches = gpu.bundle.model.default_size.patches
         calls, addresses = [], []
         for event in pipeline.stream(Request(classes=[3], seed=5, steps=STEPS, output="tokens")):
             if isinstance(event, PatchDone):
@@ -101,7 +101,7 @@ def test_another_request_of_the_same_size_finds_everything_in_place(gpus: Gpus) 
         again = pipeline.generate(Request(classes=[1, 2], seed=9, steps=STEPS, guidance=2.0))
         assert set(gpu.memory) == before
         assert gpu.contexts == contexts
-        assert gpu.log.count("graph") == gpu.bundle.model.patches - 1
+        assert gpu.log.count("graph") == gpu.bundle.model.default_size.patches - 1
     assert same(again, on_cpu(gpu.bundle, Request(classes=[1, 2], seed=9, steps=STEPS, guidance=2.0)))
 
 

@@ -24,8 +24,7 @@ def large(bundle: Bundle) -> Bundle:
 
     def heavy(name: str, size: int, activations: int) -> dict:
         spec = bundle.stages[name]
-        weights = replace(spec.graph, bytes=size)
-        return {name: replace(spec, weights=weights, precision="fp16", activation_bytes=activations)}
+        return {name: replace(spec, weight_bytes=size, precision="fp16", activation_bytes=activations)}
 
     stages = {
         **bundle.stages,
@@ -33,7 +32,7 @@ def large(bundle: Bundle) -> Bundle:
         **heavy("head", 1_800_000_000, 30_000_000),
         **heavy("decoder", 500_000_000, 2_000_000_000),
     }
-    model = replace(bundle.model, tokens_per_step=64, bits=32, grid_height=64, grid_width=64, prompt_tokens=300)
+    model = replace(bundle.model, tokens_per_step=64, bits=32, prompt_tokens=300)
     cache = CacheSpec(layers=40, heads=8, length=4400, head_dim=128, dtype="float16")
     return replace(bundle, stages=stages, model=model, cache=cache)
 
