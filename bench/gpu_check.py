@@ -132,9 +132,9 @@ def compare_tokens(
     bundle = Bundle.open(path)
     request = request_for(bundle, args.images, args.steps)
     wanted: list[np.ndarray] = []
-    with kept(failures, f"tokens of {bundle.name} on the CPU"):
-        with Pipeline.open(path, backend="onnxruntime-cpu") as pipeline:
-            wanted = [image.tokens for image in pipeline.generate(request)]
+    cpu = "onnxruntime-cpu"
+    with kept(failures, f"tokens of {bundle.name} on {cpu}"), Pipeline.open(path, backend=cpu) as pipeline:
+        wanted = [image.tokens for image in pipeline.generate(request)]
     for name in names if wanted else ():
         with kept(failures, f"tokens of {bundle.name} on {name}"), Pipeline.open(path, backend=name) as pipeline:
             found = [image.tokens for image in pipeline.generate(request)]

@@ -50,8 +50,7 @@ class Lane:
         self.stream: Any = device.stream()
         self.arrivals: Any = device.stream()
         self.arena = Arena(device)
-        # What holds memory, pinned memory or events, which PyCUDA frees only while the context is current.
-        self.holders: weakref.WeakSet[Slot | CudaBuffer] = weakref.WeakSet()
+        self.buffers: weakref.WeakSet[CudaBuffer] = weakref.WeakSet()
 
     def synchronize(self) -> None:
         self.arrivals.synchronize()
@@ -61,8 +60,8 @@ class Lane:
         """Give everything back, whoever still holds a buffer, a result or this lane."""
         self.synchronize()
         self.arena.free()
-        for holder in list(self.holders):
-            holder.free()
+        for buffer in list(self.buffers):
+            buffer.free()
         self.stream = self.arrivals = None
 
 
@@ -73,7 +72,6 @@ class Slot:
         self.array: Any = lane.device.pinned(shape, dtype)
         self.copied: Any = lane.device.event()
         self.used = False
-        lane.holders.add(self)
 
     def wait(self) -> None:
         if self.used:
@@ -84,6 +82,7 @@ class Slot:
         self.used = True
 
     def free(self) -> None:
+        """Let go of what PyCUDA can free only while the context is current."""
         self.array = self.copied = None
 
 
@@ -119,9 +118,10 @@ class CudaBuffer:
         self.landing = lane.device.allocate(self.size) if ahead else 0
         self._landed: Any = lane.device.event() if ahead else None
         self._taken: Any = lane.device.event() if ahead else None
+        self._slots: list[Slot] = []  # all of them
         self._writing: list[Slot] = []  # in turn
         self._fetching: list[Slot] = []  # free ones
-        lane.holders.add(self)
+        lane.buffers.add(self)
         lane.device.zero(self.address, self.size, lane.stream)
 
     def __getitem__(self, index: int) -> "CudaPart":
@@ -158,8 +158,10 @@ class CudaBuffer:
                 self.lane.device.release(address)
         self.address = self.landing = 0
         self._landed = self._taken = None
-        self._writing.clear()
-        self._fetching.clear()
+        for slot in self._slots:
+            slot.free()
+        for slots in (self._slots, self._writing, self._fetching):
+            slots.clear()
 
     def _slot_to_write(self) -> Slot:
         """One of two, in turn: the host fills one while the other is still being copied."""
@@ -173,7 +175,8 @@ class CudaBuffer:
 
     def _new_slot(self) -> Slot:
         # numpy has no bfloat16, and nothing on the host makes any: such tensors are bound, never written.
-        return Slot(self.lane, self.shape, np.dtype(self.dtype))
+        self._slots.append(Slot(self.lane, self.shape, np.dtype(self.dtype)))
+        return self._slots[-1]
 
 
 class CudaPart:

@@ -5,6 +5,7 @@ https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 """
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ import numpy as np
 from bitdance_edge.runtime.backend import Arrived, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.bundle import Bundle, StageSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError
+
+log = logging.getLogger(__name__)
 
 LOG_SEVERITY = 3  # errors only
 BFLOAT16 = 16  # of onnx.TensorProto: an element type that numpy does not have
@@ -145,6 +148,7 @@ class OnnxRuntimeStage:
             if not graphs:
                 raise
             self.without_graph = str(error).splitlines()[0]
+            log.info("launches of %s are not CUDA graphs: %s", path.stem, self.without_graph)
             self.session = self._open(path, options, False)
         self.graphs = graphs and self.without_graph is None
 

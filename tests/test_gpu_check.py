@@ -7,9 +7,10 @@ from pathlib import Path
 
 import onnx
 import pytest
+from gpu_fixtures import TEXT, Gpus
 from onnx import TensorProto, helper
 
-from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime import Bundle, Pipeline
 from bitdance_edge.runtime.device import find_device
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -51,6 +52,24 @@ def test_without_a_gpu_it_says_what_to_do(bundle: Bundle) -> None:
     done = check("--tokens", bundle.folder)
     assert done.returncode == 1
     assert "no NVIDIA driver answers on this machine; --device cpu" in done.stderr
+
+
+@pytest.mark.parametrize("fixture", ["cc_4x_patch", TEXT])
+def test_every_part_runs_with_engines(gpus: Gpus, fixture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the GPU of ``fake_gpu``, whose times mean nothing."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    import gpu_check  # type: ignore[import-not-found]
+    from gpu_floors import Machine  # type: ignore[import-not-found]
+
+    gpu = gpus(fixture)
+    with Pipeline.open(gpu.bundle.folder) as pipeline:
+        request = gpu_check.request_for(pipeline.bundle, 1, 2)
+        patches = gpu_check.time_patches(pipeline, request)
+        stages = list(gpu_check.time_stages(pipeline, request, Machine("fake", 1e9, 1e12, "float16")))
+    assert patches["launches a patch"] == 1
+    assert patches["host us a patch"] > 0
+    assert len(stages) == 5
+    assert gpu.alive["memory"] == gpu.alive["graphs"] == gpu.alive["lost"] == 0
 
 
 def test_operations_are_those_of_the_products(monkeypatch: pytest.MonkeyPatch) -> None:

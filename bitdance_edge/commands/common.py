@@ -30,8 +30,7 @@ def open_pipeline(args: argparse.Namespace, max_batch: int | None = None) -> Pip
         max_batch=max_batch,
         trace=args.trace,
     )
-    for line in pipeline.choice.lines():
-        say(line)
+    say(next(pipeline.choice.lines()))  # why not another is in: bitdance-edge inspect
     return pipeline
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from gpu_fixtures import MAX_IMAGES, TARGET, Gpus
+from gpu_fixtures import MAX_IMAGES, TARGET, TEXT, Gpus
 
 from bitdance_edge.runtime import (
     BackendError,
@@ -300,4 +300,21 @@ def test_another_thread_than_the_one_that_opened_it_may_close_it(gpus: Gpus) -> 
     thread = threading.Thread(target=pipeline.close)
     thread.start()
     thread.join()
+    assert gpu.alive == NOTHING
+
+
+def test_prompts_of_other_lengths_keep_the_captured_patch(gpus: Gpus) -> None:
+    gpu = gpus(TEXT)
+    requests = [
+        Request(prompts=["hello", "a much longer picture of one"], seed=1, steps=2, output="tokens"),
+        Request(prompts=["one more of another length", "two"], seed=4, steps=2, output="tokens"),
+    ]
+    with Pipeline.open(gpu.bundle.folder) as pipeline:
+        found = [pipeline.generate(request) for request in requests]
+    with Pipeline.open(gpu.bundle.folder, device="cpu") as pipeline:
+        wanted = [pipeline.generate(request) for request in requests]
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert all(np.array_equal(one.tokens, other.tokens) for one, other in zip(ours, theirs, strict=True))
+    patches = gpu.bundle.model.default_size.patches
+    assert gpu.log.count("graph") == 2 * (patches - 1) - 1  # one eager patch in all, not one a request
     assert gpu.alive == NOTHING
