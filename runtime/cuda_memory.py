@@ -8,6 +8,7 @@ import numpy as np
 
 from bitdance_edge.runtime.bundle import DTYPE_BYTES
 from bitdance_edge.runtime.cuda_device import CudaDevice
+from bitdance_edge.runtime.errors import BackendError
 
 ALIGNMENT = 256  # of the memory that a TensorRT context is given for its activations
 
@@ -115,13 +116,19 @@ class CudaBuffer:
         self.lane, self.shape, self.dtype = lane, shape, dtype
         self.size = int(np.prod(shape)) * DTYPE_BYTES[dtype]
         self.address = lane.device.allocate(self.size)
-        self.landing = lane.device.allocate(self.size) if ahead else 0
+        self.landing = 0
         self._landed: Any = lane.device.event() if ahead else None
         self._taken: Any = lane.device.event() if ahead else None
         self._slots: list[Slot] = []  # all of them
         self._writing: list[Slot] = []  # in turn
         self._fetching: list[Slot] = []  # free ones
         lane.buffers.add(self)
+        if ahead:
+            try:
+                self.landing = lane.device.allocate(self.size)
+            except BackendError:
+                self.free()
+                raise
         lane.device.zero(self.address, self.size, lane.stream)
 
     def __getitem__(self, index: int) -> "CudaPart":

@@ -95,6 +95,7 @@ class BoundLoop:
         self.schedule = Schedule.euler_maruyama(shape.steps, bundle.sampling.time_shift)
         self._owned: list[Buffer] = []
         self._prompt: Prompt | None = None
+        self._patch_pass: BackbonePass | None = None
         self._samplers: dict[bool, PatchSampler] = {}
         self._launches: dict[tuple[BackbonePass, PatchSampler, bool], Captured] = {}
         try:
@@ -120,9 +121,11 @@ class BoundLoop:
         return self._owned[-1]
 
     def free(self) -> None:
-        """Give the memory back."""
+        """Give the memory back, and what was bound to it."""
         while self._launches:
             self._launches.popitem()[1].close()
+        self._samplers.clear()
+        self._prompt = self._patch_pass = None
         while self._owned:
             self._owned.pop().free()
 
@@ -145,10 +148,9 @@ class BoundLoop:
 
     def backbone(self, patch: int) -> "BackbonePass":
         """The pass whose result is the condition of a patch: over the prompt, or over the patch before."""
-        if patch > 0:
-            return self._patch_pass
-        assert self._prompt is not None
-        return self._prompt.backbone
+        assert self._prompt is not None, "the loop has not been started"
+        assert self._patch_pass is not None
+        return self._prompt.backbone if patch == 0 else self._patch_pass
 
     def sampler(self, rows_apart: bool) -> "PatchSampler":
         """The head bound for rows that share their noise, or for rows that are drawn apart."""

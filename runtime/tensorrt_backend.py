@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from weakref import ReferenceType, WeakValueDictionary, ref
 
 from bitdance_edge.runtime.backend import Launch, Memory, StageTime
 from bitdance_edge.runtime.bundle import Bundle
@@ -84,17 +85,20 @@ class TensorRTBackend:
 
     def release(self) -> None:
         """Give back all but the device itself."""
-        for captured in self._captured:
+        for captured in list(self._captured):
             captured.close()
         for stage in self._stages:
             stage.close()
-        self._captured.clear()
         self._stages.clear()
         self.lane.close()
 
+    def forget(self, captured: "CapturedLaunch") -> None:
+        if captured in self._captured:
+            self._captured.remove(captured)
+
 
 class TensorRTStage:
-    """One engine, with a context for each combination of input shapes that was bound."""
+    """One engine, with a context for each combination of input shapes, for as long as a launch is bound to them."""
 
     def __init__(self, backend: TensorRTBackend, name: str) -> None:
         self.backend, self.name, self.time = backend, name, StageTime()
@@ -105,15 +109,16 @@ class TensorRTStage:
         if library.judges_engines:
             refuse_invalid(self.path, library.trt, library.logger)
         self.engine: Any = _deserialize(library, self.path)
-        self._contexts: dict[tuple[tuple[int, ...], ...], Context] = {}
+        self._contexts: WeakValueDictionary[tuple[tuple[int, ...], ...], Context] = WeakValueDictionary()
         self._asides: dict[tuple[str, tuple[int, ...]], CudaBuffer] = {}
 
     def bind(self, buffers: Mapping[str, Memory]) -> "BoundEngine":
         shapes = {tensor.name: buffers[tensor.name].shape for tensor in self.spec.inputs}
         key = tuple(shapes.values())
-        if key not in self._contexts:
-            self._contexts[key] = self._context(shapes)
-        return BoundEngine(self, self._contexts[key], buffers)
+        context = self._contexts.get(key)
+        if context is None:
+            context = self._contexts[key] = self._context(shapes)
+        return BoundEngine(self, context, buffers)
 
     def aliased_input(self, output: str) -> str | None:
         """The input whose memory an output shares, as the engine has it; older libraries have no such thing."""
@@ -129,9 +134,8 @@ class TensorRTStage:
 
     def close(self) -> None:
         # Emptied, not only forgotten: whoever still holds a launch must not keep what lies on the GPU.
-        while self._contexts:
-            context = self._contexts.popitem()[1]
-            context.trt = context.bound = None
+        for context in list(self._contexts.values()):
+            context.trt = None
         self.engine = None
         while self._asides:
             self._asides.popitem()[1].free()
@@ -166,13 +170,13 @@ class TensorRTStage:
         return {name for name in named if not name.startswith("past_key_values.")}
 
 
-@dataclass
+@dataclass(eq=False)
 class Context:
     """An execution context, with what it was last told of addresses."""
 
     trt: Any
     generation: int = 0  # of the arena
-    bound: "BoundEngine | None" = None
+    bound: "ReferenceType[BoundEngine] | None" = None  # weak, so that both go with the last reference to the launch
 
 
 class BoundEngine:
@@ -207,10 +211,10 @@ class BoundEngine:
         if context.generation != lane.arena.generation:
             context.trt.set_device_memory(lane.arena.address, lane.arena.size)
             context.generation = lane.arena.generation
-        if context.bound is not self:
+        if context.bound is None or context.bound() is not self:
             for name, address in self.addresses.items():
                 context.trt.set_tensor_address(name, address)
-            context.bound = self
+            context.bound = ref(self)
         if not context.trt.execute_async_v3(lane.stream.handle):
             raise EngineError(f"{self.stage.path} does not run: {_reason(self.stage.backend.library)}")
         for address, aside in self.copies_back:
@@ -244,7 +248,7 @@ class CapturedLaunch:
 
     def __call__(self) -> None:
         if self.graph is not None and self.generation != self.backend.lane.arena.generation:
-            self.close()
+            self._drop_graph()
         if self.graph is None and self.warm and self.backend.eager_because is None:
             self._capture()
         if self.graph is None:
@@ -256,6 +260,10 @@ class CapturedLaunch:
         self.backend.calls += 1
 
     def close(self) -> None:
+        self._drop_graph()
+        self.backend.forget(self)
+
+    def _drop_graph(self) -> None:
         if self.graph is not None:
             self.backend.lane.synchronize()
             self.graph.close()

@@ -309,8 +309,12 @@ def test_prompts_of_other_lengths_keep_the_captured_patch(gpus: Gpus) -> None:
         Request(prompts=["hello", "a much longer picture of one"], seed=1, steps=2, output="tokens"),
         Request(prompts=["one more of another length", "two"], seed=4, steps=2, output="tokens"),
     ]
+    found, contexts = [], []
     with Pipeline.open(gpu.bundle.folder) as pipeline:
-        found = [pipeline.generate(request) for request in requests]
+        for request in requests:
+            found.append(pipeline.generate(request))
+            contexts.append(gpu.contexts)
+    assert contexts[0] == contexts[1]  # those of the first prompt's length are gone
     with Pipeline.open(gpu.bundle.folder, device="cpu") as pipeline:
         wanted = [pipeline.generate(request) for request in requests]
     for ours, theirs in zip(found, wanted, strict=True):
