@@ -136,7 +136,7 @@ class ModelSpec:
         """
         if (height, width) not in self.sizes:
             known = ", ".join(f"{height}x{width}" for height, width in self.sizes)
-            raise RequestError(f"size is {height}x{width}; this bundle makes {known} (height x width) only")
+            raise RequestError(f"size is {height}x{width}; this bundle makes {known} only (height x width)")
         grid = height // self.pixels_per_token, width // self.pixels_per_token
         return ImageSize(
             height=height,

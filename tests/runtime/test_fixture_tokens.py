@@ -55,12 +55,12 @@ def test_tokens_of_the_reference(exported: Callable[..., Bundle], fixture: str, 
         tokens = np.concatenate(list(generate_tokens(loop, request, noise)), axis=1)
         pixels = pipeline.decode(tokens)
     sequence = golden["ar.latent"].reshape(len(tokens), model.bits, -1).transpose(0, 2, 1)
-    assert np.array_equal(tokens, sequence[:, _generation_order(bundle)])
+    assert np.array_equal(tokens, sequence[:, generation_order(bundle)])
     image = np.clip(127.5 * golden["ar.image"] + 128, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     assert np.abs(pixels.astype(int) - image).max() <= 1  # a value on the edge between two levels
 
 
-def _generation_order(bundle: Bundle) -> np.ndarray:
+def generation_order(bundle: Bundle) -> np.ndarray:
     model = bundle.model
     size, side = model.default_size, model.patch_side
     raster = np.arange(size.tokens).reshape(size.grid_height, size.grid_width)
