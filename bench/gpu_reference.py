@@ -16,58 +16,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from text_to_image import published_config, tokenizer_json
 from torch import Tensor
 
 from bitdance_edge.model import (
     GENERATORS,
     TOKENIZERS,
     BitDance,
-    HeadConfig,
-    QwenConfig,
     TextToImage,
     TextToImageConfig,
     save_generator,
     save_text_to_image,
 )
-from bitdance_edge.model.text_config import PUBLISHED_SAMPLING
 
 DTYPES = {"cuda": torch.bfloat16, "cpu": torch.bfloat16}  # of autocast, as published
 PROMPT_TOKENS = (40, 5)  # of the conditional and the unconditional prompt, template included
 
-# Qwen3-14B and the head of BitDance-14B-64x (model cards; paper section 4.2)
-LARGE = TextToImageConfig(
-    backbone=QwenConfig(
-        vocabulary=152064,
-        width=5120,
-        layers=40,
-        heads=40,
-        kv_heads=8,
-        head_dim=128,
-        mlp_width=17408,
-        rotary_base=1e6,
-        norm_eps=1e-6,
-    ),
-    head=HeadConfig(
-        bits=32,
-        condition_width=5120,
-        width=5120,
-        blocks=6,
-        adaln_groups=2,
-        tokens_per_step=64,
-        head_dim=128,
-        swiglu=True,
-        bounded=True,
-    ),
-    tokenizer=TOKENIZERS["d16c32"],
-    sizes=((1024, 1024),),
-    max_prompt=128,
-    time_shift=1.0,
-    time_schedule="logit_normal",
-    time_mean=-0.8,
-    time_std=0.8,
-    targets_per_token=4,
-    sampling=PUBLISHED_SAMPLING,
-)
+LARGE = replace(published_config(), sizes=((1024, 1024),), max_prompt=128)
 # The same shapes in small, for a machine without a GPU.
 TINY_TEXT = replace(
     LARGE,
@@ -178,22 +143,6 @@ def measure(name: str, model: BitDance | TextToImage, images: int, steps: int, c
         seconds = time.perf_counter() - started
     peak = torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None
     return ReferenceTimes(name, images, compiled, 1000 * seconds / count, seconds / images, peak)
-
-
-def tokenizer_json(config: TextToImageConfig) -> str:
-    """A tokenizer of a few words with the special tokens that start an image."""
-    from tokenizers import AddedToken, Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    words = ["<|unk|>", "user", "assistant", "a", "picture"]
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<|unk|>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    sides = {side // config.tokenizer.downsampling for size in config.sizes for side in size}
-    special = ["<|im_start|>", "<|im_end|>", "\n", "<|vision_start|>", *(f"<|res_{side}|>" for side in sorted(sides))]
-    special += [f"<|query_{i}|>" for i in range(1, config.tokens_per_step)]
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special])
-    return tokenizer.to_str()
 
 
 def write_checkpoint(name: str, folder: Path, device: str) -> None:

@@ -10,7 +10,6 @@ from engine_fixtures import built_copy as built_copy
 from engine_fixtures import digits as digits
 from engine_fixtures import library as library
 from gpu_fixtures import gpus as gpus
-from gpu_fixtures import text_bundle as text_bundle
 
 from bitdance_edge.runtime import Bundle
 

@@ -4,22 +4,19 @@ import hashlib
 import shutil
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from fake_gpu import FakeGpu
 
-from bitdance_edge.cli import main
 from bitdance_edge.engines.shapes import shape_profiles
 from bitdance_edge.runtime import Bundle, backends
 from bitdance_edge.runtime.device import Device
 from bitdance_edge.runtime.sidecar import Sidecar, engine_path, onnx_hashes, sidecar_path
 from bitdance_edge.runtime.tensorrt_library import Library
 
-BENCH = Path(__file__).parents[1] / "bench"
-TEXT = "text to image"  # in the place of a fixture's name
+TEXT = "t2i_16x_swiglu"
 TARGET = "trt-current"
 MAX_IMAGES = 4
 
@@ -56,36 +53,13 @@ def write_engine(bundle: Bundle, stage: str, max_images: int) -> None:
     sidecar_path(path).write_text(sidecar.to_json())
 
 
-@pytest.fixture(scope="session")
-def text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Bundle]:
-    """The bundle of a small text-to-image model with random weights, exported when it is first asked for."""
-
-    @cache
-    def get() -> Bundle:
-        sys.path.insert(0, str(BENCH))
-        from gpu_reference import write_checkpoint  # type: ignore[import-not-found]
-
-        folder = tmp_path_factory.mktemp("text")
-        write_checkpoint("tiny-text", folder / "checkpoint", "cpu")
-        assert main(["export", str(folder / "checkpoint"), "-o", str(folder / "bundle")]) == 0
-        return Bundle.open(folder / "bundle")
-
-    return get
-
-
 @pytest.fixture
-def gpus(
-    exported: Callable[..., Bundle],
-    text_bundle: Callable[[], Bundle],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Gpus:
+def gpus(exported: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpus:
     """``gpus(profile="portable20", aliases=False)``: a GPU whose ``bundle`` has engines for it."""
 
     def make(fixture: str = "cc_4x_patch", profile: str = "kv24", max_images: int = MAX_IMAGES, **options) -> FakeGpu:
-        folder = tmp_path / f"{fixture}-{profile}".replace(" ", "-")
-        source = text_bundle() if fixture == TEXT else exported(fixture, profile)
-        bundle = Bundle.open(shutil.copytree(source.folder, folder))
+        folder = tmp_path / f"{fixture}-{profile}"
+        bundle = Bundle.open(shutil.copytree(exported(fixture, profile).folder, folder))
         for stage in bundle.stages:
             write_engine(bundle, stage, max_images)
         gpu = FakeGpu(bundle, **options)
