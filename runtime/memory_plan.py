@@ -174,8 +174,9 @@ def refusal(
     plan = plan_memory(bundle, images, steps=steps, files=files)
     least = replace(plan, beside=False, decoder_images=1, stages=tuple(_decoded(plan, 1, plan.stages)))
     ways = list(_ways(bundle, images, free, steps, files))
+    what = "1 image at once takes" if images == 1 else f"{images} images at once take"
     return (
-        f"{images} image{'s' if images > 1 else ''} at once take{'' if images > 1 else 's'} {least.total / 1e6:.0f} MB, of which weights "
+        f"{what} {least.total / 1e6:.0f} MB, of which weights "
         f"{least.weights / 1e6:.0f}, cache {least.cache / 1e6:.0f}, tensors {least.tensors / 1e6:.0f}, activations "
         f"{least.activations / 1e6:.0f} and {ALLOWANCE / 1e6:.0f} set aside for driver and libraries; "
         f"{free / 1e6:.0f} MB are free. "
