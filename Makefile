@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
-ROOMS := model training export engines runtime
+ROOMS := model training export engines runtime serve
 BUNDLE := bundles/digits-4x
 
 .PHONY: demo test lint setup clean

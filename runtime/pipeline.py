@@ -143,6 +143,23 @@ class Pipeline:
             inputs["noise"] = np.stack([normals(seed, Stream.DECODER, 0, 1, shape)[0] for seed in seeds])
         return self._run("decoder", inputs, "pixels", len(tokens))
 
+    def preview(self, tokens: np.ndarray, seeds: list[int] | None = None) -> np.ndarray:
+        """The first tokens ``[B, K, C]`` of images to what can be seen of them, uint8 ``[B, H, W, 3]``.
+
+        Decodes with the missing tokens at zero, and grays out what is not drawn yet. ``seeds`` as for ``decode``.
+        """
+        model = self.bundle.model
+        known = tokens.shape[1]
+        padded = np.zeros((len(tokens), model.tokens, model.bits), np.float32)
+        padded[:, :known] = tokens
+        pixels = self.decode(padded, seeds)
+        drawn = np.zeros(model.tokens, bool)
+        drawn[:known] = True
+        cells = sequence_to_grid(drawn, model.grid_height, model.grid_width, model.patch_side)
+        scale = model.image_height // model.grid_height, model.image_width // model.grid_width
+        pixels[:, ~np.kron(cells, np.ones(scale, bool))] = UNSEEN
+        return pixels
+
     def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
         """Images through the tokenizer and back, uint8 ``[B, H, W, 3]``."""
         return self.decode(self.tokenize(pixels))
@@ -187,7 +204,7 @@ class Pipeline:
             at = {"first_image": first, "patch": len(done), "patches": model.patches}
             yield PatchDone(tokens=done[-1], **at)
             if settings.preview_every and len(done) % settings.preview_every == 0 and len(done) < model.patches:
-                yield Preview(pixels=self._preview(settings, np.concatenate(done, axis=1)), **at)
+                yield Preview(pixels=self.preview(np.concatenate(done, axis=1), seeds), **at)
         yield from self._finish(settings, np.concatenate(done, axis=1))
 
     def _finish(self, settings: Settings, tokens: np.ndarray) -> Iterator[Event]:
@@ -213,20 +230,6 @@ class Pipeline:
                     settings=described,
                 )
             )
-
-    def _preview(self, settings: Settings, tokens: np.ndarray) -> np.ndarray:
-        """Decode with the missing tokens at zero, and gray out what is not drawn yet."""
-        model = self.bundle.model
-        known = tokens.shape[1]
-        padded = np.zeros((len(tokens), model.tokens, model.bits), np.float32)
-        padded[:, :known] = tokens
-        pixels = self.decode(padded, [image.seed for image in settings.images])
-        drawn = np.zeros(model.tokens, bool)
-        drawn[:known] = True
-        cells = sequence_to_grid(drawn, model.grid_height, model.grid_width, model.patch_side)
-        scale = model.image_height // model.grid_height, model.image_width // model.grid_width
-        pixels[:, ~np.kron(cells, np.ones(scale, bool))] = UNSEEN
-        return pixels
 
 
 def sequence_to_grid(values: np.ndarray, height: int, width: int, patch_side: int) -> np.ndarray:

@@ -22,6 +22,7 @@ class Request:
     Attributes:
         classes: class ids, or names where the bundle has them; images come class by class, ``count`` of each.
         seed: image i of the request uses seed + i; None draws one.
+        seeds: one an image, in place of ``seed``: images that were asked for apart and run together.
         steps: noisy sampling steps of each patch, one head evaluation each, plus a last one.
         guidance: 1 switches guidance off.
         size: (height, width) in pixels.
@@ -34,6 +35,7 @@ class Request:
     classes: Sequence[int | str]
     count: int = 1
     seed: int | None = None
+    seeds: Sequence[int] | None = None
     steps: int | None = None
     guidance: float | None = None
     size: tuple[int, int] | None = None
@@ -51,7 +53,6 @@ class Request:
         model = bundle.model
         steps = _whole("steps", bundle.sampling.steps if self.steps is None else self.steps, 1, MAX_STEPS)
         count = _whole("count", self.count, 1, 1_000_000)
-        seed = secrets.randbits(32) if self.seed is None else _whole("seed", self.seed, 0, MAX_SEED)
         guidance = bundle.sampling.guidance if self.guidance is None else self.guidance
         if not isinstance(guidance, int | float) or not math.isfinite(guidance) or not 1 <= guidance <= 100:
             raise RequestError(f"guidance is {guidance!r}; it must be a number from 1 (off) to 100")
@@ -64,12 +65,11 @@ class Request:
         if not self.classes:
             raise RequestError("no class given; name at least one")
         class_ids = [class_id(name, bundle) for name in self.classes for _ in range(count)]
-        if seed + len(class_ids) - 1 > MAX_SEED:
-            raise RequestError(
-                f"seed {seed} leaves no room for {len(class_ids)} images; the largest seed is {MAX_SEED}"
-            )
+        seeds = self._image_seeds(len(class_ids))
         return Settings(
-            images=tuple(ImageSpec(index=i, class_id=c, seed=seed + i) for i, c in enumerate(class_ids)),
+            images=tuple(
+                ImageSpec(index=i, class_id=c, seed=s) for i, (c, s) in enumerate(zip(class_ids, seeds, strict=True))
+            ),
             steps=steps,
             guidance=float(guidance),
             guidance_schedule=bundle.sampling.guidance_schedule,
@@ -78,6 +78,18 @@ class Request:
             decode=self.output == "image",
             batch_invariant=self.batch_invariant,
         )
+
+    def _image_seeds(self, images: int) -> list[int]:
+        if self.seeds is not None:
+            if self.seed is not None:
+                raise RequestError("seed and seeds are both given; seeds replaces seed, leave one of them away")
+            if len(self.seeds) != images:
+                raise RequestError(f"{len(self.seeds)} seeds for {images} images; give one an image")
+            return [_whole("seed", seed, 0, MAX_SEED) for seed in self.seeds]
+        first = secrets.randbits(32) if self.seed is None else _whole("seed", self.seed, 0, MAX_SEED)
+        if first + images - 1 > MAX_SEED:
+            raise RequestError(f"seed {first} leaves no room for {images} images; the largest seed is {MAX_SEED}")
+        return [first + i for i in range(images)]
 
 
 @dataclass(frozen=True, kw_only=True)

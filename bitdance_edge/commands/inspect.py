@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bitdance_edge.runtime import Bundle, RequestError
-from bitdance_edge.runtime.bundle import StageSpec, TensorSpec
+from bitdance_edge.runtime.bundle import TensorSpec
+from bitdance_edge.runtime.memory import generation_memory
 
 EXAMPLE = """examples:
   bitdance-edge inspect bundles/digits-4x
@@ -72,18 +73,7 @@ def _tensors(tensors: tuple[TensorSpec, ...]) -> str:
 
 
 def _memory(bundle: Bundle, images: int) -> Iterator[str]:
-    """Weights, cache and the largest stage's activations; guided, so two rows an image."""
-
-    def activations(stage: StageSpec) -> int:
-        return stage.activation_bytes * images
-
-    largest = max(bundle.stages, key=lambda name: activations(bundle.stages[name]))
-    generation = [stage for name, stage in bundle.stages.items() if name != "encoder"]
-    parts = {
-        "weights": sum(stage.bytes for stage in generation),
-        "key-value cache": bundle.cache.bytes(2 * images),
-        f"activations ({largest}, the largest)": activations(bundle.stages[largest]),
-    }
+    parts = generation_memory(bundle, images)
     yield f"memory to generate {images} guided image{'s' if images > 1 else ''} at once, MB"
     for name, size in parts.items():
         yield f"  {name:40} {size / 1e6:10.2f}"
