@@ -21,6 +21,18 @@ from bitdance_edge.serve.settings import ServeSettings
 
 TOKEN_VARIABLE = "BITDANCE_EDGE_TOKEN"
 DEFAULTS = ServeSettings(bundles=())
+NUMBERS: dict[str, tuple[type, str]] = {
+    "queue": (int, "requests that may wait; one more is refused with 429"),
+    "max_batch": (int, "images that run together"),
+    "batch_window": (float, "seconds a free worker waits for requests to join"),
+    "time_limit": (float, "seconds a request may take, its wait included"),
+    "max_images": (int, "images of one request"),
+    "max_steps": (int, "sampling steps of one request"),
+    "max_prompt": (int, "characters of a prompt"),
+    "max_body": (int, "bytes of a request"),
+    "keep_alive": (float, "seconds between signs of life on a quiet stream"),
+    "grace": (float, "seconds a stopping server lets its requests finish"),
+}
 EXAMPLE = f"""examples:
   bitdance-edge serve bundles/digits-4x                       # then open http://127.0.0.1:8000
   bitdance-edge serve bundles/digits-4x bundles/digits-1x --port 9000
@@ -38,15 +50,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one and prints it (default 8000)")
     parser.add_argument("--device", action="append", dest="devices", help="auto (default) or cpu; one worker each")
     parser.add_argument("--threads", type=int, help="threads of each graph (default: one a physical core)")
-    _number(parser, "queue", int, "requests that may wait; one more is refused with 429")
-    _number(parser, "max-batch", int, "images that run together")
-    _number(parser, "batch-window", float, "seconds a free worker waits for requests to join")
-    _number(parser, "time-limit", float, "seconds a request may take")
-    _number(parser, "max-images", int, "images of one request")
-    _number(parser, "max-steps", int, "sampling steps of one request")
-    _number(parser, "max-prompt", int, "characters of a prompt")
-    _number(parser, "max-body", int, "bytes of a request")
-    _number(parser, "grace", float, "seconds a stopping server lets its requests finish")
+    for name, (kind, meaning) in NUMBERS.items():
+        default = getattr(DEFAULTS, name)
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=kind, default=default, help=f"{meaning} (default {default:g})")
     parser.add_argument("--memory", type=float, metavar="MB", help="what images may use (default: what is free)")
     parser.add_argument("--token-file", type=Path, help=f"bearer token to ask for (default: from {TOKEN_VARIABLE})")
     parser.add_argument("--log-prompts", action="store_true", help="write prompts into the log")
@@ -86,23 +93,16 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _number(parser: argparse.ArgumentParser, name: str, kind: type, meaning: str) -> None:
-    default = getattr(DEFAULTS, name.replace("-", "_"))
-    parser.add_argument(f"--{name}", type=kind, default=default, help=f"{meaning} (default {default:g})")
-
-
 def _settings(args: argparse.Namespace) -> ServeSettings:
-    names = ("queue", "max_batch", "batch_window", "time_limit", "max_images", "max_steps", "max_prompt", "max_body")
     return ServeSettings(
         bundles=tuple(args.bundles),
         devices=tuple(args.devices or ["auto"]),
         threads=args.threads,
-        grace=args.grace,
         memory=None if args.memory is None else int(args.memory * 1e6),
         token=_token(args.token_file),
         local_only=_is_local(args.host),
         log_prompts=args.log_prompts,
-        **{name: getattr(args, name) for name in names},
+        **{name: getattr(args, name) for name in NUMBERS},
     )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
@@ -62,7 +61,8 @@ class Catalog:
         self.memory = psutil.virtual_memory().available if settings.memory is None else settings.memory
         self.models: dict[str, Model] = {}
         for folder in settings.bundles:
-            model_id = Path(folder).resolve().name
+            # A link keeps its own name; "." and the like have none.
+            model_id = folder.name if folder.name not in ("", "..") else folder.resolve().name
             if model_id in self.models:
                 raise ServeError(f"two bundles are in folders called {model_id!r}, which names them; rename one")
             bundle = Bundle.open(folder)

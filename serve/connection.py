@@ -5,7 +5,7 @@ Server-sent events as in the HTML standard, section 9.2 (html.spec.whatwg.org/mu
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from bitdance_edge.serve.errors import SERVER, ApiError
 
 Result = TypeVar("Result")
+NamedEvent = tuple[str, dict[str, Any]]
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
@@ -44,7 +45,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[tuple[str, dict[str, Any]]], keep_alive: float) -> None:
+    def __init__(self, events: AsyncGenerator[NamedEvent, None], keep_alive: float) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self.events, self.keep_alive = events, keep_alive
@@ -88,7 +89,7 @@ class EventStream(Response):
         finally:
             await _end(following)
             with suppress(ApiError):
-                await self.events.aclose()  # type: ignore[attr-defined]
+                await self.events.aclose()
         await chunk(b"", more=False)
 
 

@@ -7,9 +7,10 @@ Finished jobs are forgotten by age and by size, oldest first.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from bitdance_edge.serve.catalog import size_name
+from bitdance_edge.serve.connection import NamedEvent
 from bitdance_edge.serve.errors import ApiError
 from bitdance_edge.serve.pictures import encoded
 from bitdance_edge.serve.schema import ErrorDetail, ImageData, Job, JobRequest, StageTime, Timing
@@ -90,7 +91,7 @@ class RunningJob:
             self.version += 1
             self.changed.notify_all()
 
-    async def watch(self) -> AsyncIterator[tuple[str, dict[str, object]]]:
+    async def watch(self) -> AsyncGenerator[NamedEvent, None]:
         """(event, data) as the job goes on: ``job.preview`` and ``job.progress``, then ``job.<status>`` with the job.
 
         A slow watcher misses previews, never the end.

@@ -1,7 +1,7 @@
 """One accepted request: the work it asks for, and the events that come back to whoever waits for it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +86,7 @@ class Ticket:
     def cancel(self) -> None:
         self.give_up(cancelled())
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """What happens to the request, until it is completed.
 
         Raises:

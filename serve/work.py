@@ -72,6 +72,11 @@ class Cancel:
     batch: int
 
 
+@dataclass(frozen=True)
+class Stop:
+    """To a worker: end, at the next patch of what runs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PatchDone:
     """From a worker: images ``first`` to ``first + count - 1`` have ``patch`` patches; some can be seen."""
@@ -132,5 +137,5 @@ class NotReady:
     message: str
 
 
-Order = Generate | Tokenize | Cancel
+Order = Generate | Tokenize | Cancel | Stop
 Report = PatchDone | ImageDone | Tokens | BatchDone | Ready | NotReady

@@ -5,10 +5,11 @@ import multiprocessing
 import threading
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 from bitdance_edge.serve.catalog import Catalog
 from bitdance_edge.serve.errors import ServeError
-from bitdance_edge.serve.work import NotReady, Order, Ready, Report
+from bitdance_edge.serve.work import NotReady, Order, Ready, Report, Stop
 from bitdance_edge.serve.worker_process import work
 
 
@@ -27,7 +28,7 @@ class Worker:
             if model.images_at_once
         }
         self.backend = ""
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self._process: BaseProcess | None = None
 
     @property
     def pid(self) -> int | None:
@@ -76,17 +77,17 @@ class Worker:
             self._process.kill()
 
     async def stop(self, patience: float = 5.0) -> None:
-        """Hang up, which ends an idle worker; kill it where it does not listen."""
+        """Have the process end, and kill it where it does not listen."""
         if self._process is None:
             return
-        self._connection.close()
+        self.send(Stop())
         await asyncio.to_thread(self._process.join, patience)
         self.kill()
         await asyncio.to_thread(self._process.join)
 
     def _listen(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         """Pass reports into the event loop, and None at the end (runs in a thread of its own)."""
-        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        with suppress(RuntimeError), connection:  # a RuntimeError: the loop is closed, nobody listens any more
             try:
                 while True:
                     loop.call_soon_threadsafe(self._reports.put_nowait, connection.recv())

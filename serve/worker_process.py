@@ -28,6 +28,7 @@ from bitdance_edge.serve.work import (
     Ready,
     Report,
     StageReport,
+    Stop,
     Tokenize,
     Tokens,
 )
@@ -76,20 +77,21 @@ class _Desk:
             del self.cancels[order.batch]
 
     def _listen(self) -> None:
-        """Sort what arrives; when the server is gone, end what runs."""
-        try:
-            while True:
-                order: Order = self.connection.recv()
+        """Sort what arrives; when the server says so or is gone, end what runs."""
+        with suppress(EOFError, OSError):
+            while not isinstance(order := self._next_order(), Stop):
                 if isinstance(order, Cancel):
                     if event := self.cancels.get(order.batch):
                         event.set()
                 else:
                     self.cancels[order.batch] = threading.Event()
                     self.orders.put(order)
-        except (EOFError, OSError):
-            for event in list(self.cancels.values()):
-                event.set()
-            self.orders.put(None)
+        for event in list(self.cancels.values()):
+            event.set()
+        self.orders.put(None)
+
+    def _next_order(self) -> Order:
+        return self.connection.recv()
 
     def _carried_out(self, order: Generate | Tokenize) -> BatchDone:
         pipeline = self.pipelines[order.model]

@@ -1,18 +1,18 @@
 """POST /v1/images/generations, as OpenAI's: https://platform.openai.com/docs/api-reference/images/create."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from bitdance_edge.serve.catalog import Model, size_name
-from bitdance_edge.serve.connection import EventStream, until_client_leaves
+from bitdance_edge.serve.connection import EventStream, NamedEvent, until_client_leaves
 from bitdance_edge.serve.pictures import encoded
 from bitdance_edge.serve.routes.common import TheService, errors
 from bitdance_edge.serve.runtime_request import generation
-from bitdance_edge.serve.schema import ImageData, ImageRequest, ImagesResponse, TokenDetails, Usage
+from bitdance_edge.serve.schema import ImageData, ImageRequest, ImagesResponse, OutputFormat, TokenDetails, Usage
 from bitdance_edge.serve.ticket import ImageReady, Progress, Ticket
 from bitdance_edge.serve.work import Generation
 
@@ -44,7 +44,8 @@ class _Answer:
     """The images of one request, all at the end or one event at a time."""
 
     def __init__(self, asked: ImageRequest, work: Generation, model: Model) -> None:
-        self.format, self.quality = asked.output_format or "png", asked.output_compression
+        self.format: OutputFormat = asked.output_format or "png"
+        self.quality = asked.output_compression
         self.work, self.spec = work, model.bundle.model
 
     async def whole(self, ticket: Ticket) -> Response | ImagesResponse:
@@ -61,7 +62,7 @@ class _Answer:
             usage=self._usage(self.work.images),
         )
 
-    async def events(self, ticket: Ticket) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    async def events(self, ticket: Ticket) -> AsyncGenerator[NamedEvent, None]:
         partials = [0] * self.work.images
         async with aclosing(ticket.events()) as events:
             async for event in events:
@@ -78,7 +79,7 @@ class _Answer:
         assert ready.image.pixels is not None  # the request asks for images, never for tokens alone
         return await encoded(ready.image.pixels, self.format, self.quality, ready.image.settings)
 
-    def _event(self, name: str, image: int, file: str, **more: Any) -> tuple[str, dict[str, Any]]:
+    def _event(self, name: str, image: int, file: str, **more: Any) -> NamedEvent:
         kind = f"image_generation.{name}"
         return kind, {
             "type": kind,
