@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -35,12 +35,20 @@ def create_app(service: Service) -> FastAPI:
         await service.stop()
 
     # FastAPI's own pages of documentation load scripts from elsewhere; /openapi.json stays.
-    app = FastAPI(title="bitdance-edge", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="bitdance-edge",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
     app.state.service = service
     app.add_middleware(Guard, settings=service.settings)
     for routes in (images, jobs, tokens, about):
         app.include_router(routes.router)
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    app.mount("/page", StaticFiles(directory=PAGE))
+    app.add_route("/", lambda _request: FileResponse(PAGE / "index.html"), include_in_schema=False)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

@@ -6,11 +6,19 @@ The image fields are those of OpenAI's images API (platform.openai.com/docs/api-
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from bitdance_edge.runtime.request import MAX_SEED, MAX_STEPS
 
 OutputFormat = Literal["png", "jpeg", "webp"]
+
+
+def _without_fraction(value: object) -> object:
+    """1.0 is a whole number in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_without_fraction)]
 
 
 class Asked(BaseModel):
@@ -22,16 +30,16 @@ class GenerationFields(Asked):
 
     model: str | None = Field(None, description="Id from /v1/models; the first one by default.")
     prompt: str = Field(description="For class models the id or name of a class.", min_length=1)
-    n: Annotated[int, Field(ge=1)] | None = Field(None, description="Images; 1 by default. Image i uses seed + i.")
+    n: Annotated[Whole, Field(ge=1)] | None = Field(None, description="Images; 1 by default. Image i uses seed + i.")
     size: str | None = Field(None, description='"WIDTHxHEIGHT" or "auto".', examples=["auto"])
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = Field(None, description="Drawn, and returned, if absent.")
-    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = Field(
+    seed: Annotated[Whole, Field(ge=0, le=MAX_SEED)] | None = Field(None, description="Drawn, and returned, if absent.")
+    num_inference_steps: Annotated[Whole, Field(ge=1, le=MAX_STEPS)] | None = Field(
         None, description="Sampling steps of each patch."
     )
     guidance_scale: Annotated[float, Field(ge=1, le=100)] | None = Field(None, description="1 is off.")
     negative_prompt: str | None = Field(None, description="For models of text; class models take none.")
     output_format: OutputFormat | None = Field(None, description="png by default; it carries the settings inside.")
-    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
+    output_compression: Annotated[Whole, Field(ge=0, le=100)] | None = Field(
         None, description="Quality of jpeg and webp; 100 by default."
     )
     user: str | None = Field(None, description="Taken for compatibility; nothing is done with it.", max_length=1000)
@@ -40,7 +48,7 @@ class GenerationFields(Asked):
 class ImageRequest(GenerationFields):
     response_format: Literal["b64_json"] | None = None
     stream: bool | None = Field(None, description="Answer with server-sent events as the images are made.")
-    partial_images: Annotated[int, Field(ge=0, le=3)] | None = Field(
+    partial_images: Annotated[Whole, Field(ge=0, le=3)] | None = Field(
         None, description="How often a stream shows what is decoded so far; 0 by default."
     )
 
@@ -49,12 +57,12 @@ class Prefix(Asked):
     """The start of an image, kept as it is."""
 
     tokens: str = Field(description="As from /v1/tokens.", min_length=1)
-    patches: int = Field(description="How many patches of it are kept.", ge=0)
+    patches: Whole = Field(description="How many patches of it are kept.", ge=0)
 
 
 class JobRequest(GenerationFields):
     prefix: Prefix | None = Field(None, description="Complete an image from its first patches.")
-    preview_every: int = Field(0, description="Show what is decoded after every so many patches; 0 for never.", ge=0)
+    preview_every: Whole = Field(0, description="Show what is decoded after every so many patches; 0 for never.", ge=0)
 
 
 class TokensRequest(Asked):

@@ -19,6 +19,12 @@ MEANINGS = {
 }
 
 
+def event_stream(description: str) -> dict[str, Any]:
+    """The answer of a route that sends server-sent events, each with its name and JSON."""
+    event = {"type": "object", "properties": {"event": {"type": "string"}, "data": {"type": "string"}}}
+    return {"description": description, "content": {"text/event-stream": {"schema": event}}}
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error answers of a route, for the OpenAPI document."""
     documented: dict[int | str, dict[str, Any]] = {

@@ -10,18 +10,17 @@ from fastapi import APIRouter, Request, Response
 from bitdance_edge.serve.catalog import Model, size_name
 from bitdance_edge.serve.connection import EventStream, NamedEvent, until_client_leaves
 from bitdance_edge.serve.pictures import encoded
-from bitdance_edge.serve.routes.common import TheService, errors
+from bitdance_edge.serve.routes.common import TheService, errors, event_stream
 from bitdance_edge.serve.runtime_request import generation
 from bitdance_edge.serve.schema import ImageData, ImageRequest, ImagesResponse, OutputFormat, TokenDetails, Usage
 from bitdance_edge.serve.ticket import ImageReady, Progress, Ticket
 from bitdance_edge.serve.work import Generation
 
 router = APIRouter()
-STREAMED = {
-    "description": "The images; with `stream`, server-sent events `image_generation.partial_image`, "
-    "`image_generation.completed` and, where it fails on the way, `error`.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
-}
+STREAMED = event_stream(
+    "The images; with `stream`, server-sent events `image_generation.partial_image`, `image_generation.completed` and, "
+    "where it fails on the way, `error`."
+)
 
 
 @router.post(

@@ -31,7 +31,7 @@ def streamed(server: Server, **asked: Any) -> Iterator[tuple[str, dict[str, Any]
 
 def test_killing_the_worker_gives_an_error_event_and_the_next_request_is_answered(serve: Callable[..., Server]) -> None:
     server = serve().wait_ready()
-    events = streamed(server, **SLOW, partial_images=3)
+    events = streamed(server, prompt="1", num_inference_steps=200, partial_images=3)
     assert next(events)[0] == "image_generation.partial_image"
     server.worker().kill()
     name, data = list(events)[-1]
@@ -53,7 +53,7 @@ def test_a_stopping_server_finishes_or_cancels_what_runs(
 ) -> None:
     server = serve("--grace", grace).wait_ready()
     worker = server.worker()
-    events = streamed(server, prompt="1", num_inference_steps=200, n=4, partial_images=1)
+    events = streamed(server, prompt="1", num_inference_steps=100, partial_images=3)
     next(events)
     server.process.terminate()
     name, data = list(events)[-1]

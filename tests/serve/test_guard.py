@@ -22,7 +22,7 @@ def guarded(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.mark.parametrize("given", [None, "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \xff"])
 def test_without_the_token_only_health_and_the_page_answer(guarded: Server, given: str | None) -> None:
-    headers = {} if given is None else {"Authorization": given.encode("latin-1")}
+    headers = httpx.Headers({} if given is None else {b"Authorization": given.encode("latin-1")})
     for path in ("/v1/models", "/v1/capabilities", "/metrics", "/v1/jobs/x"):
         answer = guarded.http.get(path, headers=headers)
         assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
@@ -73,7 +73,7 @@ def test_the_page_may_load_nothing_from_elsewhere(server: Server) -> None:
     for file in folder.iterdir():
         text = file.read_text().replace("http://www.w3.org/2000/svg", "")
         assert "http:" not in text and "https:" not in text, file
-        assert server.http.get(f"/{file.name}").status_code == 200
+        assert server.http.get(f"/page/{file.name}").status_code == 200
     assert server.http.get("/no-such-file").json()["error"]["code"] == "not_found"
 
 

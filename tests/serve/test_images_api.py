@@ -66,9 +66,8 @@ def test_output_formats_and_their_compression(client: openai.OpenAI, output_form
 
 
 def test_streaming_shows_different_partials_then_the_same_image(client: openai.OpenAI, pipeline: Pipeline) -> None:
-    events = list(
-        client.images.generate(prompt="2", stream=True, partial_images=3, extra_body={"seed": 8, "n": 2})  # type: ignore[call-overload]
-    )
+    stream: Any = client.images.generate(prompt="2", n=2, stream=True, partial_images=3, extra_body={"seed": 8})
+    events = list(stream)
     kinds = [event.type for event in events]
     assert kinds.count("image_generation.partial_image") == 6 and kinds[-2:] == ["image_generation.completed"] * 2
     partial = [event for event in events if event.type.endswith("partial_image") and event.image_index == 1]
