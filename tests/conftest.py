@@ -47,3 +47,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
 def bundle(exported: Callable[..., Bundle]) -> Bundle:
     """A bundle of 4 tokens a step, for tests where any would do."""
     return exported("cc_4x_patch")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", action="store_true", help="write the page's screenshots into docs/")
