@@ -28,7 +28,7 @@ export class Form {
     element("chips").replaceChildren(...(this.chips ? names.map(chip) : []));
     element("classes").replaceChildren(...(this.chips ? [] : names.map((name) => new Option(name))));
     element("prompt").value = this.chips ? "" : names[0];
-    element("size").replaceChildren(...model.sizes.map((size) => new Option(size.replace("x", " × "), size)));
+    element("size").replaceChildren(...model.sizes.map((size) => new Option(size.replace("x", "\u00a0×\u00a0"), size)));
     element("size").disabled = model.sizes.length === 1;
     this.set({ steps: model.num_inference_steps, guidance: model.guidance_scale });
     document.dispatchEvent(new CustomEvent("model", { detail: model }));

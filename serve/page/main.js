@@ -74,7 +74,7 @@ class Page {
       steps: job.num_inference_steps,
       guidance: job.guidance_scale,
       model: job.model,
-      size: job.size.replace("x", " × "),
+      size: job.size.replace("x", "\u00a0×\u00a0"),
       name: `${prompt.replace(/[^\p{L}\p{N}]+/gu, "_").slice(0, 40)}-seed${seed}.${job.output_format}`,
     }));
     await Promise.all(entries.map((entry, index) => this.stage.show(entry, index)));
