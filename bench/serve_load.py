@@ -224,10 +224,6 @@ async def measured(url: str, args: argparse.Namespace) -> tuple[dict[str, Any], 
         for (kind, outcome), count in sorted(load.outcomes.items()):
             print(f"  {kind:10} {outcome:16} {count:5}")
         readings = await memory_over(client, args.images, args.clients) if args.images else []
-    first = sum(readings[0][1:]) if readings else 0.0
-    growth = (
-        statistics.mean(sum(reading[1:]) for reading in readings[len(readings) // 2 :]) / first - 1 if first else 0.0
-    )
     return {
         "requests": args.requests,
         "clients": args.clients,
@@ -255,7 +251,7 @@ def main() -> int:
     args = parser.parse_args()
     options = ["--port", "0", "--queue", str(QUEUE), "--max-body", str(MAX_BODY)]
     command = [sys.executable, "-m", "bitdance_edge.cli", "serve", str(Path(args.bundle)), *options]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    server = subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         result, made = asyncio.run(measured(server.stdout.readline().strip(), args))

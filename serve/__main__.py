@@ -56,13 +56,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, type=kind, default=default, help=f"{meaning} (default {default:g})")
     parser.add_argument("--memory", type=float, metavar="MB", help="what images may use (default: what is free)")
     parser.add_argument("--token-file", type=Path, help=f"bearer token to ask for (default: from {TOKEN_VARIABLE})")
+    parser.add_argument("--log-level", choices=["info", "warning", "error"], default="info", help="(default info)")
     parser.add_argument("--log-prompts", action="store_true", help="write prompts into the log")
 
 
 def run(args: argparse.Namespace) -> None:
     service = Service(_settings(args))
     listening = _listen(args.host, args.port)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{port}", flush=True)
@@ -131,6 +132,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()  # before its address is printed, so that whoever reads it can connect
     except OSError as error:
         listening.close()
         raise ServeError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port") from None

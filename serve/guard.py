@@ -7,6 +7,7 @@ which a site could otherwise reach it (DNS rebinding).
 import asyncio
 import hmac
 from collections.abc import Iterable
+from contextlib import suppress
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +17,7 @@ from bitdance_edge.serve.settings import ServeSettings
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 BODY_SECONDS = 30.0  # for a whole request body to arrive
+DISCARD_SECONDS, MOST_DISCARDED = 5.0, 64 * 2**20
 SECURITY = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'self'",
@@ -42,9 +44,12 @@ class Guard:
             await send(message)
 
         try:
-            self._check_host(scope)
-            self._check_token(scope)
-            body = await self._body(scope, receive)
+            try:
+                self._check_headers(scope)
+            except ApiError:
+                await _discard(receive)
+                raise
+            body = await self._body(receive)
         except ApiError as error:
             refused = JSONResponse(error.body(), error.status, {**error.headers, "Connection": "close"})
             await refused(scope, receive, send_guarded)
@@ -52,6 +57,14 @@ class Guard:
         if body is None:  # the client left while it was sending
             return
         await self.app(scope, _replayed(body, receive), send_guarded)
+
+    def _check_headers(self, scope: Scope) -> None:
+        """What can be refused before the body is read."""
+        self._check_host(scope)
+        self._check_token(scope)
+        declared = _header(scope, b"content-length")
+        if declared.isdigit() and int(declared) > self.settings.max_body:
+            raise _too_large(self.settings.max_body)
 
     def _check_host(self, scope: Scope) -> None:
         host = _header(scope, b"host").decode("latin-1")
@@ -71,12 +84,9 @@ class Guard:
             message = "the bearer token is missing or wrong; send Authorization: Bearer TOKEN"
             raise ApiError(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _body(self, receive: Receive) -> bytes | None:
         """The whole body; None where the client left before its end."""
         most = self.settings.max_body
-        declared = _header(scope, b"content-length")
-        if declared.isdigit() and int(declared) > most:
-            raise _too_large(most)
         parts, size = [], 0
         try:
             async with asyncio.timeout(BODY_SECONDS):
@@ -86,13 +96,28 @@ class Guard:
                         return None
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
+                    more = message.get("more_body", False)
                     if size > most:
+                        if more:
+                            await _discard(receive)
                         raise _too_large(most)
-                    if not message.get("more_body", False):
+                    if not more:
                         return b"".join(parts)
         except TimeoutError:
             message = f"the request's body did not arrive within {BODY_SECONDS:g} s"
             raise ApiError(408, "request_timeout", message) from None
+
+
+async def _discard(receive: Receive) -> None:
+    """Let a refused body run out, within bounds: a client that is still sending would see a reset, not the answer."""
+    left = MOST_DISCARDED
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while left > 0:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+                left -= len(message.get("body", b""))
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
