@@ -20,6 +20,9 @@ from bitdance_edge.runtime import Bundle, Request, RequestError
         ({"count": 0}, "count is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63 - 1, "count": 2}, "no room for 2 images"),
+        ({"seeds": [1, 2]}, "2 seeds for 1 images"),
+        ({"seeds": [-1]}, "seed is -1"),
+        ({"seeds": [1], "seed": 1}, "seed and seeds are both given"),
         ({"guidance": float("nan")}, "guidance is nan; it must be a number from 1"),
         ({"guidance": float("inf")}, "guidance is inf"),
         ({"guidance": 0.5}, "guidance is 0.5"),
@@ -53,3 +56,8 @@ def test_images_come_class_by_class_with_growing_seeds(bundle: Bundle) -> None:
         (2, 2, 102),
         (3, 2, 103),
     ]
+
+
+def test_images_asked_for_apart_keep_their_own_seeds(bundle: Bundle) -> None:
+    images = Request(classes=[7, 2], seeds=[9, 4]).resolve(bundle).images
+    assert [(image.class_id, image.seed) for image in images] == [(7, 9), (2, 4)]

@@ -5,6 +5,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from serving import Server
 
 from bitdance_edge.runtime import Pipeline, Request
+from bitdance_edge.serve.jobs import KEPT_SECONDS, Jobs
 
 SLOW = {"num_inference_steps": 200, "n": 10}
 
@@ -140,3 +142,23 @@ def test_an_unknown_job_is_not_found(server: Server) -> None:
         server.http.get("/v1/jobs/job_x/events"),
     ):
         assert answer.status_code == 404 and answer.json()["error"]["code"] == "job_not_found"
+
+
+def test_finished_jobs_are_forgotten_oldest_first_by_age_count_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+
+    def job(name: str, age: float | None, size: int = 10) -> Any:
+        return SimpleNamespace(state=SimpleNamespace(id=name), ended=None if age is None else now - age, bytes=size)
+
+    def kept(*given: Any) -> list[str]:
+        jobs = Jobs()
+        for each in given:
+            jobs.add(each)
+        return list(jobs._jobs)
+
+    running = job("running", None)
+    assert kept(job("old", KEPT_SECONDS + 1), running, job("new", 1)) == ["running", "new"]
+    monkeypatch.setattr("bitdance_edge.serve.jobs.KEPT_JOBS", 2)
+    assert kept(job("second", 2), running, job("first", 3), job("last", 1)) == ["second", "running", "last"]
+    monkeypatch.setattr("bitdance_edge.serve.jobs.KEPT_BYTES", 50)
+    assert kept(job("a", 3, 30), job("b", 2, 30), running) == ["b", "running"]
