@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import psutil
 
 from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime.bundle import ImageSize
 from bitdance_edge.runtime.memory import generation_memory
+from bitdance_edge.runtime.prompt import PromptEncoder
 from bitdance_edge.serve.errors import ApiError, ServeError, insufficient_memory
 from bitdance_edge.serve.settings import ServeSettings
-
-
-def sizes(bundle: Bundle) -> list[tuple[int, int]]:
-    """(height, width) of every image that a bundle makes, its default first."""
-    return [(bundle.model.image_height, bundle.model.image_width)]
 
 
 def size_name(size: tuple[int, int]) -> str:
@@ -27,20 +25,25 @@ class Model:
     bundle: Bundle
     images_at_once: int  # 0 where the memory limit leaves no room for one
 
-    def size(self, asked: str) -> tuple[int, int]:
-        """(height, width) of "auto" or "WIDTHxHEIGHT".
+    @cached_property
+    def encoder(self) -> PromptEncoder | None:
+        """Of text-to-image models."""
+        return None if self.bundle.text is None else PromptEncoder.open(self.bundle)
+
+    def size(self, asked: str | None) -> ImageSize:
+        """The size of "auto", None or "WIDTHxHEIGHT".
 
         Raises:
             ApiError: 400 invalid_size, with the sizes there are.
         """
-        offered = {size_name(size): size for size in sizes(self.bundle)}
-        if asked == "auto":
-            return next(iter(offered.values()))
+        offered = {size_name(size): size for size in self.bundle.model.sizes}
+        if asked in (None, "auto"):
+            return self.bundle.model.default_size
         if asked not in offered:
             choices = ", ".join(["auto", *offered])
             message = f"size is {asked!r}; {self.id} makes {choices}"
             raise ApiError(400, "invalid_size", message, param="size")
-        return offered[asked]
+        return self.bundle.model.size(*offered[asked])
 
     def require_memory(self, limit: int) -> None:
         """Raises: ApiError 507 where not even one image fits."""
@@ -67,7 +70,8 @@ class Catalog:
                 raise ServeError(f"two bundles are in folders called {model_id!r}, which names them; rename one")
             bundle = Bundle.open(folder)
             at_once = _images_at_once(bundle, settings.max_batch, self.memory)
-            self.models[model_id] = Model(id=model_id, bundle=bundle, images_at_once=at_once)
+            self.models[model_id] = model = Model(id=model_id, bundle=bundle, images_at_once=at_once)
+            _ = model.encoder  # a tokenizer that will not load is found now, not by the first request
 
     @property
     def default(self) -> Model:

@@ -104,7 +104,7 @@ class Crew:
             for ticket in batch.tickets:
                 ticket.put(Started(batch.images))
                 self.metrics.wait_seconds.observe(started - ticket.accepted)
-            worker.send(_order(batch))
+            worker.send(self._order(batch))
             while not isinstance(report := await worker.receive(), BatchDone):
                 self._deliver(report, batch)
             self._finish(report, batch, started)
@@ -114,6 +114,18 @@ class Crew:
             for ticket in batch.tickets:
                 ticket.put(gone)
             self.scheduler.finished(batch, asyncio.get_running_loop().time() - started)
+
+    def _order(self, batch: Batch) -> Generate | Tokenize:
+        first = batch.tickets[0].work
+        if isinstance(first, Tokenization):
+            return Tokenize(batch=batch.number, model=first.model, pixels=first.pixels)
+        works = [ticket.work for ticket in batch.tickets if isinstance(ticket.work, Generation)]
+        return Generate(
+            batch=batch.number,
+            model=first.model,
+            request=runtime_request(works, self.scheduler.catalog.get(first.model).bundle),
+            previews=tuple(work.previews for work in works for _ in work.seeds),
+        )
 
     async def _cancel_when_left(self, worker: Worker, batch: Batch) -> None:
         await batch.cancel.wait()
@@ -149,19 +161,6 @@ class Crew:
                 ticket.put(_failure(*done.failure))
         if done.failure and done.failure[0] != "cancelled":
             log.error("a batch of %d images of %s failed: %s", batch.images, model, done.failure[0])
-
-
-def _order(batch: Batch) -> Generate | Tokenize:
-    first = batch.tickets[0].work
-    if isinstance(first, Tokenization):
-        return Tokenize(batch=batch.number, model=first.model, pixels=first.pixels)
-    works = [ticket.work for ticket in batch.tickets if isinstance(ticket.work, Generation)]
-    return Generate(
-        batch=batch.number,
-        model=first.model,
-        request=runtime_request(works),
-        previews=tuple(work.previews for work in works for _ in work.seeds),
-    )
 
 
 def _failure(code: str, message: str) -> ApiError:

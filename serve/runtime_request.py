@@ -4,12 +4,15 @@ import base64
 import binascii
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from bitdance_edge.runtime import Request, RequestError
+from bitdance_edge.runtime import Bundle, Request, RequestError
+from bitdance_edge.runtime.bundle import ImageSize
+from bitdance_edge.runtime.errors import PromptTooLongError
 from bitdance_edge.runtime.request import MAX_SEED
-from bitdance_edge.serve.catalog import Model
+from bitdance_edge.serve.catalog import Model, size_name
 from bitdance_edge.serve.errors import ApiError
 from bitdance_edge.serve.schema import GenerationFields, ImageRequest, JobRequest, Prefix
 from bitdance_edge.serve.settings import ServeSettings
@@ -28,34 +31,41 @@ def generation(asked: GenerationFields, model: Model, settings: ServeSettings) -
     if len(asked.prompt) > settings.max_prompt:
         message = f"the prompt has {len(asked.prompt)} characters; this server takes {settings.max_prompt}"
         raise ApiError(413, "prompt_too_long", message, param="prompt")
-    if asked.negative_prompt is not None:
+    if asked.negative_prompt and model.bundle.text is None:
         raise _invalid("negative_prompt", f"{model.id} makes images of classes; it takes no negative prompt")
+    size = model.size(asked.size)
     seed = secrets.randbits(32) if asked.seed is None else asked.seed
     if seed + images - 1 > MAX_SEED:
         raise _invalid("seed", f"seed {seed} leaves no room for {images} images; the largest is {MAX_SEED}")
     work = Generation(
         model=model.id,
         prompt=asked.prompt,
+        negative_prompt=asked.negative_prompt or None,
         seeds=tuple(range(seed, seed + images)),
         steps=steps,
         guidance=sampling.guidance if asked.guidance_scale is None else asked.guidance_scale,
-        size=model.size(asked.size or "auto"),
-        prefix=prefix_tokens(asked.prefix, model) if isinstance(asked, JobRequest) and asked.prefix else None,
-        previews=_previews(asked, model),
+        size=(size.height, size.width),
+        prefix=prefix_tokens(asked.prefix, model, size) if isinstance(asked, JobRequest) and asked.prefix else None,
+        previews=_previews(asked, size.patches),
     )
     try:
-        runtime_request([work]).resolve(model.bundle)
+        resolved = runtime_request([work], model.bundle).resolve(model.bundle, model.encoder)
+    except PromptTooLongError as error:
+        raise ApiError(413, "prompt_too_long", str(error), param="prompt") from None
     except RequestError as error:  # all but the prompt is checked above
         raise ApiError(400, "invalid_prompt", str(error), param="prompt") from None
-    return work
+    return replace(work, prompt_tokens=len(resolved.images[0].conditional))
 
 
-def runtime_request(works: Sequence[Generation]) -> Request:
+def runtime_request(works: Sequence[Generation], bundle: Bundle) -> Request:
     """One request of the runtime for generations of the same shape, each image with its own seed and prefix."""
     first = works[0]
     prefixes = [work.prefix for work in works for _ in work.seeds if work.prefix is not None]
+    prompts = [work.prompt for work in works for _ in work.seeds]
     return Request(
-        classes=[work.prompt for work in works for _ in work.seeds],
+        classes=prompts if bundle.text is None else (),
+        prompts=prompts if bundle.text is not None else (),
+        negative_prompt=first.negative_prompt,
         seeds=[seed for work in works for seed in work.seeds],
         steps=first.steps,
         guidance=first.guidance,
@@ -64,21 +74,20 @@ def runtime_request(works: Sequence[Generation]) -> Request:
     )
 
 
-def prefix_tokens(prefix: Prefix, model: Model) -> np.ndarray:
+def prefix_tokens(prefix: Prefix, model: Model, size: ImageSize) -> np.ndarray:
     """The first patches of an image that /v1/tokens has tokenised, float32 ``[K, C]`` of -1 and +1."""
     spec = model.bundle.model
     try:
         packed = base64.b64decode(prefix.tokens, validate=True)
     except (binascii.Error, ValueError):
         raise _invalid("prefix", "prefix.tokens is not base64; take it from /v1/tokens") from None
-    if len(packed) != -(-spec.tokens * spec.bits // 8):
-        raise _invalid(
-            "prefix", f"prefix.tokens has {len(packed)} bytes; {model.id} has {spec.tokens} tokens of {spec.bits} bits"
-        )
-    if prefix.patches > spec.patches:
-        raise _invalid("prefix", f"prefix.patches is {prefix.patches}; an image has {spec.patches}")
-    bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=spec.tokens * spec.bits)
-    return (bits.reshape(spec.tokens, spec.bits) * 2.0 - 1.0)[: prefix.patches * spec.tokens_per_step]
+    if len(packed) != -(-size.tokens * spec.bits // 8):
+        holds = f"an image of {size_name((size.height, size.width))} has {size.tokens} tokens of {spec.bits} bits"
+        raise _invalid("prefix", f"prefix.tokens has {len(packed)} bytes; {holds}")
+    if prefix.patches > size.patches:
+        raise _invalid("prefix", f"prefix.patches is {prefix.patches}; an image has {size.patches}")
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=size.tokens * spec.bits)
+    return (bits.reshape(size.tokens, spec.bits) * 2.0 - 1.0)[: prefix.patches * spec.tokens_per_step]
 
 
 def packed_tokens(tokens: np.ndarray) -> str:
@@ -86,9 +95,8 @@ def packed_tokens(tokens: np.ndarray) -> str:
     return base64.b64encode(np.packbits(tokens > 0).tobytes()).decode()
 
 
-def _previews(asked: GenerationFields, model: Model) -> frozenset[int]:
+def _previews(asked: GenerationFields, patches: int) -> frozenset[int]:
     """The patches after which to show an image that is not yet whole."""
-    patches = model.bundle.model.patches
     if isinstance(asked, JobRequest):
         return frozenset(range(asked.preview_every, patches, asked.preview_every) if asked.preview_every else ())
     partial = (asked.partial_images or 0) if isinstance(asked, ImageRequest) and asked.stream else 0

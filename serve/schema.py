@@ -29,7 +29,7 @@ class GenerationFields(Asked):
     """What every request for images has. Null and absent are the same: the model's default."""
 
     model: str | None = Field(None, description="Id from /v1/models; the first one by default.")
-    prompt: str = Field(description="For class models the id or name of a class.", min_length=1)
+    prompt: str = Field(description="Of models of classes: the id or name of one.", min_length=1)
     n: Annotated[Whole, Field(ge=1)] | None = Field(None, description="Images; 1 by default. Image i uses seed + i.")
     size: str | None = Field(None, description='"WIDTHxHEIGHT" or "auto".', examples=["auto"])
     seed: Annotated[Whole, Field(ge=0, le=MAX_SEED)] | None = Field(None, description="Drawn, and returned, if absent.")
@@ -67,6 +67,7 @@ class JobRequest(GenerationFields):
 
 class TokensRequest(Asked):
     model: str | None = None
+    size: str | None = Field(None, description='"WIDTHxHEIGHT" or "auto": what the image is cropped to.')
     image: str = Field(description="An image file in base64, or its data URL.", min_length=1)
 
 
@@ -92,7 +93,7 @@ class TokenDetails(BaseModel):
 
 
 class Usage(BaseModel):
-    """Positions that the network saw before the first image token, and image tokens that it made."""
+    """Ids of the prompt, 1 for a class, and the image tokens made of it."""
 
     input_tokens: int
     input_tokens_details: TokenDetails
@@ -171,18 +172,23 @@ class Health(BaseModel):
     workers_ready: int
 
 
+class SizeCapabilities(BaseModel):
+    name: str = Field(description="WIDTHxHEIGHT")
+    grid: tuple[int, int] = Field(description="Rows and columns of tokens.")
+    patches: int
+    rows_of_patches: int = Field(description="An image is made by so many rows of patches, from its top.")
+
+
 class ModelCapabilities(BaseModel):
     id: str
     kind: str
     classes: list[str] = Field(description="Names by id; ids are names where there are none.")
     num_classes: int
-    sizes: list[str] = Field(description="The default first.")
+    negative_prompt: bool = Field(description="Whether it takes one: models of text do.")
+    sizes: list[SizeCapabilities] = Field(description="The default first.")
     num_inference_steps: int = Field(description="The default.")
     guidance_scale: float = Field(description="The default.")
-    patches: int
-    grid: tuple[int, int]
     bits: int
-    rows_of_patches: int = Field(description="An image is made row by row of so many rows of patches.")
     images_at_once: int
     tokenizes: bool
 

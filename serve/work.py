@@ -14,12 +14,14 @@ class Generation:
 
     model: str
     prompt: str
+    negative_prompt: str | None
     seeds: tuple[int, ...]
     steps: int
     guidance: float
     size: tuple[int, int]  # (height, width)
     prefix: np.ndarray | None  # [K, C] of -1 and +1
     previews: frozenset[int]  # patches after which to show what is decoded so far
+    prompt_tokens: int = 0  # ids of the prompt, known once it has been checked
 
     @property
     def images(self) -> int:
@@ -29,7 +31,7 @@ class Generation:
     def shape(self) -> Hashable:
         """Generations of the same shape can run in one batch."""
         given = 0 if self.prefix is None else len(self.prefix)
-        return (self.model, self.steps, self.guidance, self.size, given)
+        return (self.model, self.negative_prompt, self.steps, self.guidance, self.size, given)
 
 
 @dataclass(frozen=True, kw_only=True)

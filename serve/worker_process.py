@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def work(connection: Connection, bundles: Mapping[str, tuple[Path, int]], device
 
 def _warm_up(pipeline: Pipeline) -> None:
     """One image in as few steps as there are, and one through the encoder: every stage is loaded then."""
-    (image,) = pipeline.generate(Request(classes=[0], seed=0, steps=1))
+    subject = Request(classes=[0]) if pipeline.bundle.text is None else Request(prompts=["warm-up"])
+    (image,) = pipeline.generate(replace(subject, seed=0, steps=1, size=min(pipeline.bundle.model.sizes)))
     if "encoder" in pipeline.bundle.stages and image.pixels is not None:
         pipeline.tokenize(image.pixels[None])
 
@@ -127,7 +129,7 @@ class _Desk:
                 previews: dict[int, np.ndarray] = {}
                 if shown:
                     tokens = np.concatenate(done, axis=1)[[i - first for i in shown]]
-                    pixels = pipeline.preview(tokens, [seeds[i] for i in shown])
+                    pixels = pipeline.preview(tokens, [seeds[i] for i in shown], order.request.size)
                     previews = dict(zip(shown, pixels, strict=True))
                 yield PatchDone(
                     batch=order.batch,
@@ -143,7 +145,8 @@ class _Desk:
 
 def _tokenized(pipeline: Pipeline, order: Tokenize) -> Iterator[Report]:
     tokens = pipeline.tokenize(order.pixels[None])
-    yield Tokens(batch=order.batch, tokens=tokens[0], pixels=pipeline.decode(tokens)[0])
+    height, width = order.pixels.shape[:2]
+    yield Tokens(batch=order.batch, tokens=tokens[0], pixels=pipeline.decode(tokens, size=(height, width))[0])
 
 
 def _stage_reports(pipeline: Pipeline) -> dict[str, StageReport]:

@@ -14,6 +14,7 @@ from bitdance_edge.runtime.request import MAX_SEED, MAX_STEPS
 
 CATEGORY = "BitDance"
 MOST = 64  # images of one run of the node
+MOST_PIXELS = 16384  # across
 PREVIEWS = 8  # of an image on its way
 PREVIEW_SIZE = 512
 
@@ -24,6 +25,7 @@ class Tokens:
 
     tokens: np.ndarray
     seeds: list[int]
+    size: tuple[int, int]  # (height, width)
 
 
 class LoadBundle:
@@ -65,28 +67,45 @@ class Generate:
         return {
             "required": {
                 "pipeline": ("BITDANCE",),
-                "prompt": ("STRING", {"default": "7", "tooltip": "Id or name of a class"}),
+                "prompt": ("STRING", {"default": "7", "tooltip": "A prompt, or the id or name of a class"}),
                 "count": ("INT", {"default": 1, "min": 1, "max": MOST}),
                 "seed": ("INT", {"default": 0, "min": 0, "max": MAX_SEED - MOST, "control_after_generate": True}),
                 "steps": ("INT", steps),
                 "guidance": ("FLOAT", guidance),
+                "width": ("INT", {"default": 0, "min": 0, "max": MOST_PIXELS, "tooltip": "0 is the bundle's"}),
+                "height": ("INT", {"default": 0, "min": 0, "max": MOST_PIXELS, "tooltip": "0 is the bundle's"}),
+                "negative_prompt": ("STRING", {"default": "", "tooltip": "For models of text"}),
             }
         }
 
     def generate(
-        self, pipeline: Pipeline, prompt: str, count: int, seed: int, steps: int, guidance: float
+        self,
+        pipeline: Pipeline,
+        prompt: str,
+        count: int,
+        seed: int,
+        steps: int,
+        guidance: float,
+        width: int,
+        height: int,
+        negative_prompt: str,
     ) -> tuple[Tokens]:
         """Raises: RequestError where the bundle cannot give it; ComfyUI's own exception when interrupted."""
+        model, text = pipeline.bundle.model, pipeline.bundle.text is not None
+        size = model.size(height, width) if height or width else model.default_size
         request = Request(
-            classes=[prompt],
+            classes=() if text else [prompt],
+            prompts=[prompt] if text else (),
+            negative_prompt=negative_prompt or None,
             count=count,
             seed=seed,
             steps=steps or None,
             guidance=guidance or None,
-            preview_every=max(1, pipeline.bundle.model.patches // PREVIEWS),
+            size=(size.height, size.width),
+            preview_every=max(1, size.patches // PREVIEWS),
             output="tokens",
         )
-        progress = comfy.utils.ProgressBar(count * pipeline.bundle.model.patches)
+        progress = comfy.utils.ProgressBar(count * size.patches)
         images, done = [], 0
         for event in pipeline.stream(request):
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -98,7 +117,8 @@ class Generate:
                 progress.update_absolute(done, preview=("JPEG", shown, PREVIEW_SIZE))
             elif isinstance(event, ImageDone):
                 images.append(event.image)
-        return (Tokens(np.stack([image.tokens for image in images]), [image.seed for image in images]),)
+        tokens = np.stack([image.tokens for image in images])
+        return (Tokens(tokens, [image.seed for image in images], (size.height, size.width)),)
 
 
 class Decode:
@@ -113,5 +133,5 @@ class Decode:
 
     def decode(self, pipeline: Pipeline, tokens: Tokens) -> tuple[torch.Tensor]:
         """ComfyUI's images: float32 ``[B, H, W, 3]`` from 0 to 1."""
-        pixels = pipeline.decode(tokens.tokens, tokens.seeds)
+        pixels = pipeline.decode(tokens.tokens, tokens.seeds, tokens.size)
         return (torch.from_numpy(pixels).float() / 255,)

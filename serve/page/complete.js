@@ -12,7 +12,7 @@ export class Completion {
     element("rows").addEventListener("input", () => this.show());
     element("go-on").addEventListener("click", () => complete(this.prefix));
     document.addEventListener("paste", (event) => this.take(event.clipboardData.files[0]));
-    document.addEventListener("model", () => this.forget());
+    document.addEventListener("size", () => this.forget());
     const drop = element("complete");
     for (const name of ["dragenter", "dragover"]) {
       drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });
@@ -32,9 +32,9 @@ export class Completion {
   async take(file) {
     if (!file) return;
     this.form.clearErrors();
-    const asked = this.form.model;
+    const { model, size } = this.form;
     try {
-      const answer = await post("/v1/tokens", { model: asked.id, image: await base64(file) });
+      const answer = await post("/v1/tokens", { model: model.id, size: size.name, image: await base64(file) });
       this.image = await loaded(answer.image);
       this.answer = answer;
     } catch (error) {
@@ -43,8 +43,8 @@ export class Completion {
     } finally {
       element("file").value = "";
     }
-    element("rows").max = asked.rows_of_patches;
-    element("rows").value = Math.ceil(asked.rows_of_patches / 2);
+    element("rows").max = size.rows_of_patches;
+    element("rows").value = Math.ceil(size.rows_of_patches / 2);
     element("tokens").hidden = false;
     this.show();
   }
@@ -52,10 +52,10 @@ export class Completion {
   show() {
     if (!this.answer) return;
     const { grid, bits, grid_tokens: tokens } = this.answer;
-    const model = this.form.model;
+    const size = this.form.size;
     const rows = Number(element("rows").value);
-    element("rows-shown").textContent = `${rows} of ${model.rows_of_patches} rows`;
-    drawKept(element("kept"), this.image, rows, model);
+    element("rows-shown").textContent = `${rows} of ${size.rows_of_patches} rows`;
+    drawKept(element("kept"), this.image, rows, size);
     const style = getComputedStyle(document.documentElement);
     const ink = { set: style.getPropertyValue("--accent"), clear: style.getPropertyValue("--plane") };
     drawBits(element("bits"), tokens, grid, bits, ink);
@@ -65,8 +65,8 @@ export class Completion {
   }
 
   get prefix() {
-    const model = this.form.model;
-    const each = model.patches / model.rows_of_patches;
+    const size = this.form.size;
+    const each = size.patches / size.rows_of_patches;
     return { tokens: this.answer.tokens, patches: Number(element("rows").value) * each };
   }
 }

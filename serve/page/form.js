@@ -9,6 +9,7 @@ export class Form {
     for (const model of capabilities.models) element("model").append(new Option(model.id));
     element("model-field").hidden = capabilities.models.length < 2;
     element("model").addEventListener("change", () => this.showModel());
+    element("size").addEventListener("change", () => this.announceSize());
     element("n").max = capabilities.max_n;
     element("steps").max = element("steps-range").max = capabilities.max_num_inference_steps;
     for (const name of ["steps", "guidance"]) tie(element(name), element(`${name}-range`));
@@ -22,16 +23,27 @@ export class Form {
   showModel() {
     const model = this.model;
     const names = model.classes.length ? model.classes : Array.from({ length: model.num_classes }, (_, id) => String(id));
-    this.chips = names.length <= CHIPS;
+    this.chips = names.length > 0 && names.length <= CHIPS; // a model of text has no classes
+    element("prompt-label").textContent = names.length ? "Class" : "Prompt";
+    element("negative-field").hidden = !model.negative_prompt;
     element("chips-field").hidden = !this.chips;
     element("prompt-field").hidden = this.chips;
     element("chips").replaceChildren(...(this.chips ? names.map(chip) : []));
     element("classes").replaceChildren(...(this.chips ? [] : names.map((name) => new Option(name))));
-    element("prompt").value = this.chips ? "" : names[0];
-    element("size").replaceChildren(...model.sizes.map((size) => new Option(size.replace("x", "\u00a0×\u00a0"), size)));
+    element("prompt").value = this.chips ? "" : names[0] ?? "";
+    element("size").replaceChildren(...model.sizes.map(({ name }) => new Option(name.replace("x", "\u00a0×\u00a0"), name)));
     element("size").disabled = model.sizes.length === 1;
     this.set({ steps: model.num_inference_steps, guidance: model.guidance_scale });
-    document.dispatchEvent(new CustomEvent("model", { detail: model }));
+    this.announceSize();
+  }
+
+  announceSize() {
+    document.dispatchEvent(new CustomEvent("size"));
+  }
+
+  // What the chosen size is made of: { name, grid, patches, rows_of_patches }.
+  get size() {
+    return this.model.sizes.find(({ name }) => name === element("size").value);
   }
 
   get prompt() {
@@ -44,11 +56,13 @@ export class Form {
     const body = {
       model: this.model.id,
       prompt: this.prompt,
-      size: element("size").value,
+      size: this.size.name,
       n: number("n"),
       num_inference_steps: number("steps"),
       guidance_scale: number("guidance"),
     };
+    const negative = element("negative").value.trim();
+    if (this.model.negative_prompt && negative) body.negative_prompt = negative;
     if (element("seed").value.trim()) body.seed = number("seed");
     return body;
   }

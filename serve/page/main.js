@@ -28,13 +28,13 @@ class Page {
     this.setBusy(true);
     this.form.clearErrors();
     try {
-      const model = this.form.model;
-      const asked = { ...this.form.body(), preview_every: Math.ceil(model.patches / PREVIEWS) };
+      const size = this.form.size;
+      const asked = { ...this.form.body(), preview_every: Math.ceil(size.patches / PREVIEWS) };
       this.job = await post("/v1/jobs", prefix ? { ...asked, prefix } : asked);
-      this.stage.clear(this.job.n, model);
+      this.stage.clear(this.job.n, size);
       this.stage.caption("Waiting for the device…");
       element("stage").scrollIntoView({ block: "nearest", behavior: "smooth" });
-      await this.follow(this.job, { prompt: asked.prompt, kept: prefix?.patches }, model);
+      await this.follow(this.job, { prompt: asked.prompt, kept: prefix?.patches });
     } catch (error) {
       this.form.showError(error);
       this.stage.caption("");
@@ -45,7 +45,7 @@ class Page {
     }
   }
 
-  async follow(job, asked, model) {
+  async follow(job, asked) {
     for await (const { event, data } of watch(`/v1/jobs/${job.id}/events`)) {
       if (event === "job.preview") {
         await this.stage.preview(data.index, data.b64_json, data.patch);
@@ -87,7 +87,7 @@ class Page {
   // An image of the history, on the stage again.
   async open(entry) {
     if (this.busy) return;
-    this.stage.clear(1, this.form.model);
+    this.stage.clear(1, this.form.size);
     await this.stage.show(entry);
     this.describe([entry]);
     element("stage").scrollIntoView({ block: "nearest", behavior: "smooth" });

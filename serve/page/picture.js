@@ -17,22 +17,22 @@ export function draw(canvas, image) {
 }
 
 // Patches are made row by row of squares.
-export function drawPatches(canvas, image, patch, model) {
+export function drawPatches(canvas, image, patch, size) {
   draw(canvas, image);
-  const rows = model.rows_of_patches;
-  const columns = model.patches / rows;
+  const rows = size.rows_of_patches;
+  const columns = size.patches / rows;
   const [width, height] = [canvas.width / columns, canvas.height / rows];
   const context = canvas.getContext("2d");
-  for (let missing = patch; missing < model.patches; missing += 1) {
+  for (let missing = patch; missing < size.patches; missing += 1) {
     context.clearRect((missing % columns) * width, Math.floor(missing / columns) * height, width, height);
   }
 }
 
 // Only the first rows of patches stay at full strength.
-export function drawKept(canvas, image, rows, model) {
+export function drawKept(canvas, image, rows, size) {
   draw(canvas, image);
   const context = canvas.getContext("2d");
-  const top = (canvas.height / model.rows_of_patches) * rows;
+  const top = (canvas.height / size.rows_of_patches) * rows;
   context.clearRect(0, top, canvas.width, canvas.height - top);
   context.globalAlpha = 0.22;
   context.drawImage(image, 0, top, canvas.width, canvas.height - top, 0, top, canvas.width, canvas.height - top);

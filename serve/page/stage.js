@@ -10,9 +10,9 @@ export class Stage {
     this.clear(1, null);
   }
 
-  // Empty frames for n images of a model.
-  clear(n, model) {
-    this.model = model;
+  // Empty frames for n images of a size.
+  clear(n, size) {
+    this.size = size;
     this.frames = Array.from({ length: n }, (_, index) => {
       const canvas = document.createElement("canvas");
       canvas.width = canvas.height = 1;
@@ -37,8 +37,8 @@ export class Stage {
   async preview(index, base64, patch) {
     const image = await loaded(base64);
     if (this.frames[index].dataset.whole) return;
-    drawPatches(this.frames[index], image, patch, this.model);
-    this.frames[index].setAttribute("aria-label", `Image ${index + 1}, patch ${patch} of ${this.model.patches}`);
+    drawPatches(this.frames[index], image, patch, this.size);
+    this.frames[index].setAttribute("aria-label", `Image ${index + 1}, patch ${patch} of ${this.size.patches}`);
   }
 
   // One image that is whole, in the first frame or the one given.

@@ -4,10 +4,11 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from bitdance_edge import __version__
-from bitdance_edge.serve.catalog import Model, size_name, sizes
+from bitdance_edge.runtime.bundle import ModelSpec
+from bitdance_edge.serve.catalog import Model, size_name
 from bitdance_edge.serve.pictures import FORMATS
 from bitdance_edge.serve.routes.common import TheService, errors
-from bitdance_edge.serve.schema import Capabilities, Health, ModelCapabilities, ModelCard, ModelList
+from bitdance_edge.serve.schema import Capabilities, Health, ModelCapabilities, ModelCard, ModelList, SizeCapabilities
 
 router = APIRouter()
 
@@ -73,13 +74,21 @@ def _capabilities(model: Model) -> ModelCapabilities:
         kind=spec.kind,
         classes=list(spec.class_names),
         num_classes=spec.num_classes,
-        sizes=[size_name(size) for size in sizes(model.bundle)],
+        negative_prompt=model.bundle.text is not None,
+        sizes=[_size(spec, *size) for size in spec.sizes],
         num_inference_steps=sampling.steps,
         guidance_scale=sampling.guidance,
-        patches=spec.patches,
-        grid=(spec.grid_height, spec.grid_width),
         bits=spec.bits,
-        rows_of_patches=spec.grid_height // spec.patch_side,
         images_at_once=model.images_at_once,
         tokenizes="encoder" in model.bundle.stages,
+    )
+
+
+def _size(spec: ModelSpec, height: int, width: int) -> SizeCapabilities:
+    size = spec.size(height, width)
+    return SizeCapabilities(
+        name=size_name((height, width)),
+        grid=(size.grid_height, size.grid_width),
+        patches=size.patches,
+        rows_of_patches=size.grid_height // spec.patch_side,
     )

@@ -45,7 +45,7 @@ class _Answer:
     def __init__(self, asked: ImageRequest, work: Generation, model: Model) -> None:
         self.format: OutputFormat = asked.output_format or "png"
         self.quality = asked.output_compression
-        self.work, self.spec = work, model.bundle.model
+        self.work, self.tokens = work, model.bundle.model.size(*work.size).tokens
 
     async def whole(self, ticket: Ticket) -> Response | ImagesResponse:
         images: dict[int, ImageData] = {}
@@ -94,7 +94,7 @@ class _Answer:
         }
 
     def _usage(self, images: int) -> Usage:
-        seen, made = images * self.spec.prompt_tokens, images * self.spec.tokens
+        seen, made = images * self.work.prompt_tokens, images * self.tokens
         return Usage(
             input_tokens=seen,
             input_tokens_details=TokenDetails(text_tokens=seen, image_tokens=0),

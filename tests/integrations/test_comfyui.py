@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -106,7 +106,7 @@ def test_the_shipped_workflow_makes_the_images_of_the_pipeline(
         wanted = pipeline.generate(Request(classes=["7"], count=2, seed=3, steps=2))
     for image, want in zip((images * 255).round().byte().numpy(), wanted, strict=True):
         assert want.pixels is not None and np.array_equal(image, want.pixels)
-    assert comfy.values[-1] == comfy.total == 2 * bundle.model.patches
+    assert comfy.values[-1] == comfy.total == 2 * bundle.model.default_size.patches
     assert comfy.values == sorted(comfy.values)
     assert len(comfy.previews) == 7 and {(kind, shown.size) for kind, shown, _ in comfy.previews} == {
         ("JPEG", (32, 32))
@@ -127,3 +127,13 @@ def test_errors_are_those_of_the_runtime(nodes: dict[str, Any], bundle: Bundle) 
 
 def test_a_bundle_exported_again_is_loaded_again(nodes: dict[str, Any], bundle: Bundle) -> None:
     assert nodes["BitDanceLoadBundle"].IS_CHANGED(str(bundle.folder), "auto") == bundle.digest
+
+
+def test_a_model_of_text_takes_prompts_and_sizes(nodes: dict[str, Any], exported: Callable[..., Bundle]) -> None:
+    bundle = exported("t2i_16x_swiglu")
+    asked = {"prompt": "a red fish", "negative_prompt": "blue", "width": 64, "height": 64, "seed": 3, "steps": 2}
+    images = run(nodes, workflow(bundle, count=1, **asked), "3")
+    with Pipeline.open(bundle.folder) as pipeline:
+        request = Request(prompts=["a red fish"], negative_prompt="blue", size=(64, 64), seed=3, steps=2)
+        (want,) = pipeline.generate(request)
+    assert want.pixels is not None and np.array_equal((images[0] * 255).round().byte().numpy(), want.pixels)

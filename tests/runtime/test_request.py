@@ -27,7 +27,7 @@ from bitdance_edge.runtime import Bundle, Request, RequestError
         ({"guidance": float("inf")}, "guidance is inf"),
         ({"guidance": 0.5}, "guidance is 0.5"),
         ({"guidance": "much"}, "guidance is 'much'"),
-        ({"size": (64, 32)}, r"size is \(64, 32\); this bundle makes 32x32 only"),
+        ({"size": (64, 32)}, "size is 64x32; this bundle makes 32x32 only"),
         ({"output": "jpeg"}, "output is 'jpeg'; it must be one of image, tokens"),
         ({"preview_every": -1}, "preview_every is -1"),
         ({"prefix": np.ones((3, 16))}, "multiple of 4 tokens"),

@@ -142,7 +142,8 @@ def test_models_capabilities_and_metrics_agree(client: openai.OpenAI, server: Se
     assert client.models.retrieve(model.id) == model
     (offered,) = server.http.get("/v1/capabilities").json()["models"]
     assert offered["id"] == model.id == "digits-4x"
-    assert offered["sizes"] == ["32x32"] and offered["classes"] == list("0123456789") and offered["patches"] == 16
+    assert offered["sizes"] == [{"name": "32x32", "grid": [8, 8], "patches": 16, "rows_of_patches": 4}]
+    assert offered["classes"] == list("0123456789") and not offered["negative_prompt"]
     before = server.metric("bitdance_patches_total"), server.metric("bitdance_stage_launches_total", stage="backbone")
     server.generate(prompt="1", n=3).raise_for_status()
     assert server.metric("bitdance_patches_total") == before[0] + 3 * 16
