@@ -43,7 +43,7 @@ class Scheduler:
         self.waiting: list[Ticket] = []
         self.running: dict[Ticket, Batch] = {}
         self.batch_seconds = 1.0  # a moving average, from which Retry-After is estimated
-        self._arrived = asyncio.Condition()
+        self._arrived = asyncio.Event()
 
     def submit(self, work: Work) -> Ticket:
         """Take a request in.
@@ -62,14 +62,15 @@ class Scheduler:
         ticket = Ticket(work, self.settings.time_limit, self._given_up, self._closed)
         self.waiting.append(ticket)
         self._count()
-        asyncio.get_running_loop().create_task(self._announce())
+        self._arrived.set()
         return ticket
 
     async def next_batch(self) -> Batch:
         """Wait for work; then, for a moment, for more of the same shape."""
         while True:
-            async with self._arrived:
-                await self._arrived.wait_for(lambda: self.waiting)
+            while not self.waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
             if len(self._joined()) < 2 and self.settings.batch_window:
                 await asyncio.sleep(self.settings.batch_window)
             if tickets := self._joined():
@@ -85,6 +86,7 @@ class Scheduler:
         for ticket in batch.tickets:
             del self.running[ticket]
         self.waiting[:0] = [ticket for ticket in batch.tickets if not ticket.closed]
+        self._arrived.set()
         self._count()
 
     def finished(self, batch: Batch, seconds: float) -> None:
@@ -133,7 +135,3 @@ class Scheduler:
     def _count(self) -> None:
         self.metrics.waiting.set(len(self.waiting))
         self.metrics.running.set(len(self.running))
-
-    async def _announce(self) -> None:
-        async with self._arrived:
-            self._arrived.notify_all()

@@ -15,7 +15,7 @@ export class Stage {
     this.size = size;
     this.frames = Array.from({ length: n }, (_, index) => {
       const canvas = document.createElement("canvas");
-      canvas.width = canvas.height = 1;
+      [canvas.width, canvas.height] = size ? size.name.split("x") : [1, 1];
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", `Image ${index + 1}, not made yet`);
       return canvas;

@@ -14,12 +14,17 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serving import Server
 from test_queue import wait_until
 
-from bitdance_edge.runtime import Pipeline, Request
+from bitdance_edge.runtime import Bundle, Pipeline, Request
 
 CHROMIUM = shutil.which("chromium")
 DOCS = Path(__file__).parents[2] / "docs"
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 TIMEOUT = 60_000
+DROPPED = """bytes => {
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([new Uint8Array(bytes)], "seven.png", { type: "image/png" }));
+  return transfer;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +134,8 @@ def test_a_dropped_image_shows_its_bits_and_is_completed(
     file = io.BytesIO()
     seven.to_pil().save(file, "PNG")
     page = open_page(color_scheme="dark")
-    page.set_input_files("#file", {"name": "seven.png", "mimeType": "image/png", "buffer": file.getvalue()})
+    dropped = page.evaluate_handle(DROPPED, list(file.getvalue()))
+    page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
     expect(page.locator("#bits-caption")).to_have_text("8 bits of 8 × 8 tokens")
     bits = page.locator("#bits")
     assert bits.evaluate("c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size") > 2
@@ -251,3 +257,24 @@ def test_a_token_is_asked_for_and_kept(browser: Browser, serve: Callable[..., Se
     page.reload()
     page.wait_for_selector("body[data-ready]")
     page.close()
+
+
+def test_a_model_of_text_has_a_prompt_a_negative_prompt_and_sizes(
+    open_page: Callable[..., Page], exported: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    server = Server(tmp_path / "log", exported("t2i_16x_swiglu").folder).wait_ready()
+    try:
+        page = open_page(server.url)
+        expect(page.locator("#chips-field")).to_be_hidden()
+        page.fill("#steps", "2")
+        page.click("#generate")
+        expect(page.locator("#prompt-field .error")).to_be_visible()
+        page.get_by_label("Prompt", exact=True).fill("a red fish")
+        page.get_by_label("Negative prompt").fill("blue")
+        for width, height in ((192, 128), (64, 64)):
+            page.select_option("#size", f"{width}x{height}")
+            page.click("#generate")
+            caption(page, f"{width}\xa0×\xa0{height}")
+            assert page.locator("#frames canvas").evaluate("c => [c.width, c.height]") == [width, height]
+    finally:
+        server.stop()

@@ -66,11 +66,13 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(
 
 
 def test_a_request_out_of_time_is_ended_and_the_next_one_runs(serve: Callable[..., Server]) -> None:
-    hasty = serve("--time-limit", 0.6).wait_ready()
-    late = hasty.generate(**SLOW)
+    hasty = serve("--time-limit", 1.5, "--max-steps", 1000).wait_ready()
+    asked = {"prompt": "1", "num_inference_steps": 1000, "n": 4}
+    late = hasty.generate(**asked)
     assert late.status_code == 504 and late.json()["error"]["code"] == "time_limit"
-    streamed = hasty.generate(**SLOW, stream=True)
+    streamed = hasty.generate(**asked, stream=True)
     assert "event: error" in streamed.text and "time_limit" in streamed.text
+    wait_until(lambda: running(hasty) == 0)
     assert hasty.generate(prompt="1", num_inference_steps=1).status_code == 200
 
 
@@ -102,3 +104,12 @@ def test_leaving_a_shared_batch_leaves_the_others_alone(server: Server, pool: Th
     assert server.http.post(f"/v1/jobs/{leaves}/cancel").json()["status"] == "cancelled"
     assert stays.result().status_code == blocker.result().status_code == 200
     assert stays.result().json()["data"] == server.generate(prompt="4", seed=1, **steps).json()["data"]
+
+
+def test_each_device_has_a_worker_and_they_work_at_the_same_time(serve: Callable[..., Server]) -> None:
+    server = serve("--device", "auto", "--device", "cpu").wait_ready()
+    assert server.http.get("/health").json() == {"status": "ready", "workers": 2, "workers_ready": 2}
+    jobs = [server.http.post("/v1/jobs", json={**SLOW, "num_inference_steps": n}).json()["id"] for n in (200, 199)]
+    wait_until(lambda: all(server.http.get(f"/v1/jobs/{job}").json()["patches_done"] > 0 for job in jobs))
+    for job in jobs:
+        server.http.post(f"/v1/jobs/{job}/cancel").raise_for_status()
