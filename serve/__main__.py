@@ -48,7 +48,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="folders; the first is the default")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one and prints it (default 8000)")
-    parser.add_argument("--device", action="append", dest="devices", help="auto (default) or cpu; one worker each")
+    parser.add_argument(
+        "--device",
+        action="append",
+        dest="devices",
+        help="as for generate; give several for one worker each (default auto)",
+    )
     parser.add_argument("--threads", type=int, help="threads of each graph (default: one a physical core)")
     for name, (kind, meaning) in NUMBERS.items():
         default = getattr(DEFAULTS, name)

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bitdance_edge.serve.errors import ApiError
 from bitdance_edge.serve.settings import ServeSettings
 
+PUBLIC, PUBLIC_FOLDER = ("/", "/health", "/openapi.json"), "/page/"  # what needs no token: nothing of anybody's
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 BODY_SECONDS = 30.0  # for a whole request body to arrive
 DISCARD_SECONDS, MOST_DISCARDED = 5.0, 64 * 2**20
@@ -75,7 +76,7 @@ class Guard:
 
     def _check_token(self, scope: Scope) -> None:
         path: str = scope["path"]
-        if self.settings.token is None or not (path.startswith("/v1/") or path == "/metrics"):
+        if self.settings.token is None or path in PUBLIC or path.startswith(PUBLIC_FOLDER):
             return
         scheme, _, given = _header(scope, b"authorization").partition(b" ")
         # Compared in constant time, so that its time says nothing of how much of a guess was right.

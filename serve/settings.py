@@ -25,7 +25,7 @@ class ServeSettings:
         max_body: largest request body.
         max_prompt: longest prompt, in characters.
         memory: what generation may use; None is what is available when the server starts.
-        token: bearer token that every request to /v1 and /metrics must carry; None asks for none.
+        token: bearer token that every request but those for the page and /health must carry; None asks for none.
         local_only: listening on this machine alone, where only local names are taken as the Host.
         grace: how long a stopping server lets its requests finish before it cancels them.
         stuck_after: a worker that has not heeded a cancellation by then is killed and started again.

@@ -9,6 +9,11 @@ from engine_fixtures import built as built
 from engine_fixtures import built_copy as built_copy
 from engine_fixtures import digits as digits
 from engine_fixtures import library as library
+from serve_fixtures import digits_bundle as digits_bundle
+from serve_fixtures import pool as pool
+from serve_fixtures import reference as reference
+from serve_fixtures import serve as serve
+from serve_fixtures import server as server
 
 from bitdance_edge.runtime import Bundle
 

@@ -23,7 +23,7 @@ def guarded(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.mark.parametrize("given", [None, "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \xff"])
 def test_without_the_token_only_health_and_the_page_answer(guarded: Server, given: str | None) -> None:
     headers = httpx.Headers({} if given is None else {b"Authorization": given.encode("latin-1")})
-    for path in ("/v1/models", "/v1/capabilities", "/metrics", "/v1/jobs/x"):
+    for path in ("/v1/models", "/v1/capabilities", "/metrics", "/v1/jobs/x", "//v1/models", "/page"):
         answer = guarded.http.get(path, headers=headers)
         assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
         assert answer.headers["www-authenticate"] == "Bearer"

@@ -24,16 +24,16 @@ def pixels(file: str | None) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(file))).convert("RGB"))
 
 
-def expected(pipeline: Pipeline, prompt: str, **settings: Any) -> list[np.ndarray]:
-    images = pipeline.generate(Request(classes=[prompt], **settings))
+def expected(reference: Pipeline, prompt: str, **settings: Any) -> list[np.ndarray]:
+    images = reference.generate(Request(classes=[prompt], **settings))
     return [image.pixels for image in images if image.pixels is not None]
 
 
-def test_images_are_those_of_the_pipeline_with_seed_plus_i(client: openai.OpenAI, pipeline: Pipeline) -> None:
+def test_images_are_those_of_the_pipeline_with_seed_plus_i(client: openai.OpenAI, reference: Pipeline) -> None:
     answer = client.images.generate(prompt="7", n=2, extra_body={"seed": 5, "num_inference_steps": 4})
     assert answer.data is not None and answer.size == "32x32" and answer.output_format == "png"
     assert [image.model_extra for image in answer.data] == [{"seed": 5}, {"seed": 6}]
-    wanted = expected(pipeline, "7", count=2, seed=5, steps=4)
+    wanted = expected(reference, "7", count=2, seed=5, steps=4)
     assert all(np.array_equal(pixels(image.b64_json), want) for image, want in zip(answer.data, wanted, strict=True))
     assert answer.usage is not None and answer.usage.output_tokens == 2 * 64
 
@@ -65,7 +65,7 @@ def test_output_formats_and_their_compression(client: openai.OpenAI, output_form
     assert size(5) < size(100)
 
 
-def test_streaming_shows_different_partials_then_the_same_image(client: openai.OpenAI, pipeline: Pipeline) -> None:
+def test_streaming_shows_different_partials_then_the_same_image(client: openai.OpenAI, reference: Pipeline) -> None:
     stream: Any = client.images.generate(prompt="2", n=2, stream=True, partial_images=3, extra_body={"seed": 8})
     events = list(stream)
     kinds = [event.type for event in events]
@@ -73,7 +73,7 @@ def test_streaming_shows_different_partials_then_the_same_image(client: openai.O
     partial = [event for event in events if event.type.endswith("partial_image") and event.image_index == 1]
     assert [event.partial_image_index for event in partial] == [0, 1, 2]
     assert len({event.b64_json for event in partial}) == 3
-    wanted = expected(pipeline, "2", count=2, seed=8)
+    wanted = expected(reference, "2", count=2, seed=8)
     for event, want in zip(events[-2:], wanted, strict=True):
         assert np.array_equal(pixels(event.b64_json), want)
 

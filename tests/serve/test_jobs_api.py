@@ -47,13 +47,13 @@ def watched(server: Server, job: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.fixture(scope="session")
-def seven(pipeline: Pipeline) -> np.ndarray:
-    (image,) = pipeline.generate(Request(classes=["7"], seed=4))
+def seven(reference: Pipeline) -> np.ndarray:
+    (image,) = reference.generate(Request(classes=["7"], seed=4))
     assert image.pixels is not None
     return image.pixels
 
 
-def test_a_job_is_watched_patch_by_patch_and_fetched_later(server: Server, pipeline: Pipeline) -> None:
+def test_a_job_is_watched_patch_by_patch_and_fetched_later(server: Server, reference: Pipeline) -> None:
     job = create(server, prompt="5", seed=3, n=2, preview_every=4, num_inference_steps=60)
     events = list(watched(server, job))
     previews = [data for name, data in events if name == "job.preview"]
@@ -62,7 +62,7 @@ def test_a_job_is_watched_patch_by_patch_and_fetched_later(server: Server, pipel
     name, last = events[-1]
     assert name == "job.completed" and last == server.http.get(f"/v1/jobs/{job}").json()
     assert last["patches_done"] == last["patches"] == 32 and last["timing"]["stages"]["backbone"]["launches"] == 16
-    wanted = pipeline.generate(Request(classes=["5"], seed=3, count=2, steps=60))
+    wanted = reference.generate(Request(classes=["5"], seed=3, count=2, steps=60))
     for data, want in zip(last["data"], wanted, strict=True):
         assert want.pixels is not None and np.array_equal(pixels_of(data["b64_json"]), want.pixels)
 
@@ -81,25 +81,25 @@ def test_a_cancelled_job_stops_at_its_next_patch(server: Server) -> None:
 
 
 def test_an_image_is_tokenised_and_completed_from_its_first_rows(
-    server: Server, pipeline: Pipeline, seven: np.ndarray
+    server: Server, reference: Pipeline, seven: np.ndarray
 ) -> None:
     answer = server.http.post("/v1/tokens", json={"image": f"data:image/png;base64,{file_of(seven)}"})
     assert answer.status_code == 200, answer.text
     tokens = answer.json()
-    assert np.array_equal(pixels_of(tokens["image"]), pipeline.reconstruct(seven[None])[0])
+    assert np.array_equal(pixels_of(tokens["image"]), reference.reconstruct(seven[None])[0])
     assert tokens["grid"] == [8, 8] and tokens["bits"] == 8
     job = create(server, prompt="7", seed=6, prefix={"tokens": tokens["tokens"], "patches": 8})
     (data,) = list(watched(server, job))[-1][1]["data"]
-    prefix = pipeline.tokenize(seven[None])[0][: 8 * 4]
-    (want,) = pipeline.generate(Request(classes=["7"], seed=6, prefix=prefix))
+    prefix = reference.tokenize(seven[None])[0][: 8 * 4]
+    (want,) = reference.generate(Request(classes=["7"], seed=6, prefix=prefix))
     assert want.pixels is not None and np.array_equal(pixels_of(data["b64_json"]), want.pixels)
 
 
-def test_the_bits_in_raster_order_are_those_of_the_grid(server: Server, pipeline: Pipeline, seven: np.ndarray) -> None:
+def test_the_bits_in_raster_order_are_those_of_the_grid(server: Server, reference: Pipeline, seven: np.ndarray) -> None:
     answer = server.http.post("/v1/tokens", json={"image": file_of(seven)}).json()
     packed = np.frombuffer(base64.b64decode(answer["grid_tokens"]), np.uint8)
     shown = np.unpackbits(packed).reshape(8, 8, 8) * 2 - 1.0
-    tokens = pipeline.tokenize(seven[None])[0]  # by squares of 2 x 2
+    tokens = reference.tokenize(seven[None])[0]  # by squares of 2 x 2
     for place, token in enumerate(tokens):
         patch, inside = divmod(place, 4)
         assert np.array_equal(shown[patch // 4 * 2 + inside // 2, patch % 4 * 2 + inside % 2], token)

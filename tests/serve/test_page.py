@@ -92,7 +92,7 @@ def pixels(page: Page, index: int = 0) -> np.ndarray:
 
 
 def test_an_image_grows_patch_by_patch_and_is_the_one_of_its_seed(
-    open_page: Callable[..., Page], pipeline: Pipeline, shoot: Callable[..., None]
+    open_page: Callable[..., Page], reference: Pipeline, shoot: Callable[..., None]
 ) -> None:
     page = open_page(color_scheme="light")
     choose(page, "3")
@@ -109,7 +109,7 @@ def test_an_image_grows_patch_by_patch_and_is_the_one_of_its_seed(
     assert len({*partial, seen(page)}) == 3
     expect(page.locator("#history li")).to_have_count(6)
     expect(page.locator("#times tbody tr")).to_have_count(6)  # stages that ran
-    wanted = pipeline.generate(Request(classes=["3"], seed=21, count=6, steps=60))
+    wanted = reference.generate(Request(classes=["3"], seed=21, count=6, steps=60))
     for index, want in enumerate(wanted):
         assert want.pixels is not None and np.array_equal(pixels(page, index), want.pixels)
 
@@ -128,9 +128,9 @@ def test_cancel_stops_the_images_and_the_page_goes_on(open_page: Callable[..., P
 
 
 def test_a_dropped_image_shows_its_bits_and_is_completed(
-    open_page: Callable[..., Page], pipeline: Pipeline, shoot: Callable[..., None]
+    open_page: Callable[..., Page], reference: Pipeline, shoot: Callable[..., None]
 ) -> None:
-    (seven,) = pipeline.generate(Request(classes=["7"], seed=4))
+    (seven,) = reference.generate(Request(classes=["7"], seed=4))
     file = io.BytesIO()
     seven.to_pil().save(file, "PNG")
     page = open_page(color_scheme="dark")
@@ -146,8 +146,8 @@ def test_a_dropped_image_shows_its_bits_and_is_completed(
     page.click("#go-on")
     caption(page, "completed from 8 patches")
     assert seven.pixels is not None
-    prefix = pipeline.tokenize(seven.pixels[None])[0][: 8 * 4]
-    (want, *_) = pipeline.generate(Request(classes=["7"], seed=6, count=4, prefix=prefix))
+    prefix = reference.tokenize(seven.pixels[None])[0][: 8 * 4]
+    (want, *_) = reference.generate(Request(classes=["7"], seed=6, count=4, prefix=prefix))
     assert want.pixels is not None and np.array_equal(pixels(page), want.pixels)
     shoot(page, "page-dark")
 

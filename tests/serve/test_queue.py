@@ -31,7 +31,7 @@ def running(server: Server) -> int:
 
 
 def test_requests_of_one_shape_share_a_batch_and_keep_their_own_noise(
-    server: Server, pipeline: Pipeline, pool: ThreadPoolExecutor
+    server: Server, reference: Pipeline, pool: ThreadPoolExecutor
 ) -> None:
     before = server.metric("bitdance_batch_images_count"), server.metric("bitdance_batch_images_sum")
     blocker = pool.submit(server.generate, prompt="0", num_inference_steps=100)  # so that the others meet in the queue
@@ -41,7 +41,7 @@ def test_requests_of_one_shape_share_a_batch_and_keep_their_own_noise(
     blocker.result().raise_for_status()
     for each, answer in zip(asked, answers, strict=True):
         (data,) = answer.json()["data"]
-        (alone,) = pipeline.generate(Request(classes=[each["prompt"]], seed=each["seed"], steps=5))
+        (alone,) = reference.generate(Request(classes=[each["prompt"]], seed=each["seed"], steps=5))
         got = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["b64_json"]))))
         assert alone.pixels is not None and np.array_equal(got, alone.pixels)
     assert server.metric("bitdance_batch_images_sum") - before[1] == 9

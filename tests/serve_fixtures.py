@@ -19,7 +19,7 @@ def digits_bundle(digits: Callable[[str], Bundle], tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="session")
-def pipeline(digits_bundle: Path) -> Iterator[Pipeline]:
+def reference(digits_bundle: Path) -> Iterator[Pipeline]:
     """The same model without a server, to compare with."""
     with Pipeline.open(digits_bundle) as opened:
         yield opened
