@@ -38,7 +38,8 @@ SYMBOL = re.compile(r"\b[a-z]+\d+\b")  # of the tracer, such as s32
 
 def export_graph(stage: StageExport, path: Path, opset: int, weights: WeightPlacer) -> None:
     """Trace a stage and write ``path``; its weights stand beside it in ``<path>.data`` or in linked files."""
-    arguments = {name: torch.zeros(_traced(shape), dtype=dtype) for name, (dtype, shape) in stage.inputs.items()}
+    # Never looked at: what is traced is their shapes, and memory that is not written to is not taken.
+    arguments = {name: torch.empty(_traced(shape), dtype=dtype) for name, (dtype, shape) in stage.inputs.items()}
     shapes = {name: _dynamic(shape) for name, (_, shape) in stage.inputs.items()}
     hollow = {name for name, parameter in stage.module.named_parameters() if parameter.numel() > HOLLOW_FROM}
 

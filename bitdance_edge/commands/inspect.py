@@ -59,9 +59,11 @@ def _model(bundle: Bundle) -> Iterator[str]:
 def _stages(bundle: Bundle) -> Iterator[str]:
     yield f"{'stage':9} {'MB':>9}  {'dtype':5}  {'error':>8}  {'allowed':>8}  inputs -> outputs"
     for name, stage in bundle.stages.items():
-        error = "not run" if stage.max_error is None else f"{stage.max_error:.1e}"
+        error, allowed = (
+            ("not run", "-") if stage.max_error is None else (f"{stage.max_error:.1e}", f"{stage.tolerance:.0e}")
+        )
         yield (
-            f"{name:9} {stage.bytes / 1e6:9.2f}  {stage.precision:5}  {error:>8}  {stage.tolerance:8.0e}  "
+            f"{name:9} {stage.bytes / 1e6:9.2f}  {stage.precision:5}  {error:>8}  {allowed:>8}  "
             f"{_tensors(stage.inputs)} -> {_tensors(stage.outputs)}"
         )
     yield "error: largest seen at export, ONNX Runtime against PyTorch, relative to the largest value (pixels: to 255)"
@@ -87,8 +89,9 @@ def _memory(bundle: Bundle, images: int) -> Iterator[str]:
 
 def _provenance(bundle: Bundle) -> Iterator[str]:
     if shared := bundle.shared_files():
-        yield f"{len(shared)} weight files are hard links to those of {Path(bundle.links[shared[0]]).parent}: change"
-        yield f"neither; bitdance-edge pack {bundle.folder} --in-place makes the bundle self-contained"
+        yield f"shared with its checkpoint ({Path(bundle.links[shared[0]]).parent}) as hard links, so change neither:"
+        yield f"  {', '.join(Path(name).name for name in shared)}"
+        yield f"bitdance-edge pack {bundle.folder} --in-place makes the bundle self-contained"
         yield ""
     yield "provenance"
     for name, value in bundle.provenance.items():
