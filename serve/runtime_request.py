@@ -45,7 +45,7 @@ def generation(asked: GenerationFields, model: Model, settings: ServeSettings) -
         steps=steps,
         guidance=sampling.guidance if asked.guidance_scale is None else asked.guidance_scale,
         size=(size.height, size.width),
-        prefix=prefix_tokens(asked.prefix, model, size) if isinstance(asked, JobRequest) and asked.prefix else None,
+        prefix=_kept(asked, model, size),
         previews=_previews(asked, size.patches),
     )
     try:
@@ -93,6 +93,14 @@ def prefix_tokens(prefix: Prefix, model: Model, size: ImageSize) -> np.ndarray:
 def packed_tokens(tokens: np.ndarray) -> str:
     """Tokens ``[h*w, C]`` as base64, a bit each: 1 for +1, first bit highest."""
     return base64.b64encode(np.packbits(tokens > 0).tobytes()).decode()
+
+
+def _kept(asked: GenerationFields, model: Model, size: ImageSize) -> np.ndarray | None:
+    """The given start of an image; none where nothing of it is kept."""
+    if not isinstance(asked, JobRequest) or asked.prefix is None:
+        return None
+    tokens = prefix_tokens(asked.prefix, model, size)
+    return tokens if len(tokens) else None
 
 
 def _previews(asked: GenerationFields, patches: int) -> frozenset[int]:

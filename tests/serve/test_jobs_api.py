@@ -95,6 +95,12 @@ def test_an_image_is_tokenised_and_completed_from_its_first_rows(
     assert want.pixels is not None and np.array_equal(pixels_of(data["b64_json"]), want.pixels)
 
 
+def test_a_prefix_of_no_patches_is_none(server: Server) -> None:
+    nothing = {"tokens": base64.b64encode(bytes(64)).decode(), "patches": 0}
+    job = create(server, prompt="7", seed=6, prefix=nothing)
+    assert list(watched(server, job))[-1][1]["data"] == server.generate(prompt="7", seed=6).json()["data"]
+
+
 def test_the_bits_in_raster_order_are_those_of_the_grid(server: Server, reference: Pipeline, seven: np.ndarray) -> None:
     answer = server.http.post("/v1/tokens", json={"image": file_of(seven)}).json()
     packed = np.frombuffer(base64.b64decode(answer["grid_tokens"]), np.uint8)
