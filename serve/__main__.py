@@ -1,22 +1,15 @@
 """``bitdance-edge serve``: bundles over HTTP, and a page to try them on."""
 
 import argparse
-import asyncio
 import ipaddress
 import logging
-import math
 import os
 import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
-import uvicorn
-
-from bitdance_edge.serve.app import create_app
 from bitdance_edge.serve.errors import ServeError
-from bitdance_edge.serve.service import Service
 from bitdance_edge.serve.settings import ServeSettings
 
 TOKEN_VARIABLE = "BITDANCE_EDGE_TOKEN"
@@ -58,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for name, (kind, meaning) in NUMBERS.items():
         default = getattr(DEFAULTS, name)
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=kind, default=default, help=f"{meaning} (default {default:g})")
+        parser.add_argument(flag, type=kind, default=default, help=f"{meaning} (default {default})")
     parser.add_argument("--memory", type=float, metavar="MB", help="what images may use (default: what is free)")
     parser.add_argument("--token-file", type=Path, help=f"bearer token to ask for (default: from {TOKEN_VARIABLE})")
     parser.add_argument("--log-level", choices=["info", "warning", "error"], default="info", help="(default info)")
@@ -66,6 +59,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from bitdance_edge.serve.server import Server  # needs the extra packages, which --help does not
+    from bitdance_edge.serve.service import Service
+
     service = Service(_settings(args))
     listening = _listen(args.host, args.port)
     logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
@@ -74,29 +70,11 @@ def run(args: argparse.Namespace) -> None:
     print(f"http://{shown}:{port}", flush=True)
     if not service.settings.local_only and service.settings.token is None:
         print(f"warning: anyone who reaches {shown} may use this; set {TOKEN_VARIABLE}", file=sys.stderr)
-    server = _Server(service)
+    server = Server(service)
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all has been stopped in order
         server.run(sockets=[listening])
     if service.failure is not None:
         raise service.failure
-
-
-class _Server(uvicorn.Server):
-    """Tells the service as soon as a signal asks it to stop."""
-
-    def __init__(self, service: Service) -> None:
-        grace = math.ceil(service.settings.grace) + 5
-        super().__init__(uvicorn.Config(create_app(service), log_config=None, timeout_graceful_shutdown=grace))
-        self.service = service
-        service.on_failure = self._end
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
-        with suppress(RuntimeError):  # no loop runs yet, or none any more
-            asyncio.get_running_loop().call_soon_threadsafe(self.service.begin_stop)
-
-    def _end(self) -> None:
-        self.should_exit = True
 
 
 def _settings(args: argparse.Namespace) -> ServeSettings:

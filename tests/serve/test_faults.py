@@ -102,6 +102,15 @@ def test_what_cannot_be_served_is_one_clear_line(digits_bundle: Path, tmp_path: 
         assert "choose another --port" in refused(digits_bundle, "--port", taken.getsockname()[1])
 
 
+def test_without_the_extra_packages_the_error_names_them(digits_bundle: Path) -> None:
+    script = (
+        "import sys\nsys.modules['uvicorn'] = None\nfrom bitdance_edge.cli import main\n"
+        f"raise SystemExit(main(['serve', {str(digits_bundle)!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and "bitdance-edge[cpu,serve]" in result.stderr, result.stderr
+
+
 def test_a_bundle_that_will_not_load_ends_the_server_with_its_reason(digits_bundle: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(digits_bundle, tmp_path / "broken")
     next(broken.glob("onnx/*/head.onnx")).write_bytes(b"x")
