@@ -3,20 +3,21 @@
 from collections.abc import Callable
 from typing import Any
 
-import onnx_ir as ir
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset18
+
+op: Any = opset18  # its type hints are those of decorated functions, not of traced ones
 
 
 def group_norm(
-    x: ir.Value,
+    x: Any,
     groups: int,
-    weight: ir.Value | None = None,
-    bias: ir.Value | None = None,
+    weight: Any = None,
+    bias: Any = None,
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Any:
-    """GroupNorm of ``[B, C, H, W]`` as InstanceNormalization over its groups (https://onnx.ai/onnx/operators).
+    """GroupNorm of a traced ``[B, C, H, W]`` as InstanceNormalization over its groups (https://onnx.ai/onnx/operators).
 
     GroupNormalization is defined by E[x²] - E[x]², and ONNX Runtime computes it so: in float32 that loses digits where
     a group's mean is far from zero, and it takes 2.5 times as long.

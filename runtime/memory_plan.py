@@ -63,8 +63,13 @@ class MemoryPlan:
         return loop + decoding if self.beside else max(loop, decoding)
 
     @property
+    def held(self) -> int:
+        """What the generation itself takes, on any device."""
+        return self.weights + self.cache + self.tensors + self.activations
+
+    @property
     def total(self) -> int:
-        return self.weights + self.cache + self.tensors + self.activations + ALLOWANCE
+        return self.held + ALLOWANCE
 
     def table(self) -> Iterator[str]:
         parts = ("weights", "cache", "tensors", "activations")
@@ -72,7 +77,7 @@ class MemoryPlan:
         for need in self.stages:
             sizes = [getattr(need, part) for part in parts]
             yield _row(need.stage, sizes, sum(sizes))
-        yield _row("in all", [getattr(self, part) for part in parts], self.total - ALLOWANCE)
+        yield _row("in all", [getattr(self, part) for part in parts], self.held)
         how = "beside the loop" if self.beside else "in turn with the loop, in the same memory"
         yield f"decoding {how}, {self.decoder_images} image{'s' if self.decoder_images > 1 else ''} at once"
         yield f"with {ALLOWANCE / 1e6:.0f} MB set aside for driver and libraries: {self.total / 1e6:.0f} MB"

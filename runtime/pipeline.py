@@ -207,6 +207,22 @@ class Pipeline:
         with self._turn():
             return self._decode(tokens, seeds or [0] * len(tokens), wanted).wait()
 
+    def preview(
+        self, tokens: np.ndarray, seeds: list[int] | None = None, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """The first tokens ``[B, K, C]`` of images to what can be seen of them, uint8 ``[B, H, W, 3]``.
+
+        Decodes with the missing tokens at zero, and grays out what is not drawn yet. ``seeds`` and ``size`` as for
+        ``decode``.
+        """
+        model = self.bundle.model
+        whole, known = model.default_size if size is None else model.size(*size), tokens.shape[1]
+        padded = np.zeros((len(tokens), whole.tokens, model.bits), np.float32)
+        padded[:, :known] = tokens
+        pixels = self.decode(padded, seeds, size)
+        pixels[:, undrawn(whole, known, model.patch_side)] = UNSEEN
+        return pixels
+
     def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
         """Images through the tokenizer and back, uint8 ``[B, H, W, 3]``."""
         height, width = np.shape(pixels)[1:3]
@@ -350,11 +366,7 @@ class Pipeline:
         size, known = settings.size, tokens.shape[1]
         padded = np.zeros((len(tokens), size.tokens, self.bundle.model.bits), np.float32)
         padded[:, :known] = tokens
-        drawn = np.zeros(size.tokens, bool)
-        drawn[:known] = True
-        cells = sequence_to_grid(drawn, size.grid_height, size.grid_width, self.bundle.model.patch_side)
-        scale = size.height // size.grid_height, size.width // size.grid_width
-        unseen = ~np.kron(cells, np.ones(scale, bool))
+        unseen = undrawn(size, known, self.bundle.model.patch_side)
 
         def grayed(pixels: np.ndarray) -> Iterator[Event]:
             pixels[:, unseen] = UNSEEN
@@ -406,6 +418,14 @@ def token_request(settings: Settings) -> TokenRequest:
         guidance_schedule=settings.guidance_schedule,
         prefix=settings.prefix,
     )
+
+
+def undrawn(size: ImageSize, known: int, patch_side: int) -> np.ndarray:
+    """Which pixels the first ``known`` tokens leave open, bool ``[H, W]``."""
+    missing = np.ones(size.tokens, bool)
+    missing[:known] = False
+    cells = sequence_to_grid(missing, size.grid_height, size.grid_width, patch_side)
+    return np.kron(cells, np.ones((size.height // size.grid_height, size.width // size.grid_width), bool))
 
 
 def sequence_to_grid(values: np.ndarray, height: int, width: int, patch_side: int) -> np.ndarray:
