@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 
 from bitdance_edge.training.errors import TrainingError
 
+DATA = ("digits", "shapes")  # scikit-learn's digits, our own drawings of colored shapes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What tokenizer and generator share: the size of the images, their augmentation, the schedule."""
 
+    data: str  # one of DATA, where no folder of images is given
     size: int  # side of the square images, pixels
     steps: int
     batch_size: int  # images a step, over all processes
@@ -31,6 +34,7 @@ class Recipe:
     mirror: bool  # left and right swapped at random; wrong for digits and letters
 
     def __post_init__(self) -> None:
+        self._require("data", self.data in DATA, f"one of {', '.join(DATA)}")
         for name in ("size", "steps", "batch_size", "score_every", "save_every"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         for name in ("warmup_steps", "weight_decay", "seed", "rotation", "shift"):
@@ -57,12 +61,14 @@ class TokenizerRecipe(Recipe):
     group_bits: int  # bits of one group of the entropy loss
     entropy_weight: float
     commitment_weight: float
+    flip_rate: float  # bits flip before they are decoded, with probability u * flip_rate, u uniform per bit
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("bits", self.bits >= 1 and self.bits % self.group_bits == 0, f"a multiple of {self.group_bits}")
         for name in ("entropy_weight", "commitment_weight"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("flip_rate", 0 <= self.flip_rate < 1, "in [0, 1)")
         downsampling = 2 ** (len(self.channel_multipliers) - 1)
         self._require("size", self.size % downsampling == 0, f"a multiple of the {downsampling} pixels of a token")
 
@@ -138,6 +144,7 @@ def recipe_named(name: str) -> TokenizerRecipe | GeneratorRecipe:
 
 
 _DIGITS = GeneratorRecipe(
+    data="digits",
     size=32,
     steps=1250,
     batch_size=32,
@@ -172,6 +179,7 @@ _DIGITS = GeneratorRecipe(
 
 RECIPES: dict[str, TokenizerRecipe | GeneratorRecipe] = {
     "digits-tokenizer": TokenizerRecipe(
+        data="digits",
         size=32,
         steps=1150,
         batch_size=32,
@@ -194,6 +202,33 @@ RECIPES: dict[str, TokenizerRecipe | GeneratorRecipe] = {
         group_bits=4,
         entropy_weight=0.02,
         commitment_weight=0.1,
+        flip_rate=0.0,
+    ),
+    "shapes-tokenizer": TokenizerRecipe(
+        data="shapes",
+        size=64,
+        steps=2000,
+        batch_size=32,
+        learning_rate=2e-3,
+        warmup_steps=50,
+        weight_decay=0.01,
+        clip_norm=1.0,
+        ema_decay=0.995,
+        seed=0,
+        score_every=200,
+        save_every=100,
+        rotation=0.0,
+        scaling=0.0,
+        shift=0.0,
+        mirror=False,
+        bits=32,
+        channels=32,
+        channel_multipliers=(1, 1, 2, 2),
+        blocks_per_level=1,
+        group_bits=4,
+        entropy_weight=0.02,
+        commitment_weight=0.1,
+        flip_rate=0.05,
     ),
     "digits-1x": replace(_DIGITS, steps=900),
     "digits-4x": replace(_DIGITS, tokens_per_step=4),

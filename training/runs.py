@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitdance_edge.model import load_generator, load_tokenizer, save_generator, save_tokenizer
-from bitdance_edge.training.data import ImageSet, digits, image_folder
+from bitdance_edge.training.data import training_data
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.evaluate import generate, generator_scores, tokenizer_scores
 from bitdance_edge.training.generator import GeneratorObjective
@@ -28,6 +28,7 @@ SHEET = "samples.png"
 SHEET_COLUMNS = 8  # images of each class
 MAX_SHEET_CLASSES = 20
 FRAME_GRAY = 96
+SOURCES = {"digits": "scikit-learn digits", "shapes": "drawn by training/shapes.py"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class RunOptions:
     """Where a run reads and writes, and on what it runs; what it computes is the recipe's."""
 
     out: Path
-    data: Path | None = None  # a folder of images; None is scikit-learn's digits
+    data: Path | None = None  # a folder of images; None is the recipe's own data
     tokenizer: Path | None = None  # of a generator
     precision: str = "no"  # no (float32) or bf16
     dtype: torch.dtype = torch.float16  # of the written weights
@@ -51,7 +52,7 @@ def train(recipe: TokenizerRecipe | GeneratorRecipe, options: RunOptions) -> dic
     """
     if (options.out / WEIGHTS).exists():
         raise TrainingError(f"{options.out} already holds a finished {WEIGHTS}; give another --out or remove it")
-    training, held_out = _load(recipe, options.data).split()
+    training, held_out = training_data(recipe, options.data)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         objective = _objective(recipe, options.tokenizer, training.class_names)
@@ -62,7 +63,7 @@ def train(recipe: TokenizerRecipe | GeneratorRecipe, options: RunOptions) -> dic
     report = {
         "recipe": asdict(recipe),
         "data": {
-            "source": "scikit-learn digits" if options.data is None else options.data.name,
+            "source": SOURCES[recipe.data] if options.data is None else options.data.name,
             "training_images": len(training),
             "held_out_images": len(held_out),
         },
@@ -98,7 +99,7 @@ def evaluate(
         images: generated images a seed; by default as many as there are training images.
         sampling_steps, guidance: by default the checkpoint's.
     """
-    training, held_out = _load(recipe, options.data).split()
+    training, held_out = training_data(recipe, options.data)
     if isinstance(recipe, TokenizerRecipe):
         scores = tokenizer_scores(load_tokenizer(options.out / WEIGHTS), recipe, training, held_out)
     else:
@@ -123,10 +124,6 @@ def contact_sheet(images: Tensor, columns: int) -> Image.Image:
     framed = F.pad(images, (0, 0, 1, 1, 1, 1), value=FRAME_GRAY)
     rows = framed.unflatten(0, (-1, columns))  # [R, columns, H, W, 3]
     return Image.fromarray(rows.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1).contiguous().numpy())
-
-
-def _load(recipe: TokenizerRecipe | GeneratorRecipe, data: Path | None) -> ImageSet:
-    return digits(recipe.size) if data is None else image_folder(data, recipe.size)
 
 
 def _objective(
