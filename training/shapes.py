@@ -104,7 +104,7 @@ def draw_scenes(scenes: Sequence[Scene], count: int, seed: int) -> NDArray[np.in
     return generator.choice(len(scenes), size=count, p=chance / chance.sum())
 
 
-def render(scenes: Sequence[Scene], size: int, seed: int) -> NDArray[np.uint8]:
+def render(scenes: Sequence[Scene], size: int, seed: int | tuple[int, ...]) -> NDArray[np.uint8]:
     """Antialiased pictures ``[N, size, size, 3]`` of the scenes, places, sizes and shades varied by ``seed``.
 
     The background is light, of one tint, a little brighter towards one side.
