@@ -110,7 +110,7 @@ def _check_generation(
     class_ids = torch.cat([classes, torch.full_like(classes, config.num_classes)])
     embeddings = model.backbone.embed_classes(class_ids)
     errors["prompt"].compare(exported.run("prompt", {"class_ids": class_ids.numpy()})[0], embeddings.numpy())
-    plain, fast = GrowingCache(model.backbone), CheckedBackbone(model, exported, len(class_ids))
+    plain, fast = GrowingCache(config.tokens_per_step), CheckedBackbone(model, exported, len(class_ids))
     patches = []
     for patch in range(min(PATCHES, config.steps)):
         hidden = plain.step(model.backbone, embeddings) + model.backbone.position_term(torch.tensor([patch]))

@@ -10,6 +10,9 @@ from bitdance_edge.model.config import (
 from bitdance_edge.model.errors import ModelError
 from bitdance_edge.model.generator import BitDance
 from bitdance_edge.model.head import DiffusionHead
+from bitdance_edge.model.text_checkpoint import TextCheckpoint, load_text_to_image, save_text_to_image
+from bitdance_edge.model.text_config import QwenConfig, TextToImageConfig
+from bitdance_edge.model.text_to_image import TextToImage
 from bitdance_edge.model.tokenizer import Tokenizer
 from bitdance_edge.model.variants import GENERATORS, TOKENIZERS
 
@@ -21,11 +24,17 @@ __all__ = [
     "GeneratorConfig",
     "HeadConfig",
     "ModelError",
+    "QwenConfig",
     "SamplingDefaults",
+    "TextCheckpoint",
+    "TextToImage",
+    "TextToImageConfig",
     "Tokenizer",
     "TokenizerConfig",
     "load_generator",
+    "load_text_to_image",
     "load_tokenizer",
     "save_generator",
+    "save_text_to_image",
     "save_tokenizer",
 ]

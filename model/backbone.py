@@ -5,6 +5,7 @@ decoding and each export profile run the same modules.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,8 @@ class ClassBackbone(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    rotary_interleaved = True
+    rotate = staticmethod(rotate)
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -104,6 +107,10 @@ class ClassBackbone(nn.Module):
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Bits ``[R, T, C]`` of -1 and +1 to ``[R, T, D]``."""
         return self.emb_norm(self.proj_in(tokens))
+
+    def rotary(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the first ``length`` positions, float32 ``[length, head_dim / 2]`` each."""
+        return self.cos[:length], self.sin[:length]
 
     def hidden(self, embeddings: Tensor, attend: Attend) -> Tensor:
         """Embeddings ``[R, T, D]`` through all layers and the final norm."""
@@ -143,33 +150,46 @@ def block_causal_mask(causal: int, blocked: int, block: int) -> Tensor:
     return index[None, :] <= last_seen[:, None]
 
 
+class Backbone(Protocol):
+    """What a cache needs of either backbone."""
+
+    def rotary(self, length: int) -> tuple[Tensor, Tensor]: ...
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor: ...
+
+    def hidden(self, embeddings: Tensor, attend: Attend) -> Tensor: ...
+
+
 class GrowingCache:
     """Keys and values of the steps so far, by concatenation: the plain path that faster caches are held against."""
 
-    def __init__(self, backbone: ClassBackbone) -> None:
-        self.cos, self.sin = backbone.cos, backbone.sin
+    def __init__(self, tokens_per_step: int) -> None:
+        self.tokens = tokens_per_step
         self.layers: list[tuple[Tensor, Tensor]] = []
         self.position = 0
 
-    def step(self, backbone: ClassBackbone, embeddings: Tensor) -> Tensor:
+    def step(self, backbone: Backbone, embeddings: Tensor) -> Tensor:
         """Run ``[R, T, D]`` on top of the cache; the hidden states of the last P positions ``[R, P, D]``."""
-        tokens = backbone.config.tokens_per_step
         length = embeddings.shape[1]
-        cos, sin = (table[self.position : self.position + length] for table in (self.cos, self.sin))
+        cos, sin = (
+            table[self.position :].to(embeddings.device, embeddings.dtype)
+            for table in backbone.rotary(self.position + length)
+        )
         mask = None  # after the prompt every new token sees all others
         if self.position == 0:
-            mask = block_causal_mask(length - tokens, tokens, tokens).to(embeddings.device)
+            mask = block_causal_mask(length - self.tokens, self.tokens, self.tokens).to(embeddings.device)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            keys = rotate(keys, cos, sin)
+            keys = backbone.rotate(keys, cos, sin)
             if layer < len(self.layers):
                 keys = torch.cat([self.layers[layer][0], keys], dim=2)
                 values = torch.cat([self.layers[layer][1], values], dim=2)
                 self.layers[layer] = (keys, values)
             else:
                 self.layers.append((keys, values))
-            return F.scaled_dot_product_attention(rotate(queries, cos, sin), keys, values, mask)
+            queries = backbone.rotate(queries, cos, sin)
+            return F.scaled_dot_product_attention(queries, keys, values, mask, enable_gqa=True)
 
-        hidden = backbone.hidden(embeddings, attend)[:, -tokens:]
+        hidden = backbone.hidden(embeddings, attend)[:, -self.tokens :]
         self.position += length
         return hidden

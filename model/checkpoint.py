@@ -7,9 +7,9 @@ safetensors file with its ``config.json``, or the autoencoder's ``.pt``.
 import json
 import pickle
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +27,11 @@ PREFIXES = {"tokenizer.": "vae.", "head.": "head.net.", "backbone.": ""}
 SHOWN = 4  # keys of each kind that an error lists
 
 
+class Shaped(Protocol):
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+
 def load_generator(path: str | Path, *, variant: str | None = None, tokenizer: str | Path | None = None) -> BitDance:
     """Load a class-conditional generator in float32, ready to sample.
 
@@ -42,7 +47,7 @@ def load_generator(path: str | Path, *, variant: str | None = None, tokenizer: s
     if variant is not None:
         config = _named(variant, GENERATORS)
     elif config_file is not None:
-        config = GeneratorConfig.from_json(_read_json(config_file))
+        config = GeneratorConfig.from_json(read_json(config_file))
     else:
         raise ModelError(
             f"{path} has no config.json beside it; name what it is with --variant, one of {', '.join(GENERATORS)}"
@@ -83,7 +88,7 @@ def _tokenizer_config(path: str | Path, variant: str | None, config_file: Path |
         raise ModelError(
             f"{path} has no config.json beside it; name what it is with --variant, one of {', '.join(TOKENIZERS)}"
         )
-    fields = _read_json(config_file)
+    fields = read_json(config_file)
     if "ddconfig" not in fields:
         raise ModelError(f"{config_file} has no 'ddconfig'; it does not describe a tokenizer")
     bits = {"z_channels": fields["latent_dim"]} if "latent_dim" in fields else {}
@@ -136,7 +141,9 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
     return weights, next((config for config in configs if config.is_file()), None)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ModelError(f"{path} is missing; the checkpoint is not whole: copy it again")
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -166,15 +173,31 @@ def _read_state(path: Path, entries: tuple[str, ...]) -> dict[str, Tensor]:
     raise ModelError(f"{path} has none of the entries {', '.join(entries)}; it holds {found}")
 
 
-def _assign(module: torch.nn.Module, state: dict[str, Tensor], path: Path, shown: Any) -> None:
-    """Put ``state`` into ``module``, or say in one error what is missing, unexpected or of another shape."""
-    wanted = module.state_dict()
+def _assign(module: torch.nn.Module, state: dict[str, Tensor], path: Path, shown: Callable[[str], str]) -> None:
+    """Put ``state`` into ``module`` in float32, or say in one error how the two differ."""
+    try:
+        require_matching(module.state_dict(), state, path, shown)
+    except ModelError as error:
+        hint = _likely_variant(state) if isinstance(module, BitDance) else None
+        advice = f"\nIts sizes are those of {hint}: try --variant {hint}" if hint else ""
+        raise ModelError(f"{error}{advice}") from None
+    module.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+
+
+def require_matching(
+    wanted: Mapping[str, Shaped], state: Mapping[str, Shaped], path: Path, shown: Callable[[str], str]
+) -> None:
+    """Refuse, in one error, weights that are missing, unexpected or of another shape.
+
+    Args:
+        shown: our key of a tensor to the one in the file.
+    """
     missing = [f"{shown(key)} {_shape(wanted[key])}" for key in wanted if key not in state]
     unexpected = [f"{shown(key)} {_shape(state[key])}" for key in state if key not in wanted]
     reshaped = [
         f"{shown(key)} {_shape(state[key])}, expected {_shape(wanted[key])}"
         for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
+        if key in state and tuple(state[key].shape) != tuple(wanted[key].shape)
     ]
     complaints = [
         f"{len(keys)} {kind}: {'; '.join(keys[:SHOWN])}{'; ...' if len(keys) > SHOWN else ''}"
@@ -182,13 +205,10 @@ def _assign(module: torch.nn.Module, state: dict[str, Tensor], path: Path, shown
         if keys
     ]
     if complaints:
-        hint = _likely_variant(state) if isinstance(module, BitDance) else None
-        advice = f"\nIts sizes are those of {hint}: try --variant {hint}" if hint else ""
-        raise ModelError(f"{path} is not a checkpoint of this configuration.\n" + "\n".join(complaints) + advice)
-    module.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+        raise ModelError(f"{path} is not a checkpoint of this configuration.\n" + "\n".join(complaints))
 
 
-def _shape(tensor: Tensor) -> str:
+def _shape(tensor: Shaped) -> str:
     return f"[{', '.join(map(str, tensor.shape))}]"
 
 

@@ -76,7 +76,7 @@ class BitDance(nn.Module):
         """
         config = self.config
         rows = torch.cat([classes, torch.full_like(classes, config.num_classes)]) if guidance > 1 else classes
-        cache = GrowingCache(self.backbone)
+        cache = GrowingCache(config.tokens_per_step)
         embeddings = self.backbone.embed_classes(rows)
         for patch in range(config.steps):
             hidden = cache.step(self.backbone, embeddings)

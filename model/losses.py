@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from bitdance_edge.model.config import GeneratorConfig
 from bitdance_edge.model.head import DiffusionHead
 from bitdance_edge.model.sampler import shift_times, velocity
+from bitdance_edge.model.text_config import TextToImageConfig
 from bitdance_edge.model.tokenizer import quantize
 
 ENTROPY_TEMPERATURE = 0.01
@@ -51,7 +52,7 @@ def drop_classes(classes: Tensor, rate: float, no_class: int) -> Tensor:
     return torch.where(dropped, no_class, classes)
 
 
-def training_times(config: GeneratorConfig, draw: Tensor) -> Tensor:
+def training_times(config: GeneratorConfig | TextToImageConfig, draw: Tensor) -> Tensor:
     """Times in (0, 1) from normal draws (``logit_normal``) or uniform draws (``uniform``), shifted as configured."""
     uniform = config.time_schedule == "uniform"
     times = draw if uniform else torch.sigmoid(draw * config.time_std + config.time_mean)

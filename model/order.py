@@ -48,3 +48,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn interleaved pairs of ``x`` ``[B, H, T, d]`` by the angles of ``cos`` and ``sin``, ``[T, d/2]`` broadcast."""
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+
+def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As ``rotate``, where a pair is one value of the first half of the last axis and one of the second."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Sines, then cosines, of positions 0 to ``length - 1``: float32 ``[length, width]``, base 10000."""
+    half = width // 2
+    frequencies = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()

@@ -9,9 +9,10 @@ import torch
 from parity_check import AdapterBase
 from safetensors.torch import load_file
 
-from bitdance_edge.model import BitDance, DiffusionHead, HeadConfig, load_generator, load_tokenizer
+from bitdance_edge.model import BitDance, DiffusionHead, HeadConfig, load_generator, load_text_to_image, load_tokenizer
 from bitdance_edge.model.backbone import GrowingCache
 from bitdance_edge.model.head import timestep_embedding
+from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.sampler import noise_scale, sample_patch, time_grid
 from bitdance_edge.model.tokenizer import Tokenizer
 
@@ -38,6 +39,11 @@ class Adapter(AdapterBase):
         elif kind == "head":
             self.head_ = self._open_head(folder, config)
             self.shift = config["time_shift"]
+        elif kind == "t2i":
+            self.text = load_text_to_image(folder)
+            self.prompts = PromptTokenizer.open(folder / "tokenizer.json", self.text.config)
+            self.head_, self.tokenizer = self.text.head, self.text.tokenizer
+            self.shift = self.text.config.time_shift
         elif kind != "sampler":
             raise NotImplementedError
 
@@ -84,7 +90,7 @@ class Adapter(AdapterBase):
     def ar_start(self, classes: Array, use_cfg: bool) -> None:
         rows = np.concatenate([classes, np.full_like(classes, self.model.config.num_classes)]) if use_cfg else classes
         self.rows = torch.from_numpy(rows)
-        self.cache = GrowingCache(self.model.backbone)
+        self.cache = GrowingCache(self.model.config.tokens_per_step)
 
     def ar_step(self, i: int, tokens: Array | None) -> Array:
         backbone = self.model.backbone
@@ -114,3 +120,53 @@ class Adapter(AdapterBase):
 
     def timestep_embedding(self, t: Array) -> Array:
         return timestep_embedding(torch.from_numpy(t)).numpy()
+
+    def encode_prompt(self, text: str) -> Array:
+        return np.array(self.prompts.encode(text))
+
+    def pos_embed(self, h: int, w: int) -> Array:
+        return self.text.positions(h, w).numpy()
+
+    def project(self, tokens: Array) -> Array:
+        return self.text.projector(torch.from_numpy(tokens)).numpy()
+
+    def t2i_start(
+        self, cond_ids: Array, uncond_ids: Array | None, image_size: list[int], num_images: int
+    ) -> tuple[Array, Array | None]:
+        height, width = image_size
+        suffix = self.prompts.suffix(height, width)
+        self.across = torch.tensor([width // self.text.config.patch_pixels])
+        prompts = [cond_ids] if uncond_ids is None else [cond_ids, uncond_ids]
+        self.caches = [GrowingCache(self.text.config.tokens_per_step) for _ in prompts]
+        rows = [torch.tensor([[*ids.tolist(), *suffix]]).expand(num_images, -1) for ids in prompts]
+        return self._t2i_hidden([self.text.embed_prompt(ids) for ids in rows])
+
+    def t2i_step(self, i: int, tokens: Array) -> tuple[Array, Array | None]:
+        embedded = self.text.embed_tokens(torch.from_numpy(tokens), torch.tensor([i]), self.across)
+        return self._t2i_hidden(list(embedded.chunk(len(self.caches))))
+
+    def _t2i_hidden(self, embeddings: list[torch.Tensor]) -> tuple[Array, Array | None]:
+        hidden = [
+            cache.step(self.text.backbone, rows).numpy() for cache, rows in zip(self.caches, embeddings, strict=True)
+        ]
+        return hidden[0], hidden[1] if len(hidden) > 1 else None
+
+    def t2i_sample(
+        self,
+        cond_prompt: str,
+        uncond_prompt: str,
+        image_size: list[int],
+        guidance: float,
+        steps: int,
+        num_images: int,
+        noise: Iterator[Array],
+    ) -> tuple[Array, Array]:
+        height, width = image_size
+        suffix = self.prompts.suffix(height, width)
+        texts = [cond_prompt, uncond_prompt] if guidance > 1 else [cond_prompt]
+        prompts = [torch.tensor([self.prompts.encode(text) + suffix]).expand(num_images, -1) for text in texts]
+        grid = (height // self.text.config.tokenizer.downsampling, width // self.text.config.tokenizer.downsampling)
+        draws = map(torch.from_numpy, noise)
+        patches = self.text.sample_patches(prompts, grid, steps=steps, guidance=guidance, noise=draws)
+        latent = self.text.to_latent(torch.cat(list(patches), dim=1), *grid)
+        return latent.numpy(), self.tokenizer.decode(latent).numpy()

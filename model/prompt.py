@@ -1,0 +1,90 @@
+"""Prompts as token ids: the chat template of the text-to-image models and the tokens that announce an image.
+
+Reads ``tokenizer.json`` with the ``tokenizers`` library (https://huggingface.co/docs/tokenizers).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from bitdance_edge.model.errors import ModelError
+from bitdance_edge.model.text_config import TextToImageConfig
+
+CONDITIONAL = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+UNCONDITIONAL = "<|im_start|>assistant\n"
+
+
+@dataclass(frozen=True)
+class PromptTokenizer:
+    """Text to ids, and the ids that follow every prompt: start of the image, its height and width, the queries."""
+
+    tokenizer: Tokenizer
+    config: TextToImageConfig
+
+    @classmethod
+    def open(cls, file: str | Path, config: TextToImageConfig) -> "PromptTokenizer":
+        """Read ``tokenizer.json`` and check that it knows the tokens that start an image.
+
+        Raises:
+            ModelError: the file is missing or unreadable, or tokens are not in it.
+        """
+        if not Path(file).is_file():
+            raise ModelError(f"no tokenizer at {file}; a text-to-image checkpoint has a tokenizer.json: copy it again")
+        try:
+            opened = cls(Tokenizer.from_file(str(file)), config)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ModelError(f"{file} cannot be read ({error}); it may be truncated: copy it again") from None
+        opened._require_tokens(Path(file))
+        return opened
+
+    def conditional(self, prompt: str, height: int, width: int) -> list[int]:
+        """Ids of a prompt for an image of this size in pixels."""
+        return self.encode(CONDITIONAL.format(prompt=prompt)) + self.suffix(height, width)
+
+    def unconditional(self, height: int, width: int) -> list[int]:
+        return self.encode(UNCONDITIONAL) + self.suffix(height, width)
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text).ids
+
+    def suffix(self, height: int, width: int) -> list[int]:
+        """What stands between the text and the image: ids of start, height, width and the P - 1 queries.
+
+        Raises:
+            ModelError: the tokenizer has no token for this height or width (in pixels).
+        """
+        sides = self._sides(height, width)
+        vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+        tokens = ["<|vision_start|>", *sides, *self._queries()]
+        if missing := [token for token in tokens if token not in vocabulary]:
+            raise ModelError(f"size {height}x{width} has no token in this tokenizer: it lacks {' and '.join(missing)}")
+        return [vocabulary[token] for token in tokens]
+
+    def announces(self, height: int, width: int) -> bool:
+        """Whether the tokenizer has the tokens of this size in pixels."""
+        return all(self.tokenizer.token_to_id(side) is not None for side in self._sides(height, width))
+
+    def _sides(self, height: int, width: int) -> list[str]:
+        pixels = self.config.tokenizer.downsampling
+        return [f"<|res_{height // pixels}|>", f"<|res_{width // pixels}|>"]
+
+    def _queries(self) -> list[str]:
+        return [f"<|query_{i}|>" for i in range(1, self.config.tokens_per_step)]
+
+    def _require_tokens(self, file: Path) -> None:
+        needed = ["<|vision_start|>", *self._queries()]
+        ids = {token: self.tokenizer.token_to_id(token) for token in needed}
+        missing = [token for token, found in ids.items() if found is None]
+        if missing:
+            shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+            raise ModelError(
+                f"{file} lacks {shown}; {self.config.tokens_per_step} tokens a step need {len(needed)} such tokens: "
+                "take the tokenizer.json that was published with these weights"
+            )
+        largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values())
+        if largest >= self.config.backbone.vocabulary:
+            raise ModelError(
+                f"{file} has token ids up to {largest}, but the model embeds {self.config.backbone.vocabulary} "
+                "(vocab_size): they do not belong together"
+            )
