@@ -72,7 +72,7 @@ def digits(size: int) -> ImageSet:
 
 
 def shapes(size: int) -> tuple[ImageSet, ImageSet]:
-    """Drawings of colored shapes with their captions as class names: training ones, and one of each held-out caption."""
+    """Drawings of colored shapes, classes are their captions: training ones, and one of each held-out caption."""
     scenes = all_scenes()
     held_out = np.array([scene.held_out for scene in scenes])
     allowed, kept = np.flatnonzero(~held_out), np.flatnonzero(held_out)

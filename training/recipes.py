@@ -74,21 +74,19 @@ class TokenizerRecipe(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorRecipe(Recipe):
-    """Class-conditional backbone and diffusion head (paper sections 3.2 and 3.3) over a finished tokenizer."""
+class FlowRecipe(Recipe):
+    """Backbone and diffusion head (paper sections 3.2 and 3.3) over a finished tokenizer, whatever the condition is."""
 
     tokens_per_step: int
     width: int
     layers: int
     heads: int
-    class_tokens: int
     head_width: int
     head_blocks: int
     head_adaln_groups: int
     targets_per_token: int  # noisy copies of each target in a step
     time_mean: float  # training times are sigmoid(mean + std * normal)
     time_std: float
-    class_dropout: float  # share of the labels replaced by "no class"
     flip_rate: float  # input bits flip with probability u * flip_rate, u uniform per bit
     sampling_steps: int  # defaults written into the checkpoint
     guidance: float
@@ -96,11 +94,42 @@ class GeneratorRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("tokens_per_step", self.tokens_per_step in (1, 4, 16, 64), "1, 4, 16 or 64")
-        for name in ("class_tokens", "targets_per_token", "sampling_steps"):
+        for name in ("targets_per_token", "sampling_steps"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("class_dropout", "flip_rate"):
-            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        self._require("flip_rate", 0 <= self.flip_rate < 1, "in [0, 1)")
         self._require("guidance", self.guidance >= 1, "1 (none) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorRecipe(FlowRecipe):
+    """Class-conditional generator (paper section 4.1)."""
+
+    class_tokens: int
+    class_dropout: float  # share of the labels replaced by "no class"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("class_tokens", self.class_tokens >= 1, "1 or more")
+        self._require("class_dropout", 0 <= self.class_dropout < 1, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRecipe(FlowRecipe):
+    """Text-to-image generator with a small Qwen3 of its own (paper section 4.2)."""
+
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    max_prompt: int  # longest prompt in tokens, chat template included
+    prompt_dropout: float  # share of the prompts replaced by the unconditional one
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("data", self.data == "shapes", "shapes, the only data with captions")
+        self._require("tokens_per_step", self.tokens_per_step > 1, "4, 16 or 64")
+        for name in ("kv_heads", "head_dim", "mlp_width", "max_prompt"):
+            self._require(name, getattr(self, name) >= 1, "1 or more")
+        self._require("prompt_dropout", 0 <= self.prompt_dropout < 1, "in [0, 1)")
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
@@ -137,7 +166,7 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
 
 
-def recipe_named(name: str) -> TokenizerRecipe | GeneratorRecipe:
+def recipe_named(name: str) -> TokenizerRecipe | GeneratorRecipe | TextRecipe:
     if name not in RECIPES:
         raise TrainingError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name]
@@ -177,7 +206,7 @@ _DIGITS = GeneratorRecipe(
     guidance=1.5,
 )
 
-RECIPES: dict[str, TokenizerRecipe | GeneratorRecipe] = {
+RECIPES: dict[str, TokenizerRecipe | GeneratorRecipe | TextRecipe] = {
     "digits-tokenizer": TokenizerRecipe(
         data="digits",
         size=32,
@@ -233,4 +262,40 @@ RECIPES: dict[str, TokenizerRecipe | GeneratorRecipe] = {
     "digits-1x": replace(_DIGITS, steps=900),
     "digits-4x": replace(_DIGITS, tokens_per_step=4),
     "digits-16x": replace(_DIGITS, tokens_per_step=16),
+    "shapes-16x": TextRecipe(
+        data="shapes",
+        size=64,
+        steps=2400,
+        batch_size=32,
+        learning_rate=1.2e-3,
+        warmup_steps=100,
+        weight_decay=0.02,
+        clip_norm=1.0,
+        ema_decay=0.998,
+        seed=0,
+        score_every=300,
+        save_every=100,
+        rotation=0.0,
+        scaling=0.0,
+        shift=0.0,
+        mirror=False,
+        tokens_per_step=16,
+        width=192,
+        layers=4,
+        heads=6,
+        kv_heads=2,
+        head_dim=32,
+        mlp_width=512,
+        head_width=256,
+        head_blocks=3,
+        head_adaln_groups=1,
+        targets_per_token=2,
+        time_mean=-0.8,
+        time_std=0.8,
+        max_prompt=24,
+        prompt_dropout=0.1,
+        flip_rate=0.1,
+        sampling_steps=20,
+        guidance=2.0,
+    ),
 }

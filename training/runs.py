@@ -13,19 +13,32 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitdance_edge.model import load_generator, load_tokenizer, save_generator, save_tokenizer
+from bitdance_edge.model import (
+    SamplingDefaults,
+    load_generator,
+    load_text_to_image,
+    load_tokenizer,
+    save_generator,
+    save_text_to_image,
+    save_tokenizer,
+)
+from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.training.data import training_data
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.evaluate import generate, generator_scores, tokenizer_scores
 from bitdance_edge.training.generator import GeneratorObjective
-from bitdance_edge.training.recipes import GeneratorRecipe, TokenizerRecipe
+from bitdance_edge.training.recipes import GeneratorRecipe, TextRecipe, TokenizerRecipe
+from bitdance_edge.training.text_evaluate import shape_tokenizer_scores, text_scores
+from bitdance_edge.training.text_generator import TextObjective, draw_captions
 from bitdance_edge.training.tokenizer import TokenizerObjective
 from bitdance_edge.training.trainer import Objective, Trainer
 
+AnyRecipe = TokenizerRecipe | GeneratorRecipe | TextRecipe
 WEIGHTS = "model.safetensors"
 SCORES = "scores.json"
 SHEET = "samples.png"
 SHEET_COLUMNS = 8  # images of each class
+SHEET_CAPTIONS = 40
 MAX_SHEET_CLASSES = 20
 FRAME_GRAY = 96
 SOURCES = {"digits": "scikit-learn digits", "shapes": "drawn by training/shapes.py"}
@@ -43,7 +56,7 @@ class RunOptions:
     resume: bool = False
 
 
-def train(recipe: TokenizerRecipe | GeneratorRecipe, options: RunOptions) -> dict[str, Any]:
+def train(recipe: AnyRecipe, options: RunOptions) -> dict[str, Any]:
     """Train, write the averaged weights to ``options.out`` and return what ``training.json`` says.
 
     Raises:
@@ -77,6 +90,8 @@ def train(recipe: TokenizerRecipe | GeneratorRecipe, options: RunOptions) -> dic
     if trainer.accelerator.is_main_process:
         if isinstance(objective, GeneratorObjective):
             save_generator(objective.model, options.out, options.dtype)
+        elif isinstance(objective, TextObjective):
+            save_text_to_image(objective.model, options.out, objective.words.to_str(pretty=True), options.dtype)
         elif isinstance(objective, TokenizerObjective):
             save_tokenizer(objective.tokenizer, options.out, options.dtype)
         _write_json(options.out / "training.json", report)
@@ -85,7 +100,7 @@ def train(recipe: TokenizerRecipe | GeneratorRecipe, options: RunOptions) -> dic
 
 
 def evaluate(
-    recipe: TokenizerRecipe | GeneratorRecipe,
+    recipe: AnyRecipe,
     options: RunOptions,
     *,
     images: int | None = None,
@@ -96,20 +111,31 @@ def evaluate(
     """Score the finished checkpoint in ``options.out`` and write ``scores.json``, for a generator also ``samples.png``.
 
     Args:
-        images: generated images a seed; by default as many as there are training images.
+        images: generated images a seed; by default as many as there are training images, or of text to image as there
+            are held-out captions.
         sampling_steps, guidance: by default the checkpoint's.
     """
     training, held_out = training_data(recipe, options.data)
     if isinstance(recipe, TokenizerRecipe):
-        scores = tokenizer_scores(load_tokenizer(options.out / WEIGHTS), recipe, training, held_out)
+        tokenizer = load_tokenizer(options.out / WEIGHTS)
+        captioned = recipe.data == "shapes" and options.data is None
+        scores = (
+            shape_tokenizer_scores(tokenizer, held_out)
+            if captioned
+            else tokenizer_scores(tokenizer, recipe, training, held_out)
+        )
+    elif isinstance(recipe, TextRecipe):
+        model = load_text_to_image(options.out)
+        prompts = PromptTokenizer.open(options.out / "tokenizer.json", model.config)
+        sampling = _changed(model.config.sampling, sampling_steps, guidance)
+        scores = text_scores(model, prompts, held_out, captions=images or len(held_out), seeds=seeds, sampling=sampling)
+        shown = held_out.labels[:: len(held_out) // SHEET_CAPTIONS][:SHEET_CAPTIONS].tolist()
+        captions = [held_out.class_names[label] for label in shown]
+        pictures = draw_captions(model, prompts, captions, sampling, seeds[:1])
+        contact_sheet(torch.from_numpy(pictures), SHEET_COLUMNS).save(options.out / SHEET)
     else:
         model = load_generator(options.out / WEIGHTS)
-        sampling = model.config.sampling
-        sampling = replace(
-            sampling,
-            steps=sampling_steps or sampling.steps,
-            guidance=sampling.guidance if guidance is None else guidance,
-        )
+        sampling = _changed(model.config.sampling, sampling_steps, guidance)
         scores = generator_scores(
             model, recipe, training, held_out, images=images or len(training), seeds=seeds, sampling=sampling
         )
@@ -119,6 +145,12 @@ def evaluate(
     return scores
 
 
+def _changed(sampling: SamplingDefaults, steps: int | None, guidance: float | None) -> SamplingDefaults:
+    return replace(
+        sampling, steps=steps or sampling.steps, guidance=sampling.guidance if guidance is None else guidance
+    )
+
+
 def contact_sheet(images: Tensor, columns: int) -> Image.Image:
     """uint8 images ``[N, H, W, 3]``, N a multiple of ``columns``, as one picture in rows, each in a gray frame."""
     framed = F.pad(images, (0, 0, 1, 1, 1, 1), value=FRAME_GRAY)
@@ -126,15 +158,15 @@ def contact_sheet(images: Tensor, columns: int) -> Image.Image:
     return Image.fromarray(rows.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1).contiguous().numpy())
 
 
-def _objective(
-    recipe: TokenizerRecipe | GeneratorRecipe, tokenizer: Path | None, class_names: tuple[str, ...]
-) -> Objective:
+def _objective(recipe: AnyRecipe, tokenizer: Path | None, class_names: tuple[str, ...]) -> Objective:
     if isinstance(recipe, TokenizerRecipe):
         return TokenizerObjective(recipe)
     if tokenizer is None:
         raise TrainingError(
             "a generator needs a trained tokenizer; give --tokenizer FOLDER, trained by the recipe digits-tokenizer"
         )
+    if isinstance(recipe, TextRecipe):
+        return TextObjective(recipe, load_tokenizer(tokenizer), class_names)
     return GeneratorObjective(recipe, load_tokenizer(tokenizer), class_names)
 
 

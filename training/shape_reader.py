@@ -65,7 +65,7 @@ class ShapeReader:
 
 
 def _find(picture: NDArray[np.uint8], place: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-    """Color ``[3]`` and outline ``[OUTLINE, OUTLINE]`` of the one thing at a place, None where there is not just one."""
+    """Color ``[3]`` and outline ``[OUTLINE, OUTLINE]`` of the thing at a place; None where there is none or more."""
     pixels = picture.astype(np.float32)
     size = len(pixels)
     border = np.concatenate([pixels[[0, -1]].reshape(-1, 3), pixels[:, [0, -1]].reshape(-1, 3)])
@@ -79,7 +79,7 @@ def _find(picture: NDArray[np.uint8], place: str) -> tuple[NDArray[np.float32], 
     parts, _ = ndimage.label(distance > full / 2)
     areas = np.bincount(parts.ravel())[1:]
     first = int(areas.argmax())
-    if areas[first] < smallest or np.sort(areas)[-2:][0] > SECOND * areas[first] and len(areas) > 1:
+    if areas[first] < smallest or (areas > SECOND * areas[first]).sum() > 1:
         return None
     thing = parts == first + 1
     color = np.median(pixels[thing & (distance > 0.75 * full)], axis=0)

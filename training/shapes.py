@@ -1,6 +1,6 @@
 """Captioned pictures of colored shapes, drawn here: one shape, or two that stand left, right, above or below.
 
-The captions held out are those of whole pairs of shapes: neither wording and no arrangement of such a pair is trained on.
+Held out are all captions of some pairs of shapes: no wording and no arrangement of such a pair is trained on.
 Knows numpy, nothing of torch or of how captions become token ids.
 """
 
@@ -152,9 +152,7 @@ def _centres(
     return (low + high) / 2 + generator.uniform(-1, 1, (len(places), 2)) * room
 
 
-def _coverage(
-    shape: str, centre: NDArray[np.float64], outer: NDArray[np.float64], size: int
-) -> NDArray[np.float32]:
+def _coverage(shape: str, centre: NDArray[np.float64], outer: NDArray[np.float64], size: int) -> NDArray[np.float32]:
     """Share of each pixel that the shape covers, ``[N, size, size]``, from the distance to its edge.
 
     A polygon or star is folded into the half sector between an outer corner and the inner one beside it, where its edge
