@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from bitdance_edge.training.errors import TrainingError
-from bitdance_edge.training.recipes import Recipe
+from bitdance_edge.training.recipes import Recipe, TextRecipe
 from bitdance_edge.training.shapes import all_scenes, draw_scenes, render
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -92,8 +92,10 @@ def training_data(recipe: Recipe, folder: Path | None) -> tuple[ImageSet, ImageS
     """Training and held-out images: of a folder where one is given, else the recipe's own.
 
     Raises:
-        TrainingError: as ``image_folder`` and ``ImageSet.split``.
+        TrainingError: a folder for text to image, or what ``image_folder`` and ``ImageSet.split`` raise.
     """
+    if folder is not None and isinstance(recipe, TextRecipe):
+        raise TrainingError("--data is a folder of classes, but text to image needs captions; leave --data out")
     if folder is None and recipe.data == "shapes":
         return shapes(recipe.size)
     return (digits(recipe.size) if folder is None else image_folder(folder, recipe.size)).split()

@@ -163,7 +163,8 @@ def _objective(recipe: AnyRecipe, tokenizer: Path | None, class_names: tuple[str
         return TokenizerObjective(recipe)
     if tokenizer is None:
         raise TrainingError(
-            "a generator needs a trained tokenizer; give --tokenizer FOLDER, trained by the recipe digits-tokenizer"
+            "a generator needs a trained tokenizer; give --tokenizer FOLDER, trained by the recipe "
+            f"{recipe.data}-tokenizer"
         )
     if isinstance(recipe, TextRecipe):
         return TextObjective(recipe, load_tokenizer(tokenizer), class_names)

@@ -16,7 +16,8 @@ from bitdance_edge.training.shapes import COLORS, PLACES, SHAPES, Scene, Thing, 
 
 OUTLINE = 16  # side of the squares that outlines are compared on
 FITTED_ON = 128  # drawings of each shape
-SLACK = 1.5  # outlines may differ from the mean by so many times the farthest drawing
+FARTHEST_OUTLINE = 0.3  # from the nearest mean, as a root mean square difference of covered shares; drawings: 0.21
+CLEARLY = 0.8  # the nearest mean is at most at this share of the distance to the second nearest
 FAINTEST = 40.0  # a thing differs from the background by at least so much, as a distance in RGB
 SMALLEST = 40  # pixels of a thing in a picture of 64x64
 SECOND = 0.25  # a second thing of this share of the first one's pixels makes a place unreadable
@@ -34,19 +35,16 @@ class Seen:
 @dataclass(frozen=True)
 class ShapeReader:
     outlines: NDArray[np.float32]  # [shapes, OUTLINE, OUTLINE], covered shares
-    limits: NDArray[np.float32]  # [shapes], root mean square differences
 
     @classmethod
     def fitted(cls, size: int, seed: int = 0) -> "ShapeReader":
         """A reader of pictures of ``size`` pixels a side."""
-        outlines, limits = [], []
+        outlines = []
         for number, shape in enumerate(SHAPES):
             scenes = [Scene((Thing(color, shape),)) for color in COLORS] * (FITTED_ON // len(COLORS))
             found = [_find(picture, "whole") for picture in render(scenes, size, (seed, number))]
-            drawn = np.stack([one[1] for one in found if one is not None])
-            outlines.append(drawn.mean(0))
-            limits.append(SLACK * _difference(drawn, outlines[-1]).max())
-        return cls(np.stack(outlines), np.array(limits, np.float32))
+            outlines.append(np.mean([one[1] for one in found if one is not None], axis=0))
+        return cls(np.stack(outlines))
 
     def read(self, picture: NDArray[np.uint8], place: str) -> Seen:
         """The thing at ``place`` (of ``PLACES``) of a picture ``[H, W, 3]``."""
@@ -56,11 +54,11 @@ class ShapeReader:
         color, outline = found
         away = {name: float(np.linalg.norm(color - np.array(known))) for name, known in COLORS.items()}
         nearest_color = min(away, key=away.__getitem__)
-        differences = _difference(self.outlines, outline)
-        nearest = int(differences.argmin())
+        differences = np.sqrt(np.square(self.outlines - outline).mean(axis=(1, 2)))
+        nearest, second = np.argsort(differences)[:2]
+        clear = differences[nearest] <= min(FARTHEST_OUTLINE, CLEARLY * differences[second])
         return Seen(
-            nearest_color if away[nearest_color] <= FARTHEST_COLOR else None,
-            list(SHAPES)[nearest] if differences[nearest] <= self.limits[nearest] else None,
+            nearest_color if away[nearest_color] <= FARTHEST_COLOR else None, list(SHAPES)[nearest] if clear else None
         )
 
 
@@ -73,9 +71,10 @@ def _find(picture: NDArray[np.uint8], place: str) -> tuple[NDArray[np.float32], 
     pixels = pixels[top:bottom, left:right]
     distance = np.linalg.norm(pixels - np.median(border, axis=0), axis=-1)
     smallest = SMALLEST * (size / 64) ** 2
-    full = float(np.partition(distance, -int(smallest), axis=None)[-int(smallest) :].mean())
-    if full < FAINTEST:
+    strongest = np.partition(distance, -int(smallest), axis=None)[-int(smallest) :].mean()
+    if strongest < FAINTEST:
         return None
+    full = np.median(distance[distance > strongest / 2])  # of the inside, which may be uneven
     parts, _ = ndimage.label(distance > full / 2)
     areas = np.bincount(parts.ravel())[1:]
     first = int(areas.argmax())
@@ -87,11 +86,6 @@ def _find(picture: NDArray[np.uint8], place: str) -> tuple[NDArray[np.float32], 
     covered = np.where(thing, distance / full, 0).clip(0, 1)[rows, columns].astype(np.float32)
     outline = Image.fromarray(covered).resize((OUTLINE, OUTLINE), Image.Resampling.BILINEAR)
     return color, np.asarray(outline)
-
-
-def _difference(outlines: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Root mean square difference of each of ``outlines`` ``[N, OUTLINE, OUTLINE]`` from ``other``."""
-    return np.sqrt(np.square(outlines - other).mean(axis=(1, 2)))
 
 
 def reading_scores(reader: ShapeReader, pictures: NDArray[np.uint8], scenes: Sequence[Scene]) -> dict[str, float | int]:
