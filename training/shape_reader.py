@@ -16,8 +16,8 @@ from bitdance_edge.training.shapes import COLORS, PLACES, SHAPES, Scene, Thing, 
 
 OUTLINE = 16  # side of the squares that outlines are compared on
 FITTED_ON = 128  # drawings of each shape
-FARTHEST_OUTLINE = 0.3  # from the nearest mean, as a root mean square difference of covered shares; drawings: 0.21
-CLEARLY = 0.8  # the nearest mean is at most at this share of the distance to the second nearest
+FARTHEST_OUTLINE = 0.12  # from the nearest mean, as a root mean square difference of covered shares; drawings: 0.03
+CLEARLY = 0.7  # the nearest mean is at most at this share of the second nearest's distance; drawings: 0.2
 FAINTEST = 40.0  # a thing differs from the background by at least so much, as a distance in RGB
 SMALLEST = 40  # pixels of a thing in a picture of 64x64
 SECOND = 0.25  # a second thing of this share of the first one's pixels makes a place unreadable
@@ -82,10 +82,22 @@ def _find(picture: NDArray[np.uint8], place: str) -> tuple[NDArray[np.float32], 
         return None
     thing = parts == first + 1
     color = np.median(pixels[thing & (distance > 0.75 * full)], axis=0)
-    rows, columns = ndimage.find_objects(thing.astype(np.int8))[0]
-    covered = np.where(thing, distance / full, 0).clip(0, 1)[rows, columns].astype(np.float32)
-    outline = Image.fromarray(covered).resize((OUTLINE, OUTLINE), Image.Resampling.BILINEAR)
-    return color, np.asarray(outline)
+    covered = np.where(thing, distance / full, 0).clip(0, 1).astype(np.float32)
+    return color, _outline(covered)
+
+
+def _outline(covered: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Covered shares ``[h, w]`` moved and scaled so that centre and area are those of every outline.
+
+    A box around the thing would do as well for clean edges, but a pixel that sticks out would stretch it.
+    """
+    reach = np.sqrt(covered.sum())  # from the centre, further than any corner
+    margin = int(np.ceil(reach))
+    centre = [(covered.sum(axis=axis) * np.arange(covered.shape[1 - axis])).sum() / covered.sum() for axis in (0, 1)]
+    left, top = (middle + 0.5 + margin - reach for middle in centre)
+    framed = Image.fromarray(np.pad(covered, margin))
+    box = (left, top, left + 2 * reach, top + 2 * reach)
+    return np.asarray(framed.resize((OUTLINE, OUTLINE), Image.Resampling.BILINEAR, box=box))
 
 
 def reading_scores(reader: ShapeReader, pictures: NDArray[np.uint8], scenes: Sequence[Scene]) -> dict[str, float | int]:
