@@ -5,15 +5,17 @@ came out. A sample is taken just before the launch, of buffers as the loop has b
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from bitdance_edge.runtime.backend import Buffer, Launch
-from bitdance_edge.runtime.bundle import Bundle
-from bitdance_edge.runtime.loop import TokenRequest, generate_tokens
+from bitdance_edge.runtime.bundle import CLASS_CONDITIONAL, Bundle, ImageSize
+from bitdance_edge.runtime.loop import generate_tokens
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
 from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeStage
+from bitdance_edge.runtime.pipeline import token_request
+from bitdance_edge.runtime.request import Request
 
 STEPS = 4  # sampling steps of the recorded generation; shapes but for the time table's do not depend on it
 PATCHES = 2  # the prompt, then a patch
@@ -85,32 +87,32 @@ def record_samples(bundle: Bundle) -> dict[tuple[str, str], dict[str, np.ndarray
     """
     recorder = Recorder(bundle, OnnxRuntimeBackend(bundle))
     model = bundle.model
-    request = TokenRequest(
-        class_ids=[0],
-        steps=STEPS,
-        guidance=GUIDANCE,
-        guidance_schedule=bundle.sampling.guidance_schedule,
-        prefix=np.zeros((1, 0, model.tokens_per_step, model.bits), np.float32),
+    request = Request(seed=SEED, steps=STEPS, guidance=GUIDANCE)
+    drawn = (
+        replace(request, classes=[0]) if model.kind == CLASS_CONDITIONAL else replace(request, prompts=["a picture"])
     )
+    settings = drawn.resolve(bundle)
+    size = settings.size
     noise = ImageNoise([SEED], STEPS, (model.tokens_per_step, model.bits))
     stages = {name: recorder.load(name) for name in LOOP_STAGES}
-    patches = generate_tokens(recorder, bundle, stages, request, noise)
-    tokens = np.concatenate([next(patches) for _ in range(min(PATCHES, model.patches))], axis=1)
+    patches = generate_tokens(recorder, bundle, stages, token_request(settings), noise)
+    tokens = np.concatenate([next(patches) for _ in range(min(PATCHES, size.patches))], axis=1)
     del stages, patches  # their weights and the cache, before those of the decoder
-    whole = np.resize(tokens, (1, model.tokens, model.bits))  # what was generated, repeated over the image
+    whole = np.resize(tokens, (1, size.tokens, model.bits))  # what was generated, repeated over the image
     inputs = {"tokens": whole}
     if model.decoder_noise:
-        inputs["noise"] = normals(SEED, Stream.DECODER, 0, 1, (model.tokens, model.bits))
-    pixels = _run(recorder, "decoder", inputs, "pixels")
-    _run(recorder, "encoder", {"pixels": pixels}, "tokens")
+        inputs["noise"] = normals(SEED, Stream.DECODER, 0, 1, (size.tokens, model.bits))
+    pixels = _run(recorder, "decoder", inputs, "pixels", size)
+    _run(recorder, "encoder", {"pixels": pixels}, "tokens", size)
     return recorder.samples
 
 
-def _run(recorder: Recorder, stage: str, inputs: dict[str, np.ndarray], output: str) -> np.ndarray:
+def _run(recorder: Recorder, stage: str, inputs: dict[str, np.ndarray], output: str, size: ImageSize) -> np.ndarray:
     spec = recorder.bundle.stage(stage)
     tensors = (*spec.inputs, *spec.outputs)
-    buffers = {tensor.name: recorder.empty(tensor.sized({"B": 1}), tensor.dtype) for tensor in tensors}
+    sizes = {"B": 1, **size.dims}
+    buffers = {tensor.name: recorder.empty(tensor.sized(sizes), tensor.dtype) for tensor in tensors}
     for name, values in inputs.items():
-        buffers[name].write(values)
+        buffers[name].write(values.reshape(buffers[name].shape))
     recorder.load(stage).bind(buffers)()
     return buffers[output].read()

@@ -13,8 +13,8 @@ from polygraphy.common import TensorMetadata
 from torch import Tensor
 
 from bitdance_edge.export.profiles import PROFILES
-from bitdance_edge.export.stages import stage_exports
-from bitdance_edge.model import BitDance
+from bitdance_edge.export.stages import Generator, stage_exports
+from bitdance_edge.export.weights import STAGE_PREFIX
 
 
 class PyTorchRunner(BaseRunner):
@@ -24,7 +24,7 @@ class PyTorchRunner(BaseRunner):
         results: module of the stage -> tensor of the ONNX graph that stands for its output.
     """
 
-    def __init__(self, model: BitDance, stage: str, results: Mapping[str, str]) -> None:
+    def __init__(self, model: Generator, stage: str, results: Mapping[str, str]) -> None:
         super().__init__(name="pytorch")
         self.export = stage_exports(model, PROFILES["portable20"], torch.float32)[stage]()
         self.results = results
@@ -37,9 +37,10 @@ class PyTorchRunner(BaseRunner):
 
     @torch.no_grad()
     def infer_impl(self, feed_dict: Mapping[str, np.ndarray]) -> "OrderedDict[str, np.ndarray]":
-        arguments = [
-            torch.from_numpy(np.array(feed_dict[name])).to(dtype) for name, (dtype, _) in self.export.inputs.items()
-        ]
+        tensors = {
+            name: torch.from_numpy(np.array(feed_dict[name])).to(dtype)
+            for name, (dtype, _) in self.export.inputs.items()
+        }
         made: OrderedDict[str, np.ndarray] = OrderedDict()
         started = time.perf_counter()
 
@@ -51,10 +52,11 @@ class PyTorchRunner(BaseRunner):
             return hook
 
         with ExitStack() as hooks:
-            for name, module in self.export.module.named_modules():
+            for path, module in self.export.module.named_modules():
+                name = path.removeprefix(STAGE_PREFIX)  # graphs name modules as the model does
                 if name in self.results:
                     hooks.callback(module.register_forward_hook(keep(self.results[name])).remove)
-            outputs = self.export.module.eval()(*arguments)
+            outputs = self.export.module.eval()(*self.export.arguments(tensors))
         self.inference_time = time.perf_counter() - started
         outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
         made.update(zip(self.export.outputs, (output.numpy() for output in outputs), strict=True))

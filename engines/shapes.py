@@ -6,11 +6,13 @@ weights serves both.
 
 from dataclasses import dataclass
 
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.bundle import Bundle, dim_factor
 from bitdance_edge.runtime.errors import EngineError
 from bitdance_edge.runtime.request import MAX_STEPS
 
 Shape = tuple[int, ...]
+Range = tuple[int, int, int]  # smallest, likeliest, largest
+LIKELY_PROMPT = 64  # tokens of a text prompt that kernels are chosen for
 
 
 @dataclass(frozen=True)
@@ -27,30 +29,44 @@ def shape_profiles(bundle: Bundle, stage: str, max_images: int) -> tuple[ShapePr
     """
     if max_images < 1:
         raise EngineError(f"--max-images is {max_images}; it must be at least 1")
-    patch = bundle.model.tokens_per_step
-    lengths = {"prompt": bundle.model.prompt_tokens, "patch": patch} if stage == "backbone" else {"all": 0}
     rows = 2 * max_images  # guided: a conditional and an unconditional row an image
     # Draws are images, but for a patch whose two rows are sampled apart.
     draws = rows if stage in ("head", "tokens") else max_images
-    steps = bundle.sampling.steps + 1
-    profiles = []
-    for name, length in lengths.items():
-        ranges = {
-            "R": (1, rows, rows),
-            "B": (1, max_images, draws),
-            "N": (2, steps, MAX_STEPS + 1),
-            **({"T": (length, length, length)} if length else {}),
+    common = {"R": (1, rows, rows), "B": (1, max_images, draws), "N": (2, bundle.sampling.steps + 1, MAX_STEPS + 1)}
+    return tuple(
+        ShapeProfile(name, _ranged(bundle, stage, {**common, **ranges}))
+        for name, ranges in _profiles(bundle, stage).items()
+    )
+
+
+def _profiles(bundle: Bundle, stage: str) -> dict[str, dict[str, Range]]:
+    """What differs between the profiles of a stage."""
+    model, prompt, patch = bundle.model, _prompt_lengths(bundle), bundle.model.tokens_per_step
+    if stage == "backbone":
+        return {"prompt": {"T": prompt}, "patch": {"T": (patch, patch, patch)}}
+    if stage in ("decoder", "encoder") and len(model.sizes) > 1:
+        # One a size: a range over all would take the memory of the tallest by the widest image.
+        return {
+            str(size): {name: (dim, dim, dim) for name, dim in size.dims.items()}
+            for size in (model.size(*size) for size in model.sizes)
         }
-        profiles.append(ShapeProfile(name, _ranged(bundle, stage, ranges)))
-    return tuple(profiles)
+    dims = {name: (dim, dim, dim) for name, dim in model.default_size.dims.items()}
+    return {"all": {"T": prompt, **dims}}
 
 
-def _ranged(
-    bundle: Bundle, stage: str, ranges: dict[str, tuple[int, int, int]]
-) -> dict[str, tuple[Shape, Shape, Shape]]:
+def _prompt_lengths(bundle: Bundle) -> Range:
+    """Tokens of the shortest, the likeliest and the longest prompt; those of classes have one length."""
+    longest = bundle.model.prompt_tokens
+    if bundle.text is None:
+        return longest, longest, longest
+    suffix = longest - bundle.text.max_prompt
+    return suffix + 1, min(suffix + LIKELY_PROMPT, longest), longest
+
+
+def _ranged(bundle: Bundle, stage: str, ranges: dict[str, Range]) -> dict[str, tuple[Shape, Shape, Shape]]:
     shapes = {}
     for tensor in bundle.stage(stage).inputs:
-        named = [dim for dim in tensor.shape if isinstance(dim, str)]
+        named = [dim_factor(dim)[1] for dim in tensor.shape if isinstance(dim, str)]
         if unknown := [dim for dim in named if dim not in ranges]:
             raise EngineError(
                 f"{stage} input {tensor.name} has dimensions {', '.join(unknown)}; engines are built for "

@@ -79,9 +79,11 @@ def _source(bundle: Bundle, target: Target, stage: str, sample: str, inputs: Map
     engine = engine_path(bundle, target.folder, stage)
     if engine.is_file():
         names = list(Sidecar.read(engine).profiles)
-        return [f"--loadEngine={engine}", *([f"--useProfile={names.index(sample)}"] if len(names) > 1 else [])]
+        used = names.index(sample) if sample in names else 0  # the first of decoder and encoder is the default size
+        return [f"--loadEngine={engine}", *([f"--useProfile={used}"] if len(names) > 1 else [])]
     # Built on the spot for the profile that the sample belongs to.
-    shapes = next(profile for profile in shape_profiles(bundle, stage, 1) if profile.name == sample).shapes
+    profiles = shape_profiles(bundle, stage, 1)
+    shapes = next((profile for profile in profiles if profile.name == sample), profiles[0]).shapes
     kinds = (("min", 0), ("opt", 1), ("max", 2))
     ranges = [f"--{kind}Shapes=" + _joined({name: shapes[name][i] for name in inputs}) for kind, i in kinds]
     return [f"--onnx={bundle.folder / bundle.stage(stage).graph.path}", *ranges]

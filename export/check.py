@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from bitdance_edge.export.errors import ExportError
+from bitdance_edge.export.stages import Generator
 from bitdance_edge.export.widen import widened
-from bitdance_edge.model import BitDance
-from bitdance_edge.model.backbone import GrowingCache, block_causal_mask
+from bitdance_edge.model import TextToImage
+from bitdance_edge.model.backbone import GrowingCache
+from bitdance_edge.model.order import latent_to_patches, patches_to_latent
 from bitdance_edge.model.sampler import patch_guidance, sample_patch
 from bitdance_edge.model.tokenizer import image_from_bytes, image_to_bytes, quantize
+from bitdance_edge.runtime.attention import AttentionWindow
 from bitdance_edge.runtime.bundle import StageSpec
 from bitdance_edge.runtime.sampler import Schedule
 
@@ -62,6 +65,10 @@ class ExportedStages:
         outputs = self.sessions[stage].run(None, {name: values.astype(dtypes[name]) for name, values in feeds.items()})
         return [np.asarray(output) for output in outputs]
 
+    def takes(self, stage: str, name: str) -> bool:
+        """Whether a stage has an input of this name."""
+        return any(tensor.name == name for tensor in self.stages[stage].inputs)
+
     def _open(self, spec: StageSpec) -> ort.InferenceSession:
         path = self.folder / spec.graph.path
         options = ort.SessionOptions()
@@ -72,7 +79,7 @@ class ExportedStages:
 
 @torch.no_grad()
 def check_stages(
-    model: BitDance, folder: Path, stages: dict[str, StageSpec], precision: str, note: Callable[[str], object]
+    model: Generator, folder: Path, stages: dict[str, StageSpec], precision: str, note: Callable[[str], object]
 ) -> dict[str, StageError]:
     """Compare every stage; the errors by stage. ``note`` is told what is being compared.
 
@@ -99,62 +106,108 @@ def check_stages(
 
 
 def _check_generation(
-    model: BitDance, exported: ExportedStages, errors: dict[str, StageError], generation: torch.Generator
+    model: Generator, exported: ExportedStages, errors: dict[str, StageError], generation: torch.Generator
 ) -> Tensor:
     """Prompt, time, backbone, head and tokens over the first patches; the tokens ``[B, K*P, C]``."""
     config = model.config
     schedule = Schedule.euler_maruyama(STEPS, config.time_shift)
     (time_table,) = exported.run("time", {"times": schedule.times})
     errors["time"].compare(time_table, model.head.time_embed(torch.from_numpy(schedule.times)).numpy())
-    classes = torch.arange(IMAGES) % config.num_classes
-    class_ids = torch.cat([classes, torch.full_like(classes, config.num_classes)])
-    embeddings = model.backbone.embed_classes(class_ids)
-    errors["prompt"].compare(exported.run("prompt", {"class_ids": class_ids.numpy()})[0], embeddings.numpy())
-    plain, fast = GrowingCache(config.tokens_per_step), CheckedBackbone(model, exported, len(class_ids))
-    patches = []
-    for patch in range(min(PATCHES, config.steps)):
-        hidden = plain.step(model.backbone, embeddings) + model.backbone.position_term(torch.tensor([patch]))
+    prompt = CheckedPrompt.of(model)
+    streams = [(GrowingCache(config.tokens_per_step), model.embed_prompt(ids)) for ids in prompt.streams]
+    embedded = model.embed_prompt(torch.from_numpy(prompt.ids)).numpy()
+    (got,) = exported.run("prompt", {exported.stages["prompt"].inputs[0].name: prompt.ids})
+    errors["prompt"].compare(got, embedded)
+    fast, patches = CheckedBackbone(model, exported, prompt.padding), []
+    for patch in range(min(PATCHES, prompt.patches)):
+        place = prompt.place(patch)
+        hidden = torch.cat([cache.step(model.backbone, rows) for cache, rows in streams])
+        hidden = hidden + model.position_term(*place.values())
         condition = model.head.cond_embed(hidden)
-        errors["backbone"].compare(fast.step(embeddings, patch), condition.numpy())
-        guidance = patch_guidance(config.sampling.guidance, config.sampling.guidance_schedule, patch, config.steps)
-        draws = IMAGES if guidance > 1 else len(class_ids)
+        errors["backbone"].compare(fast.step(embedded, place), condition.numpy())
+        guidance = patch_guidance(config.sampling.guidance, config.sampling.guidance_schedule, patch, prompt.patches)
+        draws = IMAGES if guidance > 1 else prompt.rows
         noise = torch.randn(STEPS + 1, draws, config.tokens_per_step, config.bits, generator=generation)
         head = CheckedHead(model, exported, hidden, condition, schedule, time_table)
         x = head.sample(noise, guidance, errors["head"])
-        rows = np.arange(len(class_ids)) % draws
-        bits, embedded = exported.run("tokens", {"x": x.numpy(), "rows": rows})
-        embeddings = model.backbone.embed_tokens(quantize(x)[torch.from_numpy(rows)])
+        rows = np.arange(prompt.rows) % draws
+        feeds = {"x": x.numpy(), "rows": rows}
+        token_place = {name: value for name, value in place.items() if exported.takes("tokens", name)}
+        bits, got = exported.run("tokens", {**feeds, **{name: value.numpy() for name, value in token_place.items()}})
+        embeddings = model.embed_tokens(quantize(x)[torch.from_numpy(rows)], *token_place.values())
+        embedded = embeddings.numpy()
         errors["tokens"].compare(bits, quantize(x).numpy())
-        errors["tokens"].compare(embedded, embeddings.numpy())
+        errors["tokens"].compare(got, embedded)
+        streams = [(cache, part) for (cache, _), part in zip(streams, embeddings.chunk(len(streams)), strict=True)]
         patches.append(quantize(x)[:IMAGES])
     return torch.cat(patches, dim=1)
+
+
+@dataclass(frozen=True)
+class CheckedPrompt:
+    """A guided prompt: as PyTorch takes it, rows of one length at a time, and as the exported stages do, in one batch.
+
+    Text rows differ in length; those of the batch are padded on the left.
+    """
+
+    streams: list[Tensor]  # ids of rows that run together in PyTorch: [r] classes, or [r, T] text
+    ids: np.ndarray  # all R rows
+    padding: np.ndarray  # int64 [R]
+    patches: int
+    patches_across: int
+
+    @classmethod
+    def of(cls, model: Generator) -> "CheckedPrompt":
+        if isinstance(model, TextToImage):
+            return cls._text(model)
+        classes = torch.arange(IMAGES) % model.config.num_classes
+        rows = torch.cat([classes, torch.full_like(classes, model.config.num_classes)])
+        return cls([rows], rows.numpy(), np.zeros(len(rows), np.int64), model.config.steps, 0)
+
+    @classmethod
+    def _text(cls, model: TextToImage) -> "CheckedPrompt":
+        """Any ids do: the longest prompt that there is room for, and a short one."""
+        config, (height, width) = model.config, model.config.sizes[0]
+        ids = torch.arange(IMAGES * config.prompt_tokens).view(IMAGES, -1) % config.backbone.vocabulary
+        short = ids[:, : config.tokens_per_step + 3]
+        padded = torch.cat([torch.zeros_like(ids[:, short.shape[1] :]), short], dim=1)
+        padding = np.repeat([0, ids.shape[1] - short.shape[1]], IMAGES)
+        patches = config.tokens(height, width) // config.tokens_per_step
+        return cls([ids, short], torch.cat([ids, padded]).numpy(), padding, patches, width // config.patch_pixels)
+
+    @property
+    def rows(self) -> int:
+        return len(self.ids)
+
+    def place(self, patch: int) -> dict[str, Tensor]:
+        """Where a patch stands, as inputs of the stages."""
+        across = {"patches_across": torch.tensor([self.patches_across])} if self.patches_across else {}
+        return {"patch_index": torch.tensor([patch]), **across}
 
 
 class CheckedBackbone:
     """The exported backbone with its cache, fed with PyTorch's embeddings."""
 
-    def __init__(self, model: BitDance, exported: ExportedStages, rows: int) -> None:
-        self.config, self.exported, self.rows = model.config, exported, rows
+    def __init__(self, model: Generator, exported: ExportedStages, padding: np.ndarray) -> None:
+        self.config, self.exported, self.padding = model.config, exported, padding
         self.position = 0
         self.cache = {
-            tensor.name: np.zeros(tensor.sized({"R": rows}), np.float32)
+            tensor.name: np.zeros(tensor.sized({"R": len(padding)}), np.float32)
             for tensor in exported.stages["backbone"].inputs
             if tensor.name.startswith("past_key_values.")
         }
 
-    def step(self, embeddings: Tensor, patch: int) -> np.ndarray:
-        length, tokens = embeddings.shape[1], self.config.tokens_per_step
-        mask = np.zeros((length, self.config.cache_length), bool)
-        mask[:, : self.position] = True
-        mask[:, self.position : self.position + length] = block_causal_mask(length - tokens, tokens, tokens).numpy()
+    def step(self, embeddings: np.ndarray, place: dict[str, Tensor]) -> np.ndarray:
+        length = embeddings.shape[1]
+        window = AttentionWindow(self.config.tokens_per_step, self.config.cache_length, self.padding)
         condition, *cache = self.exported.run(
             "backbone",
             {
-                "embeddings": embeddings.numpy(),
-                "positions": np.broadcast_to(self.position + np.arange(length), (self.rows, length)),
-                "mask": np.broadcast_to(mask, (self.rows, 1, *mask.shape)),
-                "cache_position": np.full(self.rows, self.position),
-                "patch_index": np.array([patch]),
+                "embeddings": embeddings,
+                "positions": window.positions(self.position, length),
+                "mask": window.mask(self.position, length),
+                "cache_position": np.full(len(self.padding), self.position),
+                **{name: value.numpy() for name, value in place.items()},
                 **self.cache,
             },
         )
@@ -167,7 +220,7 @@ class CheckedBackbone:
 class CheckedHead:
     """The exported head, compared at every evaluation that PyTorch's sampler makes."""
 
-    model: BitDance
+    model: Generator
     exported: ExportedStages
     hidden: Tensor
     condition: Tensor
@@ -206,21 +259,25 @@ class CheckedHead:
 
 
 def _check_images(
-    model: BitDance,
+    model: Generator,
     exported: ExportedStages,
     errors: dict[str, StageError],
     tokens: Tensor,
     generation: torch.Generator,
 ) -> None:
     """Decoder on the generated tokens (repeated to a whole image), encoder on what the decoder made of them."""
-    whole = tokens.repeat(1, -(-(model.config.grid**2) // tokens.shape[1]), 1)[:, : model.config.grid**2]
+    config, (height, width) = model.config, model.config.sizes[0]
+    grid = height // config.tokenizer.downsampling, width // config.tokenizer.downsampling
+    count, side = grid[0] * grid[1], model.patch_side
+    shape = (grid[0] // side, grid[1] // side, side * side)
+    whole = tokens.repeat(1, -(-count // tokens.shape[1]), 1)[:, :count].unflatten(1, shape)
     feeds, noise = {"tokens": whole.numpy()}, None
-    if model.config.tokenizer.gan_decoder:
-        sequence = torch.randn(whole.shape, generator=generation)
-        feeds["noise"], noise = sequence.numpy(), model.to_latent(sequence)
-    pixels = image_to_bytes(model.tokenizer.decode(model.to_latent(whole), noise))
+    if config.tokenizer.gan_decoder:
+        patches = torch.randn(whole.shape, generator=generation)
+        feeds["noise"], noise = patches.numpy(), patches_to_latent(patches, side)
+    pixels = image_to_bytes(model.tokenizer.decode(patches_to_latent(whole, side), noise))
     errors["decoder"].compare(exported.run("decoder", feeds)[0], pixels.numpy(), scale=255)
-    latent = model.to_sequence(model.tokenizer.encoder(image_from_bytes(pixels)))
+    latent = latent_to_patches(model.tokenizer.encoder(image_from_bytes(pixels)), side)
     (bits,) = exported.run("encoder", {"pixels": pixels.numpy()})
     # A bit may only differ where the latent is next to zero: the error of a wrong bit is how far from zero it was.
     distance = torch.where(torch.from_numpy(bits) == quantize(latent), 0.0, latent.abs())

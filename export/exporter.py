@@ -1,9 +1,10 @@
 """A model to a bundle: every stage traced, checked against PyTorch, and only then put in its place."""
 
 import copy
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -13,23 +14,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from bitdance_edge.export import manifest
 from bitdance_edge.export.check import StageError, check_stages
 from bitdance_edge.export.errors import ExportError
-from bitdance_edge.export.graph import activation_bytes, export_graph, tensor_specs
+from bitdance_edge.export.graph import export_graph
+from bitdance_edge.export.manifest import FileHashes
 from bitdance_edge.export.profiles import PROFILES
-from bitdance_edge.export.stages import stage_exports
-from bitdance_edge.model import BitDance
-from bitdance_edge.runtime.bundle import (
-    Bundle,
-    CacheSpec,
-    ModelSpec,
-    SamplingSpec,
-    StageSpec,
-    file_spec,
-)
+from bitdance_edge.export.stages import Generator, stage_exports
+from bitdance_edge.export.weights import Source, WeightPlacer, hollowed
+from bitdance_edge.model.prompt import PromptTokenizer
+from bitdance_edge.model.tensor_file import StoredTensor
+from bitdance_edge.runtime.bundle import Bundle, StageSpec
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +34,7 @@ class ExportOptions:
     name: str
     profile: str = "kv24"
     precision: str = "fp32"
+    link: bool = False  # take weights that are stored in this precision from the checkpoint's own files
     force: bool = False  # replace a bundle that is already there
 
     def __post_init__(self) -> None:
@@ -44,12 +42,29 @@ class ExportOptions:
             if value not in allowed:
                 raise ExportError(f"{field} is {value!r}; it must be one of {', '.join(allowed)}")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
 
-def export_bundle(model: BitDance, folder: str | Path, options: ExportOptions, provenance: dict[str, Any]) -> Bundle:
-    """Export every stage of ``model`` (float32) and write a bundle.
+
+def export_bundle(
+    model: Generator,
+    folder: str | Path,
+    options: ExportOptions,
+    provenance: dict[str, Any],
+    *,
+    prompts: PromptTokenizer | None = None,
+    source: Source | None = None,
+) -> Bundle:
+    """Export every stage of ``model`` and write a bundle.
 
     The bundle is written under another name beside ``folder`` and renamed when every stage has passed its check; an
     export that fails or is interrupted leaves nothing.
+
+    Args:
+        model: class-conditional in float32, or text-to-image with its weights as they are stored.
+        prompts: of a text-to-image model.
+        source: where the weights are stored, for those that are linked or read one at a time; None takes the model's.
 
     Raises:
         ExportError: the folder exists (and not ``force``), cannot be written, or a stage differs from PyTorch.
@@ -59,10 +74,11 @@ def export_bundle(model: BitDance, folder: str | Path, options: ExportOptions, p
         raise ExportError(f"{folder} exists; export to another folder, or replace it with --force")
     if folder.exists() and not (folder / "bundle.json").is_file():
         raise ExportError(f"{folder} exists and is not a bundle; --force replaces bundles only")
-    _require_space(model, folder, options)
+    source = model.state_dict() if source is None else source
     try:
         with _aside(folder) as aside:
-            bundle = _write(model, aside, options, provenance)
+            _require_space(source, folder, options)
+            bundle = _Export(model, aside, options, prompts, source).write(provenance)
             _put_in_place(aside, folder)
     except OSError as error:
         raise ExportError(
@@ -71,105 +87,95 @@ def export_bundle(model: BitDance, folder: str | Path, options: ExportOptions, p
     return replace(bundle, folder=folder)
 
 
-def _write(model: BitDance, folder: Path, options: ExportOptions, provenance: dict[str, Any]) -> Bundle:
-    dtype, profile = DTYPES[options.precision], PROFILES[options.profile]
-    traced = model if dtype is torch.float32 else copy.deepcopy(model).to(dtype)
-    stages: dict[str, StageSpec] = {}
-    (folder / "onnx" / options.precision).mkdir(parents=True)
-    exports = stage_exports(traced, profile, dtype)
-    with tqdm(total=len(exports) + 1, unit="stage", leave=False, disable=None) as progress:
-        for name, build in exports.items():
-            progress.set_description(f"export {name}")
-            path = folder / "onnx" / options.precision / f"{name}.onnx"
-            export_graph(build(), path, profile.opset)
-            stages[name] = _describe(model, folder, path, options.precision)
-            progress.update()
-        del traced
-        errors = check_stages(model, folder, stages, options.precision, progress.set_description)
-    bundle = Bundle(
-        folder=folder,
-        name=options.name,
-        profile=options.profile,
-        model=_model_spec(model),
-        cache=_cache_spec(model, options.precision),
-        sampling=_sampling_spec(model),
-        stages={name: _with_error(stage, errors[name]) for name, stage in stages.items()},
-        provenance={
-            **provenance,
-            "exported_with": {
-                package: version(package) for package in ("bitdance-edge", "torch", "onnx", "onnxruntime")
+@dataclass
+class _Export:
+    """One export into an empty folder."""
+
+    model: Generator
+    folder: Path
+    options: ExportOptions
+    prompts: PromptTokenizer | None
+    source: Source
+
+    def write(self, provenance: dict[str, Any]) -> Bundle:
+        options, folder = self.options, self.folder
+        model = manifest.model_spec(self.model)
+        graphs = folder / "onnx" / options.precision
+        graphs.mkdir(parents=True)
+        weights = WeightPlacer(self.source, options.dtype, options.link)
+        files = FileHashes(folder)
+        stages: dict[str, StageSpec] = {}
+        traced = hollowed(self.model, self.source, options.dtype)
+        exports = stage_exports(traced, PROFILES[options.profile], options.dtype)
+        with tqdm(total=len(exports) + 1, unit="stage", leave=False, disable=None) as progress:
+            for name, build in exports.items():
+                progress.set_description(f"export {name}")
+                export_graph(build(), graphs / f"{name}.onnx", PROFILES[options.profile].opset, weights)
+                progress.set_description(f"checksum {name}")
+                stages[name] = manifest.stage_spec(files, graphs / f"{name}.onnx", options.precision, model)
+                progress.update()
+            del traced, exports
+            errors = self._check(stages, progress.set_description)
+        bundle = Bundle(
+            folder=folder,
+            name=options.name,
+            profile=options.profile,
+            model=model,
+            cache=manifest.cache_spec(self.model, options.precision),
+            sampling=manifest.sampling_spec(self.model),
+            stages={name: _with_error(stage, errors.get(name)) for name, stage in stages.items()},
+            text=self.prompts and manifest.text_spec(self.prompts, folder),
+            links={link.relative_to(folder).as_posix(): str(file) for link, file in sorted(weights.links.items())},
+            provenance={
+                **provenance,
+                "exported_with": {
+                    package: version(package) for package in ("bitdance-edge", "torch", "onnx", "onnxruntime")
+                },
             },
-        },
-        digest="",
-    )
-    bundle.write()
-    return Bundle.open(folder)
+            digest="",
+        )
+        bundle.write()
+        return Bundle.open(folder)
+
+    def _check(self, stages: dict[str, StageSpec], note: Callable[[str], object]) -> dict[str, StageError]:
+        """The errors by stage; none where the weights in float32, twice, are more than this machine has free."""
+        if room_to_check(self.source) is not None:
+            return {}
+        model = self.model
+        if any(value.dtype != torch.float32 for value in model.parameters()):
+            model = copy.deepcopy(model).float()
+        return check_stages(model, self.folder, stages, self.options.precision, note)
 
 
-def _describe(model: BitDance, folder: Path, path: Path, precision: str) -> StageSpec:
-    inputs, outputs = tensor_specs(path)
-    weights = path.with_name(f"{path.name}.data")
-    sizes = {"R": 2, "B": 1, "N": 1, "T": model.config.tokens_per_step}
-    return StageSpec(
-        graph=file_spec(folder, path),
-        weights=file_spec(folder, weights) if weights.exists() else None,
-        precision=precision,
-        inputs=inputs,
-        outputs=outputs,
-        max_error=0.0,
-        tolerance=0.0,
-        activation_bytes=activation_bytes(path, sizes),
-    )
+def room_to_check(source: Source) -> tuple[int, int] | None:
+    """(bytes needed, bytes available) where the stages cannot be run beside PyTorch here; None where they can."""
+    needed = 2 * sum(math.prod(weight.shape) for weight in source.values()) * torch.float32.itemsize
+    available = available_memory()
+    return (needed, available) if needed > available else None
 
 
-def _with_error(stage: StageSpec, error: StageError) -> StageSpec:
-    return replace(stage, max_error=error.worst, tolerance=error.tolerance)
+def available_memory() -> int:
+    """Bytes that can be taken without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _model_spec(model: BitDance) -> ModelSpec:
-    config = model.config
-    return ModelSpec(
-        kind="class-conditional",
-        tokens_per_step=config.tokens_per_step,
-        bits=config.bits,
-        grid_height=config.grid,
-        grid_width=config.grid,
-        image_height=config.resolution,
-        image_width=config.resolution,
-        patch_side=model.patch_side,
-        prompt_tokens=config.prompt_tokens,
-        num_classes=config.num_classes,
-        class_names=config.class_names,
-        decoder_noise=config.tokenizer.gan_decoder,
-    )
+def _with_error(stage: StageSpec, error: StageError | None) -> StageSpec:
+    return stage if error is None else replace(stage, max_error=error.worst, tolerance=error.tolerance)
 
 
-def _cache_spec(model: BitDance, precision: str) -> CacheSpec:
-    config = model.config
-    return CacheSpec(
-        layers=config.layers,
-        heads=config.heads,
-        length=config.cache_length,
-        head_dim=config.head_dim,
-        dtype=DTYPE_NAMES[precision],
-    )
-
-
-def _sampling_spec(model: BitDance) -> SamplingSpec:
-    sampling = model.config.sampling
-    return SamplingSpec(
-        steps=sampling.steps,
-        guidance=sampling.guidance,
-        guidance_schedule=sampling.guidance_schedule,
-        time_shift=model.config.time_shift,
-    )
-
-
-def _require_space(model: BitDance, folder: Path, options: ExportOptions) -> None:
+def _require_space(source: Source, folder: Path, options: ExportOptions) -> None:
     """Refuse before hours of work what would not fit on the disk."""
     existing = next(parent for parent in folder.absolute().parents if parent.exists())
-    needed = sum(value.numel() for value in model.parameters()) * DTYPES[options.precision].itemsize
-    free = shutil.disk_usage(existing).free
+    linked = {
+        key
+        for key, weight in source.items()
+        if options.link and isinstance(weight, StoredTensor) and weight.dtype == options.dtype
+    }
+    copied = sum(math.prod(weight.shape) for key, weight in source.items() if key not in linked)
+    needed, free = copied * options.dtype.itemsize, shutil.disk_usage(existing).free
     if needed > free:
         raise ExportError(f"{existing} has {free / 1e6:.0f} MB free; the bundle takes about {needed / 1e6:.0f} MB")
 

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from bitdance_edge.model.order import rotate
+from bitdance_edge.model.order import rotate, rotate_halves
 
-# (queries or keys [R, H, T, d], cosines [S, d/2], sines [S, d/2], positions [R, T]) -> rotated
-Rotate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+# (queries or keys [R, H, T, d], cosines [S, d/2], sines [S, d/2], positions [R, T], interleaved pairs) -> rotated
+Rotate = Callable[[Tensor, Tensor, Tensor, Tensor, bool], Tensor]
 # (cache [R, H, S, d], new entries [R, H, T, d], first slot [R]) -> cache
 UpdateCache = Callable[[Tensor, Tensor, Tensor], Tensor]
+# (queries [R, H, T, d], keys and values [R, G, S, d] with H a multiple of G, mask [R, 1, T, S]) -> [R, H, T, d]
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,11 @@ class Profile:
     opset: int
     rotate: Rotate
     update_cache: UpdateCache
+    attend: Attention
 
 
-def _rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
-    return torch.onnx.ops.rotary_embedding(x, cos, sin, positions, interleaved=True)
+def _rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
+    return torch.onnx.ops.rotary_embedding(x, cos, sin, positions, interleaved=interleaved)
 
 
 def _tensor_scatter(cache: Tensor, new: Tensor, first_slot: Tensor) -> Tensor:
@@ -42,8 +46,22 @@ def _tensor_scatter(cache: Tensor, new: Tensor, first_slot: Tensor) -> Tensor:
     )
 
 
-def _rotate_by_table(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
-    return rotate(x, cos[positions][:, None], sin[positions][:, None])
+def _grouped_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    grouped = queries.shape[1] > keys.shape[1]  # the exporter refuses groups of one
+    return F.scaled_dot_product_attention(queries, keys, values, mask, enable_gqa=grouped)
+
+
+def _rotate_by_table(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
+    turn = rotate if interleaved else rotate_halves
+    return turn(x, cos[positions][:, None], sin[positions][:, None])
+
+
+def _repeated_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """The same where attention knows no groups: each key-value head is repeated for its queries."""
+    group = queries.shape[1] // keys.shape[1]
+    if group > 1:
+        keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+    return F.scaled_dot_product_attention(queries, keys, values, mask)
 
 
 def _scatter_elements(cache: Tensor, new: Tensor, first_slot: Tensor) -> Tensor:
@@ -52,6 +70,6 @@ def _scatter_elements(cache: Tensor, new: Tensor, first_slot: Tensor) -> Tensor:
 
 
 PROFILES = {
-    "kv24": Profile(24, _rotary_embedding, _tensor_scatter),
-    "portable20": Profile(20, _rotate_by_table, _scatter_elements),
+    "kv24": Profile(24, _rotary_embedding, _tensor_scatter, _grouped_attention),
+    "portable20": Profile(20, _rotate_by_table, _scatter_elements, _repeated_attention),
 }

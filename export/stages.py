@@ -1,69 +1,79 @@
 """The stages as modules to be traced: each one a launch, with all that the host would otherwise do between launches.
 
 R = rows run by the backbone, B = independent draws of the head or images of the decoder, T = length of a backbone pass,
-N = head evaluations of a patch, P = tokens per step, S = cache length. The weights are those of the model: nothing is
-copied.
+N = head evaluations of a patch, P = tokens per step, S = cache length. Each stage holds the whole model and uses a part
+of it, so that names in a graph are those of the checkpoint; nothing is copied.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitdance_edge.export.profiles import Profile
-from bitdance_edge.model import BitDance
-from bitdance_edge.model.order import latent_to_sequence, sequence_to_latent
+from bitdance_edge.model import BitDance, TextToImage
+from bitdance_edge.model.order import latent_to_patches, patches_to_latent
 from bitdance_edge.model.tokenizer import image_from_bytes, image_to_bytes, quantize
 
+Generator = BitDance | TextToImage
+Shape = tuple[int | str, ...]
+Inputs = Mapping[str, tuple[torch.dtype, Shape]]
+Value = TypeVar("Value")
 
-class PromptStage(nn.Module):
-    """Class ids ``[R]`` to the prompt ``[R, T, D]``: class tokens, then the queries of the first patch."""
 
-    def __init__(self, model: BitDance) -> None:
+class Stage(nn.Module):
+    def __init__(self, model: Generator) -> None:
         super().__init__()
-        self.backbone = model.backbone
+        self.model = model
 
-    def forward(self, class_ids: Tensor) -> Tensor:
-        return self.backbone.embed_classes(class_ids)
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
 
 
-class TokensStage(nn.Module):
-    """Predictions ``[B, P, C]`` to their tokens ``[B, P, C]``, and embeddings ``[R, P, D]`` of row ``rows[r]`` each."""
+class PromptStage(Stage):
+    """Class ids ``[R]`` or token ids ``[R, T]`` to the prompt ``[R, T, D]``; the first patch's queries end it."""
 
-    def __init__(self, model: BitDance) -> None:
-        super().__init__()
-        self.backbone = model.backbone
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model.embed_prompt(ids)
 
-    def forward(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+
+class TokensStage(Stage):
+    """Predictions ``[B, P, C]`` to their tokens ``[B, P, C]``, and embeddings ``[R, P, D]`` of row ``rows[r]`` each.
+
+    ``place`` is where the patch stands in the image, for models whose embeddings say so (``TextToImage.embed_tokens``).
+    """
+
+    def forward(self, x: Tensor, rows: Tensor, place: tuple[Tensor, ...] = ()) -> tuple[Tensor, Tensor]:
         tokens = quantize(x)
-        return tokens, self.backbone.embed_tokens(tokens.to(_dtype(self))).index_select(0, rows)
+        return tokens, self.model.embed_tokens(tokens.to(self.dtype), *place).index_select(0, rows)
 
 
-class TimeStage(nn.Module):
+class TimeStage(Stage):
     """Times ``[N]`` to their embeddings ``[N, W]``: a table made once per sampling schedule."""
 
-    def __init__(self, model: BitDance) -> None:
-        super().__init__()
-        self.time_embed = model.head.time_embed
-
     def forward(self, times: Tensor) -> Tensor:
-        return self.time_embed(times)
+        return self.model.head.time_embed(times)
 
 
-class BackboneStage(nn.Module):
+class BackboneStage(Stage):
     """Embeddings ``[R, T, D]`` on top of the cache to the head's embedded condition ``[R, P, W]`` of the last P.
 
     One graph for the prompt and for every patch: the mask ``[R, 1, T, S]`` says who sees whom, ``cache_position``
-    ``[R]`` where the T new keys and values go.
+    ``[R]`` where the T new keys and values go, ``place`` which patch of the image the condition is for.
     """
 
-    def __init__(self, model: BitDance, profile: Profile) -> None:
-        super().__init__()
-        self.backbone = model.backbone
-        self.cond_embed = model.head.cond_embed
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, model: Generator, profile: Profile) -> None:
+        super().__init__(model)
         self.profile = profile
+        for name, table in zip(("cos", "sin"), model.backbone.rotary(model.config.cache_length), strict=True):
+            self.register_buffer(name, table.to(self.dtype), persistent=False)
 
     def forward(
         self,
@@ -71,37 +81,33 @@ class BackboneStage(nn.Module):
         positions: Tensor,
         mask: Tensor,
         cache_position: Tensor,
-        patch_index: Tensor,
-        *cache: Tensor,
+        place: tuple[Tensor, ...],
+        cache: tuple[Tensor, ...],
     ) -> tuple[Tensor, ...]:
-        cos, sin = self.backbone.cos, self.backbone.sin
+        interleaved = self.model.backbone.rotary_interleaved
         updated: list[Tensor] = []
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            queries = self.profile.rotate(queries, cos, sin, positions)
-            keys = self.profile.rotate(keys, cos, sin, positions)
+            queries = self.profile.rotate(queries, self.cos, self.sin, positions, interleaved)
+            keys = self.profile.rotate(keys, self.cos, self.sin, positions, interleaved)
             keys = self.profile.update_cache(cache[2 * layer], keys, cache_position)
             values = self.profile.update_cache(cache[2 * layer + 1], values, cache_position)
             updated.extend((keys, values))
-            return F.scaled_dot_product_attention(queries, keys, values, mask)
+            return self.profile.attend(queries, keys, values, mask)
 
-        tokens = self.backbone.config.tokens_per_step
+        tokens = self.model.config.tokens_per_step
         last = torch.arange(tokens) + (embeddings.shape[1] - tokens)
-        hidden = self.backbone.hidden(embeddings, attend).index_select(1, last)
-        return self.cond_embed(hidden + self.backbone.position_term(patch_index)), *updated
+        hidden = self.model.backbone.hidden(embeddings, attend).index_select(1, last)
+        return self.model.head.cond_embed(hidden + self.model.position_term(*place).to(hidden.dtype)), *updated
 
 
-class HeadStage(nn.Module):
+class HeadStage(Stage):
     """One evaluation of the head, guidance and sampler step: noisy ``x`` ``[B, P, C]`` to the next.
 
     ``rows`` ``[R]`` says which draw each row of the condition belongs to. The first B rows are conditional and the last
     B unconditional; without guidance they are the same rows, and guidance changes nothing. ``coefficients`` are the
     three numbers (A, B, C) of the sampler step.
     """
-
-    def __init__(self, model: BitDance) -> None:
-        super().__init__()
-        self.head = model.head
 
     def forward(
         self,
@@ -113,7 +119,7 @@ class HeadStage(nn.Module):
         noise: Tensor,
         rows: Tensor,
     ) -> Tensor:
-        clean = self.head.denoise(x.index_select(0, rows).to(_dtype(self)), F.silu(time_embedding + condition))
+        clean = self.model.head.denoise(x.index_select(0, rows).to(self.dtype), F.silu(time_embedding + condition))
         draws = torch.arange(x.shape[0])
         conditional = clean.index_select(0, draws).float()
         unconditional = clean.index_select(0, draws + (rows.shape[0] - x.shape[0])).float()
@@ -122,36 +128,26 @@ class HeadStage(nn.Module):
         return a * x + b * guided + c * noise
 
 
-class DecoderStage(nn.Module):
-    """Tokens ``[B, h*w, C]`` in generation order to pixels ``[B, H, W, 3]``; a ``gan_decoder`` takes noise too."""
+class DecoderStage(Stage):
+    """Tokens ``[B, h/p, w/p, p*p, C]`` to pixels ``[B, H, W, 3]``; a ``gan_decoder`` takes noise too.
 
-    def __init__(self, model: BitDance) -> None:
-        super().__init__()
-        self.decoder = model.tokenizer.decoder
-        self.grid, self.patch_side = model.config.grid, model.patch_side
+    The tokens are those of the sequence in its order: patches of p x p, row by row.
+    """
 
-    def _latent(self, sequence: Tensor) -> Tensor:
-        return sequence_to_latent(sequence, self.grid, self.grid, self.patch_side).to(_dtype(self))
+    def _latent(self, patches: Tensor) -> Tensor:
+        return patches_to_latent(patches, self.model.patch_side).to(self.dtype)
 
     def forward(self, tokens: Tensor, noise: Tensor | None = None) -> Tensor:
-        return image_to_bytes(self.decoder(self._latent(tokens), None if noise is None else self._latent(noise)))
+        bits = self._latent(tokens)
+        return image_to_bytes(self.model.tokenizer.decoder(bits, None if noise is None else self._latent(noise)))
 
 
-class EncoderStage(nn.Module):
-    """Pixels ``[B, H, W, 3]`` to tokens ``[B, h*w, C]`` in generation order."""
-
-    def __init__(self, model: BitDance) -> None:
-        super().__init__()
-        self.encoder = model.tokenizer.encoder
-        self.patch_side = model.patch_side
+class EncoderStage(Stage):
+    """Pixels ``[B, H, W, 3]`` to tokens ``[B, h/p, w/p, p*p, C]``."""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        latent = self.encoder(image_from_bytes(pixels).to(_dtype(self)))
-        return latent_to_sequence(quantize(latent), self.patch_side).float()
-
-
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype
+        latent = self.model.tokenizer.encoder(image_from_bytes(pixels).to(self.dtype))
+        return latent_to_patches(quantize(latent), self.model.patch_side).float()
 
 
 @dataclass(frozen=True)
@@ -162,43 +158,54 @@ class StageExport:
     """
 
     module: nn.Module
-    inputs: dict[str, tuple[torch.dtype, tuple[int | str, ...]]]
+    inputs: Inputs
     outputs: tuple[str, ...]
+    grouped: tuple[tuple[str, ...], ...] = ()  # inputs that one argument of the module takes as a tuple; they come last
+
+    def arguments(self, values: Mapping[str, Value]) -> tuple:
+        """One value an input, as the module's ``forward`` takes them."""
+        together = {name for group in self.grouped for name in group}
+        single = [values[name] for name in self.inputs if name not in together]
+        return (*single, *(tuple(values[name] for name in group) for group in self.grouped if group))
 
 
 # Sizes that stand for a changing dimension while a graph is traced; all differ, so that none is mistaken for another,
-# and T is longer than any patch.
-TRACED = {"R": 6, "B": 3, "T": 67, "N": 5}
+# and T is longer than any patch. PH and PW are the patches of an image, down and across.
+TRACED = {"R": 6, "B": 3, "T": 67, "N": 5, "PH": 2, "PW": 4}
 
 
-def stage_exports(model: BitDance, profile: Profile, dtype: torch.dtype) -> dict[str, Callable[[], StageExport]]:
+def stage_exports(model: Generator, profile: Profile, dtype: torch.dtype) -> dict[str, Callable[[], StageExport]]:
     """Every stage of a model, built when it is asked for."""
     config = model.config
     f32, i64 = torch.float32, torch.int64
+    layout = _layout(model)
     patch = (config.tokens_per_step, config.bits)
-    pixels = (torch.uint8, ("B", config.resolution, config.resolution, 3))
-    sequence = (f32, ("B", config.grid**2, config.bits))
-    condition = (dtype, ("R", config.tokens_per_step, config.head_width))
-    cached = (dtype, ("R", config.heads, config.cache_length, config.head_dim))
-    caches = [f"{layer}.{part}" for layer in range(config.layers) for part in ("key", "value")]
+    condition = (dtype, ("R", config.tokens_per_step, model.head.config.width))
+
+    def tokens() -> StageExport:
+        inputs = {"x": (f32, ("B", *patch)), "rows": (i64, ("R",)), **layout.token_place}
+        return StageExport(TokensStage(model), inputs, ("tokens", "embeddings"), (tuple(layout.token_place),))
 
     def backbone() -> StageExport:
+        cached = (dtype, ("R", layout.cache_heads, config.cache_length, layout.head_dim))
+        caches = [f"{layer}.{part}" for layer in range(layout.layers) for part in ("key", "value")]
         inputs = {
-            "embeddings": (dtype, ("R", "T", config.width)),
+            "embeddings": (dtype, ("R", "T", layout.width)),
             "positions": (i64, ("R", "T")),
             "mask": (torch.bool, ("R", 1, "T", config.cache_length)),
             "cache_position": (i64, ("R",)),
-            "patch_index": (i64, (1,)),
+            **layout.place,
             **{f"past_key_values.{name}": cached for name in caches},
         }
         outputs = ("condition", *(f"present.{name}" for name in caches))
-        return StageExport(BackboneStage(model, profile), inputs, outputs)
+        grouped = (tuple(layout.place), tuple(f"past_key_values.{name}" for name in caches))
+        return StageExport(BackboneStage(model, profile), inputs, outputs, grouped)
 
     def head() -> StageExport:
         inputs = {
             "x": (f32, ("B", *patch)),
             "condition": condition,
-            "time_embedding": (dtype, (config.head_width,)),
+            "time_embedding": (dtype, (model.head.config.width,)),
             "coefficients": (f32, (3,)),
             "guidance": (f32, (1,)),
             "noise": (f32, ("B", *patch)),
@@ -207,17 +214,64 @@ def stage_exports(model: BitDance, profile: Profile, dtype: torch.dtype) -> dict
         return StageExport(HeadStage(model), inputs, ("x_next",))
 
     def decoder() -> StageExport:
-        inputs = {"tokens": sequence, **({"noise": sequence} if config.tokenizer.gan_decoder else {})}
+        inputs = {"tokens": layout.sequence, **({"noise": layout.sequence} if config.tokenizer.gan_decoder else {})}
         return StageExport(DecoderStage(model), inputs, ("pixels",))
 
     return {
-        "prompt": lambda: StageExport(PromptStage(model), {"class_ids": (i64, ("R",))}, ("embeddings",)),
-        "tokens": lambda: StageExport(
-            TokensStage(model), {"x": (f32, ("B", *patch)), "rows": (i64, ("R",))}, ("tokens", "embeddings")
-        ),
+        "prompt": lambda: StageExport(PromptStage(model), layout.prompt, ("embeddings",)),
+        "tokens": tokens,
         "time": lambda: StageExport(TimeStage(model), {"times": (f32, ("N",))}, ("time_embeddings",)),
         "backbone": backbone,
         "head": head,
         "decoder": decoder,
-        "encoder": lambda: StageExport(EncoderStage(model), {"pixels": pixels}, ("tokens",)),
+        "encoder": lambda: StageExport(EncoderStage(model), {"pixels": layout.pixels}, ("tokens",)),
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where the two kinds of model differ in what their stages are given."""
+
+    width: int
+    layers: int
+    cache_heads: int
+    head_dim: int
+    prompt: Inputs
+    place: Inputs  # which patch of the image, for the head's condition
+    token_place: Inputs  # the same for the embedding of tokens, where that depends on it
+    sequence: tuple[torch.dtype, Shape]
+    pixels: tuple[torch.dtype, Shape]
+
+
+def _layout(model: Generator) -> Layout:
+    f32, i64, u8 = torch.float32, torch.int64, torch.uint8
+    side, bits = model.patch_side, model.config.bits
+    index: Inputs = {"patch_index": (i64, (1,))}
+    if isinstance(model, TextToImage):
+        text = model.config.backbone
+        place: Inputs = {**index, "patches_across": (i64, (1,))}
+        pixels = model.config.patch_pixels
+        return Layout(
+            width=text.width,
+            layers=text.layers,
+            cache_heads=text.kv_heads,
+            head_dim=text.head_dim,
+            prompt={"input_ids": (i64, ("R", "T"))},
+            place=place,
+            token_place=place,
+            sequence=(f32, ("B", "PH", "PW", side * side, bits)),
+            pixels=(u8, ("B", f"{pixels}*PH", f"{pixels}*PW", 3)),
+        )
+    config = model.config
+    patches = config.grid // side
+    return Layout(
+        width=config.width,
+        layers=config.layers,
+        cache_heads=config.heads,
+        head_dim=config.head_dim,
+        prompt={"class_ids": (i64, ("R",))},
+        place=index,
+        token_place={},
+        sequence=(f32, ("B", patches, patches, side * side, bits)),
+        pixels=(u8, ("B", config.resolution, config.resolution, 3)),
+    )

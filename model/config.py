@@ -185,6 +185,11 @@ class GeneratorConfig:
         return self.tokenizer.bits
 
     @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) in pixels of the images it makes."""
+        return ((self.resolution, self.resolution),)
+
+    @property
     def grid(self) -> int:
         """Tokens along one side of the image."""
         return self.resolution // self.tokenizer.downsampling

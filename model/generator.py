@@ -40,6 +40,18 @@ class BitDance(nn.Module):
         """Bits ``[B, h*w, C]`` in generation order to ``[B, C, h, w]``."""
         return sequence_to_latent(sequence, self.config.grid, self.config.grid, self.patch_side)
 
+    def embed_prompt(self, classes: Tensor) -> Tensor:
+        """Class ids int64 ``[R]`` to the prompt ``[R, class_tokens + P - 1, D]``."""
+        return self.backbone.embed_classes(classes)
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Bits ``[R, P, C]`` to ``[R, P, D]``; the backbone's rotary table knows their place."""
+        return self.backbone.embed_tokens(tokens)
+
+    def position_term(self, patch_index: Tensor) -> Tensor:
+        """What the head's condition adds for the tokens of one patch: int64 ``[1]`` to ``[P, D]``."""
+        return self.backbone.position_term(patch_index)
+
     def loss(self, classes: Tensor, inputs: Tensor, targets: Tensor, time_draws: Tensor, noise: Tensor) -> Tensor:
         """Training loss of the generator.
 

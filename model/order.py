@@ -28,6 +28,18 @@ def sequence_to_latent(sequence: Tensor, height: int, width: int, patch_side: in
     return sequence.index_select(1, place).transpose(1, 2).unflatten(2, (height, width)).contiguous()
 
 
+def latent_to_patches(latent: Tensor, patch_side: int) -> Tensor:
+    """``[B, C, h, w]`` to ``[B, h/p, w/p, p*p, C]``: the sequence, by patch rows and patch columns."""
+    patches = latent.unflatten(3, (-1, patch_side)).unflatten(2, (-1, patch_side))  # [B, C, h/p, p, w/p, p]
+    return patches.permute(0, 2, 4, 3, 5, 1).flatten(3, 4)
+
+
+def patches_to_latent(patches: Tensor, patch_side: int) -> Tensor:
+    """``[B, h/p, w/p, p*p, C]`` back to ``[B, C, h, w]``, contiguous as in ``sequence_to_latent``."""
+    squares = patches.unflatten(3, (patch_side, patch_side))  # [B, h/p, w/p, p, p, C]
+    return squares.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3).contiguous()
+
+
 def rotary_table(grid: int, unrotated: int, head_dim: int, base: float, patch_side: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the two-dimensional rotary embedding, float32 ``[unrotated + grid*grid, head_dim/2]`` each.
 

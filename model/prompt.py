@@ -19,6 +19,7 @@ UNCONDITIONAL = "<|im_start|>assistant\n"
 class PromptTokenizer:
     """Text to ids, and the ids that follow every prompt: start of the image, its height and width, the queries."""
 
+    file: Path
     tokenizer: Tokenizer
     config: TextToImageConfig
 
@@ -29,13 +30,14 @@ class PromptTokenizer:
         Raises:
             ModelError: the file is missing or unreadable, or tokens are not in it.
         """
-        if not Path(file).is_file():
+        file = Path(file)
+        if not file.is_file():
             raise ModelError(f"no tokenizer at {file}; a text-to-image checkpoint has a tokenizer.json: copy it again")
         try:
-            opened = cls(Tokenizer.from_file(str(file)), config)
+            opened = cls(file, Tokenizer.from_file(str(file)), config)
         except Exception as error:  # tokenizers raises bare Exception
             raise ModelError(f"{file} cannot be read ({error}); it may be truncated: copy it again") from None
-        opened._require_tokens(Path(file))
+        opened._require_tokens()
         return opened
 
     def conditional(self, prompt: str, height: int, width: int) -> list[int]:
@@ -72,19 +74,19 @@ class PromptTokenizer:
     def _queries(self) -> list[str]:
         return [f"<|query_{i}|>" for i in range(1, self.config.tokens_per_step)]
 
-    def _require_tokens(self, file: Path) -> None:
+    def _require_tokens(self) -> None:
         needed = ["<|vision_start|>", *self._queries()]
         ids = {token: self.tokenizer.token_to_id(token) for token in needed}
         missing = [token for token, found in ids.items() if found is None]
         if missing:
             shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
             raise ModelError(
-                f"{file} lacks {shown}; {self.config.tokens_per_step} tokens a step need {len(needed)} such tokens: "
-                "take the tokenizer.json that was published with these weights"
+                f"{self.file} lacks {shown}; {self.config.tokens_per_step} tokens a step need {len(needed)} of their "
+                "kind: take the tokenizer.json that was published with these weights"
             )
         largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values())
         if largest >= self.config.backbone.vocabulary:
             raise ModelError(
-                f"{file} has token ids up to {largest}, but the model embeds {self.config.backbone.vocabulary} "
+                f"{self.file} has token ids up to {largest}, but the model embeds {self.config.backbone.vocabulary} "
                 "(vocab_size): they do not belong together"
             )

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from bitdance_edge.runtime.errors import BundleError
+from bitdance_edge.runtime.errors import BundleError, RequestError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "bundle.json"
 MODULE_PATH = "pkg.torch.onnx.name_scopes"  # metadata of each ONNX node: the PyTorch modules it came from
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "uint8": 1, "bool": 1}
@@ -22,7 +22,11 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """One input or output of a stage; a dimension is a size or the name of one that changes (R, T, B, N)."""
+    """One input or output of a stage.
+
+    A dimension is a size, the name of one that changes (R rows, T tokens, B images or draws, N times, PH and PW patches
+    down and across an image), or a multiple of such a name: ``16*PH``.
+    """
 
     name: str
     dtype: str
@@ -30,7 +34,18 @@ class TensorSpec:
 
     def sized(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with its named dimensions filled in."""
-        return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in self.shape)
+        return tuple(dim if isinstance(dim, int) else dim_size(dim, sizes) for dim in self.shape)
+
+
+def dim_factor(dim: str) -> tuple[int, str]:
+    """``16*PH`` to (16, "PH"); a plain name has factor 1."""
+    factor, _, name = dim.rpartition("*")
+    return int(factor or 1), name
+
+
+def dim_size(dim: str, sizes: Mapping[str, int]) -> int:
+    factor, name = dim_factor(dim)
+    return factor * sizes[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,47 +60,105 @@ class StageSpec:
     """One exported graph, and how far it was from PyTorch when it was exported."""
 
     graph: FileSpec
-    weights: FileSpec | None
+    weights: tuple[FileSpec, ...]
     precision: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    max_error: float
+    max_error: float | None  # None: the machine that exported it had no room to run it
     tolerance: float
+    weight_bytes: int  # of the weights this stage uses, wherever they are kept
     activation_bytes: int  # live at once inside the graph, one image (two rows)
 
     @property
     def files(self) -> tuple[FileSpec, ...]:
-        return (self.graph,) if self.weights is None else (self.graph, self.weights)
+        return (self.graph, *self.weights)
 
     @property
     def bytes(self) -> int:
-        return sum(file.bytes for file in self.files)
+        """What the stage alone takes; a file of weights may serve several stages and hold more."""
+        return self.graph.bytes + self.weight_bytes
+
+
+CLASS_CONDITIONAL, TEXT_TO_IMAGE = KINDS = ("class-conditional", "text-to-image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSize:
+    """One size of image: in pixels, in tokens (``grid``) and in patches."""
+
+    height: int
+    width: int
+    grid_height: int
+    grid_width: int
+    tokens: int
+    patches: int
+    patches_down: int
+    patches_across: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """The named dimensions of decoder and encoder that this size settles."""
+        return {"PH": self.patches_down, "PW": self.patches_across}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """What the network is, as far as running it needs to know."""
+    """What the loop and a request need to know."""
 
-    kind: str  # "class-conditional"
+    kind: str  # one of KINDS
     tokens_per_step: int
     bits: int
-    grid_height: int
-    grid_width: int
-    image_height: int
-    image_width: int
+    pixels_per_token: int
     patch_side: int  # square that the token order is made of; 1 is raster order
-    prompt_tokens: int
-    num_classes: int
+    sizes: tuple[tuple[int, int], ...]  # (height, width) in pixels; the first is the default
+    prompt_tokens: int  # of the longest prompt, with the queries of the first patch
+    num_classes: int  # 0 where a prompt says what to draw
     class_names: tuple[str, ...]
     decoder_noise: bool
 
     @property
-    def tokens(self) -> int:
-        return self.grid_height * self.grid_width
+    def default_size(self) -> ImageSize:
+        return self.size(*self.sizes[0])
 
     @property
-    def patches(self) -> int:
-        return self.tokens // self.tokens_per_step
+    def largest_size(self) -> ImageSize:
+        """The size of most tokens, which the cache is made for."""
+        return self.size(*max(self.sizes, key=lambda size: size[0] * size[1]))
+
+    def size(self, height: int, width: int) -> ImageSize:
+        """One of this model's sizes.
+
+        Raises:
+            RequestError: the model does not make images of this size.
+        """
+        if (height, width) not in self.sizes:
+            known = ", ".join(f"{height}x{width}" for height, width in self.sizes)
+            raise RequestError(f"size is {height}x{width}; this bundle makes {known} only (height x width)")
+        grid = height // self.pixels_per_token, width // self.pixels_per_token
+        return ImageSize(
+            height=height,
+            width=width,
+            grid_height=grid[0],
+            grid_width=grid[1],
+            tokens=grid[0] * grid[1],
+            patches=grid[0] * grid[1] // self.tokens_per_step,
+            patches_down=grid[0] // self.patch_side,
+            patches_across=grid[1] // self.patch_side,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec:
+    """How a prompt becomes token ids."""
+
+    tokenizer: FileSpec
+    conditional: str  # chat template around {prompt}
+    unconditional: str
+    suffixes: Mapping[str, tuple[int, ...]]  # size -> ids that follow the text: start, height, width, queries
+    max_prompt: int  # tokens of the longest prompt, template included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +192,8 @@ class Bundle:
     cache: CacheSpec
     sampling: SamplingSpec
     stages: Mapping[str, StageSpec]
+    text: TextSpec | None  # of text-to-image models
+    links: Mapping[str, str]  # file -> the checkpoint's file that it is a hard link to
     provenance: Mapping[str, Any]
     digest: str  # SHA-256 of bundle.json, which holds those of all files
 
@@ -145,7 +220,9 @@ class Bundle:
             raise BundleError(f"{manifest} has format {found!r}; this version reads format {FORMAT}: export it again")
         del data["format"]
         parsers: dict[str, Callable[[Any, str], Any]] = {
-            "model": lambda value, at: _record(ModelSpec, value, at),
+            "model": lambda value, at: _record(ModelSpec, value, at, {"sizes": _sizes}),
+            "text": lambda value, at: None if value is None else _text(value, at),
+            "links": _mapping,
             "cache": lambda value, at: _record(CacheSpec, value, at),
             "sampling": lambda value, at: _record(SamplingSpec, value, at),
             "stages": lambda value, at: {
@@ -175,19 +252,26 @@ class Bundle:
         """
         stage = self.stage(name)
         for file in stage.files:
-            path = self.folder / file.path
-            if not path.is_file():
-                raise BundleError(f"{path} is missing; copy the whole bundle again or export it again")
-            size = path.stat().st_size
-            if size != file.bytes:
-                raise BundleError(
-                    f"{path} has {size} bytes, its bundle says {file.bytes}: truncated or altered; copy it again"
-                )
-            if sha256(path) != file.sha256:
-                raise BundleError(
-                    f"{path} was altered: its SHA-256 is not the one in {MANIFEST}; copy or export it again"
-                )
+            self.verified_file(file)
         return self.folder / stage.graph.path
+
+    def verified_file(self, file: FileSpec) -> Path:
+        """One file of the bundle, checked as by ``verified``."""
+        path = self.folder / file.path
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; copy the whole bundle again or export it again")
+        size = path.stat().st_size
+        if size != file.bytes:
+            raise BundleError(
+                f"{path} has {size} bytes, its bundle says {file.bytes}: truncated or altered; copy it again"
+            )
+        if sha256(path) != file.sha256:
+            raise BundleError(f"{path} was altered: its SHA-256 is not the one in {MANIFEST}; copy or export it again")
+        return path
+
+    def shared_files(self) -> list[str]:
+        """Files that are still the same as a checkpoint's: what is written to one is written to the other."""
+        return [name for name in self.links if (self.folder / name).stat().st_nlink > 1]
 
     def cache_names(self) -> Iterator[tuple[str, str]]:
         """The backbone's cache tensors, as pairs of input and output name."""
@@ -208,7 +292,8 @@ def file_spec(folder: Path, path: Path) -> FileSpec:
 
 def _stage(value: Any, at: str) -> StageSpec:
     def tensors(value: Any, at: str) -> tuple[TensorSpec, ...]:
-        return tuple(_record(TensorSpec, item, f"{at}[{i}]", {"shape": _shape}) for i, item in enumerate(value))
+        items = enumerate(_list(value, at))
+        return tuple(_record(TensorSpec, item, f"{at}[{i}]", {"shape": _shape}) for i, item in items)
 
     return _record(
         StageSpec,
@@ -216,7 +301,8 @@ def _stage(value: Any, at: str) -> StageSpec:
         at,
         {
             "graph": _file,
-            "weights": lambda value, at: None if value is None else _file(value, at),
+            "weights": lambda value, at: tuple(_file(item, f"{at}[{i}]") for i, item in enumerate(_list(value, at))),
+            "max_error": lambda value, at: None if value is None else float(value),
             "inputs": tensors,
             "outputs": tensors,
         },
@@ -231,10 +317,33 @@ def _file(value: Any, at: str) -> FileSpec:
     return file
 
 
+def _text(value: Any, at: str) -> TextSpec:
+    def suffixes(value: Any, at: str) -> dict[str, tuple[int, ...]]:
+        return {size: tuple(ids) for size, ids in _mapping(value, at).items()}
+
+    return _record(TextSpec, value, at, {"tokenizer": _file, "suffixes": suffixes})
+
+
+def _sizes(value: Any, at: str) -> tuple[tuple[int, int], ...]:
+    try:
+        sizes = tuple((int(height), int(width)) for height, width in value)
+    except (TypeError, ValueError):
+        sizes = ()
+    if not sizes:
+        raise BundleError(f"{at} is {value!r}; it must list [height, width] in pixels")
+    return sizes
+
+
 def _shape(value: Any, at: str) -> tuple[int | str, ...]:
     if not isinstance(value, list) or not all(isinstance(dim, int | str) for dim in value):
         raise BundleError(f"{at} is {value!r}; a shape is a list of sizes and names")
     return tuple(value)
+
+
+def _list(value: Any, at: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise BundleError(f"{at} is {type(value).__name__}; a list is expected")
+    return value
 
 
 def _mapping(value: Any, at: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.files import written_whole
-from bitdance_edge.runtime.request import Request
+from bitdance_edge.runtime.request import ImageSpec, Request
 
 PNG_KEY = "bitdance"
 
@@ -22,6 +22,7 @@ class GeneratedImage:
     """One image of a request.
 
     Attributes:
+        class_id, prompt: what it shows; the one that the bundle does not draw is None.
         seed: of this image alone.
         tokens: int8 ``[h*w, C]`` in generation order.
         pixels: uint8 ``[H, W, 3]``; None where only tokens were asked for.
@@ -29,7 +30,8 @@ class GeneratedImage:
     """
 
     index: int
-    class_id: int
+    class_id: int | None
+    prompt: str | None
     seed: int
     tokens: np.ndarray
     pixels: np.ndarray | None
@@ -63,14 +65,23 @@ def save_png(image: Image.Image, path: str | Path, info: PngImagePlugin.PngInfo 
 
 
 def image_settings(
-    *, bundle: str, digest: str, class_id: int, seed: int, steps: int, guidance: float, prefix: np.ndarray
+    *,
+    bundle: str,
+    digest: str,
+    image: ImageSpec,
+    size: tuple[int, int],
+    steps: int,
+    guidance: float,
+    prefix: np.ndarray,
 ) -> dict[str, Any]:
     """What must be known to make one image again; the prefix ``[K, P, C]`` travels as packed bits."""
+    shown = {"class": image.class_id, "prompt": image.prompt, "negative_prompt": image.negative_prompt}
     settings: dict[str, Any] = {
         "bundle": bundle,
         "bundle_sha256": digest,
-        "class": class_id,
-        "seed": seed,
+        **{key: value for key, value in shown.items() if value is not None},
+        "size": list(size),
+        "seed": image.seed,
         "steps": steps,
         "guidance": guidance,
     }
@@ -104,8 +115,12 @@ def request_from_settings(settings: Mapping[str, Any]) -> Request:
             tokens, bits = settings["prefix_shape"]
             packed = np.frombuffer(base64.b64decode(settings["prefix"]), np.uint8)
             prefix = np.unpackbits(packed, count=tokens * bits).reshape(tokens, bits) * 2.0 - 1.0
+        height, width = settings["size"]
         return Request(
-            classes=[settings["class"]],
+            classes=[settings["class"]] if "class" in settings else (),
+            prompts=[settings["prompt"]] if "prompt" in settings else (),
+            negative_prompt=settings.get("negative_prompt"),
+            size=(height, width),
             seed=settings["seed"],
             steps=settings["steps"],
             guidance=settings["guidance"],

@@ -4,13 +4,14 @@ Knows tokens, nothing of images, seeds or files. R rows run through the backbone
 (conditional rows first). Everything a patch needs is allocated and bound once, before the first patch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from bitdance_edge.runtime.attention import AttentionWindow
 from bitdance_edge.runtime.backend import Backend, Buffer, Stage
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.bundle import Bundle, ImageSize
 from bitdance_edge.runtime.cache import KVCache
 from bitdance_edge.runtime.sampler import Schedule, patch_guidance
 
@@ -21,25 +22,28 @@ NoiseSource = Callable[[int, bool], np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRequest:
-    """What the loop is asked for: B images, all with the same settings."""
+    """What the loop is asked for: B images, all with the same settings.
 
-    class_ids: Sequence[int]
+    ``prompt`` int64 holds the ids of all R rows, conditional ones first: ``[R]`` classes, or ``[R, T]`` text padded on
+    the left by ``padding`` int64 ``[R]``.
+    """
+
+    images: int
+    prompt: np.ndarray
+    padding: np.ndarray
+    size: ImageSize
     steps: int
     guidance: float  # 1 is off
     guidance_schedule: str
     prefix: np.ndarray  # [B, K, P, C] of -1 and +1: the first K patches, given rather than sampled
 
     @property
-    def images(self) -> int:
-        return len(self.class_ids)
+    def rows(self) -> int:
+        return len(self.prompt)
 
     @property
     def guided(self) -> bool:
-        return self.guidance > 1
-
-    @property
-    def rows(self) -> int:
-        return 2 * self.images if self.guided else self.images
+        return self.rows > self.images
 
 
 def generate_tokens(
@@ -51,7 +55,7 @@ def generate_tokens(
     apart, as the reference does, and only the conditional ones belong to the image.
     """
     loop = BoundLoop(backend, bundle, stages, request)
-    patches = bundle.model.patches
+    patches = request.size.patches
     for patch in range(patches):
         guidance = patch_guidance(request.guidance, request.guidance_schedule, patch, patches)
         rows_apart = request.guided and guidance == 1
@@ -73,6 +77,7 @@ class BoundLoop:
         self.sizes = {"R": request.rows, "N": request.steps + 1}
         self.schedule = Schedule.euler_maruyama(request.steps, bundle.sampling.time_shift)
         self.cache = KVCache(backend, bundle, request.rows)
+        self.place = Place(self)
         self.condition = self.allocate("backbone", "condition")
         self.embeddings = self.allocate("tokens", "embeddings")
         self.time_embeddings = self._embed_times()
@@ -89,7 +94,8 @@ class BoundLoop:
     def backbone(self, patch: int) -> None:
         """Run the prompt or the patch before this one; the head's condition is then in its buffer."""
         run = self._prompt_pass if patch == 0 else self._patch_pass
-        run(patch)
+        self.place.move_to(patch)
+        run()
 
     def sampler(self, rows_apart: bool) -> "PatchSampler":
         """The head bound for rows that share their noise, or for rows that are drawn apart."""
@@ -104,11 +110,26 @@ class BoundLoop:
         return embeddings
 
     def _embed_prompt(self) -> Buffer:
-        class_ids, embeddings = self.allocate("prompt", "class_ids"), self.allocate("prompt", "embeddings")
-        no_class = [self.bundle.model.num_classes] * (self.request.rows - self.request.images)
-        class_ids.write(np.array([*self.request.class_ids, *no_class]))
-        self.stages["prompt"].bind({"class_ids": class_ids, "embeddings": embeddings})()
+        (ids,) = (tensor.name for tensor in self.bundle.stage("prompt").inputs)
+        length = self.request.prompt.shape[-1]
+        prompt, embeddings = self.allocate("prompt", ids, T=length), self.allocate("prompt", "embeddings", T=length)
+        prompt.write(self.request.prompt)
+        self.stages["prompt"].bind({ids: prompt, "embeddings": embeddings})()
         return embeddings
+
+
+class Place:
+    """Where the current patch stands in the image, for the stages that ask."""
+
+    def __init__(self, loop: BoundLoop) -> None:
+        spec = loop.bundle.stage("backbone")
+        names = [tensor.name for tensor in spec.inputs if tensor.name in ("patch_index", "patches_across")]
+        self.buffers = {name: loop.allocate("backbone", name) for name in names}
+        if "patches_across" in self.buffers:
+            self.buffers["patches_across"].write(np.array(loop.request.size.patches_across))
+
+    def move_to(self, patch: int) -> None:
+        self.buffers["patch_index"].write(np.array(patch))
 
 
 class BackbonePass:
@@ -116,33 +137,29 @@ class BackbonePass:
 
     def __init__(self, loop: BoundLoop, embeddings: Buffer) -> None:
         self.length = embeddings.shape[1]
-        self.block = loop.bundle.model.tokens_per_step
         self.cache = loop.cache
+        self.window = AttentionWindow(loop.bundle.model.tokens_per_step, loop.cache.length, loop.request.padding)
         self.positions = loop.allocate("backbone", "positions", T=self.length)
         self.mask = loop.allocate("backbone", "mask", T=self.length)
         self.cache_position = loop.allocate("backbone", "cache_position")
-        self.patch_index = loop.allocate("backbone", "patch_index")
         self.launch = loop.stages["backbone"].bind(
             {
                 **loop.cache.buffers,
+                **loop.place.buffers,
                 "embeddings": embeddings,
                 "positions": self.positions,
                 "mask": self.mask,
                 "cache_position": self.cache_position,
-                "patch_index": self.patch_index,
                 "condition": loop.condition,
             }
         )
 
-    def __call__(self, patch: int) -> None:
+    def __call__(self) -> None:
         """Append to the cache and leave the condition of the last P positions in its buffer."""
-        start, index = self.cache.position, np.arange(self.length)
-        # The last P tokens see each other and all before; what precedes them in a prompt is causal.
-        last_seen = start + np.where(index < self.length - self.block, index, self.length - 1)
-        self.positions.write(start + index)
-        self.mask.write(np.arange(self.cache.length) <= last_seen[:, None])
+        start = self.cache.position
+        self.positions.write(self.window.positions(start, self.length))
+        self.mask.write(self.window.mask(start, self.length))
         self.cache_position.write(np.array(start))
-        self.patch_index.write(np.array(patch))
         self.launch()
         self.cache.advance(self.length)
 
@@ -182,7 +199,13 @@ class PatchSampler:
             for k in range(evaluations)
         ]
         self.embed = loop.stages["tokens"].bind(
-            {"x": self.x, "rows": rows, "tokens": self.tokens, "embeddings": loop.embeddings}
+            {
+                **loop.place.buffers,
+                "x": self.x,
+                "rows": rows,
+                "tokens": self.tokens,
+                "embeddings": loop.embeddings,
+            }
         )
 
     def sample(self, noise: np.ndarray, guidance: float) -> None:

@@ -1,6 +1,7 @@
 """A bundle and its engines as one archive, the same bytes every time."""
 
 import io
+import shutil
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from bitdance_edge.runtime.bundle import MANIFEST, Bundle, sha256
 from bitdance_edge.runtime.errors import BundleError, EngineError
 from bitdance_edge.runtime.files import written_whole
 from bitdance_edge.runtime.sidecar import ENGINES, Sidecar, damage, onnx_hashes, sidecar_path
+
+COPY_CHUNK = 1 << 24  # bytes
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,21 @@ def pack_bundle(bundle: Bundle, archive: Path, targets: Sequence[str] | None, en
         linked = _write(bundle, sorted(names), file)
         size = file.tell()
     return Packed(len(names), size, sum(bundle.stages[name].bytes for name in replaced), linked)
+
+
+def copy_shared_files(bundle: Bundle) -> int:
+    """Make a bundle self-contained: each file that it shares with a checkpoint becomes a copy, whole or not at all.
+
+    Returns:
+        bytes copied.
+    """
+    copied = 0
+    for name in bundle.shared_files():
+        path = bundle.folder / name
+        with path.open("rb") as source, written_whole(path) as copy:
+            shutil.copyfileobj(source, copy, COPY_CHUNK)
+        copied += path.stat().st_size
+    return copied
 
 
 def _engines(bundle: Bundle, targets: Sequence[str] | None) -> dict[str, list[Path]]:

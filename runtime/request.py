@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.bundle import CLASS_CONDITIONAL, Bundle, ImageSize
 from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.prompt import PromptEncoder, padded
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
@@ -20,7 +21,9 @@ class Request:
     """Images to generate. What is None is the bundle's default.
 
     Attributes:
-        classes: class ids, or names where the bundle has them; images come class by class, ``count`` of each.
+        classes: of a class-conditional bundle: ids, or names where it has them.
+        prompts: of a text-to-image bundle. Images come class by class or prompt by prompt, ``count`` of each.
+        negative_prompt: what guidance leads away from; None is no text at all.
         seed: image i of the request uses seed + i; None draws one.
         steps: noisy sampling steps of each patch, one head evaluation each, plus a last one.
         guidance: 1 switches guidance off.
@@ -31,7 +34,9 @@ class Request:
         batch_invariant: run the images one by one, so that each is the same to the bit in any batch.
     """
 
-    classes: Sequence[int | str]
+    classes: Sequence[int | str] = ()
+    prompts: Sequence[str] = ()
+    negative_prompt: str | None = None
     count: int = 1
     seed: int | None = None
     steps: int | None = None
@@ -42,8 +47,11 @@ class Request:
     output: str = "image"
     batch_invariant: bool = False
 
-    def resolve(self, bundle: Bundle) -> "Settings":
+    def resolve(self, bundle: Bundle, encoder: PromptEncoder | None = None) -> "Settings":
         """Fill in the bundle's defaults and check every value against it.
+
+        Args:
+            encoder: of the bundle's prompts; None opens it where it is needed.
 
         Raises:
             RequestError: names the value and what is allowed.
@@ -55,36 +63,66 @@ class Request:
         guidance = bundle.sampling.guidance if self.guidance is None else self.guidance
         if not isinstance(guidance, int | float) or not math.isfinite(guidance) or not 1 <= guidance <= 100:
             raise RequestError(f"guidance is {guidance!r}; it must be a number from 1 (off) to 100")
-        if self.size not in (None, (model.image_height, model.image_width)):
-            raise RequestError(
-                f"size is {self.size!r}; this bundle makes {model.image_height}x{model.image_width} only"
-            )
+        size = model.default_size if self.size is None else model.size(*self.size)
         if self.output not in OUTPUTS:
             raise RequestError(f"output is {self.output!r}; it must be one of {', '.join(OUTPUTS)}")
-        if not self.classes:
-            raise RequestError("no class given; name at least one")
-        class_ids = [class_id(name, bundle) for name in self.classes for _ in range(count)]
-        if seed + len(class_ids) - 1 > MAX_SEED:
-            raise RequestError(
-                f"seed {seed} leaves no room for {len(class_ids)} images; the largest seed is {MAX_SEED}"
-            )
+        subjects = self._subjects(bundle, size, encoder)
+        images = [subject for subject in subjects for _ in range(count)]
+        if seed + len(images) - 1 > MAX_SEED:
+            raise RequestError(f"seed {seed} leaves no room for {len(images)} images; the largest seed is {MAX_SEED}")
         return Settings(
-            images=tuple(ImageSpec(index=i, class_id=c, seed=seed + i) for i, c in enumerate(class_ids)),
+            images=tuple(replace(image, index=i, seed=seed + i) for i, image in enumerate(images)),
+            size=size,
             steps=steps,
             guidance=float(guidance),
             guidance_schedule=bundle.sampling.guidance_schedule,
-            prefix=_prefix(self.prefix, len(class_ids), bundle),
-            preview_every=_whole("preview_every", self.preview_every, 0, model.patches),
+            prefix=_prefix(self.prefix, len(images), bundle, size),
+            preview_every=_whole("preview_every", self.preview_every, 0, size.patches),
             decode=self.output == "image",
             batch_invariant=self.batch_invariant,
         )
 
+    def _subjects(self, bundle: Bundle, size: ImageSize, encoder: PromptEncoder | None) -> list["ImageSpec"]:
+        """What the images show, one of each class or prompt."""
+        model = bundle.model
+        if model.kind == CLASS_CONDITIONAL:
+            if self.prompts or self.negative_prompt is not None:
+                raise RequestError(f"{bundle.name} draws classes, not prompts; name classes instead")
+            if not self.classes:
+                raise RequestError("no class given; name at least one")
+            ids = [class_id(name, bundle) for name in self.classes]
+            return [ImageSpec(class_id=i, conditional=(i,), unconditional=(model.num_classes,)) for i in ids]
+        if self.classes:
+            raise RequestError(f"{bundle.name} draws prompts, not classes; give prompts instead")
+        if not self.prompts:
+            raise RequestError("no prompt given; give at least one")
+        if not all(isinstance(text, str) for text in (*self.prompts, self.negative_prompt or "")):
+            raise RequestError("prompts must be strings")
+        encoder = encoder or PromptEncoder.open(bundle)
+        away = self.negative_prompt
+        negative = encoder.unconditional(size) if away is None else encoder.conditional(away, size)
+        return [
+            ImageSpec(
+                prompt=prompt,
+                negative_prompt=away,
+                conditional=encoder.conditional(prompt, size),
+                unconditional=negative,
+            )
+            for prompt in self.prompts
+        ]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    index: int
-    class_id: int
-    seed: int
+    """One image: what it shows, as asked for and as ids of its conditional and unconditional row."""
+
+    conditional: tuple[int, ...]
+    unconditional: tuple[int, ...]
+    class_id: int | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    index: int = 0
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +130,7 @@ class Settings:
     """A request with nothing left open."""
 
     images: tuple[ImageSpec, ...]
+    size: ImageSize
     steps: int
     guidance: float
     guidance_schedule: str
@@ -102,11 +141,19 @@ class Settings:
 
     def batches(self, largest: int) -> list["Settings"]:
         """The same request in parts of at most ``largest`` images (one, where batches must not matter)."""
-        size = 1 if self.batch_invariant else largest
+        count = 1 if self.batch_invariant else largest
         return [
-            replace(self, images=self.images[i : i + size], prefix=self.prefix[i : i + size])
-            for i in range(0, len(self.images), size)
+            replace(self, images=self.images[i : i + count], prefix=self.prefix[i : i + count])
+            for i in range(0, len(self.images), count)
         ]
+
+    def prompt(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and padding of all rows, conditional ones first: ``TokenRequest.prompt`` and ``padding``."""
+        rows = [image.conditional for image in self.images]
+        if self.guidance > 1:
+            rows += [image.unconditional for image in self.images]
+        ids, padding = padded(rows)
+        return (ids[:, 0] if self.images[0].class_id is not None else ids), padding
 
 
 def class_id(name: int | str, bundle: Bundle) -> int:
@@ -129,7 +176,7 @@ def _whole(name: str, value: object, least: int, most: int) -> int:
     return int(value)
 
 
-def _prefix(prefix: np.ndarray | None, images: int, bundle: Bundle) -> np.ndarray:
+def _prefix(prefix: np.ndarray | None, images: int, bundle: Bundle, size: ImageSize) -> np.ndarray:
     model = bundle.model
     patch = (model.tokens_per_step, model.bits)
     if prefix is None:
@@ -139,13 +186,13 @@ def _prefix(prefix: np.ndarray | None, images: int, bundle: Bundle) -> np.ndarra
     if (
         shaped.ndim != 3
         or shaped.shape[0] not in (1, images)
-        or shaped.shape[1] > model.tokens
+        or shaped.shape[1] > size.tokens
         or shaped.shape[1] % model.tokens_per_step
         or shaped.shape[2] != model.bits
     ):
         raise RequestError(
             f"prefix has shape {list(prefix.shape)}; it must be [K, {model.bits}] or [{images}, K, {model.bits}] with "
-            f"K a multiple of {model.tokens_per_step} tokens, at most {model.tokens}"
+            f"K a multiple of {model.tokens_per_step} tokens, at most {size.tokens}"
         )
     if not np.isin(shaped, (-1, 1)).all():
         raise RequestError("prefix holds values other than -1 and +1; take it from Pipeline.tokenize")

@@ -27,17 +27,23 @@ def interruptible() -> None:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
     """``exported("cc_1x", profile="kv24", precision="fp32")`` gives the bundle of a fixture model."""
-    from bitdance_edge.export.exporter import ExportOptions, export_bundle
+    from bitdance_edge.export.exporter import ExportOptions
+    from bitdance_edge.export.opening import OpenedCheckpoint, open_text_to_image
     from bitdance_edge.model import load_generator
 
     folder, made = tmp_path_factory.mktemp("bundles"), {}
 
+    def opened(fixture: str, options: ExportOptions) -> OpenedCheckpoint:
+        if fixture.startswith("t2i"):
+            return open_text_to_image(FIXTURES / fixture, options, sizes="128x192,64x64", max_prompt=96)
+        model = load_generator(FIXTURES / fixture / "state.safetensors")
+        return OpenedCheckpoint(model=model, options=options, provenance={"checkpoint": fixture})
+
     def export(fixture: str, profile: str = "kv24", precision: str = "fp32") -> Bundle:
         key = f"{fixture}-{profile}-{precision}"
         if key not in made:
-            model = load_generator(FIXTURES / fixture / "state.safetensors")
             options = ExportOptions(name=key, profile=profile, precision=precision)
-            made[key] = export_bundle(model, folder / key, options, {"checkpoint": fixture})
+            made[key] = opened(fixture, options).export(folder / key)
         return made[key]
 
     return export

@@ -116,6 +116,6 @@ def quantized(bundle: Bundle, folder: Path, precision: str) -> Bundle:
         onnx.save(onnx.load(whole), path)
         whole.unlink()
         path.with_name(f"{path.name}.data").unlink()
-        stages[name] = replace(stage, graph=file_spec(folder, path), weights=None, precision=precision)
+        stages[name] = replace(stage, graph=file_spec(folder, path), weights=(), precision=precision)
     replace(bundle, folder=folder, name=precision, stages=stages).write()
     return Bundle.open(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bitdance_edge.runtime import Pipeline, RequestError, written_whole
+from bitdance_edge.runtime.bundle import ImageSize
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +20,16 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_pipeline(args: argparse.Namespace, **options: int) -> Pipeline:
     return Pipeline.open(args.bundle, device=args.device, threads=args.threads, trace=args.trace, **options)
+
+
+def add_size_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=size, metavar="HxW", help="image size, if the bundle has several")
+
+
+def image_size(args: argparse.Namespace, pipeline: Pipeline) -> ImageSize:
+    """The size that ``--size`` names, or the bundle's default."""
+    model = pipeline.bundle.model
+    return model.default_size if args.size is None else model.size(*args.size)
 
 
 def size(text: str) -> tuple[int, int]:

@@ -12,14 +12,15 @@ from tqdm import tqdm
 
 from bitdance_edge.commands.common import (
     add_pipeline_arguments,
+    add_size_argument,
+    image_size,
     load_tokens,
     open_pipeline,
     save_tokens,
     say,
-    size,
     split_classes,
 )
-from bitdance_edge.commands.grid import labelled_grid
+from bitdance_edge.commands.grid import image_label, labelled_grid
 from bitdance_edge.runtime import (
     Event,
     GeneratedImage,
@@ -38,6 +39,7 @@ from bitdance_edge.runtime import (
 EXAMPLE = """examples:
   bitdance-edge generate bundles/digits-4x --classes all --count 8 --seed 1 --grid digits.png
   bitdance-edge generate bundles/digits-4x --classes 3 --prefix three.png --prefix-patches 8 --out completed
+  bitdance-edge generate bundles/shapes-16x --prompt "a red circle above a blue square" --count 4
   bitdance-edge generate bundles/digits-4x --like images/0000-3-seed1.png --out again
 """
 
@@ -48,12 +50,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_pipeline_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--classes", help="ids or names: 3,7 or 0-9 or all")
+    what.add_argument("--prompt", action="append", metavar="TEXT", help="what to draw; may be given several times")
     what.add_argument("--like", type=Path, metavar="PNG", help="make the image of this PNG again")
-    parser.add_argument("--count", type=int, default=1, help="images of each class (default 1)")
+    parser.add_argument("--count", type=int, default=1, help="images of each class or prompt (default 1)")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
     parser.add_argument("--seed", type=int, help="image i uses seed + i (default: drawn, and printed)")
     parser.add_argument("--steps", type=int, help="sampling steps of each patch (default: the bundle's)")
     parser.add_argument("--guidance", type=float, help="1 is off (default: the bundle's)")
-    parser.add_argument("--size", type=size, metavar="HxW", help="image size, if the bundle has several")
+    add_size_argument(parser)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write one PNG an image, with its settings inside")
     parser.add_argument("--grid", type=Path, metavar="FILE", help="write one labelled PNG of all images")
     parser.add_argument("--tokens", type=Path, metavar="FILE", help="write tokens [n, h*w, C] as .npy, decode nothing")
@@ -93,7 +97,7 @@ def _require_outputs(args: argparse.Namespace) -> None:
         raise RequestError("--tokens decodes nothing, so there is nothing for --grid or --out; leave one of them away")
     if args.preview_every is not None and not args.previews:
         raise RequestError("--preview-every says how often --previews are written; give --previews FOLDER too")
-    settings = ("seed", "steps", "guidance", "size", "prefix", "prefix_patches")
+    settings = ("seed", "steps", "guidance", "size", "prefix", "prefix_patches", "negative_prompt")
     given = [f"--{name.replace('_', '-')}" for name in settings if getattr(args, name) is not None]
     given += ["--count"] if args.count != 1 else []
     if args.like and given:
@@ -103,12 +107,15 @@ def _require_outputs(args: argparse.Namespace) -> None:
 def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
     every = 0
     if args.previews:
-        every = max(1, pipeline.bundle.model.patches // 4) if args.preview_every is None else args.preview_every
+        patches = image_size(args, pipeline).patches
+        every = max(1, patches // 4) if args.preview_every is None else args.preview_every
     output = {"preview_every": every, "output": "tokens" if args.tokens else "image"}
     if args.like:
         return replace(_like(args.like, pipeline), **output)
     return Request(
-        classes=split_classes(args.classes, pipeline),
+        classes=split_classes(args.classes, pipeline) if args.classes else (),
+        prompts=args.prompt or (),
+        negative_prompt=args.negative_prompt,
         count=args.count,
         seed=args.seed,
         steps=args.steps,
@@ -130,19 +137,19 @@ def _like(path: Path, pipeline: Pipeline) -> Request:
 
 
 def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
-    model = pipeline.bundle.model
     if args.prefix is None:
         if args.prefix_patches is not None:
             raise RequestError("--prefix-patches says how much of --prefix to keep; give --prefix too")
         return None
-    patches = model.patches // 2 if args.prefix_patches is None else args.prefix_patches
-    if not 0 <= patches <= model.patches:
-        raise RequestError(f"--prefix-patches is {patches}; it must be from 0 to {model.patches}")
+    size = image_size(args, pipeline)
+    patches = size.patches // 2 if args.prefix_patches is None else args.prefix_patches
+    if not 0 <= patches <= size.patches:
+        raise RequestError(f"--prefix-patches is {patches}; it must be from 0 to {size.patches}")
     if args.prefix.suffix == ".npy":
         tokens = load_tokens(args.prefix)
     else:
-        tokens = pipeline.tokenize(load_pixels(args.prefix, model.image_height, model.image_width)[None])
-    return tokens[..., : patches * model.tokens_per_step, :]
+        tokens = pipeline.tokenize(load_pixels(args.prefix, size.height, size.width)[None])
+    return tokens[..., : patches * pipeline.bundle.model.tokens_per_step, :]
 
 
 def _shown(events: Iterator[Event], previews: Path) -> Iterator[Event]:
@@ -175,7 +182,7 @@ def _write(images: list[GeneratedImage], args: argparse.Namespace, pipeline: Pip
     if args.out or not args.grid:
         folder = args.out or Path("images")
         for image in images:
-            label = names[image.class_id] if names else str(image.class_id)
+            label = image_label(image, names)
             safe = "".join(character if character.isalnum() else "_" for character in label)[:40]
             path = folder / f"{image.index:04d}-{safe}-seed{image.seed}.png"
             image.save(path)

@@ -43,11 +43,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _model(bundle: Bundle) -> Iterator[str]:
     model, sampling = bundle.model, bundle.sampling
-    yield f"{bundle.name}: {model.kind}, {model.num_classes} classes, {model.image_height}x{model.image_width} pixels"
-    yield (
-        f"  tokens      {model.grid_height}x{model.grid_width} of {model.bits} bits, {model.tokens_per_step} a step, "
-        f"{model.patches} steps an image"
+    subject = (
+        f"{model.num_classes} classes" if bundle.text is None else f"prompts of up to {bundle.text.max_prompt} tokens"
     )
+    yield f"{bundle.name}: {model.kind}, {subject}"
+    for height, width in model.sizes:
+        size = model.size(height, width)
+        grid = f"{size.grid_height}x{size.grid_width} tokens of {model.bits} bits"
+        yield f"  {size!s:11} {grid}, {model.tokens_per_step} a step, {size.patches} steps an image"
     yield f"  sampling    {sampling.steps} steps a patch, guidance {sampling.guidance:g} ({sampling.guidance_schedule})"
     yield f"  profile     {bundle.profile}"
 
@@ -55,8 +58,9 @@ def _model(bundle: Bundle) -> Iterator[str]:
 def _stages(bundle: Bundle) -> Iterator[str]:
     yield f"{'stage':9} {'MB':>9}  {'dtype':5}  {'error':>8}  {'allowed':>8}  inputs -> outputs"
     for name, stage in bundle.stages.items():
+        error = "not run" if stage.max_error is None else f"{stage.max_error:.1e}"
         yield (
-            f"{name:9} {stage.bytes / 1e6:9.2f}  {stage.precision:5}  {stage.max_error:8.1e}  {stage.tolerance:8.0e}  "
+            f"{name:9} {stage.bytes / 1e6:9.2f}  {stage.precision:5}  {error:>8}  {stage.tolerance:8.0e}  "
             f"{_tensors(stage.inputs)} -> {_tensors(stage.outputs)}"
         )
     yield "error: largest seen at export, ONNX Runtime against PyTorch, relative to the largest value (pixels: to 255)"
@@ -92,6 +96,10 @@ def _memory(bundle: Bundle, images: int) -> Iterator[str]:
 
 
 def _provenance(bundle: Bundle) -> Iterator[str]:
+    if shared := bundle.shared_files():
+        yield f"{len(shared)} weight files are hard links to those of {Path(bundle.links[shared[0]]).parent}: change"
+        yield f"neither; bitdance-edge pack {bundle.folder} --in-place makes the bundle self-contained"
+        yield ""
     yield "provenance"
     for name, value in bundle.provenance.items():
         text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value

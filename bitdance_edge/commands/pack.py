@@ -6,6 +6,7 @@ from pathlib import Path
 EXAMPLE = """examples:
   bitdance-edge pack bundles/digits-4x -o digits-4x.tar
   bitdance-edge pack bundles/B-4x -o B-4x.tar --targets rtx:8.9 --engines-only
+  bitdance-edge pack bundles/14B-64x --in-place
 """
 
 
@@ -13,7 +14,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Write a bundle with its engines as one .tar file, the same bytes every time."
     parser.epilog = EXAMPLE
     parser.add_argument("bundle", help="bundle folder")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help=".tar file to write")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("-o", "--out", type=Path, metavar="FILE", help=".tar file to write")
+    where.add_argument(
+        "--in-place", action="store_true", help="copy what the bundle shares with its checkpoint, and write no archive"
+    )
     parser.add_argument(
         "--targets", nargs="*", metavar="TARGET", help="engines to pack (default: all; none after --targets: none)"
     )
@@ -25,8 +30,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from bitdance_edge.engines.targets import Target
     from bitdance_edge.runtime import Bundle, RequestError
-    from bitdance_edge.runtime.pack import pack_bundle
+    from bitdance_edge.runtime.pack import copy_shared_files, pack_bundle
 
+    if args.in_place:
+        if args.targets is not None or args.engines_only:
+            raise RequestError("--in-place writes no archive; leave --targets and --engines-only away")
+        copied = copy_shared_files(Bundle.open(args.bundle))
+        print(f"{args.bundle} is self-contained: {copied / 1e6:.1f} MB copied")
+        return
     if args.out.suffix != ".tar":
         raise RequestError(f"{args.out} does not end in .tar, the format of packed bundles")
     targets = None if args.targets is None else [Target.parse(name).folder for name in args.targets]

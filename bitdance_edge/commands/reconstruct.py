@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bitdance_edge.commands.common import add_pipeline_arguments, load_tokens, open_pipeline
+from bitdance_edge.commands.common import (
+    add_pipeline_arguments,
+    add_size_argument,
+    image_size,
+    load_tokens,
+    open_pipeline,
+)
 from bitdance_edge.runtime import load_pixels, save_png
 
 EXAMPLE = """examples:
@@ -19,21 +25,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "An image through the tokenizer and back, or tokens (.npy) to an image."
     parser.epilog = EXAMPLE
     add_pipeline_arguments(parser)
+    add_size_argument(parser)
     parser.add_argument("image", type=Path, help="an image, or tokens of one image as .npy")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help=".png file to write")
 
 
 def run(args: argparse.Namespace) -> None:
     with open_pipeline(args) as pipeline:
-        model = pipeline.bundle.model
+        size = image_size(args, pipeline)
         if args.image.suffix == ".npy":
-            save_png(Image.fromarray(pipeline.decode(load_tokens(args.image))[0]), args.out)
+            pixels = pipeline.decode(load_tokens(args.image), size=(size.height, size.width))
+            save_png(Image.fromarray(pixels[0]), args.out)
             print(args.out)
             return
-        pixels = load_pixels(args.image, model.image_height, model.image_width)
+        pixels = load_pixels(args.image, size.height, size.width)
         result = pipeline.reconstruct(pixels[None])[0]
     save_png(Image.fromarray(result), args.out)
-    print(f"{args.out}: {model.tokens * model.bits} bits, PSNR {_psnr(pixels, result):.1f} dB")
+    print(f"{args.out}: {size.tokens * pipeline.bundle.model.bits} bits, PSNR {_psnr(pixels, result):.1f} dB")
 
 
 def _psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -198,7 +198,7 @@ def spoilt(bundle: Bundle, weight: str, factor: float) -> None:
     tensor = next(tensor for tensor in graph.graph.initializer if tensor.name == weight)
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float16(factor), weight))
     onnx.save(graph, path, save_as_external_data=False)
-    changed = replace(spec, graph=file_spec(bundle.folder, path), weights=None)
+    changed = replace(spec, graph=file_spec(bundle.folder, path), weights=())
     replace(bundle, stages={**bundle.stages, "head": changed}).write()
 
 

@@ -63,11 +63,11 @@ def test_truncated_manifest(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format=99), "format 99; this version reads format 1"),
+        (lambda m: m.update(format=99), "format 99; this version reads format 2"),
         (lambda m: m.pop("cache"), "lacks cache"),
         (lambda m: m.update(surprise=1), "unknown surprise"),
         (lambda m: m["model"].update(bits="many"), "model.bits is 'many'; int is expected"),
-        (lambda m: m["model"].pop("grid_width"), "model lacks grid_width"),
+        (lambda m: m["model"].pop("patch_side"), "model lacks patch_side"),
         (lambda m: m["stages"]["head"]["graph"].update(path="../../etc/passwd"), "only files inside itself"),
         (lambda m: m["stages"]["head"]["graph"].update(path="/etc/passwd"), "only files inside itself"),
         (lambda m: m["stages"].update(head=3), "stages.head is int; an object is expected"),

@@ -38,8 +38,12 @@ def test_tokens_of_the_reference(exported: Callable[..., Bundle], fixture: str, 
     model = bundle.model
     patch_shape = (model.tokens_per_step, model.bits)
     noise = RecordedNoise(golden["ar.noise"], meta["noise_shapes"], meta["sample_steps"] + 1, patch_shape)
+    classes = np.array(meta["classes"])
     request = TokenRequest(
-        class_ids=meta["classes"],
+        images=len(classes),
+        prompt=np.concatenate([classes, np.full_like(classes, model.num_classes)]),
+        padding=np.zeros(2 * len(classes), np.int64),
+        size=model.default_size,
         steps=meta["sample_steps"],
         guidance=meta["cfg_scale"],
         guidance_schedule=meta["cfg_schedule"],
@@ -50,14 +54,14 @@ def test_tokens_of_the_reference(exported: Callable[..., Bundle], fixture: str, 
         tokens = np.concatenate(list(generate_tokens(pipeline.backend, bundle, stages, request, noise)), axis=1)
         pixels = pipeline.decode(tokens)
     sequence = golden["ar.latent"].reshape(len(tokens), model.bits, -1).transpose(0, 2, 1)
-    assert np.array_equal(tokens, sequence[:, _generation_order(bundle)])
+    assert np.array_equal(tokens, sequence[:, generation_order(bundle)])
     image = np.clip(127.5 * golden["ar.image"] + 128, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     assert np.abs(pixels.astype(int) - image).max() <= 1  # a value on the edge between two levels
 
 
-def _generation_order(bundle: Bundle) -> np.ndarray:
+def generation_order(bundle: Bundle) -> np.ndarray:
     model = bundle.model
-    raster = np.arange(model.tokens).reshape(model.grid_height, model.grid_width)
-    side = model.patch_side
-    blocks = raster.reshape(model.grid_height // side, side, model.grid_width // side, side)
+    size, side = model.default_size, model.patch_side
+    raster = np.arange(size.tokens).reshape(size.grid_height, size.grid_width)
+    blocks = raster.reshape(size.grid_height // side, side, size.grid_width // side, side)
     return blocks.transpose(0, 2, 1, 3).reshape(-1)

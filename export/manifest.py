@@ -1,0 +1,119 @@
+"""What a bundle's manifest says of a model and of its exported graphs."""
+
+import math
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+from onnx import external_data_helper, helper
+
+from bitdance_edge.export.graph import activation_bytes, tensor_specs
+from bitdance_edge.export.stages import Generator
+from bitdance_edge.model import TextToImage
+from bitdance_edge.model.prompt import CONDITIONAL, UNCONDITIONAL, PromptTokenizer
+from bitdance_edge.runtime.bundle import (
+    CLASS_CONDITIONAL,
+    TEXT_TO_IMAGE,
+    CacheSpec,
+    FileSpec,
+    ModelSpec,
+    SamplingSpec,
+    StageSpec,
+    TextSpec,
+    file_spec,
+)
+
+DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass
+class FileHashes:
+    """The files of a bundle being written, each hashed once though several stages may use it."""
+
+    folder: Path
+    known: dict[Path, FileSpec] = field(default_factory=dict)
+
+    def __getitem__(self, path: Path) -> FileSpec:
+        if path not in self.known:
+            self.known[path] = file_spec(self.folder, path)
+        return self.known[path]
+
+
+def stage_spec(files: FileHashes, path: Path, precision: str, model: ModelSpec) -> StageSpec:
+    """Describe an exported graph; how far it is from PyTorch is not known yet."""
+    inputs, outputs = tensor_specs(path)
+    sizes = {"R": 2, "B": 1, "N": 1, "T": model.tokens_per_step, **model.largest_size.dims}
+    graph = onnx.load(path, load_external_data=False).graph
+    external = [tensor for tensor in graph.initializer if external_data_helper.uses_external_data(tensor)]
+    locations = {external_data_helper.ExternalDataInfo(tensor).location for tensor in external}
+    return StageSpec(
+        graph=files[path],
+        weights=tuple(files[path.parent / location] for location in sorted(locations)),
+        precision=precision,
+        inputs=inputs,
+        outputs=outputs,
+        max_error=None,
+        tolerance=0.0,
+        weight_bytes=sum(_bytes(tensor) for tensor in external),
+        activation_bytes=activation_bytes(path, sizes),
+    )
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    return math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+def model_spec(model: Generator) -> ModelSpec:
+    config = model.config
+    return ModelSpec(
+        kind=TEXT_TO_IMAGE if isinstance(model, TextToImage) else CLASS_CONDITIONAL,
+        tokens_per_step=config.tokens_per_step,
+        bits=config.bits,
+        pixels_per_token=config.tokenizer.downsampling,
+        patch_side=model.patch_side,
+        sizes=config.sizes,
+        prompt_tokens=config.prompt_tokens,
+        num_classes=0 if isinstance(model, TextToImage) else model.config.num_classes,
+        class_names=() if isinstance(model, TextToImage) else model.config.class_names,
+        decoder_noise=config.tokenizer.gan_decoder,
+    )
+
+
+def cache_spec(model: Generator, precision: str) -> CacheSpec:
+    if isinstance(model, TextToImage):
+        language = model.config.backbone
+        layers, heads, head_dim = language.layers, language.kv_heads, language.head_dim
+    else:
+        layers, heads, head_dim = model.config.layers, model.config.heads, model.config.head_dim
+    return CacheSpec(
+        layers=layers,
+        heads=heads,
+        length=model.config.cache_length,
+        head_dim=head_dim,
+        dtype=DTYPE_NAMES[precision],
+    )
+
+
+def sampling_spec(model: Generator) -> SamplingSpec:
+    sampling = model.config.sampling
+    return SamplingSpec(
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        guidance_schedule=sampling.guidance_schedule,
+        time_shift=model.config.time_shift,
+    )
+
+
+def text_spec(prompts: PromptTokenizer, folder: Path) -> TextSpec:
+    """Copy the tokenizer into the bundle and describe how prompts are written."""
+    shutil.copyfile(prompts.file, folder / TOKENIZER)
+    sizes = prompts.config.sizes
+    return TextSpec(
+        tokenizer=file_spec(folder, folder / TOKENIZER),
+        conditional=CONDITIONAL,
+        unconditional=UNCONDITIONAL,
+        suffixes={f"{height}x{width}": tuple(prompts.suffix(height, width)) for height, width in sizes},
+        max_prompt=prompts.config.max_prompt,
+    )
