@@ -265,7 +265,7 @@ RECIPES: dict[str, TokenizerRecipe | GeneratorRecipe | TextRecipe] = {
     "shapes-16x": TextRecipe(
         data="shapes",
         size=64,
-        steps=1400,
+        steps=3000,
         batch_size=32,
         learning_rate=1.2e-3,
         warmup_steps=100,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ class TextObjective(Objective):
         self.model.initialize()
         self.model.tokenizer.load_state_dict(tokenizer.state_dict())
         self.model.tokenizer.requires_grad_(False)
-        self.prompts = PromptTokenizer(self.words, self.model.config)
+        self.prompts = PromptTokenizer(Path("tokenizer.json"), self.words, self.model.config)
         rows = [self.prompts.conditional(caption, recipe.size, recipe.size) for caption in captions]
         rows.append(self.prompts.unconditional(recipe.size, recipe.size))  # the row of "no prompt"
         longest = max(map(len, rows))

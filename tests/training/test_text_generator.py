@@ -62,7 +62,7 @@ def test_training_drawings_show_no_held_out_caption() -> None:
 
 
 def test_prompts_are_padded_on_the_left_and_the_last_row_has_no_caption(objective: TextObjective) -> None:
-    prompts = PromptTokenizer(objective.words, objective.model.config)
+    prompts = objective.prompts
     for row, wanted in ((40, prompts.conditional(CAPTIONS[40], 32, 32)), (-1, prompts.unconditional(32, 32))):
         assert objective.ids[row, objective.padding[row] :].tolist() == wanted
     assert objective.padding.min() == 0
