@@ -129,7 +129,7 @@ def evaluate(
         prompts = PromptTokenizer.open(options.out / "tokenizer.json", model.config)
         sampling = _changed(model.config.sampling, sampling_steps, guidance)
         scores = text_scores(model, prompts, held_out, captions=images or len(held_out), seeds=seeds, sampling=sampling)
-        shown = held_out.labels[:: len(held_out) // SHEET_CAPTIONS][:SHEET_CAPTIONS].tolist()
+        shown = held_out.labels[torch.linspace(0, len(held_out) - 1, SHEET_CAPTIONS).long()].tolist()
         captions = [held_out.class_names[label] for label in shown]
         pictures = draw_captions(model, prompts, captions, sampling, seeds[:1])
         contact_sheet(torch.from_numpy(pictures), SHEET_COLUMNS).save(options.out / SHEET)

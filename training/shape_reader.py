@@ -70,12 +70,13 @@ def _find(picture: NDArray[np.uint8], place: str) -> tuple[NDArray[np.float32], 
     left, top, right, bottom = (round(edge * size) for edge in PLACES[place])
     pixels = pixels[top:bottom, left:right]
     distance = np.linalg.norm(pixels - np.median(border, axis=0), axis=-1)
-    smallest = SMALLEST * (size / 64) ** 2
-    strongest = np.partition(distance, -int(smallest), axis=None)[-int(smallest) :].mean()
+    smallest = max(1, round(SMALLEST * (size / 64) ** 2))
+    strongest = np.partition(distance, -smallest, axis=None)[-smallest:].mean()
     if strongest < FAINTEST:
         return None
     full = np.median(distance[distance > strongest / 2])  # of the inside, which may be uneven
-    parts, _ = ndimage.label(distance > full / 2)
+    parts = np.zeros(distance.shape, np.int32)
+    ndimage.label(distance > full / 2, output=parts)
     areas = np.bincount(parts.ravel())[1:]
     first = int(areas.argmax())
     if areas[first] < smallest or (areas > SECOND * areas[first]).sum() > 1:

@@ -117,8 +117,8 @@ def render(scenes: Sequence[Scene], size: int, seed: int | tuple[int, ...]) -> N
 def _render(scenes: Sequence[Scene], size: int, generator: np.random.Generator) -> NDArray[np.uint8]:
     pictures = _backgrounds(len(scenes), size, generator)
     for position in range(2):
-        rows = np.flatnonzero([len(scene.things) > position for scene in scenes])
-        if not len(rows):
+        rows = [row for row, scene in enumerate(scenes) if len(scene.things) > position]
+        if not rows:
             continue
         things = [scenes[row].things[position] for row in rows]
         radius = generator.uniform(*RADIUS, len(rows)) * size

@@ -60,5 +60,5 @@ def test_blurred_shapes_lose_their_shape_before_their_color(reader: ShapeReader,
 
 
 def test_pictures_of_another_size_are_read_by_a_reader_of_that_size(held_out: list[Scene]) -> None:
-    scores = reading_scores(ShapeReader.fitted(128), render(held_out[:20], 128, seed=1), held_out[:20])
+    scores = reading_scores(ShapeReader.fitted(128), render(held_out[:8], 128, seed=1), held_out[:8])
     assert scores["all_right"] == 1
