@@ -233,6 +233,9 @@ RECIPES: dict[str, TokenizerRecipe | GeneratorRecipe | TextRecipe] = {
         commitment_weight=0.1,
         flip_rate=0.0,
     ),
+    "digits-1x": replace(_DIGITS, steps=900),
+    "digits-4x": replace(_DIGITS, tokens_per_step=4),
+    "digits-16x": replace(_DIGITS, tokens_per_step=16),
     "shapes-tokenizer": TokenizerRecipe(
         data="shapes",
         size=64,
@@ -259,9 +262,6 @@ RECIPES: dict[str, TokenizerRecipe | GeneratorRecipe | TextRecipe] = {
         commitment_weight=0.1,
         flip_rate=0.05,
     ),
-    "digits-1x": replace(_DIGITS, steps=900),
-    "digits-4x": replace(_DIGITS, tokens_per_step=4),
-    "digits-16x": replace(_DIGITS, tokens_per_step=16),
     "shapes-16x": TextRecipe(
         data="shapes",
         size=64,

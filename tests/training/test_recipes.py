@@ -39,6 +39,17 @@ def test_generator_errors_name_the_value_and_what_is_allowed() -> None:
         overridden(RECIPES["digits-4x"], ["class_dropout=1"])
 
 
+def test_text_recipe_errors_name_the_value_and_what_is_allowed() -> None:
+    with pytest.raises(TrainingError, match="data is 'digits'; it must be shapes"):
+        overridden(RECIPES["shapes-16x"], ["data=digits"])
+    with pytest.raises(TrainingError, match="data is 'cats'; it must be one of digits, shapes"):
+        overridden(RECIPES["shapes-tokenizer"], ["data=cats"])
+    with pytest.raises(TrainingError, match="tokens_per_step is 1; it must be 4, 16 or 64"):
+        overridden(RECIPES["shapes-16x"], ["tokens_per_step=1"])
+    with pytest.raises(TrainingError, match=r"prompt_dropout is 1\.0"):
+        overridden(RECIPES["shapes-16x"], ["prompt_dropout=1"])
+
+
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
     with pytest.raises(TrainingError, match="no recipe 'digits-2x'; there are digits-tokenizer, digits-1x"):
         recipe_named("digits-2x")
