@@ -84,6 +84,7 @@ def train(recipe: AnyRecipe, options: RunOptions) -> dict[str, Any]:
         "cpu_minutes": round(progress.cpu_seconds / 60, 2),
         "processes": trainer.accelerator.num_processes,
         "device": trainer.accelerator.device.type,
+        "precision": options.precision,
         "held_out": {objective.score_name: progress.score},
         "torch": torch.__version__,
     }
