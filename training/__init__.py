@@ -4,6 +4,7 @@ Importing this package loads neither torch nor scikit-learn, so that the command
 """
 
 from bitdance_edge.training.errors import TrainingError
-from bitdance_edge.training.recipes import RECIPES, GeneratorRecipe, TextRecipe, TokenizerRecipe
+from bitdance_edge.training.named_recipes import RECIPES
+from bitdance_edge.training.recipes import GeneratorRecipe, TextRecipe, TokenizerRecipe
 
 __all__ = ["RECIPES", "GeneratorRecipe", "TextRecipe", "TokenizerRecipe", "TrainingError"]

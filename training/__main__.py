@@ -4,7 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from bitdance_edge.training.recipes import RECIPES, overridden, recipe_named
+from bitdance_edge.training.named_recipes import RECIPES, recipe_named
+from bitdance_edge.training.recipes import overridden
 
 EXAMPLES = """examples:
   %(prog)s digits-tokenizer --out runs/digits-tokenizer

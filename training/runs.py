@@ -27,13 +27,13 @@ from bitdance_edge.training.data import training_data
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.evaluate import generate, generator_scores, tokenizer_scores
 from bitdance_edge.training.generator import GeneratorObjective
-from bitdance_edge.training.recipes import GeneratorRecipe, TextRecipe, TokenizerRecipe
+from bitdance_edge.training.named_recipes import NamedRecipe
+from bitdance_edge.training.recipes import TextRecipe, TokenizerRecipe
 from bitdance_edge.training.text_evaluate import shape_tokenizer_scores, text_scores
 from bitdance_edge.training.text_generator import TextObjective, draw_captions
 from bitdance_edge.training.tokenizer import TokenizerObjective
 from bitdance_edge.training.trainer import Objective, Trainer
 
-AnyRecipe = TokenizerRecipe | GeneratorRecipe | TextRecipe
 WEIGHTS = "model.safetensors"
 SCORES = "scores.json"
 SHEET = "samples.png"
@@ -56,7 +56,7 @@ class RunOptions:
     resume: bool = False
 
 
-def train(recipe: AnyRecipe, options: RunOptions) -> dict[str, Any]:
+def train(recipe: NamedRecipe, options: RunOptions) -> dict[str, Any]:
     """Train, write the averaged weights to ``options.out`` and return what ``training.json`` says.
 
     Raises:
@@ -101,7 +101,7 @@ def train(recipe: AnyRecipe, options: RunOptions) -> dict[str, Any]:
 
 
 def evaluate(
-    recipe: AnyRecipe,
+    recipe: NamedRecipe,
     options: RunOptions,
     *,
     images: int | None = None,
@@ -159,7 +159,7 @@ def contact_sheet(images: Tensor, columns: int) -> Image.Image:
     return Image.fromarray(rows.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1).contiguous().numpy())
 
 
-def _objective(recipe: AnyRecipe, tokenizer: Path | None, class_names: tuple[str, ...]) -> Objective:
+def _objective(recipe: NamedRecipe, tokenizer: Path | None, class_names: tuple[str, ...]) -> Objective:
     if isinstance(recipe, TokenizerRecipe):
         return TokenizerObjective(recipe)
     if tokenizer is None:

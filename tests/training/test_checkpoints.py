@@ -12,7 +12,7 @@ from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.training.classifier import train_classifier
 from bitdance_edge.training.data import digits
 from bitdance_edge.training.evaluate import generate
-from bitdance_edge.training.recipes import RECIPES
+from bitdance_edge.training.named_recipes import RECIPES
 from bitdance_edge.training.shape_reader import ShapeReader, reading_scores
 from bitdance_edge.training.shapes import all_scenes, render
 from bitdance_edge.training.text_generator import draw_captions

@@ -1,7 +1,8 @@
 import pytest
 
 from bitdance_edge.training.errors import TrainingError
-from bitdance_edge.training.recipes import RECIPES, TokenizerRecipe, overridden, recipe_named
+from bitdance_edge.training.named_recipes import RECIPES, recipe_named
+from bitdance_edge.training.recipes import TokenizerRecipe, overridden
 
 
 def test_settings_take_the_type_of_their_field() -> None:

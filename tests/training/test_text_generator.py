@@ -11,7 +11,8 @@ from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.training import data, runs
 from bitdance_edge.training.data import ImageSet, training_data
 from bitdance_edge.training.errors import TrainingError
-from bitdance_edge.training.recipes import RECIPES, Recipe, TextRecipe, TokenizerRecipe
+from bitdance_edge.training.named_recipes import RECIPES
+from bitdance_edge.training.recipes import Recipe, TextRecipe, TokenizerRecipe
 from bitdance_edge.training.runs import RunOptions, evaluate, train
 from bitdance_edge.training.shapes import all_scenes
 from bitdance_edge.training.text_evaluate import scenes_of
