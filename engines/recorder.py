@@ -4,16 +4,18 @@ One guided image, its first patches, a few sampling steps, on ONNX Runtime; then
 came out. A sample is taken just before the launch, of buffers as the loop has bound them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 
-from bitdance_edge.runtime.backend import Buffer, Launch
+from bitdance_edge.runtime.backend import Buffer, Captured, InOrder, Launch, Memory
 from bitdance_edge.runtime.bundle import CLASS_CONDITIONAL, Bundle, ImageSize
-from bitdance_edge.runtime.loop import generate_tokens
+from bitdance_edge.runtime.loop import LOOP_STAGES, BoundLoop, generate_tokens
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
-from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeStage
+from bitdance_edge.runtime.onnxruntime_backend import HostBuffer, OnnxRuntimeBackend, OnnxRuntimeStage
 from bitdance_edge.runtime.pipeline import token_request
 from bitdance_edge.runtime.request import Request
 
@@ -21,7 +23,6 @@ STEPS = 4  # sampling steps of the recorded generation; shapes but for the time 
 PATCHES = 2  # the prompt, then a patch
 GUIDANCE = 2.0  # any above 1 runs both rows
 SEED = 1
-LOOP_STAGES = ("prompt", "tokens", "time", "backbone", "head")
 
 # Stage -> what is recorded of it: name of the sample -> which launch it is. Of the head, the first of the second patch:
 # the first patch's rows may be sampled apart, and its input is noise, which is finite whatever the head makes of it.
@@ -46,19 +47,37 @@ class Recorder:
     samples: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
     launches: dict[str, int] = field(default_factory=dict)
 
-    def empty(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        return self.backend.empty(shape, dtype)
+    @property
+    def run_ahead(self) -> int:
+        return self.backend.run_ahead
+
+    def empty(self, shape: tuple[int, ...], dtype: str, *, ahead: bool = False) -> Buffer:
+        return self.backend.empty(shape, dtype, ahead=ahead)
+
+    def capture(self, launches: Sequence[Launch]) -> Captured:
+        return InOrder(launches)
+
+    def beside(self) -> "Recorder":
+        return self
+
+    def current(self) -> AbstractContextManager[None]:
+        return self.backend.current()
+
+    def close(self) -> None:
+        self.backend.close()
 
     def load(self, stage: str) -> "RecordedStage":
         return RecordedStage(self, stage, self.backend.load(stage))
 
-    def note(self, stage: str, buffers: Mapping[str, Buffer]) -> None:
+    def note(self, stage: str, buffers: Mapping[str, Memory]) -> None:
         launch = self.launches.get(stage, 0)
         self.launches[stage] = launch + 1
         for name, wanted in SAMPLES[stage].items():
             if launch == wanted:
                 inputs = self.bundle.stage(stage).inputs
-                self.samples[stage, name] = {tensor.name: buffers[tensor.name].read() for tensor in inputs}
+                self.samples[stage, name] = {
+                    tensor.name: cast(HostBuffer, buffers[tensor.name]).read() for tensor in inputs
+                }
 
 
 class RecordedStage:
@@ -68,7 +87,7 @@ class RecordedStage:
     def close(self) -> None:
         self.inner.close()
 
-    def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
+    def bind(self, buffers: Mapping[str, Memory]) -> Launch:
         launch = self.inner.bind(buffers)
 
         def launch_noted() -> None:
@@ -87,17 +106,17 @@ def record_samples(bundle: Bundle) -> dict[tuple[str, str], dict[str, np.ndarray
     """
     recorder = Recorder(bundle, OnnxRuntimeBackend(bundle))
     model = bundle.model
-    request = Request(seed=SEED, steps=STEPS, guidance=GUIDANCE)
-    drawn = (
-        replace(request, classes=[0]) if model.kind == CLASS_CONDITIONAL else replace(request, prompts=["a picture"])
-    )
+    drawn = Request(seed=SEED, steps=STEPS, guidance=GUIDANCE)
+    drawn = replace(drawn, classes=[0]) if model.kind == CLASS_CONDITIONAL else replace(drawn, prompts=["a picture"])
     settings = drawn.resolve(bundle)
     size = settings.size
     noise = ImageNoise([SEED], STEPS, (model.tokens_per_step, model.bits))
     stages = {name: recorder.load(name) for name in LOOP_STAGES}
-    patches = generate_tokens(recorder, bundle, stages, token_request(settings), noise)
+    request = token_request(settings)
+    loop = BoundLoop(recorder, bundle, stages, request.shape)
+    patches = generate_tokens(loop, request, noise)
     tokens = np.concatenate([next(patches) for _ in range(min(PATCHES, size.patches))], axis=1)
-    del stages, patches  # their weights and the cache, before those of the decoder
+    del stages, patches, loop  # their weights and the cache, before those of the decoder
     whole = np.resize(tokens, (1, size.tokens, model.bits))  # what was generated, repeated over the image
     inputs = {"tokens": whole}
     if model.decoder_noise:

@@ -45,8 +45,10 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     print(f"{'stage':10} {'MB':>9}  {'largest error':>13}  allowed  (ONNX Runtime against PyTorch, relative)")
     for name, stage in bundle.stages.items():
-        error = "not run" if stage.max_error is None else f"{stage.max_error:.1e}"
-        print(f"{name:10} {stage.bytes / 1e6:9.2f}  {error:>13}  {stage.tolerance:7.0e}")
+        error, allowed = (
+            ("not run", "-") if stage.max_error is None else (f"{stage.max_error:.1e}", f"{stage.tolerance:.0e}")
+        )
+        print(f"{name:10} {stage.bytes / 1e6:9.2f}  {error:>13}  {allowed:>7}")
     print(
         f"\n{out}: {sum(stage.bytes for stage in bundle.stages.values()) / 1e6:.1f} MB of stages, "
         f"{time.perf_counter() - started:.1f} s"
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         )
     if bundle.links:
         print(
-            f"{len(bundle.links)} weight files are hard links to the checkpoint's: do not change those in place; "
+            f"hard links to the checkpoint, so change neither: {', '.join(Path(n).name for n in bundle.links)}; "
             f"bitdance-edge pack {out} --in-place makes the bundle self-contained"
         )
     subject = "--classes 0" if bundle.text is None else "--prompt 'a picture'"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import AttributeProto, GraphProto, TensorProto, ValueInfoProto, external_data_helper, numpy_helper
 
 
 def widened(path: Path) -> bytes:
@@ -18,11 +18,24 @@ def widened(path: Path) -> bytes:
     Raises:
         ValueError: over 2 GiB in float32, which one serialised model cannot hold.
     """
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        if external_data_helper.uses_external_data(tensor):
+            _read_external(tensor, path.parent)
     _widen(model.graph)
     if model.ByteSize() >= 2**31:
         raise ValueError(f"{path} holds {model.ByteSize()} bytes in float32, more than one serialised model can")
     return model.SerializeToString()
+
+
+def _read_external(tensor: TensorProto, folder: Path) -> None:
+    """Take the values in; ``onnx`` itself refuses files that are hard links, as those of a checkpoint may be."""
+    info = external_data_helper.ExternalDataInfo(tensor)
+    with (folder / info.location).open("rb") as file:
+        file.seek(info.offset or 0)
+        tensor.raw_data = file.read(info.length)
+    tensor.ClearField("data_location")
+    tensor.ClearField("external_data")
 
 
 def _widen(graph: GraphProto) -> None:

@@ -9,6 +9,7 @@ from engine_fixtures import built as built
 from engine_fixtures import built_copy as built_copy
 from engine_fixtures import digits as digits
 from engine_fixtures import library as library
+from gpu_fixtures import gpus as gpus
 
 from bitdance_edge.runtime import Bundle
 

@@ -1,0 +1,115 @@
+"""Bundles that share the checkpoint's weight files, and how they become self-contained."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import FIXTURES
+from safetensors.torch import load_file, save_file
+
+from bitdance_edge.cli import main
+from bitdance_edge.export.exporter import ExportOptions
+from bitdance_edge.export.opening import open_text_to_image
+from bitdance_edge.runtime import Bundle, Pipeline, Request
+
+FIXTURE = FIXTURES / "t2i_16x_swiglu"
+WEIGHTS = ("model.safetensors", "vision_head.safetensors", "ae.safetensors", "projector.safetensors")
+REQUEST = Request(prompts=["a red cat"], seed=1, steps=2)
+
+
+def checkpoint_in(folder: Path, dtype: torch.dtype) -> Path:
+    """The fixture with all its weights in one element type, as the big ones are published."""
+    shutil.copytree(FIXTURE, folder)
+    for name in WEIGHTS:
+        state = {key: value.to(dtype) for key, value in load_file(folder / name).items()}
+        save_file(state, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def linked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
+    folder = tmp_path_factory.mktemp("linked")
+    checkpoint = checkpoint_in(folder / "checkpoint", torch.float32)
+    options = ExportOptions(name="linked", link=True)
+    return checkpoint, open_text_to_image(checkpoint, options, sizes="128x192", max_prompt=96).export(folder / "bundle")
+
+
+def tokens(bundle: Bundle) -> np.ndarray:
+    with Pipeline.open(bundle.folder) as pipeline:
+        return pipeline.generate(REQUEST)[0].tokens
+
+
+def test_large_weights_are_the_checkpoints_own_bytes(linked: tuple[Path, Bundle]) -> None:
+    checkpoint, bundle = linked
+    assert {Path(name).name for name in bundle.links} == {"vision_head.safetensors"}  # what is large
+    for name, source in bundle.links.items():
+        assert (bundle.folder / name).samefile(checkpoint / Path(name).name)
+        assert Path(source) == (checkpoint / Path(name).name).resolve()
+    assert bundle.shared_files() == sorted(bundle.links)
+    own = sum(path.stat().st_size for path in bundle.folder.rglob("*.data"))
+    assert own < 0.6 * sum((checkpoint / name).stat().st_size for name in WEIGHTS)
+
+
+def test_linked_and_copied_bundles_give_the_same_tokens(linked: tuple[Path, Bundle], tmp_path: Path) -> None:
+    checkpoint, bundle = linked
+    options = ExportOptions(name="copied")
+    copied = open_text_to_image(checkpoint, options, sizes="128x192", max_prompt=96).export(tmp_path / "copied")
+    assert not copied.links
+    assert np.array_equal(tokens(bundle), tokens(copied))
+    assert any(weight.name.startswith("head.ada_ln_blocks.0.weight") for weight in _graph(bundle, "head").initializer)
+    turned = [sum(node.op_type == "Transpose" for node in _graph(b, "head").node) for b in (bundle, copied)]
+    assert turned[0] > turned[1]  # linked weights are stored as they came and transposed in the graph
+
+
+def test_a_changed_checkpoint_is_noticed(linked: tuple[Path, Bundle], tmp_path: Path) -> None:
+    from bitdance_edge.runtime import BundleError
+
+    _, bundle = linked
+    shutil.copytree(bundle.folder, tmp_path / "bundle")
+    path = tmp_path / "bundle" / next(iter(bundle.links))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match="was altered"):
+        tokens(Bundle.open(tmp_path / "bundle"))
+
+
+def test_one_command_makes_it_self_contained(
+    linked: tuple[Path, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, bundle = linked
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle.folder, folder, copy_function=os.link)
+    assert main(["inspect", str(folder)]) == 0
+    assert "shared with its checkpoint" in capsys.readouterr().out
+    assert main(["pack", str(folder), "--in-place"]) == 0
+    assert "self-contained" in capsys.readouterr().out
+    assert Bundle.open(folder).shared_files() == []
+    assert np.array_equal(tokens(Bundle.open(folder)), tokens(bundle))
+    assert main(["inspect", str(folder)]) == 0
+    assert "shared with" not in capsys.readouterr().out
+
+
+def test_bfloat16_weights_are_linked_and_checked(tmp_path: Path) -> None:
+    checkpoint = checkpoint_in(tmp_path / "checkpoint", torch.bfloat16)
+    options = ExportOptions(name="bf16", precision="bf16", link=True)
+    bundle = open_text_to_image(checkpoint, options, sizes="128x192", max_prompt=96).export(tmp_path / "bundle")
+    assert len(bundle.links) == 1
+    assert all(stage.max_error is not None for stage in bundle.stages.values())
+
+
+def test_link_that_would_link_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["export", str(FIXTURE), "-o", str(tmp_path / "b"), "--dtype", "fp16", "--link-weights"]
+    assert main([*arguments, "--sizes", "128x192"]) == 1
+    assert "--link-weights needs weights stored as --dtype fp16; the checkpoint holds bfloat16, float32" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "b").exists()
+
+
+def _graph(bundle: Bundle, stage: str) -> onnx.GraphProto:
+    return onnx.load(bundle.folder / bundle.stage(stage).graph.path, load_external_data=False).graph
