@@ -18,6 +18,7 @@ from bitdance_edge.training.tokenizer import SCORE_BATCH, psnr, reconstruct
 
 SHARES = ("color", "shape", "both", "all_right")
 DRAWN_AT_ONCE = 120
+SINGLES_DRAWN = 8  # pictures of each single thing
 
 
 def shape_tokenizer_scores(tokenizer: Tokenizer, held_out: ImageSet) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def text_scores(
         **{share: round(float(np.mean([run[share] for run in runs])), 4) for share in SHARES},
         "read_in_drawings": _read(chosen, chosen.images),
         "read_in_reconstructions": _read(chosen, reconstruct(model.tokenizer, chosen.images)),
-        "single_things": _drawn_scores(model, prompts, singles * len(seeds), sampling, seeds[0]),
+        "single_things": _drawn_scores(model, prompts, singles * SINGLES_DRAWN, sampling, seeds[0]),
         "per_seed": [{"seed": seed, **run} for seed, run in zip(seeds, runs, strict=True)],
     }
 

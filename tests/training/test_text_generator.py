@@ -8,7 +8,7 @@ import torch
 
 from bitdance_edge.model import SamplingDefaults, load_text_to_image
 from bitdance_edge.model.prompt import PromptTokenizer
-from bitdance_edge.training import data, runs
+from bitdance_edge.training import data, runs, text_evaluate
 from bitdance_edge.training.data import ImageSet, training_data
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.named_recipes import RECIPES
@@ -95,7 +95,7 @@ def test_pictures_repeat_for_a_seed_whatever_the_lengths_of_the_captions(objecti
 
 
 def test_a_run_leaves_a_published_folder_that_is_scored(
-    tmp_path: Path, shapes_recipe: TextRecipe, shapes_tokenizer: TokenizerRecipe
+    tmp_path: Path, shapes_recipe: TextRecipe, shapes_tokenizer: TokenizerRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, folder = tmp_path / "tokenizer", tmp_path / "generator"
     train(shapes_tokenizer, RunOptions(out=tokenizer))
@@ -103,6 +103,7 @@ def test_a_run_leaves_a_published_folder_that_is_scored(
     assert tokenizer_scores["read_in_drawings"]["captions"] == tokenizer_scores["held_out_images"] == 21
     report = train(shapes_recipe, RunOptions(out=folder, tokenizer=tokenizer))
     assert report["data"]["source"] == "drawn by training/shapes.py"
+    monkeypatch.setattr(text_evaluate, "SINGLES_DRAWN", 1)
     scores = evaluate(shapes_recipe, RunOptions(out=folder), images=6, seeds=(4, 5))
     assert scores == json.loads((folder / "scores.json").read_text())
     assert (scores["held_out_captions"], [run["things"] for run in scores["per_seed"]]) == (6, [12, 12])
