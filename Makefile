@@ -1,23 +1,26 @@
-# make demo: images from the shipped checkpoint. make test: everything that is checked. Both set themselves up.
+# make demo: images from two shipped checkpoints. make test: everything that is checked. Both set themselves up.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
-ROOMS := model training export calibration engines runtime
-BUNDLE := bundles/digits-4x
+ROOMS := model training export calibration engines runtime serve
+CAPTIONS := --prompt "a red circle to the left of a blue square" --prompt "a yellow triangle above a green circle" \
+	--prompt "a blue triangle" --prompt "a green square below a red square"
 
 .PHONY: demo test lint setup clean
 
-demo: $(BUNDLE)/bundle.json
-	$(RUN)/bitdance-edge generate $(BUNDLE) --classes all --count 8 --seed 1 --grid demo/digits.png
+demo: bundles/digits-4x/bundle.json bundles/shapes-16x/bundle.json
+	$(RUN)/bitdance-edge generate bundles/digits-4x --classes all --count 8 --seed 1 --grid demo/digits.png
+	$(RUN)/bitdance-edge generate bundles/shapes-16x --count 4 --seed 1 --grid demo/shapes.png $(CAPTIONS)
 	@echo
-	@echo "The picture is demo/digits.png. Try next:"
-	@echo "  $(RUN)/bitdance-edge generate $(BUNDLE) --classes 3,7 --count 4 --out images --previews previews"
-	@echo "  $(RUN)/bitdance-edge inspect $(BUNDLE)"
+	@echo "The pictures are demo/digits.png and demo/shapes.png. Try next:"
+	@echo "  $(RUN)/bitdance-edge generate bundles/digits-4x --classes 3,7 --count 4 --out images --previews previews"
+	@echo "  $(RUN)/bitdance-edge generate bundles/shapes-16x --prompt 'a green square' --out images"
+	@echo "  $(RUN)/bitdance-edge inspect bundles/shapes-16x"
 	@echo "  make test"
 
-$(BUNDLE)/bundle.json: checkpoints/digits-4x/model.safetensors | $(VENV)/demo.stamp
-	$(RUN)/bitdance-edge export checkpoints/digits-4x -o $(BUNDLE) --force
+bundles/%/bundle.json: checkpoints/%/config.json | $(VENV)/demo.stamp
+	$(RUN)/bitdance-edge export checkpoints/$* -o bundles/$* --force
 
 test: lint
 	$(RUN)/pytest -q

@@ -24,6 +24,7 @@ COMMANDS = {
     "generate": Command("bitdance_edge.commands.generate", "images from a bundle", "cpu"),
     "tokenize": Command("bitdance_edge.commands.tokenize", "an image to binary tokens", "cpu"),
     "reconstruct": Command("bitdance_edge.commands.reconstruct", "an image through the tokenizer and back", "cpu"),
+    "serve": Command("bitdance_edge.serve.__main__", "an HTTP API and a page that make images", "cpu,serve"),
     "inspect": Command("bitdance_edge.commands.inspect", "what a bundle holds and needs, or an engine is", "cpu"),
     "export": Command("bitdance_edge.export.__main__", "a checkpoint to a bundle of ONNX graphs", "cpu,export"),
     "calibrate": Command(

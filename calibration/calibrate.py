@@ -29,10 +29,11 @@ from bitdance_edge.calibration.search import SearchResult, fewest_kept
 from bitdance_edge.calibration.sensitivity import ImageStage, Sensitivity, ranked, sensitivities
 from bitdance_edge.calibration.smooth import smoothed
 from bitdance_edge.calibration.times import time_effects, weights
-from bitdance_edge.calibration.trials import LOOP_STAGES, Trial
+from bitdance_edge.calibration.trials import Trial
 from bitdance_edge.calibration.variants import Variants
 from bitdance_edge.runtime.bundle import RECORDINGS, Bundle, StageSpec, file_spec
 from bitdance_edge.runtime.files import folder_aside, put_in_place
+from bitdance_edge.runtime.loop import LOOP_STAGES
 
 # Parts of the held-out images (see ``Draw.held_out``); no two of them have an image in common.
 STAGE_PART, RANKING_PART, SEARCH_PART, TEST_PART, JUDGE_PART = range(5)

@@ -12,7 +12,8 @@ from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.layers import Layer
 from bitdance_edge.calibration.ranges import Histogram
 from bitdance_edge.calibration.recording import DataSet, Sample
-from bitdance_edge.calibration.sessions import StageRun, session_of, with_outputs
+from bitdance_edge.calibration.sessions import session_of, with_outputs
+from bitdance_edge.calibration.stage_run import StageRun
 from bitdance_edge.runtime.bundle import Bundle
 
 FETCHED_BYTES = 1_000_000_000  # of one sample's activations held at once; what is more takes another pass

@@ -11,7 +11,6 @@ from tqdm import tqdm
 from bitdance_edge.calibration.recording import Draw
 from bitdance_edge.runtime.bundle import Bundle
 from bitdance_edge.runtime.files import written_whole
-from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from bitdance_edge.runtime.pipeline import Pipeline
 
 BATCH = 16
@@ -23,7 +22,7 @@ def generated(bundle: Bundle, draw: Draw, folder: Path, threads: int | None) -> 
     place = folder / f"images-{key}"
     requests = list(draw.requests(bundle, BATCH))
     files = [place / f"batch-{number:05d}.npy" for number in range(len(requests))]
-    with Pipeline(bundle, OnnxRuntimeBackend(bundle, threads), BATCH) as pipeline:
+    with Pipeline.open(bundle.folder, device="cpu", threads=threads, max_batch=BATCH) as pipeline:
         for path, request in tqdm(
             list(zip(files, requests, strict=True)), desc=f"images of {bundle.name}", leave=False, disable=None
         ):

@@ -8,9 +8,10 @@ import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from bitdance_edge.calibration.recording import DataSet, Draw
-from bitdance_edge.calibration.sessions import StageRun
-from bitdance_edge.calibration.trials import LOOP_STAGES, Trial
+from bitdance_edge.calibration.stage_run import StageRun
+from bitdance_edge.calibration.trials import Trial
 from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.loop import LOOP_STAGES
 from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from bitdance_edge.runtime.pipeline import Pipeline
 
@@ -98,9 +99,9 @@ def bit_and_image_loss(
         forced_by_patch=[float(share) for share in turned[0]],
         free_by_patch=[float(share) for share in turned[1]],
     )
-    with Pipeline(reference, OnnxRuntimeBackend(reference, threads), 16) as pipeline:
+    with Pipeline.open(reference.folder, device="cpu", threads=threads, max_batch=16) as pipeline:
         want = decoded(pipeline, trial.reference.tokens, trial.draw)
-    with Pipeline(quantized, OnnxRuntimeBackend(quantized, threads), 16) as pipeline:
+    with Pipeline.open(quantized.folder, device="cpu", threads=threads, max_batch=16) as pipeline:
         got, same_tokens = (decoded(pipeline, made.tokens, trial.draw) for made in (free, trial.reference))
     images = ImageLoss(
         images=len(want),

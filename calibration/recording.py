@@ -15,11 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 from bitdance_edge.calibration.errors import CalibrationError
-from bitdance_edge.runtime.backend import Buffer
+from bitdance_edge.calibration.sessions import VariantBackend, pipeline_on
 from bitdance_edge.runtime.bundle import Bundle, ImageSize
 from bitdance_edge.runtime.files import written_whole
 from bitdance_edge.runtime.observed import ObservedBackend
-from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from bitdance_edge.runtime.onnxruntime_backend import HostBuffer, OnnxRuntimeBackend
 from bitdance_edge.runtime.pipeline import PatchDone, Pipeline
 from bitdance_edge.runtime.request import Request
 
@@ -132,7 +132,7 @@ class _Recorder:
     def start(self, image: int) -> None:
         self.image, self.launches, self.arrays = image, {}, {}
 
-    def note(self, stage: str, buffers: Mapping[str, Buffer]) -> None:
+    def note(self, stage: str, buffers: Mapping[str, HostBuffer]) -> None:
         launch = self.launches.get(stage, 0)
         self.launches[stage] = launch + 1
         if stage == "head" and not self._kept(launch):
@@ -163,13 +163,14 @@ def record(bundle: Bundle, draw: Draw, folder: Path, threads: int | None) -> Dat
         with written_whole(place / "set.json") as file:
             file.write(described.encode())
         recorder = _Recorder(bundle, steps)
-        backend = ObservedBackend(OnnxRuntimeBackend(bundle, threads), before=recorder.note)
-        with Pipeline(bundle, backend, 1) as pipeline:
-            for image in tqdm(missing, desc="record", unit="image", leave=False, disable=None):
-                recorder.start(image)
+        sessions = {stage: OnnxRuntimeBackend(bundle, threads).load(stage).session for stage in bundle.stages}
+        for image in tqdm(missing, desc="record", unit="image", leave=False, disable=None):
+            recorder.start(image)
+            backend = ObservedBackend(VariantBackend(bundle, threads, sessions), before=recorder.note)
+            with pipeline_on(bundle, backend, 1) as pipeline:  # a new one keeps nothing of the image before
                 _generate(pipeline, requests[image], draw)
-                with written_whole(_image_file(place, image)) as file:
-                    np.savez(file, **recorder.arrays)  # type: ignore[arg-type]
+            with written_whole(_image_file(place, image)) as file:
+                np.savez(file, **recorder.arrays)  # type: ignore[arg-type]
     return DataSet(place, draw.images, steps)
 
 

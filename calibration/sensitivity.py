@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from bitdance_edge.calibration.layers import Layer
 from bitdance_edge.calibration.recording import DataSet
-from bitdance_edge.calibration.sessions import StageRun, session_of, with_outputs
-from bitdance_edge.calibration.trials import LOOP_STAGES, Trial
+from bitdance_edge.calibration.sessions import session_of, with_outputs
+from bitdance_edge.calibration.stage_run import StageRun
+from bitdance_edge.calibration.trials import Trial
 from bitdance_edge.calibration.variants import Variants
 from bitdance_edge.runtime.files import written_whole
+from bitdance_edge.runtime.loop import LOOP_STAGES
 
 
 @dataclass(frozen=True)

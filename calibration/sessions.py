@@ -4,19 +4,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from bitdance_edge.calibration.recording import Sample
-from bitdance_edge.runtime.backend import Stage, StageTime
+from bitdance_edge.runtime.backend import Backend, StageTime
+from bitdance_edge.runtime.backends import Choice
 from bitdance_edge.runtime.bundle import Bundle
 from bitdance_edge.runtime.errors import BackendError
 from bitdance_edge.runtime.onnxruntime_backend import (
+    CPU,
     OnnxRuntimeBackend,
     OnnxRuntimeStage,
     cpu_options,
     import_onnxruntime,
 )
+from bitdance_edge.runtime.pipeline import Pipeline
 
 
 def session_of(model: ModelProto, folder: Path, threads: int | None) -> Any:
@@ -44,32 +45,10 @@ def with_outputs(skeleton: ModelProto, names: Sequence[str]) -> ModelProto:
     return model
 
 
-class StageRun:
-    """One stage on recorded samples. The cache is carried from each launch of an image to the next."""
-
-    def __init__(self, bundle: Bundle, stage: str, session: Any) -> None:
-        self.spec, self.session = bundle.stage(stage), session
-        self.pairs = dict(bundle.cache_names()) if stage == "backbone" else {}
-        self.cache: dict[str, np.ndarray] = {}
-
-    def __call__(self, sample: Sample, outputs: Sequence[str]) -> list[np.ndarray]:
-        """Run one sample; the outputs of these names."""
-        if sample.launch == 0:
-            rows = next(iter(sample.inputs.values())).shape[0]
-            self.cache = {
-                tensor.name: np.zeros(tensor.sized({"R": rows}), tensor.dtype)
-                for tensor in self.spec.inputs
-                if tensor.name in self.pairs
-            }
-        wanted = [*outputs, *(self.pairs[name] for name in self.cache)]
-        results = self.session.run(wanted, {**sample.inputs, **self.cache})
-        self.cache = dict(zip(self.cache, results[len(outputs) :], strict=True))
-        return results[: len(outputs)]
-
-
 class _SessionStage(OnnxRuntimeStage):
     def __init__(self, session: Any, bundle: Bundle, stage: str) -> None:
-        self.session, self.spec, self.traced, self.time = session, bundle.stage(stage), False, StageTime()
+        self.session, self.spec, self.place = session, bundle.stage(stage), CPU
+        self.traced, self.time = False, StageTime()
 
 
 class VariantBackend(OnnxRuntimeBackend):
@@ -79,7 +58,12 @@ class VariantBackend(OnnxRuntimeBackend):
         super().__init__(bundle, threads)
         self.sessions = sessions
 
-    def load(self, stage: str) -> Stage:  # type: ignore[override]
+    def load(self, stage: str) -> OnnxRuntimeStage:
         if stage in self.sessions:
             return _SessionStage(self.sessions[stage], self.bundle, stage)
         return super().load(stage)
+
+
+def pipeline_on(bundle: Bundle, backend: Backend, max_batch: int) -> Pipeline:
+    """A pipeline on a backend of one's own, on the CPU."""
+    return Pipeline(bundle, backend, Choice(backend=backend.name, device="cpu"), max_batch)

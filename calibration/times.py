@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from bitdance_edge.calibration.trials import Trial
-from bitdance_edge.runtime.backend import Buffer
 from bitdance_edge.runtime.files import written_whole
+from bitdance_edge.runtime.onnxruntime_backend import HostBuffer
 
 DISTURBANCE = 0.2  # standard deviation added to the head's clean prediction, whose values are around -1 and +1
 MEASURED = 24  # evaluations disturbed; those between are interpolated
@@ -48,7 +48,7 @@ class _Disturbance:
         self.step, self.steps, self.launches = step, steps, 0
         self.generator = np.random.default_rng(step)
 
-    def __call__(self, stage: str, buffers: Mapping[str, Buffer]) -> None:
+    def __call__(self, stage: str, buffers: Mapping[str, HostBuffer]) -> None:
         if stage != "head":
             return
         if self.launches % (self.steps + 1) == self.step:

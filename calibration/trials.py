@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 
 from bitdance_edge.calibration.recording import Draw
-from bitdance_edge.calibration.sessions import VariantBackend
-from bitdance_edge.runtime.backend import Buffer
+from bitdance_edge.calibration.sessions import VariantBackend, pipeline_on
 from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.loop import LOOP_STAGES
 from bitdance_edge.runtime.observed import ObservedBackend, Observer
-from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from bitdance_edge.runtime.onnxruntime_backend import HostBuffer, OnnxRuntimeBackend
 from bitdance_edge.runtime.pipeline import PatchDone, Pipeline
 from bitdance_edge.runtime.request import Request
 
 BATCH = 16
-LOOP_STAGES = ("prompt", "tokens", "time", "backbone", "head")
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,8 @@ class Trial:
         for request in self.draw.requests(self.bundle, BATCH):
             run = _Run(len(request.prompts or request.classes), (lambda: next(launches)) if forced else None)
             observed = ObservedBackend(backend, before=run.observe, after=after)
-            run.generate(Pipeline(self.bundle, observed, BATCH), request, self.draw.patches)
+            with pipeline_on(self.bundle, observed, BATCH) as pipeline:
+                run.generate(pipeline, request, self.draw.patches)
             yield run
 
 
@@ -92,7 +92,7 @@ class _Run:
         """Of the images' own rows: ``[images, patches, P, C]``."""
         return np.stack([launch[: self.images] for launch in self.launches], axis=1)
 
-    def observe(self, stage: str, buffers: Mapping[str, Buffer]) -> None:
+    def observe(self, stage: str, buffers: Mapping[str, HostBuffer]) -> None:
         if stage == "tokens":
             self.launches.append(buffers["x"].read())
             if self.teacher is not None:

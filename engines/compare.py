@@ -4,23 +4,20 @@ Polygraphy runs the backends. ONNX Runtime also gives the output of every PyTorc
 each ONNX node keeps, so that the first module that differs has a name.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from bitdance_edge.engines.device import find_device
+from bitdance_edge.engines.engine_run import open_engines
 from bitdance_edge.engines.graph import GraphFacts, read_graph
-from bitdance_edge.engines.library import load_library
 from bitdance_edge.engines.targets import Target
 from bitdance_edge.runtime.bundle import Bundle
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.errors import BitDanceError
 from bitdance_edge.runtime.onnxruntime_backend import cpu_options, import_onnxruntime
-from bitdance_edge.runtime.sidecar import engine_path, require_fit
+from bitdance_edge.runtime.sidecar import engine_path
 
 if TYPE_CHECKING:
     from bitdance_edge.model import BitDance
@@ -117,28 +114,17 @@ def _session(model: bytes) -> Any:
 
 
 def _tensorrt_runner(bundle: Bundle, target: Target, stage: str) -> Any:
-    """A runner of the built engine, or why there is none."""
+    """The built engine on the runtime's own backend, which has a binding for the cache; or why there is none."""
     engine = engine_path(bundle, target.folder, stage)
     if not engine.is_file():
         return f"no engine for {target.name}; build it with: bitdance-edge build {bundle.folder} --target {target.name}"
-    if stage == "backbone":
-        return "its cache is updated in place, for which Polygraphy has no binding"
-    device = find_device()
-    if device is None:
-        return "no NVIDIA driver answers here"
     try:
-        require_fit(bundle, engine, load_library(target.library).trt, device.capability)
-    except EngineError as error:
+        backend = open_engines(bundle, target)
+    except BitDanceError as error:
         return str(error)
-    return _engine_runner(engine, target)
+    from bitdance_edge.engines.engine_runner import EngineRunner
 
-
-def _engine_runner(engine: Path, target: Target) -> Any:
-    # Polygraphy chooses the library by this variable when its TensorRT part is first imported.
-    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if target.library == "tensorrt_rtx" else "0"
-    from polygraphy.backend.trt import EngineFromPath, TrtRunner
-
-    return TrtRunner(EngineFromPath(str(engine)), name="tensorrt")
+    return EngineRunner(backend, stage)
 
 
 def _differences(

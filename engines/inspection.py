@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bitdance_edge.engines.device import Device, find_device
-from bitdance_edge.engines.library import load_library
+from bitdance_edge.runtime.device import Device, find_device
 from bitdance_edge.runtime.errors import EngineError
 from bitdance_edge.runtime.sidecar import Sidecar, damage, refuse_invalid
+from bitdance_edge.runtime.tensorrt_library import load_library
 
 
 def describe_engine(engine: Path) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""Per-layer times that ``trtexec`` measured, with the PyTorch module of each layer."""
+"""Per-layer times that TensorRT measured, with the PyTorch module of each layer."""
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,22 @@ def read_layer_times(times: Path, info: Path, facts: GraphFacts) -> list[LayerTi
         # The first entry of a profile counts its runs; the others are layers.
         measured = [entry for entry in json.loads(times.read_text()) if "name" in entry]
         layers = json.loads(info.read_text())["Layers"]
-        metadata = {layer["Name"]: layer.get("Metadata", "") for layer in layers if isinstance(layer, dict)}
-        joined = [_joined(entry, metadata, facts) for entry in measured]
+        return join_layers({entry["name"]: float(entry["averageMs"]) for entry in measured}, layers, facts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EngineError(
             f"{times} and {info} are not the profile and layers of trtexec ({error!r}); "
             "run the command of profile.sh by itself to see what it says"
         ) from None
+
+
+def join_layers(measured: Mapping[str, float], layers: Sequence[Any], facts: GraphFacts) -> list[LayerTime]:
+    """Milliseconds of layers by name, with the modules that the inspector's entries lead to; slowest first."""
+    metadata = {layer["Name"]: layer.get("Metadata", "") for layer in layers if isinstance(layer, dict)}
+    joined = [
+        LayerTime(name, module_of(nodes_of(name, metadata.get(name, ""), facts), facts), milliseconds)
+        for name, milliseconds in measured.items()
+    ]
     return sorted(joined, key=lambda layer: -layer.milliseconds)
-
-
-def _joined(entry: dict[str, Any], metadata: dict[str, str], facts: GraphFacts) -> LayerTime:
-    nodes = nodes_of(entry["name"], metadata.get(entry["name"], ""), facts)
-    return LayerTime(entry["name"], module_of(nodes, facts), float(entry["averageMs"]))
 
 
 def module_times(layers: Sequence[LayerTime]) -> dict[str, float]:

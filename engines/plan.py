@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitdance_edge.engines.builder import StageBuild
-from bitdance_edge.engines.device import Device, find_device
 from bitdance_edge.engines.graph import read_graph
-from bitdance_edge.engines.library import Library
 from bitdance_edge.engines.shapes import shape_profiles
 from bitdance_edge.engines.support import refusal, restriction
 from bitdance_edge.engines.targets import Target
 from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.device import Device, find_device
 from bitdance_edge.runtime.errors import EngineError
 from bitdance_edge.runtime.sidecar import Sidecar, damage, mismatch
+from bitdance_edge.runtime.tensorrt_library import Library
 
 # Upper bounds of what was measured on builds for RTX, from a few kB of weights to the 683 MB of B-4x's backbone
 # (bench/results/engines.md): kernels and descriptions beside the weights, and the builder's peak of host memory.

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from bitdance_edge.runtime.backend import Backend, Buffer
+from bitdance_edge.runtime.backend import Backend
 from bitdance_edge.runtime.bundle import CLASS_CONDITIONAL, Bundle, ImageSize
-from bitdance_edge.runtime.loop import generate_tokens
+from bitdance_edge.runtime.loop import LOOP_STAGES, BoundLoop, generate_tokens
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
 from bitdance_edge.runtime.observed import ObservedBackend
-from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from bitdance_edge.runtime.onnxruntime_backend import HostBuffer, OnnxRuntimeBackend
 from bitdance_edge.runtime.pipeline import token_request
 from bitdance_edge.runtime.request import Request
 
@@ -22,7 +22,6 @@ STEPS = 4  # sampling steps of the recorded generation; shapes but for the time 
 PATCHES = 2  # the prompt, then a patch
 GUIDANCE = 2.0  # any above 1 runs both rows
 SEED = 1
-LOOP_STAGES = ("prompt", "tokens", "time", "backbone", "head")
 
 # Stage -> what is recorded of it: name of the sample -> which launch it is. Of the head, the first of the second patch:
 # the first patch's rows may be sampled apart, and its input is noise, which is finite whatever the head makes of it.
@@ -45,7 +44,7 @@ class Recorder:
     samples: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
     launches: dict[str, int] = field(default_factory=dict)
 
-    def note(self, stage: str, buffers: Mapping[str, Buffer]) -> None:
+    def note(self, stage: str, buffers: Mapping[str, HostBuffer]) -> None:
         launch = self.launches.get(stage, 0)
         self.launches[stage] = launch + 1
         for name, wanted in SAMPLES[stage].items():
@@ -64,17 +63,17 @@ def record_samples(bundle: Bundle) -> dict[tuple[str, str], dict[str, np.ndarray
     recorder = Recorder(bundle)
     backend = ObservedBackend(OnnxRuntimeBackend(bundle), before=recorder.note)
     model = bundle.model
-    request = Request(seed=SEED, steps=STEPS, guidance=GUIDANCE)
-    drawn = (
-        replace(request, classes=[0]) if model.kind == CLASS_CONDITIONAL else replace(request, prompts=["a picture"])
-    )
+    drawn = Request(seed=SEED, steps=STEPS, guidance=GUIDANCE)
+    drawn = replace(drawn, classes=[0]) if model.kind == CLASS_CONDITIONAL else replace(drawn, prompts=["a picture"])
     settings = drawn.resolve(bundle)
     size = settings.size
     noise = ImageNoise([SEED], STEPS, (model.tokens_per_step, model.bits))
     stages = {name: backend.load(name) for name in LOOP_STAGES}
-    patches = generate_tokens(backend, bundle, stages, token_request(settings), noise)
+    request = token_request(settings)
+    loop = BoundLoop(backend, bundle, stages, request.shape)
+    patches = generate_tokens(loop, request, noise)
     tokens = np.concatenate([next(patches) for _ in range(min(PATCHES, size.patches))], axis=1)
-    del stages, patches  # their weights and the cache, before those of the decoder
+    del stages, patches, loop  # their weights and the cache, before those of the decoder
     whole = np.resize(tokens, (1, size.tokens, model.bits))  # what was generated, repeated over the image
     inputs = {"tokens": whole}
     if model.decoder_noise:

@@ -19,6 +19,7 @@ from onnxscript.optimizer import optimize_ir
 from torch.export import Dim
 
 from bitdance_edge.export.errors import ExportError
+from bitdance_edge.export.operators import TRANSLATIONS
 from bitdance_edge.export.stages import TRACED, Shape, StageExport
 from bitdance_edge.export.weights import HOLLOW_FROM, WeightPlacer
 from bitdance_edge.runtime.bundle import MODULE_PATH, TensorSpec, dim_factor, dim_size
@@ -57,6 +58,7 @@ def export_graph(stage: StageExport, path: Path, opset: int, weights: WeightPlac
             output_names=list(stage.outputs),
             verbose=False,
             optimize=False,
+            custom_translation_table=TRANSLATIONS,
         )
         assert program is not None
         _name_dimensions(program, stage)

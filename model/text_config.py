@@ -183,12 +183,15 @@ class TextToImageConfig:
         ours = dict(language.get("bitdance", {}))
         try:
             head_config = HeadConfig.text_to_image(head)
-            published = SIZES_1024 if head_config.tokens_per_step == 64 else (*SIZES_1024, *SIZES_512)
+            tokenizer = TokenizerConfig.from_json(autoencoder["ddconfig"], autoencoder.get("gan_decoder", False))
             config = cls(
                 backbone=QwenConfig.from_json(language),
                 head=head_config,
-                tokenizer=TokenizerConfig.from_json(autoencoder["ddconfig"], autoencoder.get("gan_decoder", False)),
-                sizes=tuple((int(height), int(width)) for height, width in ours.pop("sizes", published)),
+                tokenizer=tokenizer,
+                sizes=tuple(
+                    (int(height), int(width))
+                    for height, width in ours.pop("sizes", _published_sizes(head_config, tokenizer))
+                ),
                 max_prompt=_size("bitdance.max_prompt", ours.pop("max_prompt", PUBLISHED_MAX_PROMPT)),
                 time_shift=float(head.get("time_shift", 1.0)),
                 time_schedule=head.get("time_schedule", "logit_normal"),
@@ -236,6 +239,13 @@ class TextToImageConfig:
     def autoencoder_json(self) -> dict[str, Any]:
         """``ae_config.json``."""
         return {"ddconfig": self.tokenizer.to_json(), "gan_decoder": self.tokenizer.gan_decoder}
+
+
+def _published_sizes(head: HeadConfig, tokenizer: TokenizerConfig) -> list[tuple[int, int]]:
+    """The released sizes that are whole patches of this model."""
+    released = SIZES_1024 if head.tokens_per_step == 64 else (*SIZES_1024, *SIZES_512)
+    side = tokenizer.downsampling * int(head.tokens_per_step**0.5)
+    return [size for size in released if not size[0] % side and not size[1] % side]
 
 
 def _size(key: str, value: Any) -> int:

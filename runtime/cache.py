@@ -15,5 +15,9 @@ class KVCache:
             buffer = backend.empty((rows, spec.heads, spec.length, spec.head_dim), spec.dtype)
             self.buffers[past] = self.buffers[present] = buffer
 
+    def reset(self) -> None:
+        """Start another image. What is left in the slots is finite, and masked until it is replaced."""
+        self.position = 0
+
     def advance(self, tokens: int) -> None:
         self.position += tokens

@@ -13,6 +13,10 @@ class RequestError(BitDanceError):
     """A request that this bundle cannot serve."""
 
 
+class PromptTooLongError(RequestError):
+    """A prompt of more tokens than the bundle takes."""
+
+
 class BackendError(BitDanceError):
     """No backend that can run this bundle here."""
 

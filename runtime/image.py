@@ -146,6 +146,11 @@ def load_pixels(path: str | Path, height: int, width: int) -> np.ndarray:
             rgb = image.convert("RGB")
         except OSError as error:
             raise RequestError(f"{path} cannot be read to its end ({error}); it may be truncated") from None
+    return fitted_pixels(rgb, height, width)
+
+
+def fitted_pixels(rgb: Image.Image, height: int, width: int) -> np.ndarray:
+    """The largest centred crop of that shape, resized: uint8 ``[height, width, 3]``."""
     scale = min(rgb.width / width, rgb.height / height)
     left, top = (rgb.width - width * scale) / 2, (rgb.height - height * scale) / 2
     box = (left, top, left + width * scale, top + height * scale)

@@ -1,16 +1,18 @@
 """The generation loop: prompt, then a backbone step and N + 1 head evaluations a patch.
 
 Knows tokens, nothing of images, seeds or files. R rows run through the backbone: B images, twice that under guidance
-(conditional rows first). Everything a patch needs is allocated and bound once, before the first patch.
+(conditional rows first). Everything a patch needs is allocated and bound once, before the first patch; what changes
+from patch to patch (positions, mask, guidance, noise) is a value in a buffer, so that a backend can capture the patch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from bitdance_edge.runtime.attention import AttentionWindow
-from bitdance_edge.runtime.backend import Backend, Buffer, Stage
+from bitdance_edge.runtime.backend import Backend, Buffer, Captured, InOrder, Pending, Stage
 from bitdance_edge.runtime.bundle import Bundle, ImageSize
 from bitdance_edge.runtime.cache import KVCache
 from bitdance_edge.runtime.sampler import Schedule, patch_guidance
@@ -18,6 +20,21 @@ from bitdance_edge.runtime.sampler import Schedule, patch_guidance
 # (patch, rows_apart) -> float32 [steps + 1, B, P, C], or [steps + 1, R, P, C] where conditional and unconditional rows
 # draw apart
 NoiseSource = Callable[[int, bool], np.ndarray]
+
+LOOP_STAGES = ("prompt", "tokens", "time", "backbone", "head")
+
+
+@dataclass(frozen=True)
+class LoopShape:
+    """What decides the size of the buffers that all patches use; a prompt has buffers of its own."""
+
+    images: int
+    guided: bool
+    steps: int
+
+    @property
+    def rows(self) -> int:
+        return 2 * self.images if self.guided else self.images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,70 +55,124 @@ class TokenRequest:
     prefix: np.ndarray  # [B, K, P, C] of -1 and +1: the first K patches, given rather than sampled
 
     @property
-    def rows(self) -> int:
-        return len(self.prompt)
-
-    @property
-    def guided(self) -> bool:
-        return self.rows > self.images
+    def shape(self) -> LoopShape:
+        return LoopShape(self.images, len(self.prompt) > self.images, self.steps)
 
 
-def generate_tokens(
-    backend: Backend, bundle: Bundle, stages: Mapping[str, Stage], request: TokenRequest, noise: NoiseSource
-) -> Iterator[np.ndarray]:
+def generate_tokens(loop: "BoundLoop", request: TokenRequest, noise: NoiseSource) -> Generator[np.ndarray, None, None]:
     """Generate patch after patch; yields the tokens of each, float32 ``[B, P, C]`` of -1 and +1.
 
     Under the linear schedule the first patch has guidance 1: conditional and unconditional rows are then sampled
-    apart, as the reference does, and only the conditional ones belong to the image.
+    apart, as the reference does, and only the conditional ones belong to the image. A patch is asked for before the
+    tokens of the one before are waited for, as far as the backend runs ahead: its noise is drawn meanwhile.
     """
-    loop = BoundLoop(backend, bundle, stages, request)
+    loop.start(request)
     patches = request.size.patches
+    asked: deque[Pending] = deque()
     for patch in range(patches):
         guidance = patch_guidance(request.guidance, request.guidance_schedule, patch, patches)
-        rows_apart = request.guided and guidance == 1
-        loop.backbone(patch)
+        rows_apart = loop.shape.guided and guidance == 1
         sampler = loop.sampler(rows_apart)
-        if patch < request.prefix.shape[1]:
+        loop.move_to(patch)
+        if given := patch < request.prefix.shape[1]:
             sampler.accept(request.prefix[:, patch])
         else:
-            sampler.sample(noise(patch, rows_apart), guidance)
-        sampler.embed()
-        yield sampler.tokens.read()[: request.images]
+            sampler.prepare(noise(patch, rows_apart), guidance)
+        loop.launch(patch, sampler, given)()
+        asked.append(sampler.tokens.fetch())
+        if len(asked) > loop.backend.run_ahead:
+            yield asked.popleft().wait()[: request.images]
+    for left in asked:
+        yield left.wait()[: request.images]
 
 
 class BoundLoop:
-    """The buffers that stages share, and the stages bound to them."""
+    """The buffers that stages share, and the stages bound to them, for one request after another of the same shape."""
 
-    def __init__(self, backend: Backend, bundle: Bundle, stages: Mapping[str, Stage], request: TokenRequest) -> None:
-        self.backend, self.bundle, self.stages, self.request = backend, bundle, stages, request
-        self.sizes = {"R": request.rows, "N": request.steps + 1}
-        self.schedule = Schedule.euler_maruyama(request.steps, bundle.sampling.time_shift)
-        self.cache = KVCache(backend, bundle, request.rows)
-        self.place = Place(self)
-        self.condition = self.allocate("backbone", "condition")
-        self.embeddings = self.allocate("tokens", "embeddings")
-        self.time_embeddings = self._embed_times()
-        self._prompt_pass = BackbonePass(self, self._embed_prompt())
-        self._patch_pass = BackbonePass(self, self.embeddings)
+    def __init__(self, backend: Backend, bundle: Bundle, stages: Mapping[str, Stage], shape: LoopShape) -> None:
+        self.backend, self.bundle, self.stages, self.shape = backend, bundle, stages, shape
+        self.sizes = {"R": shape.rows, "N": shape.steps + 1}
+        self.schedule = Schedule.euler_maruyama(shape.steps, bundle.sampling.time_shift)
+        self._owned: list[Buffer] = []
+        self._prompt: Prompt | None = None
+        self._patch_pass: BackbonePass | None = None
         self._samplers: dict[bool, PatchSampler] = {}
+        self._launches: dict[tuple[BackbonePass, PatchSampler, bool], Captured] = {}
+        try:
+            self.cache = KVCache(backend, bundle, shape.rows)
+            self._owned += self.cache.buffers.values()
+            self.place = Place(self)
+            self.condition = self.allocate("backbone", "condition")
+            self.embeddings = self.allocate("tokens", "embeddings")
+            self.time_embeddings = self._embed_times()
+            self._patch_pass = BackbonePass(self, self.embeddings)
+        except BaseException:
+            self.free()
+            raise
 
     def allocate(self, stage: str, tensor: str, **sizes: int) -> Buffer:
-        """Memory for one input or output of a stage, with its named dimensions as in this request."""
+        """Memory for one input or output of a stage, with its named dimensions as in this loop."""
         spec = self.bundle.stage(stage)
         found = next(item for item in (*spec.inputs, *spec.outputs) if item.name == tensor)
-        return self.backend.empty(found.sized({**self.sizes, **sizes}), found.dtype)
+        return self.empty(found.sized({**self.sizes, **sizes}), found.dtype)
 
-    def backbone(self, patch: int) -> None:
-        """Run the prompt or the patch before this one; the head's condition is then in its buffer."""
-        run = self._prompt_pass if patch == 0 else self._patch_pass
+    def empty(self, shape: tuple[int, ...], dtype: str, *, ahead: bool = False) -> Buffer:
+        self._owned.append(self.backend.empty(shape, dtype, ahead=ahead))
+        return self._owned[-1]
+
+    def free(self) -> None:
+        """Give the memory back, and what was bound to it."""
+        while self._launches:
+            self._launches.popitem()[1].close()
+        self._samplers.clear()
+        self._prompt = self._patch_pass = None
+        while self._owned:
+            self._owned.pop().free()
+
+    def start(self, request: TokenRequest) -> None:
+        """Embed the prompt of another request; one of another length gets buffers of its length."""
+        self.cache.reset()
+        self.window = AttentionWindow(self.bundle.model.tokens_per_step, self.cache.length, request.padding)
+        self.place.begin(request.size)
+        length = request.prompt.shape[-1]
+        if self._prompt is None or self._prompt.length != length:
+            if self._prompt is not None:
+                self._forget(self._prompt)
+            self._prompt = Prompt(self, length)
+        self._prompt(request.prompt)
+
+    def move_to(self, patch: int) -> None:
+        """Say where the next launch stands in the image, where it appends to the cache, and who sees whom."""
         self.place.move_to(patch)
-        run()
+        self.backbone(patch).move()
+
+    def backbone(self, patch: int) -> "BackbonePass":
+        """The pass whose result is the condition of a patch: over the prompt, or over the patch before."""
+        assert self._prompt is not None, "the loop has not been started"
+        assert self._patch_pass is not None
+        return self._prompt.backbone if patch == 0 else self._patch_pass
 
     def sampler(self, rows_apart: bool) -> "PatchSampler":
         """The head bound for rows that share their noise, or for rows that are drawn apart."""
         if rows_apart not in self._samplers:
-            self._samplers[rows_apart] = PatchSampler(self, self.request.rows if rows_apart else self.request.images)
+            self._samplers[rows_apart] = PatchSampler(self, self.shape.rows if rows_apart else self.shape.images)
         return self._samplers[rows_apart]
+
+    def launch(self, patch: int, sampler: "PatchSampler", given: bool) -> Captured:
+        """All of a patch: backbone, head evaluations unless the tokens are given, and their embedding."""
+        key = (self.backbone(patch), sampler, given)
+        if key not in self._launches:
+            steps = [self.backbone(patch).launch, *([] if given else sampler.evaluate), sampler.embed]
+            often = patch > 0 and not given
+            self._launches[key] = self.backend.capture(steps) if often else InOrder(steps)
+        return self._launches[key]
+
+    def _forget(self, prompt: "Prompt") -> None:
+        for key in [key for key in self._launches if key[0] is prompt.backbone]:
+            self._launches.pop(key).close()
+        for buffer in prompt.buffers:
+            self._owned.remove(buffer)
+            buffer.free()
 
     def _embed_times(self) -> Buffer:
         times, embeddings = self.allocate("time", "times"), self.allocate("time", "time_embeddings")
@@ -109,13 +180,22 @@ class BoundLoop:
         self.stages["time"].bind({"times": times, "time_embeddings": embeddings})()
         return embeddings
 
-    def _embed_prompt(self) -> Buffer:
-        (ids,) = (tensor.name for tensor in self.bundle.stage("prompt").inputs)
-        length = self.request.prompt.shape[-1]
-        prompt, embeddings = self.allocate("prompt", ids, T=length), self.allocate("prompt", "embeddings", T=length)
-        prompt.write(self.request.prompt)
-        self.stages["prompt"].bind({ids: prompt, "embeddings": embeddings})()
-        return embeddings
+
+class Prompt:
+    """The stage that embeds the ids of all rows, bound for one length of prompt, and the backbone's pass over it."""
+
+    def __init__(self, loop: BoundLoop, length: int) -> None:
+        self.length = length
+        (ids,) = (tensor.name for tensor in loop.bundle.stage("prompt").inputs)
+        self.ids = loop.allocate("prompt", ids, T=length)
+        embeddings = loop.allocate("prompt", "embeddings", T=length)
+        self.embed = loop.stages["prompt"].bind({ids: self.ids, "embeddings": embeddings})
+        self.backbone = BackbonePass(loop, embeddings)
+        self.buffers = [self.ids, embeddings, *self.backbone.buffers]
+
+    def __call__(self, ids: np.ndarray) -> None:
+        self.ids.write(ids)
+        self.embed()
 
 
 class Place:
@@ -125,8 +205,10 @@ class Place:
         spec = loop.bundle.stage("backbone")
         names = [tensor.name for tensor in spec.inputs if tensor.name in ("patch_index", "patches_across")]
         self.buffers = {name: loop.allocate("backbone", name) for name in names}
+
+    def begin(self, size: ImageSize) -> None:
         if "patches_across" in self.buffers:
-            self.buffers["patches_across"].write(np.array(loop.request.size.patches_across))
+            self.buffers["patches_across"].write(np.array(size.patches_across))
 
     def move_to(self, patch: int) -> None:
         self.buffers["patch_index"].write(np.array(patch))
@@ -136,12 +218,11 @@ class BackbonePass:
     """The backbone bound to embeddings ``[R, T, D]`` of one length: the prompt, or a patch."""
 
     def __init__(self, loop: BoundLoop, embeddings: Buffer) -> None:
-        self.length = embeddings.shape[1]
-        self.cache = loop.cache
-        self.window = AttentionWindow(loop.bundle.model.tokens_per_step, loop.cache.length, loop.request.padding)
+        self.loop, self.length = loop, embeddings.shape[1]
         self.positions = loop.allocate("backbone", "positions", T=self.length)
         self.mask = loop.allocate("backbone", "mask", T=self.length)
         self.cache_position = loop.allocate("backbone", "cache_position")
+        self.buffers = [self.positions, self.mask, self.cache_position]
         self.launch = loop.stages["backbone"].bind(
             {
                 **loop.cache.buffers,
@@ -154,14 +235,13 @@ class BackbonePass:
             }
         )
 
-    def __call__(self) -> None:
-        """Append to the cache and leave the condition of the last P positions in its buffer."""
-        start = self.cache.position
-        self.positions.write(self.window.positions(start, self.length))
-        self.mask.write(self.window.mask(start, self.length))
-        self.cache_position.write(np.array(start))
-        self.launch()
-        self.cache.advance(self.length)
+    def move(self) -> None:
+        """Let the next launch append to the cache where the last one ended."""
+        cache, window = self.loop.cache, self.loop.window
+        self.positions.write(window.positions(cache.position, self.length))
+        self.mask.write(window.mask(cache.position, self.length))
+        self.cache_position.write(np.array(cache.position))
+        cache.advance(self.length)
 
 
 class PatchSampler:
@@ -171,14 +251,14 @@ class PatchSampler:
         def allocate(stage: str, tensor: str) -> Buffer:
             return loop.allocate(stage, tensor, B=draws)
 
-        evaluations = loop.request.steps + 1
+        evaluations = loop.shape.steps + 1
         model = loop.bundle.model
-        self.noise = loop.backend.empty((evaluations, draws, model.tokens_per_step, model.bits), "float32")
+        self.noise = loop.empty((evaluations, draws, model.tokens_per_step, model.bits), "float32", ahead=True)
         self.guidance = allocate("head", "guidance")
         self.tokens = allocate("tokens", "tokens")
         rows = allocate("head", "rows")
-        rows.write(np.arange(loop.request.rows) % draws)
-        coefficients = loop.backend.empty((evaluations, 3), "float32")
+        rows.write(np.arange(loop.shape.rows) % draws)
+        coefficients = loop.empty((evaluations, 3), "float32")
         coefficients.write(loop.schedule.coefficients)
         states = [allocate("head", "x_next"), allocate("head", "x_next")]  # each evaluation reads one, writes the other
         self.x = states[(evaluations - 1) % 2]
@@ -208,12 +288,10 @@ class PatchSampler:
             }
         )
 
-    def sample(self, noise: np.ndarray, guidance: float) -> None:
-        """Draw the patch from ``noise`` ``[N + 1, draws, P, C]``; the prediction is then in ``x``."""
+    def prepare(self, noise: np.ndarray, guidance: float) -> None:
+        """What the evaluations of the next patch are to draw from: ``noise`` ``[N + 1, draws, P, C]``."""
         self.noise.write(noise)
         self.guidance.write(np.array(guidance))
-        for evaluate in self.evaluate:
-            evaluate()
 
     def accept(self, tokens: np.ndarray) -> None:
         """Take tokens ``[B, P, C]`` as given, for all rows of an image."""

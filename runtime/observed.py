@@ -1,42 +1,62 @@
-"""A backend seen from outside: what each launch is about to read, and what it has just written.
+"""ONNX Runtime on the CPU seen from outside: what each launch is about to read, and what it has just written.
 
 Recorders keep what they are told of; experiments change it. The loop and the stages know nothing of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import cast
 
-from bitdance_edge.runtime.backend import Backend, Buffer, Launch, Stage
+from bitdance_edge.runtime.backend import InOrder, Launch, Memory
+from bitdance_edge.runtime.onnxruntime_backend import HostBuffer, OnnxRuntimeBackend, OnnxRuntimeStage
 
-Observer = Callable[[str, Mapping[str, Buffer]], None]  # (stage, its buffers as the loop has bound them)
+Observer = Callable[[str, Mapping[str, HostBuffer]], None]  # (stage, its buffers as the loop has bound them)
 
 
 class ObservedBackend:
-    """Another backend, with ``before`` called ahead of each launch and ``after`` behind it."""
+    """A backend with ``before`` called ahead of each launch and ``after`` behind it."""
 
-    def __init__(self, backend: Backend, before: Observer | None = None, after: Observer | None = None) -> None:
+    run_ahead = 0  # what is observed has happened
+
+    def __init__(
+        self, backend: OnnxRuntimeBackend, before: Observer | None = None, after: Observer | None = None
+    ) -> None:
         self.backend, self.before, self.after = backend, before, after
         self.name = backend.name
 
-    def empty(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        return self.backend.empty(shape, dtype)
+    def empty(self, shape: tuple[int, ...], dtype: str, *, ahead: bool = False) -> HostBuffer:
+        return cast(HostBuffer, self.backend.empty(shape, dtype, ahead=ahead))
 
-    def load(self, stage: str) -> Stage:
+    def load(self, stage: str) -> "ObservedStage":
         return ObservedStage(self, stage, self.backend.load(stage))
+
+    def capture(self, launches: Sequence[Launch]) -> InOrder:
+        return InOrder(launches)
+
+    def beside(self) -> "ObservedBackend":
+        return self
+
+    def current(self) -> AbstractContextManager[None]:
+        return self.backend.current()
+
+    def close(self) -> None:
+        self.backend.close()
 
 
 class ObservedStage:
-    def __init__(self, observed: ObservedBackend, name: str, stage: Stage) -> None:
+    def __init__(self, observed: ObservedBackend, name: str, stage: OnnxRuntimeStage) -> None:
         self.observed, self.name, self.stage, self.time = observed, name, stage, stage.time
 
-    def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
+    def bind(self, buffers: Mapping[str, Memory]) -> Launch:
         launch = self.stage.bind(buffers)
+        seen = cast(Mapping[str, HostBuffer], buffers)
 
         def observed_launch() -> None:
             if self.observed.before is not None:
-                self.observed.before(self.name, buffers)
+                self.observed.before(self.name, seen)
             launch()
             if self.observed.after is not None:
-                self.observed.after(self.name, buffers)
+                self.observed.after(self.name, seen)
 
         return observed_launch
 

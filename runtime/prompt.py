@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bitdance_edge.runtime.bundle import Bundle, ImageSize, TextSpec
-from bitdance_edge.runtime.errors import BackendError, BundleError, RequestError
+from bitdance_edge.runtime.errors import BackendError, BundleError, PromptTooLongError, RequestError
 
 
 class PromptEncoder:
@@ -36,14 +36,14 @@ class PromptEncoder:
         """Ids of a prompt for an image of this size, with the queries of the first patch.
 
         Raises:
-            RequestError: the prompt is empty or longer than the bundle takes.
+            RequestError: the prompt is empty; PromptTooLongError where it has more tokens than the bundle takes.
         """
         if not prompt.strip():
             raise RequestError("a prompt is empty; say what to draw")
         ids = self.tokenizer.encode(self.text.conditional.replace("{prompt}", prompt)).ids
         if len(ids) > self.text.max_prompt:
             around = len(self.tokenizer.encode(self.text.conditional.replace("{prompt}", "")).ids)
-            raise RequestError(
+            raise PromptTooLongError(
                 f"the prompt has {len(ids) - around} tokens; this bundle takes {self.text.max_prompt - around}: "
                 f"shorten it, or export again with --max-prompt above {self.text.max_prompt} (template included)"
             )

@@ -25,6 +25,7 @@ class Request:
         prompts: of a text-to-image bundle. Images come class by class or prompt by prompt, ``count`` of each.
         negative_prompt: what guidance leads away from; None is no text at all.
         seed: image i of the request uses seed + i; None draws one.
+        seeds: one an image, in place of ``seed``: images that were asked for apart and run together.
         steps: noisy sampling steps of each patch, one head evaluation each, plus a last one.
         guidance: 1 switches guidance off.
         size: (height, width) in pixels.
@@ -39,6 +40,7 @@ class Request:
     negative_prompt: str | None = None
     count: int = 1
     seed: int | None = None
+    seeds: Sequence[int] | None = None
     steps: int | None = None
     guidance: float | None = None
     size: tuple[int, int] | None = None
@@ -59,7 +61,6 @@ class Request:
         model = bundle.model
         steps = _whole("steps", bundle.sampling.steps if self.steps is None else self.steps, 1, MAX_STEPS)
         count = _whole("count", self.count, 1, 1_000_000)
-        seed = secrets.randbits(32) if self.seed is None else _whole("seed", self.seed, 0, MAX_SEED)
         guidance = bundle.sampling.guidance if self.guidance is None else self.guidance
         if not isinstance(guidance, int | float) or not math.isfinite(guidance) or not 1 <= guidance <= 100:
             raise RequestError(f"guidance is {guidance!r}; it must be a number from 1 (off) to 100")
@@ -68,10 +69,11 @@ class Request:
             raise RequestError(f"output is {self.output!r}; it must be one of {', '.join(OUTPUTS)}")
         subjects = self._subjects(bundle, size, encoder)
         images = [subject for subject in subjects for _ in range(count)]
-        if seed + len(images) - 1 > MAX_SEED:
-            raise RequestError(f"seed {seed} leaves no room for {len(images)} images; the largest seed is {MAX_SEED}")
+        seeds = self._image_seeds(len(images))
         return Settings(
-            images=tuple(replace(image, index=i, seed=seed + i) for i, image in enumerate(images)),
+            images=tuple(
+                replace(image, index=i, seed=seed) for i, (image, seed) in enumerate(zip(images, seeds, strict=True))
+            ),
             size=size,
             steps=steps,
             guidance=float(guidance),
@@ -81,6 +83,18 @@ class Request:
             decode=self.output == "image",
             batch_invariant=self.batch_invariant,
         )
+
+    def _image_seeds(self, images: int) -> list[int]:
+        if self.seeds is not None:
+            if self.seed is not None:
+                raise RequestError("seed and seeds are both given; seeds replaces seed, leave one of them away")
+            if len(self.seeds) != images:
+                raise RequestError(f"{len(self.seeds)} seeds for {images} images; give one an image")
+            return [_whole("seed", seed, 0, MAX_SEED) for seed in self.seeds]
+        first = secrets.randbits(32) if self.seed is None else _whole("seed", self.seed, 0, MAX_SEED)
+        if first + images - 1 > MAX_SEED:
+            raise RequestError(f"seed {first} leaves no room for {images} images; the largest seed is {MAX_SEED}")
+        return [first + i for i in range(images)]
 
     def _subjects(self, bundle: Bundle, size: ImageSize, encoder: PromptEncoder | None) -> list["ImageSpec"]:
         """What the images show, one of each class or prompt."""

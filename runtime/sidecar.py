@@ -95,11 +95,19 @@ def damage(sidecar: Sidecar, engine: Path) -> str | None:
     return None
 
 
-def require_fit(bundle: Bundle, engine: Path, trt: ModuleType, capability: str) -> Sidecar:
-    """Refuse an engine that this bundle, library or GPU cannot use, before it is deserialised.
+def other_device(sidecar: Sidecar, capability: str) -> str | None:
+    """Why an engine is not for a GPU of this compute capability, or None.
 
     A target that names its GPUs is held to them. The default target is not: which other GPUs can run it, only the
     library knows, and ``refuse_invalid`` asks it.
+    """
+    if sidecar.target != "rtx" and capability not in sidecar.capabilities:
+        return f"it was built for compute capability {', '.join(sidecar.capabilities)}, and this GPU has {capability}"
+    return None
+
+
+def require_fit(bundle: Bundle, engine: Path, trt: ModuleType, capability: str) -> Sidecar:
+    """Refuse an engine that this bundle, library or GPU cannot use, before it is deserialised.
 
     Args:
         trt: the imported library, ``tensorrt`` or ``tensorrt_rtx``.
@@ -112,9 +120,7 @@ def require_fit(bundle: Bundle, engine: Path, trt: ModuleType, capability: str) 
     reason = damage(sidecar, engine) or mismatch(sidecar, bundle, trt.__version__)
     if reason is None and sidecar.library != trt.__name__:
         reason = f"it is for {sidecar.library}, and {trt.__name__} is to run it"
-    if reason is None and sidecar.target != "rtx" and capability not in sidecar.capabilities:
-        reason = f"it was built for compute capability {', '.join(sidecar.capabilities)}, and this GPU has {capability}"
-    if reason is not None:
+    if reason := reason or other_device(sidecar, capability):
         raise EngineError(f"{engine} is refused: {reason}; {rebuild_command(bundle, sidecar)}")
     return sidecar
 

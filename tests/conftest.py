@@ -9,6 +9,12 @@ from engine_fixtures import built as built
 from engine_fixtures import built_copy as built_copy
 from engine_fixtures import digits as digits
 from engine_fixtures import library as library
+from gpu_fixtures import gpus as gpus
+from serve_fixtures import digits_bundle as digits_bundle
+from serve_fixtures import pool as pool
+from serve_fixtures import reference as reference
+from serve_fixtures import serve as serve
+from serve_fixtures import server as server
 
 from bitdance_edge.runtime import Bundle
 
@@ -53,3 +59,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
 def bundle(exported: Callable[..., Bundle]) -> Bundle:
     """A bundle of 4 tokens a step, for tests where any would do."""
     return exported("cc_4x_patch")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", action="store_true", help="write the page's screenshots into docs/")

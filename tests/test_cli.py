@@ -92,7 +92,14 @@ def test_tokenize_reconstruct_and_complete(bundle: Bundle, tmp_path: Path) -> No
 
 def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
     output = cli("inspect", bundle.folder, "--images", 4, "--verify").stdout
-    for expected in (*bundle.stages, "key-value cache", "together", "all files of 7 stages", "checkpoint"):
+    for expected in (
+        *bundle.stages,
+        "memory to generate 4 guided images",
+        "in all",
+        "onnxruntime-cpu: yes",
+        "all files of 7 stages",
+        "checkpoint",
+    ):
         assert expected in output
 
 

@@ -1,9 +1,10 @@
-"""Trains tokenizers and class-conditional generators; made the checkpoints that ship.
+"""Trains tokenizers, class-conditional and text-to-image generators; made the checkpoints that ship.
 
 Importing this package loads neither torch nor scikit-learn, so that the command line can list the recipes at once.
 """
 
 from bitdance_edge.training.errors import TrainingError
-from bitdance_edge.training.recipes import RECIPES, GeneratorRecipe, TokenizerRecipe
+from bitdance_edge.training.named_recipes import RECIPES
+from bitdance_edge.training.recipes import GeneratorRecipe, TextRecipe, TokenizerRecipe
 
-__all__ = ["RECIPES", "GeneratorRecipe", "TokenizerRecipe", "TrainingError"]
+__all__ = ["RECIPES", "GeneratorRecipe", "TextRecipe", "TokenizerRecipe", "TrainingError"]

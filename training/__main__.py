@@ -4,12 +4,14 @@ import argparse
 import json
 from pathlib import Path
 
-from bitdance_edge.training.recipes import RECIPES, overridden, recipe_named
+from bitdance_edge.training.named_recipes import RECIPES, recipe_named
+from bitdance_edge.training.recipes import overridden
 
 EXAMPLES = """examples:
   %(prog)s digits-tokenizer --out runs/digits-tokenizer
   %(prog)s digits-4x --tokenizer runs/digits-tokenizer --out runs/digits-4x
   %(prog)s digits-4x --out runs/digits-4x --evaluate
+  %(prog)s shapes-16x --tokenizer checkpoints/shapes-tokenizer --out runs/shapes-16x
   %(prog)s digits-4x --data photos --size 64 --tokenizer runs/photos-tokenizer --out runs/photos-4x --set mirror=true
 several GPUs: accelerate launch -m bitdance_edge.training digits-4x ..."""
 
@@ -20,7 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--tokenizer", type=Path, help="folder of a trained tokenizer, for a generator")
-    parser.add_argument("--data", type=Path, help="folder with one sub-folder of images a class (default: digits)")
+    parser.add_argument(
+        "--data", type=Path, help="folder with one sub-folder of images a class (default: the recipe's own)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="mixed precision (default: none)")
     parser.add_argument(
@@ -36,7 +40,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of the recipe")
     scores = parser.add_argument_group("scores")
     scores.add_argument("--evaluate", action="store_true", help="train nothing; score the checkpoint in --out")
-    scores.add_argument("--images", type=int, help="generated images a seed (default: as many as training images)")
+    scores.add_argument(
+        "--images", type=int, help="generated images a seed (default: as many as training images, or held-out captions)"
+    )
     scores.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the sampling (default: 0 1 2)")
     scores.add_argument("--sampling-steps", type=int, help="default: the checkpoint's")
     scores.add_argument("--guidance", type=float, help="default: the checkpoint's")

@@ -13,11 +13,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from bitdance_edge.training.errors import TrainingError
-from bitdance_edge.training.recipes import Recipe
+from bitdance_edge.training.recipes import Recipe, TextRecipe
+from bitdance_edge.training.shapes import all_scenes, draw_scenes, render
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 HELD_OUT_SHARE = 0.2
 SPLIT_SEED = 0
+SHAPES_DRAWN = 32_768
+SHAPES_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,36 @@ def digits(size: int) -> ImageSet:
     gray = F.interpolate(gray, size=(size, size), mode="bicubic", align_corners=False).clamp(0, 255).round()
     images = gray.to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
     return ImageSet(images=images, labels=torch.from_numpy(labels).long(), class_names=tuple(map(str, range(10))))
+
+
+def shapes(size: int) -> tuple[ImageSet, ImageSet]:
+    """Drawings of colored shapes, classes are their captions: training ones, and one of each held-out caption."""
+    scenes = all_scenes()
+    held_out = np.array([scene.held_out for scene in scenes])
+    allowed, kept = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    drawn = allowed[draw_scenes([scenes[row] for row in allowed], SHAPES_DRAWN, SHAPES_SEED)]
+
+    def pictures(rows: NDArray[np.int64], seed: int) -> ImageSet:
+        return ImageSet(
+            images=torch.from_numpy(render([scenes[row] for row in rows], size, seed)),
+            labels=torch.from_numpy(rows),
+            class_names=tuple(scene.caption for scene in scenes),
+        )
+
+    return pictures(drawn, SHAPES_SEED), pictures(kept, SHAPES_SEED + 1)
+
+
+def training_data(recipe: Recipe, folder: Path | None) -> tuple[ImageSet, ImageSet]:
+    """Training and held-out images: of a folder where one is given, else the recipe's own.
+
+    Raises:
+        TrainingError: a folder for text to image, or what ``image_folder`` and ``ImageSet.split`` raise.
+    """
+    if folder is not None and isinstance(recipe, TextRecipe):
+        raise TrainingError("--data is a folder of classes, but text to image needs captions; leave --data out")
+    if folder is None and recipe.data == "shapes":
+        return shapes(recipe.size)
+    return (digits(recipe.size) if folder is None else image_folder(folder, recipe.size)).split()
 
 
 def image_folder(folder: Path, size: int) -> ImageSet:

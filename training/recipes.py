@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 
 from bitdance_edge.training.errors import TrainingError
 
+DATA = ("digits", "shapes")  # scikit-learn's digits, our own drawings of colored shapes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What tokenizer and generator share: the size of the images, their augmentation, the schedule."""
 
+    data: str  # one of DATA, where no folder of images is given
     size: int  # side of the square images, pixels
     steps: int
     batch_size: int  # images a step, over all processes
@@ -31,6 +34,7 @@ class Recipe:
     mirror: bool  # left and right swapped at random; wrong for digits and letters
 
     def __post_init__(self) -> None:
+        self._require("data", self.data in DATA, f"one of {', '.join(DATA)}")
         for name in ("size", "steps", "batch_size", "score_every", "save_every"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         for name in ("warmup_steps", "weight_decay", "seed", "rotation", "shift"):
@@ -57,32 +61,32 @@ class TokenizerRecipe(Recipe):
     group_bits: int  # bits of one group of the entropy loss
     entropy_weight: float
     commitment_weight: float
+    flip_rate: float  # bits flip before they are decoded, with probability u * flip_rate, u uniform per bit
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("bits", self.bits >= 1 and self.bits % self.group_bits == 0, f"a multiple of {self.group_bits}")
         for name in ("entropy_weight", "commitment_weight"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("flip_rate", 0 <= self.flip_rate < 1, "in [0, 1)")
         downsampling = 2 ** (len(self.channel_multipliers) - 1)
         self._require("size", self.size % downsampling == 0, f"a multiple of the {downsampling} pixels of a token")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorRecipe(Recipe):
-    """Class-conditional backbone and diffusion head (paper sections 3.2 and 3.3) over a finished tokenizer."""
+class FlowRecipe(Recipe):
+    """Backbone and diffusion head (paper sections 3.2 and 3.3) over a finished tokenizer, whatever the condition is."""
 
     tokens_per_step: int
     width: int
     layers: int
     heads: int
-    class_tokens: int
     head_width: int
     head_blocks: int
     head_adaln_groups: int
     targets_per_token: int  # noisy copies of each target in a step
     time_mean: float  # training times are sigmoid(mean + std * normal)
     time_std: float
-    class_dropout: float  # share of the labels replaced by "no class"
     flip_rate: float  # input bits flip with probability u * flip_rate, u uniform per bit
     sampling_steps: int  # defaults written into the checkpoint
     guidance: float
@@ -90,11 +94,42 @@ class GeneratorRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("tokens_per_step", self.tokens_per_step in (1, 4, 16, 64), "1, 4, 16 or 64")
-        for name in ("class_tokens", "targets_per_token", "sampling_steps"):
+        for name in ("targets_per_token", "sampling_steps"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("class_dropout", "flip_rate"):
-            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        self._require("flip_rate", 0 <= self.flip_rate < 1, "in [0, 1)")
         self._require("guidance", self.guidance >= 1, "1 (none) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorRecipe(FlowRecipe):
+    """Class-conditional generator (paper section 4.1)."""
+
+    class_tokens: int
+    class_dropout: float  # share of the labels replaced by "no class"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("class_tokens", self.class_tokens >= 1, "1 or more")
+        self._require("class_dropout", 0 <= self.class_dropout < 1, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRecipe(FlowRecipe):
+    """Text-to-image generator with a small Qwen3 of its own (paper section 4.2)."""
+
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    max_prompt: int  # longest prompt in tokens, chat template included
+    prompt_dropout: float  # share of the prompts replaced by the unconditional one
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("data", self.data == "shapes", "shapes, the only data with captions")
+        self._require("tokens_per_step", self.tokens_per_step > 1, "4, 16 or 64")
+        for name in ("kv_heads", "head_dim", "mlp_width", "max_prompt"):
+            self._require(name, getattr(self, name) >= 1, "1 or more")
+        self._require("prompt_dropout", 0 <= self.prompt_dropout < 1, "in [0, 1)")
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
@@ -129,73 +164,3 @@ def _parsed(name: str, text: str, example: Any) -> Any:
 
 def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
-
-
-def recipe_named(name: str) -> TokenizerRecipe | GeneratorRecipe:
-    if name not in RECIPES:
-        raise TrainingError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
-    return RECIPES[name]
-
-
-_DIGITS = GeneratorRecipe(
-    size=32,
-    steps=1250,
-    batch_size=32,
-    learning_rate=1.5e-3,
-    warmup_steps=100,
-    weight_decay=0.02,
-    clip_norm=1.0,
-    ema_decay=0.995,
-    seed=0,
-    score_every=100,
-    save_every=100,
-    rotation=8.0,
-    scaling=0.06,
-    shift=1.2,
-    mirror=False,
-    tokens_per_step=1,
-    width=128,
-    layers=4,
-    heads=4,
-    class_tokens=4,
-    head_width=128,
-    head_blocks=3,
-    head_adaln_groups=1,
-    targets_per_token=2,
-    time_mean=-0.8,
-    time_std=0.8,
-    class_dropout=0.1,
-    flip_rate=0.1,
-    sampling_steps=20,
-    guidance=1.5,
-)
-
-RECIPES: dict[str, TokenizerRecipe | GeneratorRecipe] = {
-    "digits-tokenizer": TokenizerRecipe(
-        size=32,
-        steps=1150,
-        batch_size=32,
-        learning_rate=2e-3,
-        warmup_steps=50,
-        weight_decay=0.01,
-        clip_norm=1.0,
-        ema_decay=0.99,
-        seed=0,
-        score_every=100,
-        save_every=100,
-        rotation=8.0,
-        scaling=0.06,
-        shift=1.2,
-        mirror=False,
-        bits=8,
-        channels=32,
-        channel_multipliers=(1, 1, 2),
-        blocks_per_level=1,
-        group_bits=4,
-        entropy_weight=0.02,
-        commitment_weight=0.1,
-    ),
-    "digits-1x": replace(_DIGITS, steps=900),
-    "digits-4x": replace(_DIGITS, tokens_per_step=4),
-    "digits-16x": replace(_DIGITS, tokens_per_step=16),
-}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bitdance_edge.training.recipes import Recipe
 
 # Embedding-like weights that would only shrink under decay: they see few gradients, or stand for a fixed input.
-UNDECAYED = ("proj_in", "cls_embedding", "query_token")
+UNDECAYED = ("proj_in", "cls_embedding", "query_token", "embed_tokens", "projector")
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

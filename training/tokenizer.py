@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitdance_edge.model import Tokenizer, TokenizerConfig
-from bitdance_edge.model.losses import commitment_loss, entropy_loss, straight_through_bits
+from bitdance_edge.model.losses import commitment_loss, entropy_loss, flip_bits, straight_through_bits
 from bitdance_edge.model.tokenizer import image_from_bytes, image_to_bytes
 from bitdance_edge.training.data import ImageSet, augment
 from bitdance_edge.training.recipes import TokenizerRecipe
@@ -40,7 +40,10 @@ class TokenizerObjective(Objective):
         recipe = self.recipe
         pixels = augment(image_from_bytes(images), recipe)
         latent = self.tokenizer.encoder(pixels)
-        decoded = self.tokenizer.decode(straight_through_bits(latent))
+        bits = straight_through_bits(latent)
+        if recipe.flip_rate:  # a generator's bits are not all right; gradients pass the flips unturned
+            bits = bits + (flip_bits(bits, recipe.flip_rate) - bits).detach()
+        decoded = self.tokenizer.decode(bits)
         reconstruction = F.l1_loss(decoded, pixels) + F.mse_loss(decoded, pixels)
         entropy = entropy_loss(latent.float(), recipe.bits // recipe.group_bits)
         return reconstruction + recipe.entropy_weight * entropy + recipe.commitment_weight * commitment_loss(latent)

@@ -28,10 +28,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from bitdance_edge.engines.builder import build_stage
-    from bitdance_edge.engines.library import load_library
     from bitdance_edge.engines.plan import plan_builds
     from bitdance_edge.engines.targets import Target
     from bitdance_edge.runtime import Bundle
+    from bitdance_edge.runtime.tensorrt_library import load_library
 
     target, bundle = Target.parse(args.target), Bundle.open(args.bundle)
     library = load_library(target.library)

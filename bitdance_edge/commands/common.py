@@ -13,13 +13,25 @@ from bitdance_edge.runtime.bundle import ImageSize
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export")
-    parser.add_argument("--device", default="auto", help="auto (default) or cpu")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--backend", help="tensorrt, tensorrt_rtx, onnxruntime-cuda or onnxruntime-cpu (default: the best that is here)"
+    )
     parser.add_argument("--trace", type=Path, metavar="FOLDER", help="write an operator trace of each stage")
     parser.add_argument("--threads", type=int, help="threads of each graph (default: one a physical core)")
 
 
-def open_pipeline(args: argparse.Namespace, **options: int) -> Pipeline:
-    return Pipeline.open(args.bundle, device=args.device, threads=args.threads, trace=args.trace, **options)
+def open_pipeline(args: argparse.Namespace, max_batch: int | None = None) -> Pipeline:
+    pipeline = Pipeline.open(
+        args.bundle,
+        device=args.device,
+        backend=args.backend,
+        threads=args.threads,
+        max_batch=max_batch,
+        trace=args.trace,
+    )
+    say(next(pipeline.choice.lines()))  # why not another is in: bitdance-edge inspect
+    return pipeline
 
 
 def add_size_argument(parser: argparse.ArgumentParser) -> None:

@@ -66,7 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefix", type=Path, metavar="FILE", help="an image, or tokens .npy, to be completed")
     parser.add_argument("--prefix-patches", type=int, metavar="K", help="patches kept of --prefix (default: half)")
     parser.add_argument("--batch-invariant", action="store_true", help="one image at a time: same bits in any batch")
-    parser.add_argument("--max-batch", type=int, default=16, help="images that run together (default 16)")
+    parser.add_argument("--max-batch", type=int, help="images that run together (default 16, or what fits)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,15 +1,17 @@
-"""``bitdance-edge inspect``: what a bundle holds, how exact it is, and the memory it will need; what an engine is."""
+"""``bitdance-edge inspect``: what a bundle holds, how exact it is, what it needs, what runs it; what an engine is."""
 
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
 from bitdance_edge.runtime import Bundle, RequestError
-from bitdance_edge.runtime.bundle import StageSpec, TensorSpec
+from bitdance_edge.runtime.backends import survey
+from bitdance_edge.runtime.bundle import TensorSpec
+from bitdance_edge.runtime.memory_plan import fitted, parse_memory, plan_memory, refusal
 
 EXAMPLE = """examples:
   bitdance-edge inspect bundles/digits-4x
-  bitdance-edge inspect bundles/B-4x --images 8 --verify
+  bitdance-edge inspect bundles/B-4x --images 8 --memory 16GB --verify
   bitdance-edge inspect bundles/B-4x/engines/rtx/head.engine
 """
 
@@ -21,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     parser.add_argument("bundle", help="bundle folder, or an .engine file")
     parser.add_argument("--images", type=int, default=1, help="images that run together (default 1)")
+    parser.add_argument("--memory", metavar="SIZE", help="of a GPU: say whether it fits there, and what would (16GB)")
     parser.add_argument("--verify", action="store_true", help="check every file against its SHA-256")
 
 
@@ -33,7 +36,8 @@ def run(args: argparse.Namespace) -> None:
     if args.images < 1:
         raise RequestError(f"--images is {args.images}; it must be at least 1")
     bundle = Bundle.open(args.bundle)
-    for section in (_model(bundle), _stages(bundle), _memory(bundle, args.images), _provenance(bundle)):
+    memory = _memory(bundle, args.images, args.memory)
+    for section in (_model(bundle), _stages(bundle), memory, _backends(bundle), _provenance(bundle)):
         print("\n".join(section), end="\n\n")
     if args.verify:
         for name in bundle.stages:
@@ -79,24 +83,26 @@ def _tensors(tensors: tuple[TensorSpec, ...]) -> str:
     return " ".join(shown) + (" +cache" if len(shown) < len(tensors) else "")
 
 
-def _memory(bundle: Bundle, images: int) -> Iterator[str]:
-    """Weights, cache and the largest stage's activations; guided, so two rows an image."""
+def _memory(bundle: Bundle, images: int, memory: str | None) -> Iterator[str]:
+    plan = plan_memory(bundle, images)
+    yield f"memory to generate {images} guided image{'s' if images > 1 else ''} at once"
+    if memory is not None:
+        free = parse_memory(memory)
+        fitting = fitted(plan, free)
+        plan = fitting or plan
+        yield from plan.table()
+        if fitting is not None:
+            yield f"fits into {memory}: {(free - plan.total) / 1e6:.0f} MB are left"
+        else:
+            yield f"does not fit into {memory}: {refusal(bundle, images, free)}"
+    else:
+        yield from plan.table()
+    yield "activations: as if the graph ran node by node, an upper bound where operators are fused"
 
-    def activations(stage: StageSpec) -> int:
-        return stage.activation_bytes * images
 
-    largest = max(bundle.stages, key=lambda name: activations(bundle.stages[name]))
-    generation = [stage for name, stage in bundle.stages.items() if name != "encoder"]
-    parts = {
-        "weights": sum(stage.bytes for stage in generation),
-        "key-value cache": bundle.cache.bytes(2 * images),
-        f"activations ({largest}, the largest)": activations(bundle.stages[largest]),
-    }
-    yield f"memory to generate {images} guided image{'s' if images > 1 else ''} at once, MB"
-    for name, size in parts.items():
-        yield f"  {name:40} {size / 1e6:10.2f}"
-    yield f"  {'together':40} {sum(parts.values()) / 1e6:10.2f}"
-    yield "activations: computed from the graph, node by node; ONNX Runtime keeps copies of some weights besides"
+def _backends(bundle: Bundle) -> Iterator[str]:
+    yield "backends on this machine"
+    yield from (f"  {line}" for line in survey(bundle))
 
 
 def _provenance(bundle: Bundle) -> Iterator[str]:

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING
 from bitdance_edge.commands.common import say
 
 if TYPE_CHECKING:
+    from bitdance_edge.engines.layer_times import LayerTime
     from bitdance_edge.engines.trtexec import ProfileRun
     from bitdance_edge.runtime import Bundle
 
 EXAMPLE = """examples:
   bitdance-edge profile bundles/B-4x --target rtx --out profile
-  sh profile/profile.sh        (elsewhere: with the profiler and a GPU)
+  sh profile/profile.sh        (elsewhere: where the profiler and a GPU are)
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Write the trtexec (for RTX: tensorrt_rtx) command of each stage, with the inputs of a real generation step; "
-        "where that program is installed, run them and say which modules take the time."
+        "where that program is installed, or the engines run from Python, say which modules take the time."
     )
     parser.epilog = EXAMPLE
     parser.add_argument("bundle", help="bundle folder")
@@ -31,10 +32,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from bitdance_edge.engines.engine_run import open_engines
+    from bitdance_edge.engines.graph import read_graph
+    from bitdance_edge.engines.layer_profiler import profile_engine
     from bitdance_edge.engines.recorder import record_samples
     from bitdance_edge.engines.targets import Target
     from bitdance_edge.engines.trtexec import PROGRAMS, profile_runs, shell_script, write_inputs
-    from bitdance_edge.runtime import Bundle, written_whole
+    from bitdance_edge.runtime import BitDanceError, Bundle, written_whole
 
     bundle, target = Bundle.open(args.bundle), Target.parse(args.target)
     say("recording the inputs of a generation step")
@@ -45,18 +49,30 @@ def run(args: argparse.Namespace) -> None:
         file.write(shell_script(runs).encode())
     print(script)
     program = PROGRAMS[target.library]
-    if shutil.which(program) is None:
-        print(f"{program} is not on this machine's PATH: copy bundle and {args.out} to where it is, and run {script}")
+    if shutil.which(program):
+        for each in runs:
+            _report(each, _by_program(each, bundle, args), args)
         return
-    for each in runs:
-        _profile(each, bundle, args)
+    try:
+        backend = open_engines(bundle, target)
+    except BitDanceError as error:
+        print(
+            f"{program} is not on this machine's PATH, and engines cannot run from Python ({error}): copy bundle and "
+            f"{args.out} to where one of the two is, and run {script}, or this command again"
+        )
+        return
+    try:
+        for each in runs:
+            facts = read_graph(bundle.folder / bundle.stage(each.stage).graph.path)
+            _report(each, profile_engine(backend, each.stage, samples[each.stage, each.sample], facts), args)
+    finally:
+        backend.close()
 
 
-def _profile(run: "ProfileRun", bundle: "Bundle", args: argparse.Namespace) -> None:
-    from bitdance_edge.engines.chart import bar_chart
+def _by_program(run: "ProfileRun", bundle: "Bundle", args: argparse.Namespace) -> "list[LayerTime]":
     from bitdance_edge.engines.graph import read_graph
-    from bitdance_edge.engines.layer_times import layer_table, module_times, read_layer_times
-    from bitdance_edge.runtime import EngineError, save_png
+    from bitdance_edge.engines.layer_times import read_layer_times
+    from bitdance_edge.runtime import EngineError
 
     log = args.out / f"{run.stage}-{run.sample}.log"
     with log.open("wb") as output:
@@ -64,7 +80,14 @@ def _profile(run: "ProfileRun", bundle: "Bundle", args: argparse.Namespace) -> N
     if status:
         raise EngineError(f"{run.title}: {run.command[0]} ended with status {status}; what it said is in {log}")
     facts = read_graph(bundle.folder / bundle.stage(run.stage).graph.path)
-    layers = read_layer_times(run.layer_times, run.layer_info, facts)
+    return read_layer_times(run.layer_times, run.layer_info, facts)
+
+
+def _report(run: "ProfileRun", layers: "list[LayerTime]", args: argparse.Namespace) -> None:
+    from bitdance_edge.engines.chart import bar_chart
+    from bitdance_edge.engines.layer_times import layer_table, module_times
+    from bitdance_edge.runtime import save_png
+
     total = sum(layer.milliseconds for layer in layers)
     print(f"\n{run.title}: {total:.4f} ms in {len(layers)} layers")
     print("\n".join(list(layer_table(layers))[: args.layers + 1]))

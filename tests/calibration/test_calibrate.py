@@ -14,9 +14,10 @@ from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.calibration.recipe import Recipe
 from bitdance_edge.calibration.search import fewest_kept
 from bitdance_edge.calibration.sensitivity import ranked
-from bitdance_edge.calibration.trials import LOOP_STAGES, Trial
+from bitdance_edge.calibration.trials import Trial
 from bitdance_edge.cli import main
 from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime.loop import LOOP_STAGES
 
 Calibrated = Callable[[str], Findings]
 Digits = Callable[[str], Bundle]

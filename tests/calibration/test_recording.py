@@ -7,7 +7,7 @@ import pytest
 
 from bitdance_edge.calibration import recording
 from bitdance_edge.calibration.recording import Draw, record
-from bitdance_edge.calibration.sessions import StageRun
+from bitdance_edge.calibration.stage_run import StageRun
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 

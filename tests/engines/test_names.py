@@ -7,9 +7,12 @@ import pytest
 import tensorrt_rtx
 
 ROOT = Path(__file__).parents[2]
-FILES = [*(ROOT / "engines").glob("*.py"), ROOT / "runtime" / "sidecar.py"]
+FILES = [
+    *(ROOT / "engines").glob("*.py"),
+    *(ROOT / "runtime" / f"{name}.py" for name in ("sidecar", "tensorrt_library", "tensorrt_backend")),
+]
 
-# Names behind ``Library.builds_for_other_gpus`` and ``judges_engines``, which full TensorRT answers with False.
+# Names behind ``Library.builds_for_other_gpus``, ``judges_engines`` and ``hasattr``, which full TensorRT does not have.
 RTX_ONLY = {
     "ComputeCapability",
     "num_compute_capabilities",
@@ -26,6 +29,10 @@ RTX_ONLY = {
     "CUDA_ERROR",
     "engine_header_size",
     "get_engine_validity",
+    "DynamicShapesKernelSpecializationStrategy",
+    "EAGER",
+    "dynamic_shapes_kernel_specialization_strategy",
+    "is_stream_capturable",
 }
 # Attributes of Python's own objects that some class of TensorRT has too.
 PYTHON = {"append", "clear", "max", "pop", "read", "remove", "start", "update", "write", "engine", "value", "uint8"}

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from bitdance_edge.cli import main
-from bitdance_edge.engines.library import Library
 from bitdance_edge.runtime import Bundle, BundleError, EngineError
 from bitdance_edge.runtime.pack import pack_bundle
 from bitdance_edge.runtime.sidecar import engine_path, require_fit
+from bitdance_edge.runtime.tensorrt_library import Library
 
 
 def unpacked(archive: Path, folder: Path) -> Bundle:

@@ -17,15 +17,15 @@ from building import build
 
 from bitdance_edge.engines import plan as planning
 from bitdance_edge.engines.builder import build_stage
-from bitdance_edge.engines.device import find_device
 from bitdance_edge.engines.failure import BuildFailure
-from bitdance_edge.engines.library import Library, load_library
 from bitdance_edge.engines.plan import Plan, plan_builds
 from bitdance_edge.engines.progress import BuildWatch
 from bitdance_edge.engines.targets import Target
 from bitdance_edge.runtime import Bundle, BundleError, Cancelled, EngineError
 from bitdance_edge.runtime.bundle import file_spec
+from bitdance_edge.runtime.device import find_device
 from bitdance_edge.runtime.sidecar import Sidecar, engine_path
+from bitdance_edge.runtime.tensorrt_library import Library, load_library
 
 Digits = Callable[[str], Bundle]
 

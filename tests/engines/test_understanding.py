@@ -17,7 +17,6 @@ from PIL import Image
 from bitdance_edge.cli import main
 from bitdance_edge.engines.chart import MOST_ROWS, bar_chart
 from bitdance_edge.engines.compare import compare_stage
-from bitdance_edge.engines.device import find_device
 from bitdance_edge.engines.graph import read_graph
 from bitdance_edge.engines.layer_times import layer_table, module_times, read_layer_times
 from bitdance_edge.engines.layers import module_of, nodes_of
@@ -26,6 +25,7 @@ from bitdance_edge.engines.targets import Target
 from bitdance_edge.engines.trtexec import profile_runs, write_inputs
 from bitdance_edge.model import BitDance, load_generator
 from bitdance_edge.runtime import Bundle, EngineError
+from bitdance_edge.runtime.device import find_device
 from bitdance_edge.runtime.sidecar import Sidecar
 
 Digits = Callable[[str], Bundle]

@@ -9,7 +9,7 @@ from conftest import FIXTURES
 from safetensors.numpy import load_file
 
 from bitdance_edge.runtime import Bundle, Pipeline
-from bitdance_edge.runtime.loop import TokenRequest, generate_tokens
+from bitdance_edge.runtime.loop import LOOP_STAGES, BoundLoop, TokenRequest, generate_tokens
 
 
 class RecordedNoise:
@@ -50,8 +50,9 @@ def test_tokens_of_the_reference(exported: Callable[..., Bundle], fixture: str, 
         prefix=np.zeros((len(meta["classes"]), 0, *patch_shape), np.float32),
     )
     with Pipeline.open(bundle.folder) as pipeline:
-        stages = {name: pipeline.backend.load(name) for name in ("prompt", "tokens", "time", "backbone", "head")}
-        tokens = np.concatenate(list(generate_tokens(pipeline.backend, bundle, stages, request, noise)), axis=1)
+        stages = {name: pipeline.backend.load(name) for name in LOOP_STAGES}
+        loop = BoundLoop(pipeline.backend, bundle, stages, request.shape)
+        tokens = np.concatenate(list(generate_tokens(loop, request, noise)), axis=1)
         pixels = pipeline.decode(tokens)
     sequence = golden["ar.latent"].reshape(len(tokens), model.bits, -1).transpose(0, 2, 1)
     assert np.array_equal(tokens, sequence[:, generation_order(bundle)])

@@ -20,11 +20,14 @@ from bitdance_edge.runtime import Bundle, Request, RequestError
         ({"count": 0}, "count is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63 - 1, "count": 2}, "no room for 2 images"),
+        ({"seeds": [1, 2]}, "2 seeds for 1 images"),
+        ({"seeds": [-1]}, "seed is -1"),
+        ({"seeds": [1], "seed": 1}, "seed and seeds are both given"),
         ({"guidance": float("nan")}, "guidance is nan; it must be a number from 1"),
         ({"guidance": float("inf")}, "guidance is inf"),
         ({"guidance": 0.5}, "guidance is 0.5"),
         ({"guidance": "much"}, "guidance is 'much'"),
-        ({"size": (64, 32)}, r"size is \(64, 32\); this bundle makes 32x32 only"),
+        ({"size": (64, 32)}, "size is 64x32; this bundle makes 32x32 only"),
         ({"output": "jpeg"}, "output is 'jpeg'; it must be one of image, tokens"),
         ({"preview_every": -1}, "preview_every is -1"),
         ({"prefix": np.ones((3, 16))}, "multiple of 4 tokens"),
@@ -53,3 +56,8 @@ def test_images_come_class_by_class_with_growing_seeds(bundle: Bundle) -> None:
         (2, 2, 102),
         (3, 2, 103),
     ]
+
+
+def test_images_asked_for_apart_keep_their_own_seeds(bundle: Bundle) -> None:
+    images = Request(classes=[7, 2], seeds=[9, 4]).resolve(bundle).images
+    assert [(image.class_id, image.seed) for image in images] == [(7, 9), (2, 4)]

@@ -12,7 +12,7 @@ from test_fixture_tokens import RecordedNoise, generation_order
 from bitdance_edge.runtime import Bundle, Pipeline, Request, RequestError
 from bitdance_edge.runtime.attention import AttentionWindow
 from bitdance_edge.runtime.image import read_settings, request_from_settings
-from bitdance_edge.runtime.loop import generate_tokens
+from bitdance_edge.runtime.loop import LOOP_STAGES, BoundLoop, generate_tokens
 from bitdance_edge.runtime.pipeline import token_request
 
 FIXTURE = "t2i_16x_swiglu"
@@ -50,9 +50,10 @@ def test_tokens_of_the_reference(exported: Callable[..., Bundle], profile: str) 
     settings = request.resolve(bundle)
     assert [len(settings.images[0].conditional), len(settings.images[0].unconditional)] == [57, 29]
     with Pipeline.open(bundle.folder) as opened:
-        stages = {name: opened.backend.load(name) for name in ("prompt", "tokens", "time", "backbone", "head")}
-        drawn = list(generate_tokens(opened.backend, bundle, stages, token_request(settings), noise))
-        tokens = np.concatenate(drawn, axis=1)
+        stages = {name: opened.backend.load(name) for name in LOOP_STAGES}
+        asked = token_request(settings)
+        loop = BoundLoop(opened.backend, bundle, stages, asked.shape)
+        tokens = np.concatenate(list(generate_tokens(loop, asked, noise)), axis=1)
         pixels = opened.decode(tokens, size=(height, width))
     sequence = golden["latent"].reshape(len(tokens), bundle.model.bits, -1).transpose(0, 2, 1)
     assert np.array_equal(tokens, sequence[:, generation_order(bundle)])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from bitdance_edge.training.data import ImageSet, digits
-from bitdance_edge.training.recipes import RECIPES, GeneratorRecipe, TokenizerRecipe
+from bitdance_edge.training.named_recipes import RECIPES
+from bitdance_edge.training.recipes import GeneratorRecipe, TokenizerRecipe
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from bitdance_edge.model import load_generator, load_tokenizer
+from bitdance_edge.model import load_generator, load_text_to_image, load_tokenizer
+from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.training.classifier import train_classifier
 from bitdance_edge.training.data import digits
 from bitdance_edge.training.evaluate import generate
-from bitdance_edge.training.recipes import RECIPES
+from bitdance_edge.training.named_recipes import RECIPES
+from bitdance_edge.training.shape_reader import ShapeReader, reading_scores
+from bitdance_edge.training.shapes import all_scenes, render
+from bitdance_edge.training.text_generator import draw_captions
 from bitdance_edge.training.tokenizer import psnr, reconstruct
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
@@ -47,8 +51,9 @@ def test_the_written_scores_reach_what_was_asked(name: str, wanted: float) -> No
 
 
 def test_the_shipped_scores_are_of_the_shipped_settings() -> None:
-    for name in AGREEMENT:
-        sampling = read_json(name, "config.json")["sampling"]
+    for name in (*AGREEMENT, "shapes-16x"):
+        config = read_json(name, "config.json")
+        sampling = config.get("bitdance", config)["sampling"]
         scored = read_json(name, "scores.json")["sampling"]
         assert (scored["steps"], scored["guidance"]) == (sampling["steps"], sampling["guidance"])
         written = read_json(name, "training.json")["recipe"]
@@ -68,3 +73,39 @@ def test_a_hundred_digits_of_the_shipped_generator_read_as_asked() -> None:
     images = generate(model, classes, model.config.sampling, seed=7)
     classifier = train_classifier(digits(32).split()[0], RECIPES["digits-4x"], seed=1, steps=250)
     assert (classifier.read(images)[1] == classes).float().mean() >= 0.9
+
+
+def test_the_shipped_text_to_image_model_is_small_and_on_the_shipped_tokenizer() -> None:
+    folder = CHECKPOINTS / "shapes-16x"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 15 * MEBIBYTE
+    model = load_text_to_image(folder)
+    assert (model.config.sizes, model.config.tokens_per_step) == (((64, 64),), 16)
+    tokenizer = load_tokenizer(CHECKPOINTS / "shapes-tokenizer").state_dict()
+    assert all(torch.equal(value, tokenizer[key]) for key, value in model.tokenizer.state_dict().items())
+
+
+def test_the_written_scores_of_text_to_image_reach_what_was_asked() -> None:
+    scores = read_json("shapes-16x", "scores.json")
+    assert scores["held_out_captions"] >= 500
+    assert scores["color"] >= 0.9
+    assert scores["shape"] >= 0.85
+    assert scores["read_in_drawings"]["both"] >= 0.99, "the reader must read clean drawings"
+    assert read_json("shapes-tokenizer", "scores.json")["read_in_reconstructions"]["shape"] >= 0.97
+
+
+def test_what_the_shipped_tokenizer_rebuilds_reads_as_drawn() -> None:
+    scenes = [scene for scene in all_scenes() if scene.held_out][::20]
+    drawings = torch.from_numpy(render(scenes, 64, seed=11))
+    rebuilt = reconstruct(load_tokenizer(CHECKPOINTS / "shapes-tokenizer"), drawings)
+    assert reading_scores(ShapeReader.fitted(64), rebuilt.numpy(), scenes)["both"] >= 0.95
+
+
+def test_pictures_of_held_out_captions_read_as_asked() -> None:
+    folder = CHECKPOINTS / "shapes-16x"
+    model = load_text_to_image(folder)
+    prompts = PromptTokenizer.open(folder / "tokenizer.json", model.config)
+    scenes = [scene for scene in all_scenes() if scene.held_out][::42]
+    pictures = draw_captions(model, prompts, [scene.caption for scene in scenes], model.config.sampling, (3,))
+    scores = reading_scores(ShapeReader.fitted(64), pictures, scenes)
+    assert scores["color"] >= 0.8
+    assert scores["shape"] >= 0.7

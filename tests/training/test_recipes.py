@@ -1,7 +1,8 @@
 import pytest
 
 from bitdance_edge.training.errors import TrainingError
-from bitdance_edge.training.recipes import RECIPES, TokenizerRecipe, overridden, recipe_named
+from bitdance_edge.training.named_recipes import RECIPES, recipe_named
+from bitdance_edge.training.recipes import TokenizerRecipe, overridden
 
 
 def test_settings_take_the_type_of_their_field() -> None:
@@ -37,6 +38,17 @@ def test_generator_errors_name_the_value_and_what_is_allowed() -> None:
         overridden(RECIPES["digits-4x"], ["tokens_per_step=8"])
     with pytest.raises(TrainingError, match=r"class_dropout is 1\.0"):
         overridden(RECIPES["digits-4x"], ["class_dropout=1"])
+
+
+def test_text_recipe_errors_name_the_value_and_what_is_allowed() -> None:
+    with pytest.raises(TrainingError, match="data is 'digits'; it must be shapes"):
+        overridden(RECIPES["shapes-16x"], ["data=digits"])
+    with pytest.raises(TrainingError, match="data is 'cats'; it must be one of digits, shapes"):
+        overridden(RECIPES["shapes-tokenizer"], ["data=cats"])
+    with pytest.raises(TrainingError, match="tokens_per_step is 1; it must be 4, 16 or 64"):
+        overridden(RECIPES["shapes-16x"], ["tokens_per_step=1"])
+    with pytest.raises(TrainingError, match=r"prompt_dropout is 1\.0"):
+        overridden(RECIPES["shapes-16x"], ["prompt_dropout=1"])
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:

@@ -1,0 +1,35 @@
+"""Operators that are written to ONNX otherwise than the exporter would."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from onnxscript import opset18
+
+op: Any = opset18  # its type hints are those of decorated functions, not of traced ones
+
+
+def group_norm(
+    x: Any,
+    groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Any:
+    """GroupNorm of a traced ``[B, C, H, W]`` as InstanceNormalization over its groups (https://onnx.ai/onnx/operators).
+
+    GroupNormalization is defined by E[x²] - E[x]², and ONNX Runtime computes it so: in float32 that loses digits where
+    a group's mean is far from zero, and it takes 2.5 times as long.
+    """
+    grouped = op.Reshape(x, op.Constant(value_ints=[0, groups, -1]))
+    ones = op.CastLike(op.Constant(value_floats=[1.0] * groups), x)
+    zeros = op.CastLike(op.Constant(value_floats=[0.0] * groups), x)
+    normalized = op.Reshape(op.InstanceNormalization(grouped, ones, zeros, epsilon=eps), op.Shape(x))
+    axes = op.Constant(value_ints=[1, 2])
+    if weight is not None:
+        normalized = op.Mul(normalized, op.Unsqueeze(weight, axes))
+    return normalized if bias is None else op.Add(normalized, op.Unsqueeze(bias, axes))
+
+
+TRANSLATIONS: dict[Callable, Callable] = {torch.ops.aten.group_norm.default: group_norm}

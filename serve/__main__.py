@@ -1,0 +1,122 @@
+"""``bitdance-edge serve``: bundles over HTTP, and a page to try them on."""
+
+import argparse
+import ipaddress
+import logging
+import os
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from bitdance_edge.serve.errors import ServeError
+from bitdance_edge.serve.settings import ServeSettings
+
+TOKEN_VARIABLE = "BITDANCE_EDGE_TOKEN"
+DEFAULTS = ServeSettings(bundles=())
+NUMBERS: dict[str, tuple[type, str]] = {
+    "queue": (int, "requests that may wait; one more is refused with 429"),
+    "max_batch": (int, "images that run together"),
+    "batch_window": (float, "seconds a free worker waits for requests to join"),
+    "time_limit": (float, "seconds a request may take, its wait included"),
+    "max_images": (int, "images of one request"),
+    "max_steps": (int, "sampling steps of one request"),
+    "max_prompt": (int, "characters of a prompt"),
+    "max_body": (int, "bytes of a request"),
+    "keep_alive": (float, "seconds between signs of life on a quiet stream"),
+    "grace": (float, "seconds a stopping server lets its requests finish"),
+}
+EXAMPLE = f"""examples:
+  bitdance-edge serve bundles/digits-4x                       # then open http://127.0.0.1:8000
+  bitdance-edge serve bundles/digits-4x bundles/digits-1x --port 9000
+  {TOKEN_VARIABLE}=... bitdance-edge serve bundles/digits-4x --host 0.0.0.0
+
+  curl http://127.0.0.1:8000/v1/images/generations -H 'Content-Type: application/json' -d '{{"prompt": "7"}}'
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Serve bundles: an OpenAI-compatible API, jobs, metrics, and a page on which images appear."
+    parser.epilog = EXAMPLE
+    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="folders; the first is the default")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one and prints it (default 8000)")
+    parser.add_argument(
+        "--device",
+        action="append",
+        dest="devices",
+        help="as for generate; give several for one worker each (default auto)",
+    )
+    parser.add_argument("--threads", type=int, help="threads of each graph (default: one a physical core)")
+    for name, (kind, meaning) in NUMBERS.items():
+        default = getattr(DEFAULTS, name)
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=kind, default=default, help=f"{meaning} (default {default})")
+    parser.add_argument("--memory", type=float, metavar="MB", help="what images may use (default: what is free)")
+    parser.add_argument("--token-file", type=Path, help=f"bearer token to ask for (default: from {TOKEN_VARIABLE})")
+    parser.add_argument("--log-level", choices=["info", "warning", "error"], default="info", help="(default info)")
+    parser.add_argument("--log-prompts", action="store_true", help="write prompts into the log")
+
+
+def run(args: argparse.Namespace) -> None:
+    from bitdance_edge.serve.server import Server  # needs the extra packages, which --help does not
+    from bitdance_edge.serve.service import Service
+
+    service = Service(_settings(args))
+    listening = _listen(args.host, args.port)
+    logging.basicConfig(level=args.log_level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{port}", flush=True)
+    if not service.settings.local_only and service.settings.token is None:
+        print(f"warning: anyone who reaches {shown} may use this; set {TOKEN_VARIABLE}", file=sys.stderr)
+    server = Server(service)
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all has been stopped in order
+        server.run(sockets=[listening])
+    if service.failure is not None:
+        raise service.failure
+
+
+def _settings(args: argparse.Namespace) -> ServeSettings:
+    return ServeSettings(
+        bundles=tuple(args.bundles),
+        devices=tuple(args.devices or ["auto"]),
+        threads=args.threads,
+        memory=None if args.memory is None else int(args.memory * 1e6),
+        token=_token(args.token_file),
+        local_only=_is_local(args.host),
+        log_prompts=args.log_prompts,
+        **{name: getattr(args, name) for name in NUMBERS},
+    )
+
+
+def _token(file: Path | None) -> str | None:
+    if file is None:
+        return os.environ.get(TOKEN_VARIABLE)
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServeError(f"--token-file {file} cannot be read: {error}") from None
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The listening socket. Raises: ServeError, the address is taken or not ours."""
+    if not 0 <= port <= 65535:
+        raise ServeError(f"--port is {port}; it must be from 0 to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen()  # before its address is printed, so that whoever reads it can connect
+    except OSError as error:
+        listening.close()
+        raise ServeError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port") from None
+    return listening

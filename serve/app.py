@@ -1,0 +1,101 @@
+"""The application: routes, the page, and one shape for all errors."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from bitdance_edge import __version__
+from bitdance_edge.serve.connection import ClientLeft
+from bitdance_edge.serve.errors import SERVER, ApiError
+from bitdance_edge.serve.guard import Guard
+from bitdance_edge.serve.routes import about, images, jobs, tokens
+from bitdance_edge.serve.service import Service
+
+log = logging.getLogger(__name__)
+PAGE = Path(__file__).parent / "page"
+CLIENT_CLOSED = 499  # nginx's status for an answer that nobody hears
+
+
+def create_app(service: Service) -> FastAPI:
+    """The ASGI application of a service; its workers start and stop with it."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.create_task(service.start())
+        yield
+        starting.cancel()
+        await service.stop()
+
+    # FastAPI's own pages of documentation load scripts from elsewhere; /openapi.json stays.
+    app = FastAPI(
+        title="bitdance-edge",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.service = service
+    app.add_middleware(Guard, settings=service.settings)
+    for routes in (images, jobs, tokens, about):
+        app.include_router(routes.router)
+    app.mount("/page", StaticFiles(directory=PAGE))
+    app.add_route("/", lambda _request: FileResponse(PAGE / "index.html"), include_in_schema=False)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(ClientLeft, _client_left)
+    app.add_exception_handler(Exception, _unexpected)
+    return app
+
+
+def _answer(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+def _api_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return _answer(error)
+
+
+def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return _answer(ApiError(error.status_code, code, message, headers=error.headers))
+
+
+def _validation_error(_request: Request, error: Exception) -> JSONResponse:
+    """The first thing that pydantic found wrong, in our words where they say more."""
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()[0]
+    place = [str(part) for part in found["loc"][1:]]
+    param = next(iter(place), None)
+    if found["type"] == "json_invalid":
+        return _answer(ApiError(400, "invalid_json", f"the body is not JSON: {found['ctx']['error']}"))
+    if param is None:
+        return _answer(ApiError(400, "invalid_json", "send a JSON object, with Content-Type: application/json"))
+    name = ".".join(place)
+    if found["type"] == "extra_forbidden":
+        message = f"unknown field {name!r}; /openapi.json lists those there are"
+        return _answer(ApiError(400, "unknown_parameter", message, param=name))
+    if found["type"] == "missing":
+        return _answer(ApiError(400, "missing_parameter", f"{name} is missing", param=name))
+    return _answer(ApiError(400, "invalid_value", f"{name}: {found['msg']}", param=param))
+
+
+def _client_left(_request: Request, _error: Exception) -> JSONResponse:
+    return JSONResponse(None, CLIENT_CLOSED)
+
+
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _answer(ApiError(500, "internal_error", "the server failed; its log says why", kind=SERVER))

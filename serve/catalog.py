@@ -1,0 +1,93 @@
+"""The models that are served: their bundles, the sizes they make, and how many images fit in memory at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import psutil
+
+from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime.bundle import ImageSize
+from bitdance_edge.runtime.memory_plan import plan_memory
+from bitdance_edge.runtime.prompt import PromptEncoder
+from bitdance_edge.serve.errors import ApiError, ServeError, insufficient_memory
+from bitdance_edge.serve.settings import ServeSettings
+
+
+def size_name(size: tuple[int, int]) -> str:
+    """As the API writes it: WIDTHxHEIGHT."""
+    return f"{size[1]}x{size[0]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    id: str
+    bundle: Bundle
+    images_at_once: int  # 0 where the memory limit leaves no room for one
+
+    @cached_property
+    def encoder(self) -> PromptEncoder | None:
+        """Of text-to-image models."""
+        return None if self.bundle.text is None else PromptEncoder.open(self.bundle)
+
+    def size(self, asked: str | None) -> ImageSize:
+        """The size of "auto", None or "WIDTHxHEIGHT".
+
+        Raises:
+            ApiError: 400 invalid_size, with the sizes there are.
+        """
+        offered = {size_name(size): size for size in self.bundle.model.sizes}
+        if asked in (None, "auto"):
+            return self.bundle.model.default_size
+        if asked not in offered:
+            choices = ", ".join(["auto", *offered])
+            message = f"size is {asked!r}; {self.id} makes {choices}"
+            raise ApiError(400, "invalid_size", message, param="size")
+        return self.bundle.model.size(*offered[asked])
+
+    def require_memory(self, limit: int) -> None:
+        """Raises: ApiError 507 where not even one image fits."""
+        if self.images_at_once == 0:
+            needed = plan_memory(self.bundle, 1).held
+            raise insufficient_memory(
+                f"an image of {self.id} needs {needed / 1e6:.1f} MB, this server may use {limit / 1e6:.1f} MB; "
+                "start it with a larger --memory, or serve a smaller bundle"
+            )
+
+
+class Catalog:
+    """The served models by id, in the order of the command line."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        if not settings.bundles:
+            raise ServeError("no bundle given; name at least one folder made by: bitdance-edge export")
+        self.memory = psutil.virtual_memory().available if settings.memory is None else settings.memory
+        self.models: dict[str, Model] = {}
+        for folder in settings.bundles:
+            # A link keeps its own name; "." and the like have none.
+            model_id = folder.name if folder.name not in ("", "..") else folder.resolve().name
+            if model_id in self.models:
+                raise ServeError(f"two bundles are in folders called {model_id!r}, which names them; rename one")
+            bundle = Bundle.open(folder)
+            at_once = _images_at_once(bundle, settings.max_batch, self.memory)
+            self.models[model_id] = model = Model(id=model_id, bundle=bundle, images_at_once=at_once)
+            _ = model.encoder  # a tokenizer that will not load is found now, not by the first request
+
+    @property
+    def default(self) -> Model:
+        return next(iter(self.models.values()))
+
+    def get(self, model_id: str | None) -> Model:
+        """Raises: ApiError 404 model_not_found."""
+        if model_id is None:
+            return self.default
+        if model_id not in self.models:
+            known = ", ".join(self.models)
+            message = f"model is {model_id!r}; this server has {known}"
+            raise ApiError(404, "model_not_found", message, param="model")
+        return self.models[model_id]
+
+
+def _images_at_once(bundle: Bundle, largest: int, memory: int) -> int:
+    fitting: Sequence[int] = [n for n in range(1, largest + 1) if plan_memory(bundle, n).held <= memory]
+    return max(fitting, default=0)

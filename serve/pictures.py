@@ -1,0 +1,72 @@
+"""Pixels to image files and back, in base64, away from the event loop."""
+
+import asyncio
+import base64
+import binascii
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from bitdance_edge.runtime.image import PNG_KEY, fitted_pixels
+from bitdance_edge.serve.errors import ApiError
+
+MOST_PIXELS = 64_000_000  # of an image sent to be tokenised: what a small file can unpack to
+FORMATS = ("png", "jpeg", "webp")
+
+
+async def encoded(
+    pixels: np.ndarray,
+    output_format: str = "png",
+    quality: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> str:
+    """uint8 ``[H, W, 3]`` as an image file in base64; a PNG carries the settings that make it again."""
+    return await asyncio.to_thread(_encode, pixels, output_format, quality, settings)
+
+
+async def decoded(text: str, height: int, width: int) -> np.ndarray:
+    """An image file in base64 or a data URL as uint8 ``[height, width, 3]``, cropped to that shape.
+
+    Raises:
+        ApiError: 400, it is not an image or too large.
+    """
+    return await asyncio.to_thread(_decode, text, height, width)
+
+
+def _encode(pixels: np.ndarray, output_format: str, quality: int | None, settings: Mapping[str, Any] | None) -> str:
+    file, options = io.BytesIO(), {}
+    if output_format == "png":
+        options["pnginfo"] = info = PngImagePlugin.PngInfo()
+        if settings is not None:
+            info.add_text(PNG_KEY, json.dumps(settings))
+    else:
+        options["quality"] = 100 if quality is None else quality
+    Image.fromarray(pixels).save(file, format=output_format.upper(), **options)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _decode(text: str, height: int, width: int) -> np.ndarray:
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        file = io.BytesIO(base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError):
+        raise _invalid("image is not base64; send the bytes of a PNG, JPEG or WebP file in base64") from None
+    try:
+        with Image.open(file, formats=[name.upper() for name in FORMATS]) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise _invalid(f"image has {image.width}x{image.height} pixels; {MOST_PIXELS:,} at most")
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        raise _invalid("image is not a PNG, JPEG or WebP file that can be read") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise _invalid(f"image cannot be read to its end ({error}); it may be truncated") from None
+    return fitted_pixels(upright, height, width)
+
+
+def _invalid(message: str) -> ApiError:
+    return ApiError(400, "invalid_image", message, param="image")

@@ -1,0 +1,94 @@
+"""What the server is and how it does: models, capabilities, health, metrics."""
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from bitdance_edge import __version__
+from bitdance_edge.runtime.bundle import ModelSpec
+from bitdance_edge.serve.catalog import Model, size_name
+from bitdance_edge.serve.pictures import FORMATS
+from bitdance_edge.serve.routes.common import TheService, errors
+from bitdance_edge.serve.schema import Capabilities, Health, ModelCapabilities, ModelCard, ModelList, SizeCapabilities
+
+router = APIRouter()
+
+
+@router.get("/health", responses={503: {"model": Health, "description": "Not ready yet, or not now."}})
+async def health(response: Response, service: TheService) -> Health:
+    """200 once every worker has made a warm-up image."""
+    now = service.health()
+    if now.status != "ready":
+        response.status_code = 503
+    return now
+
+
+@router.get("/v1/models", responses=errors(401))
+async def list_models(service: TheService) -> ModelList:
+    """The served bundles."""
+    return ModelList(data=[_card(model) for model in service.catalog.models.values()])
+
+
+@router.get("/v1/models/{model_id}", responses=errors(401, 404))
+async def get_model(model_id: str, service: TheService) -> ModelCard:
+    return _card(service.catalog.get(model_id))
+
+
+@router.get("/v1/capabilities", responses=errors(401))
+async def capabilities(service: TheService) -> Capabilities:
+    """Sizes, classes, defaults and limits: what a request may ask for."""
+    settings = service.settings
+    return Capabilities(
+        version=__version__,
+        devices=[worker.backend or worker.device for worker in service.crew.workers],
+        models=[_capabilities(model) for model in service.catalog.models.values()],
+        output_formats=list(FORMATS),
+        max_n=settings.max_images,
+        max_num_inference_steps=settings.max_steps,
+        max_partial_images=3,
+        max_prompt_characters=settings.max_prompt,
+        max_request_bytes=settings.max_body,
+        queue=settings.queue,
+        time_limit_seconds=settings.time_limit,
+    )
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(401)},
+)
+async def metrics(service: TheService) -> Response:
+    """For Prometheus."""
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _card(model: Model) -> ModelCard:
+    manifest = model.bundle.folder / "bundle.json"
+    return ModelCard(id=model.id, created=int(manifest.stat().st_mtime), owned_by="bitdance-edge")
+
+
+def _capabilities(model: Model) -> ModelCapabilities:
+    spec, sampling = model.bundle.model, model.bundle.sampling
+    return ModelCapabilities(
+        id=model.id,
+        kind=spec.kind,
+        classes=list(spec.class_names),
+        num_classes=spec.num_classes,
+        negative_prompt=model.bundle.text is not None,
+        sizes=[_size(spec, *size) for size in spec.sizes],
+        num_inference_steps=sampling.steps,
+        guidance_scale=sampling.guidance,
+        bits=spec.bits,
+        images_at_once=model.images_at_once,
+        tokenizes="encoder" in model.bundle.stages,
+    )
+
+
+def _size(spec: ModelSpec, height: int, width: int) -> SizeCapabilities:
+    size = spec.size(height, width)
+    return SizeCapabilities(
+        name=size_name((height, width)),
+        grid=(size.grid_height, size.grid_width),
+        patches=size.patches,
+        rows_of_patches=size.grid_height // spec.patch_side,
+    )

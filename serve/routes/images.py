@@ -1,0 +1,103 @@
+"""POST /v1/images/generations, as OpenAI's: https://platform.openai.com/docs/api-reference/images/create."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from bitdance_edge.serve.catalog import Model, size_name
+from bitdance_edge.serve.connection import EventStream, NamedEvent, until_client_leaves
+from bitdance_edge.serve.pictures import encoded
+from bitdance_edge.serve.routes.common import TheService, errors, event_stream
+from bitdance_edge.serve.runtime_request import generation
+from bitdance_edge.serve.schema import ImageData, ImageRequest, ImagesResponse, OutputFormat, TokenDetails, Usage
+from bitdance_edge.serve.ticket import ImageReady, Progress, Ticket
+from bitdance_edge.serve.work import Generation
+
+router = APIRouter()
+STREAMED = event_stream(
+    "The images; with `stream`, server-sent events `image_generation.partial_image`, `image_generation.completed` and, "
+    "where it fails on the way, `error`."
+)
+
+
+@router.post(
+    "/v1/images/generations",
+    response_model=ImagesResponse,
+    responses={200: STREAMED, **errors(400, 401, 404, 413, 429, 503, 504, 507)},
+)
+async def generate_images(asked: ImageRequest, request: Request, service: TheService) -> Any:
+    """Make images of a prompt; image i uses seed + i."""
+    model = service.catalog.get(asked.model)
+    work = generation(asked, model, service.settings)
+    answer = _Answer(asked, work, model)
+    ticket = service.scheduler.submit(work)
+    if asked.stream:
+        return EventStream(answer.events(ticket), service.settings.keep_alive)
+    return await until_client_leaves(request, answer.whole(ticket))
+
+
+class _Answer:
+    """The images of one request, all at the end or one event at a time."""
+
+    def __init__(self, asked: ImageRequest, work: Generation, model: Model) -> None:
+        self.format: OutputFormat = asked.output_format or "png"
+        self.quality = asked.output_compression
+        self.work, self.tokens = work, model.bundle.model.size(*work.size).tokens
+
+    async def whole(self, ticket: Ticket) -> Response | ImagesResponse:
+        images: dict[int, ImageData] = {}
+        async with aclosing(ticket.events()) as events:
+            async for event in events:
+                if isinstance(event, ImageReady):
+                    images[event.index] = ImageData(b64_json=await self._file(event), seed=event.image.seed)
+        return ImagesResponse(
+            created=int(time.time()),
+            output_format=self.format,
+            size=size_name(self.work.size),
+            data=[images[i] for i in range(self.work.images)],
+            usage=self._usage(self.work.images),
+        )
+
+    async def events(self, ticket: Ticket) -> AsyncGenerator[NamedEvent, None]:
+        partials = [0] * self.work.images
+        async with aclosing(ticket.events()) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    for image, pixels in event.previews.items():
+                        file = await encoded(pixels, self.format, self.quality)
+                        yield self._event("partial_image", image, file, partial_image_index=partials[image])
+                        partials[image] += 1
+                elif isinstance(event, ImageReady):
+                    file = await self._file(event)
+                    yield self._event("completed", event.index, file, usage=self._usage(1).model_dump())
+
+    async def _file(self, ready: ImageReady) -> str:
+        assert ready.image.pixels is not None  # the request asks for images, never for tokens alone
+        return await encoded(ready.image.pixels, self.format, self.quality, ready.image.settings)
+
+    def _event(self, name: str, image: int, file: str, **more: Any) -> NamedEvent:
+        kind = f"image_generation.{name}"
+        return kind, {
+            "type": kind,
+            "b64_json": file,
+            "created_at": int(time.time()),
+            "size": size_name(self.work.size),
+            "quality": "auto",
+            "background": "opaque",
+            "output_format": self.format,
+            "image_index": image,
+            "seed": self.work.seeds[image],
+            **more,
+        }
+
+    def _usage(self, images: int) -> Usage:
+        seen, made = images * self.work.prompt_tokens, images * self.tokens
+        return Usage(
+            input_tokens=seen,
+            input_tokens_details=TokenDetails(text_tokens=seen, image_tokens=0),
+            output_tokens=made,
+            total_tokens=seen + made,
+        )

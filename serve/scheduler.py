@@ -1,0 +1,137 @@
+"""The bounded queue in front of the workers, and the batches taken from it.
+
+First come, first served; requests of the same shape that wait behind the first one join its batch. Each keeps its own
+seeds, and so its own noise: what an image looks like does not depend on who else was in its batch.
+"""
+
+import asyncio
+import itertools
+import logging
+import math
+
+from bitdance_edge.serve.catalog import Catalog
+from bitdance_edge.serve.errors import ApiError, queue_full, unavailable
+from bitdance_edge.serve.metrics import Metrics
+from bitdance_edge.serve.settings import ServeSettings
+from bitdance_edge.serve.ticket import Ticket
+from bitdance_edge.serve.work import Generation, Work
+
+log = logging.getLogger(__name__)
+
+
+class Batch:
+    """Tickets that run together; image i of ticket k has number ``starts[k] + i`` in the batch."""
+
+    numbers = itertools.count()
+
+    def __init__(self, tickets: list[Ticket]) -> None:
+        self.number, self.tickets = next(self.numbers), tickets
+        self.starts = [0, *itertools.accumulate(ticket.work.images for ticket in tickets)]
+        self.cancel = asyncio.Event()  # nobody waits for any of it
+
+    @property
+    def images(self) -> int:
+        return self.starts[-1]
+
+
+class Scheduler:
+    """Accepts work while there is room and hands it out in batches."""
+
+    def __init__(self, catalog: Catalog, settings: ServeSettings, metrics: Metrics) -> None:
+        self.catalog, self.settings, self.metrics = catalog, settings, metrics
+        self.refusal: ApiError | None = unavailable("not_ready", "the models are being loaded; ask /health when")
+        self.waiting: list[Ticket] = []
+        self.running: dict[Ticket, Batch] = {}
+        self.batch_seconds = 1.0  # a moving average, from which Retry-After is estimated
+        self._arrived = asyncio.Event()
+
+    def submit(self, work: Work) -> Ticket:
+        """Take a request in.
+
+        Raises:
+            ApiError: 503 not ready or stopping, 429 queue full, 507 not even one image fits in memory.
+        """
+        if self.refusal is not None:
+            raise self.refusal
+        model = self.catalog.get(work.model)
+        model.require_memory(self.catalog.memory)
+        if len(self.waiting) >= self.settings.queue:
+            self.metrics.refused.inc()
+            batches = math.ceil((1 + len(self.waiting)) / max(1, model.images_at_once))
+            raise queue_full(len(self.waiting), max(1, math.ceil(batches * self.batch_seconds)))
+        ticket = Ticket(work, self.settings.time_limit, self._given_up, self._closed)
+        self.waiting.append(ticket)
+        self._count()
+        self._arrived.set()
+        return ticket
+
+    async def next_batch(self) -> Batch:
+        """Wait for work; then, for a moment, for more of the same shape."""
+        while True:
+            while not self.waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            if len(self._joined()) < 2 and self.settings.batch_window:
+                await asyncio.sleep(self.settings.batch_window)
+            if tickets := self._joined():
+                for ticket in tickets:
+                    self.waiting.remove(ticket)
+                batch = Batch(tickets)
+                self.running.update(dict.fromkeys(tickets, batch))
+                self._count()
+                return batch
+
+    def put_back(self, batch: Batch) -> None:
+        """A batch that no worker has begun waits again, before all others."""
+        for ticket in batch.tickets:
+            del self.running[ticket]
+        self.waiting[:0] = [ticket for ticket in batch.tickets if not ticket.closed]
+        self._arrived.set()
+        self._count()
+
+    def finished(self, batch: Batch, seconds: float) -> None:
+        for ticket in batch.tickets:
+            self.running.pop(ticket, None)
+        self.batch_seconds = 0.8 * self.batch_seconds + 0.2 * seconds
+        self._count()
+
+    async def idle(self) -> None:
+        """Wait until nothing waits or runs."""
+        while self.waiting or self.running:
+            await asyncio.sleep(0.02)
+
+    def give_up(self, error: ApiError) -> None:
+        """End everything that waits or runs with an error."""
+        for ticket in [*self.waiting, *self.running]:
+            ticket.give_up(error)
+
+    def _joined(self) -> list[Ticket]:
+        """The first ticket and those of its shape, as many as run together."""
+        if not self.waiting:
+            return []
+        first, *others = self.waiting
+        room = self.catalog.get(first.work.model).images_at_once - first.work.images
+        joined = [first]
+        for ticket in others:
+            if first.work.shape is not None and ticket.work.shape == first.work.shape and ticket.work.images <= room:
+                joined.append(ticket)
+                room -= ticket.work.images
+        return joined
+
+    def _closed(self, ticket: Ticket, outcome: str) -> None:
+        work, seconds = ticket.work, asyncio.get_running_loop().time() - ticket.accepted
+        self.metrics.requests.labels(outcome).inc()
+        prompt = f", prompt {work.prompt!r}" if self.settings.log_prompts and isinstance(work, Generation) else ""
+        kind = type(work).__name__.lower()
+        log.info("%s of %d by %s: %s after %.2f s%s", kind, work.images, work.model, outcome, seconds, prompt)
+
+    def _given_up(self, ticket: Ticket) -> None:
+        if ticket in self.waiting:
+            self.waiting.remove(ticket)
+        elif (batch := self.running.get(ticket)) and all(other.closed for other in batch.tickets):
+            batch.cancel.set()
+        self._count()
+
+    def _count(self) -> None:
+        self.metrics.waiting.set(len(self.waiting))
+        self.metrics.running.set(len(self.running))

@@ -1,0 +1,81 @@
+"""compare and profile with engines, over the GPU of ``fake_gpu``: the backbone is among them, its cache in place."""
+
+import numpy as np
+import pytest
+from gpu_fixtures import Gpus
+
+from bitdance_edge.cli import main
+from bitdance_edge.engines import engine_run
+from bitdance_edge.engines.engine_run import EngineRun, open_engines
+from bitdance_edge.engines.graph import read_graph
+from bitdance_edge.engines.layer_profiler import RUNS, profile_engine
+from bitdance_edge.engines.recorder import record_samples
+from bitdance_edge.engines.targets import Target
+from bitdance_edge.runtime import BackendError, backends
+from bitdance_edge.runtime.device import Device
+
+TARGET = Target.parse("trt:current")
+
+
+@pytest.fixture
+def on_fake(gpus: Gpus, monkeypatch: pytest.MonkeyPatch) -> Gpus:
+    monkeypatch.setattr(engine_run, "find_device", lambda: Device("Fake", "8.9"))
+    monkeypatch.setattr(engine_run, "load_library", lambda name: backends.load_library(name))
+    return gpus
+
+
+def test_the_backbone_is_compared_with_its_cache(on_fake: Gpus, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu = on_fake()
+    arguments = ["compare", str(gpu.bundle.folder), "--target", "trt:current", "--stages", "backbone,head,decoder"]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert output.count("onnxruntime - tensorrt") == 4  # the backbone for its prompt and for a patch
+    assert "tensorrt left out" not in output
+    assert "DIFFERENT" not in output
+    assert not gpu.memory
+
+
+def test_an_engine_leaves_its_cache_where_it_was(on_fake: Gpus) -> None:
+    gpu = on_fake()
+    inputs = record_samples(gpu.bundle)["backbone", "patch"]
+    backend = open_engines(gpu.bundle, TARGET)
+    with backend.current():
+        run = EngineRun.bind(backend.load("backbone"), inputs)
+        run.launch()
+        after = run.buffers["present.0.key"].read()
+    at = int(inputs["cache_position"][0])
+    assert np.array_equal(after[:, :, :at], inputs["past_key_values.0.key"][:, :, :at])
+    assert after[:, :, at : at + gpu.bundle.model.tokens_per_step].any()
+    backend.close()
+    assert not gpu.memory
+
+
+def test_layers_are_timed_from_python(on_fake: Gpus) -> None:
+    gpu = on_fake()
+    inputs = record_samples(gpu.bundle)["head", "all"]
+    backend = open_engines(gpu.bundle, TARGET)
+    facts = read_graph(gpu.bundle.folder / gpu.bundle.stage("head").graph.path)
+    gpu.log.clear()
+    layers = profile_engine(backend, "head", inputs, facts)
+    backend.close()
+    assert [(layer.name, layer.milliseconds) for layer in layers] == [("first layer", 0.5), ("second layer", 0.5)]
+    assert gpu.log.count("run head") > RUNS
+
+
+def test_profile_runs_engines_where_the_program_is_missing(
+    on_fake: Gpus, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = on_fake()
+    monkeypatch.setenv("PATH", "")
+    assert main(["profile", str(gpu.bundle.folder), "--target", "trt:current", "--out", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert "backbone (patch): 1.0000 ms in 2 layers" in output
+    assert (tmp_path / "backbone-patch.png").is_file()
+    assert not gpu.memory
+
+
+def test_without_a_gpu_there_are_no_engines(gpus: Gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = gpus()
+    monkeypatch.setattr(engine_run, "find_device", lambda: None)
+    with pytest.raises(BackendError, match="no NVIDIA driver answers here"):
+        open_engines(gpu.bundle, TARGET)

@@ -1,0 +1,128 @@
+"""Which backend is taken, what is said of the others, and what is refused by name."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gpu_fixtures import TARGET, Gpus
+
+from bitdance_edge.runtime import BackendError, Bundle, Pipeline, Request, backends
+from bitdance_edge.runtime.device import Device, find_device
+from bitdance_edge.runtime.onnxruntime_backend import (
+    BFLOAT16,
+    OnnxRuntimeStage,
+    Place,
+    element_type,
+    import_onnxruntime,
+)
+from bitdance_edge.runtime.sidecar import engine_path, sidecar_path
+
+
+def test_without_a_gpu_the_cpu_is_taken_and_the_reasons_are_there(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(backends, "find_device", lambda ordinal: None)
+    with caplog.at_level(logging.INFO, "bitdance_edge"), Pipeline.open(bundle.folder) as pipeline:
+        choice = pipeline.choice
+    assert (choice.backend, choice.device) == ("onnxruntime-cpu", "cpu")
+    assert set(choice.rejected) == {"tensorrt", "tensorrt_rtx", "onnxruntime-cuda"}
+    assert all("no NVIDIA driver answers" in reason for reason in choice.rejected.values())
+    assert "onnxruntime-cpu on cpu" in caplog.messages
+    with pytest.raises(BackendError, match=r"no backend can run .*: tensorrt: no NVIDIA driver.*; tensorrt_rtx: no"):
+        Pipeline.open(bundle.folder, device="cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, r"device is 'gpu'; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'"),
+        ({"device": "cuda:x"}, r"device is 'cuda:x'"),
+        ({"backend": "torch"}, r"backend is 'torch'; it must be one of tensorrt, tensorrt_rtx, onnxruntime-cuda"),
+        ({"backend": "tensorrt", "device": "cpu"}, r"'tensorrt' does not run on device 'cpu'"),
+        ({"backend": "tensorrt_rtx", "trace": "traces"}, r"writes no operator trace; use: bitdance-edge profile"),
+    ],
+)
+def test_names_are_checked(bundle: Bundle, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BackendError, match=message):
+        Pipeline.open(bundle.folder, **options)
+
+
+def test_each_reason_names_the_next_command(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(backends, "find_device", lambda ordinal: Device("Fake", "8.9"))
+    reasons = "\n".join(backends.survey(bundle))
+    assert "tensorrt: no: tensorrt cannot be imported" in reasons
+    assert "tensorrt_rtx: no: PyCUDA cannot be imported" in reasons
+    assert "CUDA_ROOT=/usr/local/cuda pip install 'bitdance-edge[cuda]'" in reasons
+    assert "onnxruntime-cuda: no: the onnxruntime that is installed is for the CPU: pip uninstall" in reasons
+    assert "onnxruntime-cpu: yes, on cpu" in reasons
+
+
+def test_engines_that_do_not_fit_are_passed_over_with_the_reason(gpus: Gpus, exported: Callable[..., Bundle]) -> None:
+    gpu = gpus()
+    sidecar = sidecar_path(engine_path(gpu.bundle, TARGET, "head"))
+    sidecar.write_text(sidecar.read_text().replace('"8.9"', '"12.0"'))
+    with Pipeline.open(gpu.bundle.folder) as pipeline:
+        assert pipeline.choice.backend == "onnxruntime-cpu"
+        reason = pipeline.choice.rejected["tensorrt"]
+    assert "head.engine: it was built for compute capability 12.0, and this GPU has 8.9" in reason
+    assert f"bitdance-edge build {gpu.bundle.folder} --target trt:current" in reason
+    sidecar.unlink()
+    with pytest.raises(BackendError, match=r"head\.engine has no sidecar"):
+        Pipeline.open(gpu.bundle.folder, backend="tensorrt")
+    assert not gpu.retained
+
+
+def test_a_trace_is_onnx_runtimes(gpus: Gpus, tmp_path: Path) -> None:
+    with Pipeline.open(gpus().bundle.folder, trace=tmp_path) as pipeline:
+        assert pipeline.choice.backend == "onnxruntime-cpu"
+        pipeline.generate(Request(classes=[1], steps=1))
+    assert len(list(tmp_path.glob("head*.json"))) == 1
+
+
+def test_cuda_sessions_get_device_and_graphs_by_their_options() -> None:
+    options = {"device_id": "1", "enable_cuda_graph": "1"}
+    assert Place("cuda", 1).providers(graphs=True)[0] == ("CUDAExecutionProvider", options)
+    assert Place("cuda", 1).providers(graphs=False)[0][1]["enable_cuda_graph"] == "0"
+    assert element_type("bfloat16") == BFLOAT16
+    assert element_type("float16") == "float16"
+
+
+def test_a_session_that_allows_no_graph_goes_without(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU provider, which here stands for one that took only some of the nodes."""
+    ort = import_onnxruntime()
+    opened = ort.InferenceSession
+
+    def open_session(path: str, options: object, providers: list) -> object:
+        if providers[0][1]["enable_cuda_graph"] == "1":
+            raise RuntimeError("This session cannot use the graph capture feature\nmore")
+        return SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider"], wraps=opened)
+
+    monkeypatch.setattr(ort, "InferenceSession", open_session)
+    stage = OnnxRuntimeStage(bundle.verified("time"), bundle.stage("time"), Place("cuda"), 1, None, graphs=True)
+    assert stage.without_graph == "This session cannot use the graph capture feature"
+    assert not stage.graphs
+
+
+@pytest.mark.skipif(find_device() is None, reason="no NVIDIA driver answers on this machine")
+def test_the_backends_of_this_gpu_give_the_tokens_of_the_cpu(bundle: Bundle) -> None:
+    request = Request(classes=[3, 7], seed=5, steps=5, output="tokens")
+    with Pipeline.open(bundle.folder, device="cpu") as pipeline:
+        wanted = pipeline.generate(request)
+    ran = 0
+    for name in backends.ON_GPU:
+        try:
+            pipeline = Pipeline.open(bundle.folder, backend=name)
+        except BackendError:
+            continue
+        with pipeline:
+            found = pipeline.generate(request)
+        bits = [(one.tokens != other.tokens).mean() for one, other in zip(found, wanted, strict=True)]
+        assert max(bits) < 0.01, name
+        ran += 1
+    if not ran:
+        pytest.skip("no GPU backend is installed beside the driver")

@@ -1,0 +1,133 @@
+"""The memory plan: its sums, what it refuses and offers, and how decoding gives way."""
+
+from dataclasses import replace
+
+import pytest
+from gpu_fixtures import Gpus
+
+from bitdance_edge.cli import main
+from bitdance_edge.runtime import Bundle, Pipeline, Request, RequestError
+from bitdance_edge.runtime.bundle import CacheSpec
+from bitdance_edge.runtime.memory_plan import (
+    ALLOWANCE,
+    fitted,
+    most_images,
+    parse_memory,
+    plan_memory,
+    refusal,
+    require_memory,
+)
+
+
+def large(bundle: Bundle) -> Bundle:
+    """The sizes of a 14B model at 1024x1024 in a manifest: 64 tokens a step, 64 steps, 40 layers of 8 cached heads."""
+
+    def heavy(name: str, size: int, activations: int) -> dict:
+        spec = bundle.stages[name]
+        return {name: replace(spec, weight_bytes=size, precision="fp16", activation_bytes=activations)}
+
+    stages = {
+        **bundle.stages,
+        **heavy("backbone", 28_000_000_000, 50_000_000),
+        **heavy("head", 1_800_000_000, 30_000_000),
+        **heavy("decoder", 500_000_000, 2_000_000_000),
+    }
+    model = replace(bundle.model, tokens_per_step=64, bits=32, prompt_tokens=300)
+    cache = CacheSpec(layers=40, heads=8, length=4400, head_dim=128, dtype="float16")
+    return replace(bundle, stages=stages, model=model, cache=cache)
+
+
+def test_the_whole_is_the_sum_of_its_parts(bundle: Bundle) -> None:
+    plan = plan_memory(bundle, 2)
+    assert {need.stage for need in plan.stages} == set(bundle.stages) - {"encoder"}
+    assert plan.weights == sum(stage.bytes for name, stage in bundle.stages.items() if name != "encoder")
+    assert plan.cache == bundle.cache.bytes(4)
+    in_turn = replace(plan, beside=False)
+    assert plan.activations > in_turn.activations == max(need.activations for need in plan.stages)
+    assert plan.total == plan.weights + plan.cache + plan.tensors + plan.activations + ALLOWANCE
+
+
+def test_tensors_and_cache_are_what_a_pipeline_allocates(gpus: Gpus) -> None:
+    """To within the rows of a first patch that is sampled apart; activations are the library's own affair."""
+    gpu = gpus()
+    with Pipeline.open(gpu.bundle.folder) as pipeline:
+        pipeline.generate(Request(classes=[1, 2], seed=1, guidance=2.0, steps=4))
+        activations = sum(lane.lane.arena.size for lane in (pipeline.backend, pipeline._beside))  # type: ignore[union-attr]
+        used = sum(block.nbytes for block in gpu.memory.values()) - activations
+    plan = plan_memory(gpu.bundle, 2, steps=4)
+    assert 0.9 * used <= plan.tensors + plan.cache <= 1.3 * used
+
+
+def test_decoding_gives_way_before_images_do(bundle: Bundle) -> None:
+    model = large(bundle)
+    whole = plan_memory(model, 4)
+    assert fitted(whole, whole.total) == whole
+    parts = fitted(whole, whole.total - 1_000_000_000)
+    assert parts is not None
+    assert (parts.decoder_images, parts.beside) == (3, True)
+    turns = fitted(whole, whole.total - 7_000_000_000)
+    assert turns is not None
+    assert (turns.decoder_images, turns.beside) == (1, False) or turns.beside
+    assert fitted(whole, whole.weights) is None
+
+
+def test_a_refusal_says_the_numbers_and_what_would_fit(bundle: Bundle) -> None:
+    model = large(bundle)
+    with pytest.raises(RequestError) as refused:
+        require_memory(model, 2, parse_memory("16GB"))
+    message = str(refused.value)
+    assert "2 images at once take" in message
+    assert "weights 30" in message
+    assert "16000 MB are free" in message
+    assert "4-bit weights in backbone and head, 2 at once" in message
+    assert "FP8" not in message  # 15 GB of weights and a cache
+    assert "1 at once (max_batch 1)" in refusal(model, 2, most_bytes(model, 1))
+    assert "No form of this bundle would fit" in refusal(model, 1, parse_memory("4GB"))
+
+
+def most_bytes(bundle: Bundle, images: int) -> int:
+    size = plan_memory(bundle, images).total
+    assert most_images(bundle, 8, size) == images
+    return size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("16GB", 16 * 10**9), ("1.5 gib", 3 * 2**29), (" 512MB ", 512 * 10**6), ("8MiB", 2**23)]
+)
+def test_memory_is_read_with_its_unit(text: str, size: int) -> None:
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["16", "GB", "16 XB", "-4GB", ""])
+def test_memory_without_a_unit_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match=r"write a number with one of MB, GB, MiB, GiB, for example 16GB"):
+        parse_memory(text)
+
+
+def test_inspect_prints_the_plan_for_a_gpu(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(bundle.folder), "--memory", "16GB", "--images", "2"]) == 0
+    assert "fits into 16GB" in capsys.readouterr().out
+    assert main(["inspect", str(bundle.folder), "--memory", "100MB"]) == 0
+    assert "does not fit into 100MB: 1 image at once take" in capsys.readouterr().out
+    assert main(["inspect", str(bundle.folder), "--memory", "much"]) == 1
+    assert "memory is 'much'" in capsys.readouterr().err
+
+
+def test_a_pipeline_takes_as_many_as_fit_and_decodes_in_parts(gpus: Gpus) -> None:
+    gpu = gpus(max_images=8)
+    request = Request(classes=[1, 2, 3], seed=1, steps=2)
+    with Pipeline.open(gpu.bundle.folder, device="cpu") as pipeline:
+        wanted = pipeline.generate(request)
+    files = {name: len(f"engine of {name}") for name in gpu.bundle.stages}
+    gpu.size = plan_memory(gpu.bundle, 4, files=files).total - 100
+    with Pipeline.open(gpu.bundle.folder, max_batch=4) as pipeline:
+        found = pipeline.generate(request)
+        assert 1 <= pipeline._image_stages["decoder"].at_once < 4
+    assert all(one.to_pil() == other.to_pil() for one, other in zip(found, wanted, strict=True))
+    gpu.size = plan_memory(gpu.bundle, 1, files=files).total
+    with Pipeline.open(gpu.bundle.folder) as pipeline:
+        assert pipeline.max_batch < 8
+    gpu.size = ALLOWANCE
+    with pytest.raises(RequestError, match="1 image at once take"):
+        Pipeline.open(gpu.bundle.folder)
+    assert not gpu.memory

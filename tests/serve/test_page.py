@@ -1,0 +1,280 @@
+"""The page in a browser: Debian's chromium, driven by Playwright. ``--screenshots`` writes those in docs/."""
+
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from serving import Server
+from test_queue import wait_until
+
+from bitdance_edge.runtime import Bundle, Pipeline, Request
+
+CHROMIUM = shutil.which("chromium")
+DOCS = Path(__file__).parents[2] / "docs"
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+TIMEOUT = 60_000
+DROPPED = """bytes => {
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([new Uint8Array(bytes)], "seven.png", { type: "image/png" }));
+  return transfer;
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    options: dict[str, Any] = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}  # root has none to enter
+    with sync_playwright() as playwright, playwright.chromium.launch(**options) as opened:
+        yield opened
+
+
+@pytest.fixture
+def open_page(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
+    """``open_page(width=390)`` opens the page; nothing may fail in its scripts or be fetched from elsewhere."""
+    pages, faults = [], []
+
+    def visit(url: str = server.url, width: int = 1360, height: int = 900, **options: Any) -> Page:
+        page = browser.new_page(viewport={"width": width, "height": height}, **options)
+        pages.append(page)
+        page.set_default_timeout(TIMEOUT)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: faults.append(request.url) if not of_the_page(request.url, url) else None)
+        page.goto(url)
+        page.wait_for_selector("body[data-ready]")
+        return page
+
+    yield visit
+    for page in pages:
+        page.close()
+    assert not faults
+
+
+def of_the_page(requested: str, url: str) -> bool:
+    return requested.startswith((url, "data:", "blob:"))
+
+
+@pytest.fixture
+def shoot(pytestconfig: pytest.Config, tmp_path: Path) -> Callable[..., None]:
+    """``shoot(page, "page")`` takes a picture, into docs/ where --screenshots asks for it."""
+    folder = DOCS if pytestconfig.getoption("--screenshots") else tmp_path
+
+    def take(page: Page, name: str, **options: Any) -> None:
+        page.screenshot(path=folder / f"{name}.png", **options)
+        assert (folder / f"{name}.png").stat().st_size > 10_000
+
+    return take
+
+
+def choose(page: Page, name: str) -> None:
+    page.get_by_role("radio", name=name, exact=True).check(force=True)
+
+
+def caption(page: Page, text: "str | re.Pattern[str]") -> None:
+    expect(page.locator("#caption")).to_contain_text(text, timeout=TIMEOUT)
+
+
+def seen(page: Page, index: int = 0) -> str:
+    """What a canvas of the stage shows now, as a data URL."""
+    return page.locator("#frames canvas").nth(index).evaluate("canvas => canvas.toDataURL()")
+
+
+def pixels(page: Page, index: int = 0) -> np.ndarray:
+    """The canvas of a whole image, uint8 [32, 32, 3]."""
+    read = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    values = page.locator("#frames canvas").nth(index).evaluate(read)
+    return np.array(values, np.uint8).reshape(32, 32, 4)[..., :3]
+
+
+def test_an_image_grows_patch_by_patch_and_is_the_one_of_its_seed(
+    open_page: Callable[..., Page], reference: Pipeline, shoot: Callable[..., None]
+) -> None:
+    page = open_page(color_scheme="light")
+    choose(page, "3")
+    page.fill("#n", "6")
+    page.fill("#seed", "21")
+    page.fill("#steps", "60")
+    page.click("#generate")
+    partial = []
+    for patch in (8, 11):
+        caption(page, re.compile(f"patch ({'|'.join(str(6 * p) for p in range(patch, 16))}) of 96"))
+        partial.append(seen(page))
+    shoot(page, "page")
+    caption(page, "3 · seed 21–26 · 60 steps")
+    assert len({*partial, seen(page)}) == 3
+    expect(page.locator("#history li")).to_have_count(6)
+    expect(page.locator("#times tbody tr")).to_have_count(6)  # stages that ran
+    wanted = reference.generate(Request(classes=["3"], seed=21, count=6, steps=60))
+    for index, want in enumerate(wanted):
+        assert want.pixels is not None and np.array_equal(pixels(page, index), want.pixels)
+
+
+def test_cancel_stops_the_images_and_the_page_goes_on(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page()
+    page.fill("#n", "10")
+    page.fill("#steps", "200")
+    page.click("#generate")
+    caption(page, "patch")
+    page.keyboard.press("Escape")
+    caption(page, re.compile(r"Cancelled after \d+ of 160 patches"))
+    wait_until(lambda: server.metric("bitdance_running_requests") == 0)
+    expect(page.locator("#generate")).to_be_enabled()
+    expect(page.locator("#history li")).to_have_count(0)
+
+
+def test_a_dropped_image_shows_its_bits_and_is_completed(
+    open_page: Callable[..., Page], reference: Pipeline, shoot: Callable[..., None]
+) -> None:
+    (seven,) = reference.generate(Request(classes=["7"], seed=4))
+    file = io.BytesIO()
+    seven.to_pil().save(file, "PNG")
+    page = open_page(color_scheme="dark")
+    dropped = page.evaluate_handle(DROPPED, list(file.getvalue()))
+    page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+    expect(page.locator("#bits-caption")).to_have_text("8 bits of 8 × 8 tokens")
+    bits = page.locator("#bits")
+    assert bits.evaluate("c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size") > 2
+    expect(page.locator("#rows-shown")).to_have_text("2 of 4 rows")
+    choose(page, "7")
+    page.fill("#n", "4")
+    page.fill("#seed", "6")
+    page.click("#go-on")
+    caption(page, "completed from 8 patches")
+    assert seven.pixels is not None
+    prefix = reference.tokenize(seven.pixels[None])[0][: 8 * 4]
+    (want, *_) = reference.generate(Request(classes=["7"], seed=6, count=4, prefix=prefix))
+    assert want.pixels is not None and np.array_equal(pixels(page), want.pixels)
+    shoot(page, "page-dark")
+
+
+def test_errors_are_shown_at_the_field_they_are_about(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    page.fill("#steps", "999")
+    page.click("#generate")
+    error = page.locator('[data-param="num_inference_steps"] .error')
+    expect(error).to_contain_text("1 to 200")
+    assert page.locator("#steps").get_attribute("aria-invalid") == "true"
+    assert page.evaluate("document.activeElement.id") == "steps"
+    page.fill("#steps", "2")
+    page.fill("#seed", "many")
+    page.click("#generate")
+    expect(page.locator('[data-param="seed"] .error')).to_be_visible()
+    expect(error).to_be_hidden()
+    page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no image"})
+    expect(page.locator("#complete .error")).to_contain_text("PNG, JPEG or WebP")
+
+
+def test_a_lost_worker_is_told_above_the_images(browser: Browser, serve: Callable[..., Server]) -> None:
+    server = serve().wait_ready()
+    page = browser.new_page()
+    page.goto(server.url)
+    page.wait_for_selector("body[data-ready]")
+    page.fill("#steps", "200")
+    page.click("#generate")
+    caption(page, "patch")
+    server.worker().kill()
+    expect(page.locator("#notice")).to_contain_text("ended unexpectedly", timeout=TIMEOUT)
+    page.fill("#steps", "2")
+    page.click("#generate")
+    caption(page, "2 steps")
+    expect(page.locator("#notice")).to_be_hidden()
+    page.close()
+
+
+def test_the_keyboard_alone_is_enough(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "steps":
+            break
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type("2")
+    page.keyboard.press("Enter")
+    caption(page, re.compile("^2 · seed .* 2 steps"))
+    page.locator("#reuse").focus()
+    page.keyboard.press("Enter")
+    assert re.fullmatch(r"\d+", page.input_value("#seed"))
+
+
+def test_history_opens_again_and_downloads_with_settings(open_page: Callable[..., Page], tmp_path: Path) -> None:
+    page = open_page()
+    for digit in ("1", "2"):
+        choose(page, digit)
+        page.fill("#steps", "2")
+        page.click("#generate")
+        caption(page, re.compile(f"^{digit} · seed"))
+    page.locator("#history button").last.click()
+    caption(page, re.compile("^1 · seed"))
+    with page.expect_download() as download:
+        page.click("#download")
+    assert re.fullmatch(r"1-seed\d+\.png", download.value.suggested_filename)
+    download.value.save_as(tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as image:
+        assert '"class": 1' in image.info["bitdance"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_everything_fits_and_follows_the_colour_scheme(
+    open_page: Callable[..., Page], scheme: str, shoot: Callable[..., None]
+) -> None:
+    page = open_page(width=390, height=844, color_scheme=scheme, has_touch=True, device_scale_factor=2)
+    choose(page, "8")
+    page.fill("#seed", "2")
+    page.tap("#generate")
+    caption(page, "8 · seed 2")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    lightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert (max(lightness) < 100) == (scheme == "dark")
+    small = page.locator("button:visible, #chips span").evaluate_all(
+        "all => all.filter(e => e.offsetHeight < 40).length"
+    )
+    assert small == 0
+    shoot(page, f"page-phone-{scheme}")
+
+
+def test_a_token_is_asked_for_and_kept(browser: Browser, serve: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-long-secret-token\n")
+    server = serve("--token-file", tmp_path / "token")
+    page = browser.new_page()
+    page.goto(server.url)
+    page.fill("#token", "wrong-wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#token")).to_have_value("")  # asked again
+    page.fill("#token", "a-long-secret-token")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("body[data-ready]")
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    page.close()
+
+
+def test_a_model_of_text_has_a_prompt_a_negative_prompt_and_sizes(
+    open_page: Callable[..., Page], exported: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    server = Server(tmp_path / "log", exported("t2i_16x_swiglu").folder).wait_ready()
+    try:
+        page = open_page(server.url)
+        expect(page.locator("#chips-field")).to_be_hidden()
+        page.fill("#steps", "2")
+        page.click("#generate")
+        expect(page.locator("#prompt-field .error")).to_be_visible()
+        page.get_by_label("Prompt", exact=True).fill("a red fish")
+        page.get_by_label("Negative prompt").fill("blue")
+        for width, height in ((192, 128), (64, 64)):
+            page.select_option("#size", f"{width}x{height}")
+            page.click("#generate")
+            caption(page, f"{width}\xa0×\xa0{height}")
+            assert page.locator("#frames canvas").evaluate("c => [c.width, c.height]") == [width, height]
+    finally:
+        server.stop()
