@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from onnxruntime.quantization import QuantFormat, QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -95,9 +95,16 @@ def load_weight(model: ModelProto, folder: Path, name: str) -> np.ndarray:
 def _load(model: ModelProto, folder: Path, names: set[str]) -> None:
     for tensor in model.graph.initializer:
         if tensor.name in names and uses_external_data(tensor):
-            load_external_data_for_tensor(tensor, str(folder))
+            tensor.raw_data = _stored(ExternalDataInfo(tensor), folder)
             tensor.data_location = TensorProto.DEFAULT
             del tensor.external_data[:]
+
+
+def _stored(info: ExternalDataInfo, folder: Path) -> bytes:
+    """The bytes of a tensor. onnx's own reader refuses files with several names, as linked weights have."""
+    with (folder / Path(info.location).name).open("rb") as file:  # beside the graph, whatever it says
+        file.seek(info.offset or 0)
+        return file.read(-1 if info.length is None else info.length)
 
 
 def _with_pairs(model: ModelProto, layers: list[Layer], precision: str, limits: Mapping[str, float]) -> ModelProto:
