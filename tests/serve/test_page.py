@@ -55,6 +55,17 @@ def open_page(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]
     assert not faults
 
 
+# Keeps the caption and the first image at each change of the caption: a fast machine is done before one could ask.
+WATCH = """() => {
+    window.watched = [];
+    const caption = document.querySelector("#caption");
+    new MutationObserver(() => {
+        const canvas = document.querySelector("#frames canvas");
+        if (canvas) window.watched.push([caption.textContent, canvas.toDataURL()]);
+    }).observe(caption, {childList: true, characterData: true, subtree: true});
+}"""
+
+
 def of_the_page(requested: str, url: str) -> bool:
     return requested.startswith((url, "data:", "blob:"))
 
@@ -99,14 +110,12 @@ def test_an_image_grows_patch_by_patch_and_is_the_one_of_its_seed(
     page.fill("#n", "6")
     page.fill("#seed", "21")
     page.fill("#steps", "60")
+    page.evaluate(WATCH)
     page.click("#generate")
-    partial = []
-    for patch in (8, 11):
-        caption(page, re.compile(f"patch ({'|'.join(str(6 * p) for p in range(patch, 16))}) of 96"))
-        partial.append(seen(page))
-    shoot(page, "page")
     caption(page, "3 · seed 21–26 · 60 steps")
-    assert len({*partial, seen(page)}) == 3
+    shoot(page, "page")
+    partial = {image for text, image in page.evaluate("() => window.watched") if re.search(r"patch \d+ of 96", text)}
+    assert len(partial | {seen(page)}) >= 3
     expect(page.locator("#history li")).to_have_count(6)
     expect(page.locator("#times tbody tr")).to_have_count(6)  # stages that ran
     wanted = reference.generate(Request(classes=["3"], seed=21, count=6, steps=60))
