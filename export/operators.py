@@ -32,4 +32,16 @@ def group_norm(
     return normalized if bias is None else op.Add(normalized, op.Unsqueeze(bias, axes))
 
 
-TRANSLATIONS: dict[Callable, Callable] = {torch.ops.aten.group_norm.default: group_norm}
+def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    """A linear layer as MatMul and Add, also where the exporter would take Gemm.
+
+    Runtimes fuse the two where that is faster; a Gemm with a bias in float stays unfused once its inputs are quantised.
+    """
+    product = op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
+    return product if bias is None else op.Add(product, bias)
+
+
+TRANSLATIONS: dict[Callable, Callable] = {
+    torch.ops.aten.group_norm.default: group_norm,
+    torch.ops.aten.linear.default: linear,
+}
