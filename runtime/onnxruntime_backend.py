@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 LOG_SEVERITY = 3  # errors only
 BFLOAT16 = 16  # of onnx.TensorProto: an element type that numpy does not have
+# Optimisers that take from a product what fuses it with its Q and DQ, so that its weights would be dequantised at every
+# launch: one makes a Gemm of it and its bias, the other makes several products read one DequantizeLinear.
+BEFORE_QDQ = "MatMulAddFusion;CommonSubexpressionElimination"
 NO_GRAPH = "-1"  # of the run option gpu_graph_id: run, and capture nothing
 
 
@@ -46,6 +49,8 @@ def cpu_options(threads: int = 0, precision: str = "fp32") -> Any:
     options.log_severity_level = LOG_SEVERITY
     # Without VNNI the fused INT8 kernels saturate their 16-bit sums unless told to be exact.
     options.add_session_config_entry("session.x64quantprecision", "1")
+    if precision not in ("fp32", "fp16", "bf16"):
+        options.add_session_config_entry("optimization.disable_specified_optimizers", BEFORE_QDQ)
     if precision == "fp8":  # no CPU computes in it: weights are unpacked once, not at every launch
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     return options
