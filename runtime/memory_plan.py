@@ -220,7 +220,7 @@ def _ways(bundle: Bundle, images: int, free: int, steps: int | None, files: Mapp
         if any(smaller[name] < bundle.stage(name).bytes for name in QUANTISED):
             most = most_images(bundle, images, free, steps=steps, files={**(files or {}), **smaller})
             if most:
-                yield f"{title} weights in {' and '.join(QUANTISED)}, {most} at once"
+                yield f"{title} weights in {', '.join(QUANTISED)}, {most} at once"
 
 
 def _requantised(stage: StageSpec, kind: str) -> int:

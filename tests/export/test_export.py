@@ -91,7 +91,7 @@ def test_half_precision_halves_the_weights_and_keeps_the_sampler_in_float32(
     assert half.stages["head"].weight_bytes == pytest.approx(full.stages["head"].weight_bytes / 2, rel=0.05)
     dtypes = {tensor.name: tensor.dtype for tensor in half.stages["head"].inputs}
     assert dtypes["x"] == dtypes["noise"] == dtypes["coefficients"] == dtypes["guidance"] == "float32"
-    assert dtypes["condition"] == {"fp16": "float16", "bf16": "bfloat16"}[precision]
+    assert dtypes["modulation.0"] == {"fp16": "float16", "bf16": "bfloat16"}[precision]
     errors = [bundle.stages["head"].max_error or 0.0 for bundle in (full, half)]
     assert 0 < errors[0] < errors[1]
 
