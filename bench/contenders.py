@@ -78,7 +78,9 @@ def find_checkpoint(bundle: Bundle, given: str | None) -> Path:
     if given is not None:
         path = Path(given)
         if not path.exists():
-            raise BenchError(f"no checkpoint at {path}; --checkpoint names the folder that the bundle was exported from")
+            raise BenchError(
+                f"no checkpoint at {path}; --checkpoint names the folder that the bundle was exported from"
+            )
         if digest is not None and sha256(_weights(path)) != digest:
             raise BenchError(
                 f"{path} holds other weights than {bundle.folder} was exported from ({name}, SHA-256 {digest[:12]}...): "

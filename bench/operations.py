@@ -85,7 +85,9 @@ class _Shapes:
             shape = self[node.input[0]]
             return tuple(shape[axis] for axis in (order or reversed(range(len(shape)))))
         kind = "an unknown node" if node is None else node.op_type
-        raise BenchError(f"{costs.path} does not tell the shape of {name} (of {kind}); its operations cannot be counted")
+        raise BenchError(
+            f"{costs.path} does not tell the shape of {name} (of {kind}); its operations cannot be counted"
+        )
 
 
 @cache

@@ -95,9 +95,7 @@ class TorchContender:
         shape = (len(tokens), size.patches_down, size.patches_across, model.patch_side**2, model.bits)
         noise = None
         if model.decoder_noise:
-            draws = [
-                normals(i.seed, Stream.DECODER, 0, 1, (size.tokens, model.bits))[0] for i in settings.images
-            ]
+            draws = [normals(i.seed, Stream.DECODER, 0, 1, (size.tokens, model.bits))[0] for i in settings.images]
             noise = torch.from_numpy(np.stack(draws)).view(shape)
         return self.decode(torch.from_numpy(padded(tokens, self.bundle)).view(shape), noise).numpy()
 

@@ -64,6 +64,11 @@ class Worker:
         with np.load(reference, allow_pickle=False) as saved:
             return survey(source, threads, Work.from_json(work), saved["tokens"], saved.get("unconditional"))
 
+    def operators(self, source: str, threads: int, work: dict[str, Any]) -> dict[str, Any]:
+        from bitdance_edge.bench.operators import operator_shares
+
+        return operator_shares(source, threads, Work.from_json(work))
+
     def abilities(self, threads: int) -> dict[str, Any]:
         from bitdance_edge.bench.machine import abilities
 
