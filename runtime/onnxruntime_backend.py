@@ -19,6 +19,7 @@ import numpy as np
 from bitdance_edge.runtime.backend import Arrived, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.bundle import Bundle, StageSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError
+from bitdance_edge.runtime.huge_pages import huge_pages
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +163,8 @@ class OnnxRuntimeStage:
     def _open(self, path: Path, options: Any, graphs: bool) -> Any:
         ort = import_onnxruntime()
         try:
-            session = ort.InferenceSession(str(path), options, providers=self.place.providers(graphs))
+            with huge_pages() if self.place.kind == "cpu" else nullcontext():
+                session = ort.InferenceSession(str(path), options, providers=self.place.providers(graphs))
         except Exception as error:
             if graphs:
                 raise
