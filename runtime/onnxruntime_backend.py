@@ -48,7 +48,7 @@ def cpu_options(threads: int = 0, precision: str = "fp32") -> Any:
     options = import_onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = LOG_SEVERITY
-    # Every stage has threads of its own, which would go on waiting for work while those of the next stage need the cores.
+    # Each stage has threads of its own, which would go on waiting for work while those of the next one need the cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # Without VNNI the fused INT8 kernels saturate their 16-bit sums unless told to be exact.
     options.add_session_config_entry("session.x64quantprecision", "1")
