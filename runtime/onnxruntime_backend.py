@@ -20,6 +20,7 @@ from bitdance_edge.runtime.backend import Arrived, InOrder, Launch, Memory, Stag
 from bitdance_edge.runtime.bundle import Bundle, StageSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError
 from bitdance_edge.runtime.huge_pages import huge_pages
+from bitdance_edge.runtime.loop import LOOP_STAGES
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ class OnnxRuntimeStage:
     def _open(self, path: Path, options: Any, graphs: bool) -> Any:
         ort = import_onnxruntime()
         try:
-            with huge_pages() if self.place.kind == "cpu" else nullcontext():
+            with huge_pages() if self.place.kind == "cpu" and path.stem in LOOP_STAGES else nullcontext():
                 session = ort.InferenceSession(str(path), options, providers=self.place.providers(graphs))
         except Exception as error:
             if graphs:
