@@ -2,11 +2,12 @@
 
 ``kv24`` (opset 24) uses the operators that name what they do: TensorScatter for the cache, RotaryEmbedding, Attention
 and RMSNormalization (https://onnx.ai/onnx/operators). ``portable20`` (opset 20) spells the same out in older
-operators, for TensorRT before 10.15 and other consumers. ``cpu24`` is kv24 with linear layers and convolutions in the
-forms that ONNX Runtime runs fastest on a CPU in float32. Names and shapes of inputs and outputs are the same.
+operators, for TensorRT before 10.15 and other consumers. ``cpu24`` is kv24 with the head's linear layers and the
+decoder's convolutions in the forms that ONNX Runtime runs fastest on a CPU in float32. Names and shapes of inputs and
+outputs are the same in all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -30,7 +31,11 @@ class Profile:
     rotate: Rotate
     update_cache: UpdateCache
     attend: Attention
-    translations: Translations = field(default_factory=lambda: TRANSLATIONS)
+    stage_translations: Mapping[str, Translations] = field(default_factory=dict)
+
+    def translations(self, stage: str) -> dict[Callable, Callable]:
+        """Operators of PyTorch that a stage's graph has in other forms than the exporter's."""
+        return {**TRANSLATIONS, **self.stage_translations.get(stage, {})}
 
 
 def _rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:

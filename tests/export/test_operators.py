@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from bitdance_edge.export.operators import CPU_TRANSLATIONS
+from bitdance_edge.export.profiles import PROFILES
 
 
-def run(module: nn.Module, x: torch.Tensor, path: Path) -> tuple[list[str], float]:
+def run(stage: str, module: nn.Module, x: torch.Tensor, path: Path) -> tuple[list[str], float]:
     """Operators of the exported module, and its largest error relative to PyTorch's largest value."""
     rows = torch.export.Dim("rows", min=1, max=4096)
     program = torch.onnx.export(
@@ -22,7 +22,7 @@ def run(module: nn.Module, x: torch.Tensor, path: Path) -> tuple[list[str], floa
         opset_version=24,
         dynamic_shapes=({0: rows},),
         verbose=False,
-        custom_translation_table=dict(CPU_TRANSLATIONS),
+        custom_translation_table=PROFILES["cpu24"].translations(stage),
     )
     assert program is not None
     program.save(path)
@@ -42,7 +42,7 @@ def test_a_convolution_of_a_large_image_needs_a_quarter_of_the_products(
     torch.manual_seed(0)
     height, width = (size, size) if isinstance(size, int) else size
     convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
-    used, error = run(convolution, torch.randn(2, inputs, height, width), tmp_path / "graph.onnx")
+    used, error = run("decoder", convolution, torch.randn(2, inputs, height, width), tmp_path / "graph.onnx")
     assert "ConvTranspose" in used
     assert error < 2e-5
 
@@ -57,7 +57,7 @@ def test_a_convolution_of_a_large_image_needs_a_quarter_of_the_products(
 )
 def test_other_convolutions_stay_as_they_are(tmp_path: Path, convolution: nn.Conv2d) -> None:
     torch.manual_seed(0)
-    used, error = run(convolution, torch.randn(2, 32, 32, 32), tmp_path / "graph.onnx")
+    used, error = run("decoder", convolution, torch.randn(2, 32, 32, 32), tmp_path / "graph.onnx")
     assert used == ["Conv"]
     assert error < 2e-6
 
@@ -66,7 +66,7 @@ def test_other_convolutions_stay_as_they_are(tmp_path: Path, convolution: nn.Con
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_linear_layer_is_a_convolution(tmp_path: Path, shape: tuple[int, ...], bias: bool) -> None:
     torch.manual_seed(0)
-    used, error = run(nn.Linear(64, 48, bias=bias), torch.randn(shape), tmp_path / "graph.onnx")
+    used, error = run("head", nn.Linear(64, 48, bias=bias), torch.randn(shape), tmp_path / "graph.onnx")
     assert "Conv" in used
     assert "MatMul" not in used
     assert error < 2e-6
@@ -74,6 +74,6 @@ def test_a_linear_layer_is_a_convolution(tmp_path: Path, shape: tuple[int, ...],
 
 def test_a_linear_layer_whose_width_does_not_fit_stays_a_product(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    used, error = run(nn.Linear(20, 48), torch.randn(6, 20), tmp_path / "graph.onnx")
+    used, error = run("head", nn.Linear(20, 48), torch.randn(6, 20), tmp_path / "graph.onnx")
     assert "Conv" not in used
     assert error < 2e-6
