@@ -23,9 +23,9 @@ EXAMPLE = """examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Make the same images by bundles and by PyTorch, in turn, and say what each costs, as a whole and by stage, and "
-        "how far our stages are from what this machine can do. Refuses to show a speed where the tokens differ. What is "
-        "done is kept in the output folder: started again, an interrupted comparison goes on."
+        "Make the same images by bundles and by PyTorch, in turn, and say what each costs, as a whole and by stage, "
+        "and how far our stages are from what this machine can do. Refuses to show a speed where the tokens differ. "
+        "What is done is kept in the output folder: started again, an interrupted comparison goes on."
     )
     parser.epilog = EXAMPLE
     parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="bundle folders, all of one model")

@@ -83,8 +83,8 @@ def find_checkpoint(bundle: Bundle, given: str | None) -> Path:
             )
         if digest is not None and sha256(_weights(path)) != digest:
             raise BenchError(
-                f"{path} holds other weights than {bundle.folder} was exported from ({name}, SHA-256 {digest[:12]}...): "
-                "name that checkpoint, or export the bundle again"
+                f"{path} holds other weights than {bundle.folder} was exported from ({name}, SHA-256 {digest[:12]}...)"
+                ": name that checkpoint, or export the bundle again"
             )
         return path
     if isinstance(name, str) and (digest is not None or "checkpoint_bytes" in bundle.provenance):

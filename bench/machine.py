@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 SIDE = 1536  # of the square matrices: 7 GFLOP and 28 MB a product
 READ_BYTES = 2**28  # far beyond any cache
-REPEATS = 5
+REPEATS = 9
 INSTRUCTIONS = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 VNNI": "avx512_vnni", "AVX-VNNI": "avx_vnni"} | {
     "AVX-512 BF16": "avx512_bf16",
     "AMX INT8": "amx_int8",

@@ -98,8 +98,8 @@ def _evaluated(expression: str, sizes: tuple[tuple[str, int], ...]) -> int:
 def _matmul(node: onnx.NodeProto, shapes: _Shapes) -> int:
     left, right = shapes[node.input[0]], shapes[node.input[1]]
     batch = max(math.prod(left[:-2]), math.prod(right[:-2]))
-    rows = left[-2] if len(left) > 1 else 1
-    return 2 * batch * rows * left[-1] * right[-1]
+    columns = right[-1] if len(right) > 1 else 1
+    return 2 * batch * math.prod(left[-2:]) * columns
 
 
 def _gemm(node: onnx.NodeProto, shapes: _Shapes) -> int:

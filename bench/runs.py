@@ -192,7 +192,7 @@ class Runs:
             reference,
             self._place(contender, threads, "image.npz"),
             self.options.bundles[0].model.tokens_per_step,
-            surveyed and surveyed["forced_by_patch"],
+            surveyed["forced_by_patch"] if surveyed else None,
             bundle,
         )
         if bundle is not None:

@@ -13,7 +13,7 @@ from bitdance_edge.runtime.request import Request, Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """``images`` at once, of the first ``patches`` patches (None: all of them); what is not drawn is decoded as zero."""
+    """``images`` at once, the first ``patches`` patches of each (None: all); what is not drawn is decoded as zero."""
 
     images: int
     steps: int | None  # None: the bundle's

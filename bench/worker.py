@@ -55,7 +55,7 @@ class Worker:
             if image.unconditional is not None:
                 arrays["unconditional"] = image.unconditional
             with written_whole(Path(save)) as file:
-                np.savez_compressed(file, **arrays)
+                np.savez_compressed(file, allow_pickle=False, **arrays)
         return {**cost, "tokens_sha256": _digest(image.tokens), "peak_bytes": memory("VmHWM")}
 
     def survey(self, source: str, threads: int, work: dict[str, Any], reference: str) -> dict[str, Any]:
