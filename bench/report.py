@@ -71,8 +71,8 @@ def summary(entry: Mapping[str, Any]) -> Iterator[str]:
     yield f"The machine: {machine['gflops']:.1f} GFLOP/s in float32, reads {machine['gbytes']:.1f} GB/s."
     if entry["shared"]:
         yield (
-            f"It was shared: a run got as little as {100 * entry['got']:.0f} % of a processor, so that wall times, "
-            "rates and floors are those of what was left; CPU seconds hold."
+            f"It was shared: a run got as little as {100 * entry['got']:.0f} % of a processor, so that wall times "
+            "are longer than they would be alone; CPU seconds hold."
         )
     yield ""
     ratios = "".join(f" CPU / {name} | wall / {name} |" for name in references)

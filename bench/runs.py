@@ -115,7 +115,8 @@ class Runs:
     def _with_threads(self, threads: int, progress: "tqdm[Any]") -> ThreadRuns:
         options = self.options
         with ExitStack() as stack:
-            before = self._abilities(f"t{threads}-before", threads, progress)
+            machine = stack.enter_context(Child("the machine", threads))
+            before = self._abilities(f"t{threads}-before", machine, threads, progress)
             children = {}
             for contender in options.contenders:
                 if not self._complete(contender, threads):
@@ -133,7 +134,7 @@ class Runs:
                     progress.update()
             if children:
                 (self.kept / f"t{threads}-after.json").unlink(missing_ok=True)
-        after = self._abilities(f"t{threads}-after", threads, progress)
+            after = self._abilities(f"t{threads}-after", machine, threads, progress)
         turns = [self._turns(c, threads, found[c.name]) for c in options.contenders]
         return ThreadRuns(threads=threads, before=before, after=after, turns=turns)
 
@@ -148,13 +149,9 @@ class Runs:
         files += [self._place(contender, threads, name) for name in ("image.npz", "open.json", "warm-up.json")]
         return all(file.is_file() for file in files)
 
-    def _abilities(self, name: str, threads: int, progress: "tqdm[Any]") -> dict[str, Any]:
-        def measure() -> dict[str, Any]:
-            with Child("the machine", threads) as child:
-                return child.ask("abilities", threads=threads)
-
+    def _abilities(self, name: str, machine: Child, threads: int, progress: "tqdm[Any]") -> dict[str, Any]:
         progress.set_description(f"{threads} threads, the machine")
-        found = self.once(name, measure)
+        found = self.once(name, lambda: machine.ask("abilities", threads=threads))
         progress.update()
         return found
 
