@@ -1,42 +1,33 @@
-"""A comparison that was run once, for all tests that look at it."""
+"""A comparison that is run once, for all tests that look at it."""
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
-from benching import SHORT, bench, last_line
+from benching import CHECKPOINT, SHORT, Compared, bench
 
 from bitdance_edge.runtime import Bundle
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-CHECKPOINT = FIXTURES / "cc_4x_patch" / "state.safetensors"
-
-
-@dataclass(frozen=True)
-class Compared:
-    folder: Path
-    report: dict[str, Any]
-    arguments: tuple[str | Path, ...]
+from bitdance_edge.runtime.bundle import file_spec
 
 
 @pytest.fixture(scope="session")
 def compared(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Compared:
     folder = tmp_path_factory.mktemp("compared") / "runs"
     arguments = (bundle.folder, "--checkpoint", CHECKPOINT, *SHORT, "-o", folder)
-    return Compared(folder, last_line(bench(*arguments)), arguments)
+    return Compared(folder, bench(*arguments).report, arguments)
 
 
 @pytest.fixture(scope="session")
-def altered(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle whose head has another weight than its checkpoint."""
-    import torch
-
-    from bitdance_edge.export.exporter import ExportOptions, export_bundle
-    from bitdance_edge.model import load_generator
-
-    model = load_generator(CHECKPOINT)
-    with torch.no_grad():
-        model.head.final_layer.linear.weight.neg_()
-    folder = tmp_path_factory.mktemp("altered") / "altered"
-    return export_bundle(model, folder, ExportOptions(name="altered"), {"checkpoint": "cc_4x_patch"})
+def altered(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A copy whose head has other weights than the checkpoint."""
+    folder: Path = tmp_path_factory.mktemp("altered") / "bundle"
+    shutil.copytree(bundle.folder, folder)
+    head = bundle.stage("head")
+    (weights,) = head.weights
+    path = folder / weights.path
+    (np.fromfile(path, np.float32) * np.float32(-1)).tofile(path)
+    changed = replace(head, weights=(file_spec(folder, path),))
+    replace(bundle, folder=folder, name="altered", stages={**bundle.stages, "head": changed}).write()
+    return Bundle.open(folder)

@@ -1,10 +1,11 @@
 """What cannot be compared is said in one line, before anything is run."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benching import bench, complaint
+from benching import CHECKPOINT, bench
 
 from bitdance_edge.bench.contenders import find_checkpoint, parse_against
 from bitdance_edge.bench.errors import BenchError
@@ -12,13 +13,13 @@ from bitdance_edge.runtime import Bundle
 
 
 def test_a_bundle_of_an_unknown_checkpoint_asks_for_it(bundle: Bundle):
-    said = complaint(bench(bundle.folder))
+    said = bench(bundle.folder).complaint
     assert "--checkpoint FOLDER" in said
     assert str(bundle.folder) in said
 
 
 def test_an_unknown_contender_is_named_with_those_that_are_known(bundle: Bundle):
-    said = complaint(bench(bundle.folder, "--against", "jax"))
+    said = bench(bundle.folder, "--against", "jax").complaint
     assert "'jax'" in said
     assert "torch, torch-compile" in said
 
@@ -31,8 +32,6 @@ def test_without_torch_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_checkpoint_with_other_weights_is_refused(tmp_path: Path, bundle: Bundle):
-    from dataclasses import replace
-
     other = tmp_path / "weights.safetensors"
     other.write_bytes(b"other")
     known = replace(bundle, provenance={"checkpoint": "known", "checkpoint_sha256": "0" * 64})
@@ -53,13 +52,5 @@ def test_a_checkpoint_with_other_weights_is_refused(tmp_path: Path, bundle: Bund
     ],
 )
 def test_values_that_cannot_be_are_refused(bundle: Bundle, arguments: tuple[str, ...], said: str):
-    from argparse import ArgumentParser
 
-    from conftest import CHECKPOINT
-
-    from bitdance_edge.bench.__main__ import _options, configure
-
-    parser = ArgumentParser()
-    configure(parser)
-    with pytest.raises(BenchError, match=said):
-        _options(parser.parse_args([str(bundle.folder), "--checkpoint", str(CHECKPOINT), *arguments]))
+    assert said in bench(bundle.folder, "--checkpoint", CHECKPOINT, *arguments).complaint
