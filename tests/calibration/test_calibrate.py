@@ -132,6 +132,7 @@ def test_mixtures_from_the_command_line(digits: Digits, tmp_path: Path, capsys: 
         "tokens": "fp32",
         "time": "fp32",
         "backbone": "int4",
+        "modulation": "fp32",
         "head": "fp8",
         "decoder": "fp32",
         "encoder": "int8",
