@@ -12,7 +12,7 @@ from bitdance_edge.runtime.bundle import Bundle
 from bitdance_edge.runtime.memory_plan import plan_memory
 
 WEIGHTS_FACTOR = 1.3  # memory is held to the weights so many times, plus what the plan says beside them
-SHARED_BELOW = 0.9
+SHARED_FROM = 0.2  # processors that were busy for other processes
 
 
 def figures(runs: Sequence[ThreadRuns], bundles: Mapping[str, Bundle], work: Work, cache: int) -> list[dict[str, Any]]:
@@ -26,15 +26,14 @@ def _of_threads(run: ThreadRuns, bundles: Mapping[str, Bundle], work: Work, cach
         for unit in ("gflops", "gbytes")
     }
     shown = [_of_contender(turns, bundles.get(turns.contender.name), work, best, cache) for turns in run.turns]
-    # With one thread, what is missing between CPU and wall time went to other processes.
-    got = min(one["cpu"] / one["wall"] for turns in run.turns for one in turns.rounds) if run.threads == 1 else 1.0
+    others = median(one["others"] for turns in run.turns for one in turns.rounds)
     references = [turns for turns in run.turns if turns.contender.kind != OURS]
     for turns, entry in zip(run.turns, shown, strict=True):
         entry["against"] = {other.contender.name: _ratio(turns, other) for other in references if other is not turns}
     return {
         "threads": run.threads,
-        "got": got,
-        "shared": got < SHARED_BELOW,
+        "others": others,
+        "shared": others > SHARED_FROM,
         "machine": {"before": run.before, "after": run.after, **best},
         "contenders": shown,
     }

@@ -1,5 +1,6 @@
 """What a contender gives for one image, and what that cost its process."""
 
+import os
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,12 @@ def measured(make: Callable[[], Image]) -> tuple[Image, dict[str, Any]]:
 def cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
+
+
+def busy_seconds() -> float:
+    """CPU seconds that all processes of this machine have taken since it started (user, nice, system)."""
+    user, nice, system = Path("/proc/stat").read_text().split(maxsplit=4)[1:4]
+    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(entry: str) -> int:

@@ -12,6 +12,7 @@ from bitdance_edge.calibration.plots import DPI, STAGE_COLOURS
 from bitdance_edge.runtime.files import written_whole
 
 OTHER = "#bab0ac"
+SHOWN_SHARE = 0.02  # of the image; how far lesser stages are from the floor does not matter
 
 
 def write_plot(threads: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -51,7 +52,7 @@ def _distances(axes: Axes, entry: Mapping[str, Any]) -> None:
         for several in [sum(contender["kind"] == "ours" for contender in entry["contenders"]) > 1]
         for contender in entry["contenders"]
         for name, stage in contender["stages"].items()
-        if stage.get("to_floor")
+        if stage.get("to_floor") and stage["share"] >= SHOWN_SHARE
     ][::-1]
     for row, (_, name, stage) in enumerate(bars):
         axes.barh(row, stage["to_floor"], color=STAGE_COLOURS.get(name, OTHER))
@@ -59,4 +60,4 @@ def _distances(axes: Axes, entry: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(bars)), [label for label, _, _ in bars])
     axes.axvline(1, color="black", linewidth=1)
     axes.margins(x=0.35)
-    axes.set(xlabel="time / floor (what sets the floor, share of the image)", xlim=(0, None))
+    axes.set(xlabel="times the floor (what sets it, share of the image)", xlim=(0, None))

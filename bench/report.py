@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 SHOWN_OPERATORS = 3
-SHOWN_SHARE = 0.01  # of the image; stages below are left out of the list of operators
 
 
 def markdown(report: Mapping[str, Any], plot: str) -> str:
@@ -71,8 +70,13 @@ def summary(entry: Mapping[str, Any]) -> Iterator[str]:
     yield f"The machine: {machine['gflops']:.1f} GFLOP/s in float32, reads {machine['gbytes']:.1f} GB/s."
     if entry["shared"]:
         yield (
-            f"It was shared: a run got as little as {100 * entry['got']:.0f} % of a processor, so that wall times "
-            "are longer than they would be alone; CPU seconds hold."
+            f"**It was shared**: other processes kept {entry['others']:.1f} processors busy. Wall times are longer "
+            "than they would be alone"
+            + (
+                "; CPU seconds hold."
+                if entry["threads"] == 1
+                else ", and so are CPU seconds: threads wait for each other."
+            )
         )
     yield ""
     ratios = "".join(f" CPU / {name} | wall / {name} |" for name in references)

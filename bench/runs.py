@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from tqdm import tqdm
@@ -15,6 +16,7 @@ from bitdance_edge.bench.agreement import Agreement, agreement, require_same
 from bitdance_edge.bench.child import Child
 from bitdance_edge.bench.contenders import OURS, Contender
 from bitdance_edge.bench.errors import BenchError
+from bitdance_edge.bench.measured import busy_seconds
 from bitdance_edge.bench.work import Work
 from bitdance_edge.runtime.bundle import Bundle
 from bitdance_edge.runtime.files import written_whole
@@ -130,7 +132,7 @@ class Runs:
                     place = self._round(contender, threads, number)
                     progress.set_description(f"{threads} threads, round {number + 1}, {contender.name}")
                     if not place.is_file():
-                        _write(place, children[contender.name].ask("image", save=None))
+                        _write(place, _beside_others(children[contender.name]))
                     progress.update()
             if children:
                 (self.kept / f"t{threads}-after.json").unlink(missing_ok=True)
@@ -227,6 +229,14 @@ class Runs:
             agreement=found[0],
             launches=found[1],
         )
+
+
+def _beside_others(child: Child) -> dict[str, Any]:
+    """One image, with how many processors were busy for others meanwhile."""
+    busy, started = busy_seconds(), perf_counter()
+    answer = child.ask("image", save=None)
+    spent = perf_counter() - started
+    return {**answer, "others": max(0.0, (busy_seconds() - busy - answer["cpu"]) / spent)}
 
 
 def versions() -> dict[str, str]:
