@@ -5,6 +5,7 @@ tensors that other nodes share with a layer stay as they were for those nodes, a
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from bitdance_edge.runtime.bundle import MODULE_PATH
 
 TYPES = {"int8": QuantType.QInt8, "fp8": QuantType.QFLOAT8E4M3FN}
 FOUR_BIT_OPSET = 21  # the first whose DequantizeLinear takes 4-bit integers in groups
+AXES = (1, 0, -1, -2)  # of a Q with one scale, where it says nothing; the first is the default
 INLINE_BYTES = 1024  # larger tensors go to the file of weights
 
 
@@ -142,7 +144,10 @@ def _with_pairs(model: ModelProto, layers: list[Layer], precision: str, limits: 
         },
     )
     made = quantizer.quantize_model()
-    _undo_for_others(made, {layer.activation for layer in layers}, {layer.node for layer in layers})
+    nodes = {layer.node for layer in layers}
+    _undo_for_others(made, {layer.activation for layer in layers}, nodes)
+    if precision == "int8":
+        _give_each_its_pair(made, nodes)
     return made
 
 
@@ -163,6 +168,38 @@ def _undo_for_others(model: ModelProto, activations: set[str], quantized: set[st
                 before = producers.get(after.input[0])
                 if before is not None and before.input[0] in activations:
                     node.input[i] = before.input[0]
+
+
+def _give_each_its_pair(model: ModelProto, quantized: set[str]) -> None:
+    """Nodes that read one activation get a pair each: ONNX Runtime makes no INT8 product of one that others read too.
+
+    It would also take pairs that are alike for one; the axis, which a Q with a single scale does not use, tells them
+    apart.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output}
+    readers = Counter[str]()
+    nodes = []
+    for node in model.graph.node:
+        after = producers.get(node.input[0]) if node.name in quantized else None
+        if after is not None:
+            number = readers[after.output[0]] % len(AXES)
+            readers[after.output[0]] += 1
+            if number:
+                pair = [_copy(producers[after.input[0]], number), _copy(after, number)]
+                pair[0].attribute.append(onnx.helper.make_attribute("axis", AXES[number]))
+                pair[1].input[0] = pair[0].output[0]
+                node.input[0] = pair[1].output[0]
+                nodes.extend(pair)
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _copy(node: NodeProto, number: int) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    copy.name, copy.output[0] = f"{node.name}_for_{number}", f"{node.output[0]}_for_{number}"
+    return copy
 
 
 def _with_groups(model: ModelProto, layers: list[Layer]) -> ModelProto:
