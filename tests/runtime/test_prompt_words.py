@@ -53,7 +53,7 @@ def test_a_tokenizer_of_bytes_knows_every_word(exported: Callable[..., Bundle]) 
 
 def test_a_large_vocabulary_is_not_listed(word_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitdance_edge.runtime.prompt.LISTED_WORDS", 2)
-    with pytest.raises(RequestError, match=r"its words are 3, listed in the bundle's tokenizer\.json\. For example: a red fish"):
+    with pytest.raises(RequestError, match=r"its words are 3, listed in the bundle's tokenizer\.json\. For"):
         encode(word_bundle, "a blue fish")
 
 
