@@ -175,8 +175,8 @@ def _searches(findings: Findings) -> Iterator[str]:
         tried = ", ".join(f"{step.kept} kept: {100 * step.loss:.3f} %" for step in search.tried)
         yield (
             f"Budget of the {part}: at most {100 * search.budget:g} % of {search.bits} bits of held-out images. The "
-            f"most sensitive layers are kept, as few as will do. Tried: {tried}. On images that the search did not see: "
-            f"{100 * findings.tested(part):.3f} %."
+            f"most sensitive layers are kept, as few as will do. Tried: {tried}. "
+            f"On images that the search did not see: {100 * findings.tested(part):.3f} %."
         )
         yield ""
     if findings.left:

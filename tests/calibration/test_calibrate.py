@@ -12,7 +12,8 @@ from calibrating import DRAW, OPTIONS, altered, options
 from bitdance_edge.calibration.calibrate import calibrate
 from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.calibration.recipe import Recipe
-from bitdance_edge.calibration.search import fewest_kept
+from bitdance_edge.calibration.report import summary
+from bitdance_edge.calibration.search import SearchResult, fewest_kept
 from bitdance_edge.calibration.sensitivity import ranked
 from bitdance_edge.calibration.trials import Trial
 from bitdance_edge.cli import main
@@ -101,6 +102,16 @@ def test_the_budget_keeps_the_most_sensitive_layers(digits: Digits, tmp_path: Pa
     again = calibrate(tuned, tmp_path / "tuned-int4", reused)
     assert again.formats == found.formats
     assert not again.searches
+
+
+def test_a_budget_that_other_images_break_is_told(calibrated: Calibrated) -> None:
+    """A search holds it on its own images; the report says what came of it on those of the test."""
+    found = calibrated("int4")
+    search = SearchResult(budget=found.bits.forced / 2, layers=37, kept=(), loss=0.0, bits=4096, tried=())
+    lines = list(summary(replace(found, searches={"generator": search})))
+    assert any("over the budget there: search on more (--search-images)" in line for line in lines)
+    lines = list(summary(replace(found, searches={"generator": replace(search, budget=0.4)})))
+    assert not any("over the budget" in line for line in lines)
 
 
 def test_fewest_kept_bisects() -> None:
