@@ -73,7 +73,10 @@ class Findings:
 
     def tested(self, part: str) -> float:
         """Share of bits that turn in a part that was searched, on images that the search did not see."""
-        return self.bits.forced if part == "generator" else self.stage_losses["encoder"].relative
+        if part == "generator":
+            return self.bits.forced
+        lost = self.stage_losses.get("encoder")
+        return lost.relative if lost else 0.0  # all of its layers were kept
 
     def steps(self) -> dict[str, dict[int, float]]:
         """Layer of the head -> sampling step, of those that were recorded -> largest magnitude of what enters it."""

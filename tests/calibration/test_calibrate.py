@@ -114,6 +114,20 @@ def test_a_budget_that_other_images_break_is_told(calibrated: Calibrated) -> Non
     assert not any("over the budget" in line for line in lines)
 
 
+def test_a_budget_that_no_layer_holds_leaves_all_as_exported(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_kept(ranked: list[str], loss: object, budget: float, bits: int) -> SearchResult:
+        return SearchResult(budget, len(ranked), tuple(ranked), 0.0, bits, ())
+
+    monkeypatch.setattr("bitdance_edge.calibration.budget.fewest_kept", all_kept)
+    recipe = replace(OPTIONS.recipe, precisions={"encoder": "int8"}, max_bit_flips=0.001)
+    found = calibrate(digits("fp32"), tmp_path / "out", replace(OPTIONS, recipe=recipe, data=tmp_path / "recordings"))
+    assert not found.formats and found.tested("encoder") == 0 and found.bits.free == 0
+    assert Bundle.open(tmp_path / "out").stages["encoder"].precision == "fp32"
+    assert "13 of 13 layers kept" in (tmp_path / "out" / "calibration" / "report.md").read_text()
+
+
 def test_fewest_kept_bisects() -> None:
     losses = {0: 0.08, 1: 0.05, 2: 0.03, 3: 0.02, 4: 0.01, 5: 0.008, 6: 0.004}
     asked: list[int] = []
