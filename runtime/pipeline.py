@@ -6,7 +6,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -268,16 +268,19 @@ class Pipeline:
             self._image_stages[name] = ImageStage(backend, self.bundle, stage, name, output, at_once)
         return self._image_stages[name]
 
-    def _plan(self, images: int, steps: int | None = None) -> MemoryPlan | None:
-        """The memory that ``images`` at once take, or None where no GPU limits it.
+    def _plan(self, images: int, settings: Settings | None = None) -> MemoryPlan | None:
+        """The memory that ``images`` at once take, by default sampled as the bundle says; None where no GPU limits it.
 
         Raises:
             RequestError: they do not fit.
         """
-        choice = self.choice
+        choice, bundle = self.choice, self.bundle
         if choice.free_bytes is None:
             return None
-        return require_memory(self.bundle, images, choice.free_bytes, steps=steps, files=choice.files)
+        if settings is not None:
+            asked = {"steps": settings.steps, "guidance_schedule": settings.guidance_schedule}
+            bundle = replace(bundle, sampling=replace(bundle.sampling, **asked))
+        return require_memory(bundle, images, choice.free_bytes, files=choice.files)
 
     def _decode(self, tokens: np.ndarray, seeds: Sequence[int], size: ImageSize) -> Pending:
         model, inputs = self.bundle.model, {"tokens": tokens}
@@ -305,7 +308,7 @@ class Pipeline:
 
     def _stream(self, settings: Settings, cancel: threading.Event) -> Iterator[Event]:
         batches = settings.batches(self.max_batch)
-        self._plan(len(batches[0].images), settings.steps)
+        self._plan(len(batches[0].images), settings)
         coming: deque[Coming] = deque()
         for batch in batches:
             yield from self._stream_batch(batch, cancel, coming)
@@ -317,7 +320,8 @@ class Pipeline:
         model, first, done = self.bundle.model, settings.images[0].index, []
         patches = settings.size.patches
         seeds = [image.seed for image in settings.images]
-        noise = ImageNoise(seeds, settings.steps, (model.tokens_per_step, model.bits))
+        patch_shape = (model.tokens_per_step, model.bits)
+        noise = ImageNoise(seeds, settings.steps, patch_shape, start_only=settings.sampler == "ode")
         request = token_request(settings)
         with self._loop(request.shape) as loop, closing(generate_tokens(loop, request, noise)) as generated:
             while len(done) < patches:
@@ -347,6 +351,8 @@ class Pipeline:
                 size=size,
                 steps=settings.steps,
                 guidance=settings.guidance,
+                guidance_schedule=settings.guidance_schedule,
+                sampler=settings.sampler,
                 prefix=settings.prefix[i],
             )
             yield ImageDone(
@@ -416,6 +422,7 @@ def token_request(settings: Settings) -> TokenRequest:
         steps=settings.steps,
         guidance=settings.guidance,
         guidance_schedule=settings.guidance_schedule,
+        sampler=settings.sampler,
         prefix=settings.prefix,
     )
 

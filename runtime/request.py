@@ -10,6 +10,7 @@ import numpy as np
 from bitdance_edge.runtime.bundle import CLASS_CONDITIONAL, Bundle, ImageSize
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.prompt import PromptEncoder, padded
+from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, SAMPLERS
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
@@ -26,8 +27,11 @@ class Request:
         negative_prompt: what guidance leads away from; None is no text at all.
         seed: image i of the request uses seed + i; None draws one.
         seeds: one an image, in place of ``seed``: images that were asked for apart and run together.
-        steps: noisy sampling steps of each patch, one head evaluation each, plus a last one.
+        steps: sampling steps of each patch, one head evaluation each, plus a last one.
         guidance: 1 switches guidance off.
+        guidance_schedule: "constant", or "linear" over the patches, from none at the first.
+        sampler: "sde", the reference's, or "ode", its deterministic limit: no noise but what each patch starts from.
+        published: take what is None from the settings that the checkpoint was published with.
         size: (height, width) in pixels.
         prefix: tokens ``[K, C]`` or ``[images, K, C]`` of -1 and +1 that start each image, K a whole number of patches.
         preview_every: decode what is there after every so many patches; 0 for none.
@@ -43,6 +47,9 @@ class Request:
     seeds: Sequence[int] | None = None
     steps: int | None = None
     guidance: float | None = None
+    guidance_schedule: str | None = None
+    sampler: str | None = None
+    published: bool = False
     size: tuple[int, int] | None = None
     prefix: np.ndarray | None = None
     preview_every: int = 0
@@ -59,14 +66,13 @@ class Request:
             RequestError: names the value and what is allowed.
         """
         model = bundle.model
-        steps = _whole("steps", bundle.sampling.steps if self.steps is None else self.steps, 1, MAX_STEPS)
+        default = bundle.published_sampling if self.published else bundle.sampling
         count = _whole("count", self.count, 1, 1_000_000)
-        guidance = bundle.sampling.guidance if self.guidance is None else self.guidance
+        guidance = default.guidance if self.guidance is None else self.guidance
+        schedule = default.guidance_schedule if self.guidance_schedule is None else self.guidance_schedule
         if not isinstance(guidance, int | float) or not math.isfinite(guidance) or not 1 <= guidance <= 100:
             raise RequestError(f"guidance is {guidance!r}; it must be a number from 1 (off) to 100")
         size = model.default_size if self.size is None else model.size(*self.size)
-        if self.output not in OUTPUTS:
-            raise RequestError(f"output is {self.output!r}; it must be one of {', '.join(OUTPUTS)}")
         subjects = self._subjects(bundle, size, encoder)
         images = [subject for subject in subjects for _ in range(count)]
         seeds = self._image_seeds(len(images))
@@ -75,12 +81,13 @@ class Request:
                 replace(image, index=i, seed=seed) for i, (image, seed) in enumerate(zip(images, seeds, strict=True))
             ),
             size=size,
-            steps=steps,
+            steps=_whole("steps", default.steps if self.steps is None else self.steps, 1, MAX_STEPS),
             guidance=float(guidance),
-            guidance_schedule=bundle.sampling.guidance_schedule,
+            guidance_schedule=_one_of("guidance_schedule", schedule, GUIDANCE_SCHEDULES),
+            sampler=_one_of("sampler", default.sampler if self.sampler is None else self.sampler, SAMPLERS),
             prefix=_prefix(self.prefix, len(images), bundle, size),
             preview_every=_whole("preview_every", self.preview_every, 0, size.patches),
-            decode=self.output == "image",
+            decode=_one_of("output", self.output, OUTPUTS) == "image",
             batch_invariant=self.batch_invariant,
         )
 
@@ -148,6 +155,7 @@ class Settings:
     steps: int
     guidance: float
     guidance_schedule: str
+    sampler: str
     prefix: np.ndarray  # float32 [images, K, P, C], K patches
     preview_every: int
     decode: bool
@@ -188,6 +196,12 @@ def _whole(name: str, value: object, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
         raise RequestError(f"{name} is {value!r}; it must be a whole number from {least} to {most}")
     return int(value)
+
+
+def _one_of(name: str, value: object, allowed: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise RequestError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    return value
 
 
 def _prefix(prefix: np.ndarray | None, images: int, bundle: Bundle, size: ImageSize) -> np.ndarray:
