@@ -7,7 +7,7 @@ Knows shapes, nothing of weights or files. What is ours (image sizes, sampling d
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bitdance_edge.model.config import HeadConfig, SamplingDefaults, TokenizerConfig
+from bitdance_edge.model.config import HeadConfig, SamplingDefaults, TokenizerConfig, optional_defaults
 from bitdance_edge.model.errors import ModelError
 
 # (height, width) in pixels, as released (paper section 4.2, modeling/t2i_pipeline.py of the authors' code)
@@ -107,6 +107,7 @@ class TextToImageConfig:
     time_std: float
     targets_per_token: int  # noisy copies of each target in a training step
     sampling: SamplingDefaults
+    published_sampling: SamplingDefaults | None = None  # where a study chose other defaults since
 
     def __post_init__(self) -> None:
         if self.patch_side**2 != self.tokens_per_step:
@@ -199,6 +200,7 @@ class TextToImageConfig:
                 time_std=float(head.get("P_std", 1.0)),
                 targets_per_token=_size("diff_batch_mul", head.get("diff_batch_mul", 1)),
                 sampling=SamplingDefaults(**ours.pop("sampling", asdict(PUBLISHED_SAMPLING))),
+                published_sampling=optional_defaults(ours.pop("published_sampling", None)),
             )
         except KeyError as missing:
             raise ModelError(
@@ -216,6 +218,7 @@ class TextToImageConfig:
             "sizes": [list(size) for size in self.sizes],
             "max_prompt": self.max_prompt,
             "sampling": asdict(self.sampling),
+            **({"published_sampling": asdict(self.published_sampling)} if self.published_sampling else {}),
         }
         return {**self.backbone.to_json(), "bitdance": ours}
 

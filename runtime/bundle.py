@@ -198,6 +198,7 @@ class Bundle:
     text: TextSpec | None  # of text-to-image models
     links: Mapping[str, str]  # file -> the checkpoint's file that it is a hard link to
     provenance: Mapping[str, Any]
+    fast_preview: FileSpec | None = None  # map from bits to pixels, fitted to the decoder
     digest: str  # SHA-256 of bundle.json, which holds those of all files
 
     @classmethod
@@ -224,6 +225,7 @@ class Bundle:
         del data["format"]
         parsers: dict[str, Callable[[Any, str], Any]] = {
             "model": lambda value, at: _record(ModelSpec, value, at, {"sizes": _sizes}),
+            "fast_preview": lambda value, at: None if value is None else _file(value, at),
             "text": lambda value, at: None if value is None else _text(value, at),
             "links": _mapping,
             "cache": lambda value, at: _record(CacheSpec, value, at),
@@ -246,6 +248,15 @@ class Bundle:
     @property
     def published_sampling(self) -> SamplingSpec:
         return self.published or self.sampling
+
+    def require_fast_previews(self) -> FileSpec:
+        """Raises: RequestError: the bundle was exported without."""
+        if self.fast_preview is None:
+            raise RequestError(
+                f"{self.name} has no fast previews; ask for full ones (preview_kind 'full'), or export it again with "
+                "bitdance-edge export, in fp32 or fp16 and without --no-fast-previews"
+            )
+        return self.fast_preview
 
     def stage(self, name: str) -> StageSpec:
         if name not in self.stages:

@@ -154,9 +154,7 @@ def _decoded(plan: MemoryPlan, at_once: int, stages: tuple[StageNeed, ...]) -> I
             yield replace(need, **{name: size * at_once // plan.images for name, size in part.items()})
 
 
-def require_memory(
-    bundle: Bundle, images: int, free: int, *, files: Mapping[str, int] | None = None
-) -> MemoryPlan:
+def require_memory(bundle: Bundle, images: int, free: int, *, files: Mapping[str, int] | None = None) -> MemoryPlan:
     """The plan for ``images`` at once, as it fits.
 
     Raises:
@@ -168,9 +166,7 @@ def require_memory(
     raise RequestError(refusal(bundle, images, free, files=files))
 
 
-def refusal(
-    bundle: Bundle, images: int, free: int, *, files: Mapping[str, int] | None = None
-) -> str:
+def refusal(bundle: Bundle, images: int, free: int, *, files: Mapping[str, int] | None = None) -> str:
     """What ``images`` at once take at the least, against what is free, and what would fit."""
     plan = plan_memory(bundle, images, files=files)
     least = replace(plan, beside=False, decoder_images=1, stages=tuple(_decoded(plan, 1, plan.stages)))
@@ -185,9 +181,7 @@ def refusal(
     )
 
 
-def most_images(
-    bundle: Bundle, largest: int, free: int, *, files: Mapping[str, int] | None = None
-) -> int:
+def most_images(bundle: Bundle, largest: int, free: int, *, files: Mapping[str, int] | None = None) -> int:
     """The most images, up to ``largest``, that fit at once; 0 where not even one does."""
     for images in range(largest, 0, -1):
         if fitted(plan_memory(bundle, images, files=files), free) is not None:

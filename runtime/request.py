@@ -4,11 +4,13 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from bitdance_edge.runtime.bundle import CLASS_CONDITIONAL, Bundle, ImageSize
 from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.preview import KINDS as PREVIEW_KINDS
 from bitdance_edge.runtime.prompt import PromptEncoder, padded
 from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, SAMPLERS
 
@@ -34,7 +36,10 @@ class Request:
         published: take what is None from the settings that the checkpoint was published with.
         size: (height, width) in pixels.
         prefix: tokens ``[K, C]`` or ``[images, K, C]`` of -1 and +1 that start each image, K a whole number of patches.
-        preview_every: decode what is there after every so many patches; 0 for none.
+        preview_every: show what is there after every so many patches; 0 for none.
+        preview_kind: "full", by the decoder, or "fast", by a linear approximation of it.
+        preview_share: skip full previews that would take more than this share of the time so far, by what decoding has
+            taken before (the first decoding of a pipeline is not skipped). Without preview_every, after any patch.
         output: "image", or "tokens" to leave the decoder out.
         batch_invariant: run the images one by one, so that each is the same to the bit in any batch.
     """
@@ -53,6 +58,8 @@ class Request:
     size: tuple[int, int] | None = None
     prefix: np.ndarray | None = None
     preview_every: int = 0
+    preview_kind: str = "full"
+    preview_share: float | None = None
     output: str = "image"
     batch_invariant: bool = False
 
@@ -86,10 +93,25 @@ class Request:
             guidance_schedule=_one_of("guidance_schedule", schedule, GUIDANCE_SCHEDULES),
             sampler=_one_of("sampler", default.sampler if self.sampler is None else self.sampler, SAMPLERS),
             prefix=_prefix(self.prefix, len(images), bundle, size),
-            preview_every=_whole("preview_every", self.preview_every, 0, size.patches),
+            **self._previews(bundle, size),
             decode=_one_of("output", self.output, OUTPUTS) == "image",
             batch_invariant=self.batch_invariant,
         )
+
+    def _previews(self, bundle: Bundle, size: ImageSize) -> dict[str, Any]:
+        every, share = _whole("preview_every", self.preview_every, 0, size.patches), self.preview_share
+        kind = _one_of("preview_kind", self.preview_kind, PREVIEW_KINDS)
+        if kind == "fast":
+            bundle.require_fast_previews()
+        if share is not None and (not isinstance(share, int | float) or not 0 < share < 1):
+            raise RequestError(f"preview_share is {share!r}; it must be a number between 0 and 1")
+        if share is not None and kind == "fast":
+            raise RequestError("preview_share is for full previews; fast ones take next to nothing: leave it away")
+        return {
+            "preview_every": 1 if share is not None and not every else every,
+            "preview_kind": kind,
+            "preview_share": share,
+        }
 
     def _image_seeds(self, images: int) -> list[int]:
         if self.seeds is not None:
@@ -158,6 +180,8 @@ class Settings:
     sampler: str
     prefix: np.ndarray  # float32 [images, K, P, C], K patches
     preview_every: int
+    preview_kind: str
+    preview_share: float | None
     decode: bool
     batch_invariant: bool
 

@@ -1,13 +1,13 @@
 """A sampler as three numbers a step: ``x <- A * x + B * clean + C * noise``.
 
-With a head that predicts the clean token and rectified flow, the velocity is v = (clean - x) / m with m = max(1 - t, 0.05),
-and the score of the noisy tokens is (t * v - x) / (1 - t). Every process dx = (v + g^2 / 2 * score) dt + g dW has the same
-distribution at each time (Y. Song et al., arXiv 2011.13456, section 4.3):
+With a head that predicts the clean token and rectified flow, the velocity is v = (clean - x) / m with
+m = max(1 - t, 0.05), and the score of the noisy tokens is (t * v - x) / (1 - t). Each process
+dx = (v + g^2 / 2 * score) dt + g dW has the same distribution at any time (Y. Song et al., arXiv 2011.13456, sec. 4.3):
 
-- ``sde``, the reference's (paper section 3.3): g^2 / 2 = 1 - t, so the drift is (1 + t) * v - x. Its Euler-Maruyama step
-  has B = (1 + t) * dt / m, A = 1 - dt - B, C = sqrt(2 * (1 - t) * dt).
-- ``ode``, the deterministic limit: g = 0, the drift is v. Its Euler step has B = dt / m, A = 1 - B, C = 0; the draw that a
-  patch starts from is all that is random.
+- ``sde``, the reference's (paper section 3.3): g^2 / 2 = 1 - t, so the drift is (1 + t) * v - x. The Euler-Maruyama
+  step has B = (1 + t) * dt / m, A = 1 - dt - B, C = sqrt(2 * (1 - t) * dt).
+- ``ode``, the deterministic limit: g = 0, the drift is v. The Euler step has B = dt / m, A = 1 - B, C = 0; all that is
+  random is the draw that a patch starts from.
 
 The last step crosses from 0.95 to 1 without noise, which is the clean token itself: A = 0, B = 1, C = 0.
 """
