@@ -150,7 +150,8 @@ def tables(folder: Path) -> Iterator[str]:
         digits = model.startswith("digits")
         floor = f", Fréchet floor {found[0]['frechet_floor']:.2f}" if digits else ""
         yield f"\n{model}, {found[0]['images']} images a point{floor}\n"
-        yield f"| sampler | steps | guidance | {'read as asked | Fréchet (halves) | features' if digits else 'captions right | things right | colors'} | bits | ms |"
+        quality = "read as asked | Fréchet (halves) | features" if digits else "captions right | things right | colors"
+        yield f"| sampler | steps | guidance | {quality} | bits | ms |"
         yield "|---|---|---|---|---|---|---|---|"
         for r in found:
             first = f"{r['sampler']} | {r['steps']} | {r['guidance']:g} {r['schedule']} | {right(r):.1f} %"

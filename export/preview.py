@@ -20,8 +20,8 @@ FILE = "fast_preview.npy"
 STEPS = 4  # sampling steps of the images, which need not be good
 SEED = 0
 SAMPLES = 4  # tokens for each unknown of the map
-SMALL = 32 * 64 * 64  # pixels that are drawn at the least, of small images up to MOST
-MOST = 32
+SMALL = 16 * 64 * 64  # pixels that are drawn at the least, of small images up to MOST
+MOST = 16
 BATCH = 16
 WORDS = 6  # of a prompt
 
@@ -47,7 +47,7 @@ def _requests(bundle: Bundle, images: int) -> Iterator[Request]:
     """Of classes spread over all, or of prompts of random words."""
     generator = np.random.default_rng(SEED)
     words = [] if bundle.text is None else sorted(filter(str.isalpha, PromptEncoder.open(bundle).tokenizer.get_vocab()))
-    batch = 1 if bundle.model.default_size.tokens > MOST * BATCH else BATCH  # large images come one by one
+    batch = 1 if bundle.model.default_size.tokens > 1024 else BATCH  # large images come one by one
     for first in range(0, images, batch):
         count = min(batch, images - first)
         common = Request(seed=SEED + first, steps=STEPS, count=1)
