@@ -238,10 +238,10 @@ def bound_loop(pipeline: Pipeline, request: Request) -> Iterator[BoundLoop]:
 def time_stages(pipeline: Pipeline, request: Request, machine: Machine) -> Iterator[dict[str, Any]]:
     bundle, settings = pipeline.bundle, request.resolve(pipeline.bundle)
     asked = token_request(settings)
-    rows, images = asked.shape.rows, asked.images
+    images = asked.images
     block, prompt = bundle.model.tokens_per_step, asked.prompt.shape[-1] if asked.prompt.ndim > 1 else 0
-    sizes = {"R": rows, "B": images, "N": settings.steps + 1, **settings.size.dims}
     with bound_loop(pipeline, request) as loop:
+        sizes = {**loop.sizes, "B": images, **settings.size.dims}
         loop.start(asked)
         sampler = loop.sampler(False)
         loop.move_to(0)
@@ -249,6 +249,7 @@ def time_stages(pipeline: Pipeline, request: Request, machine: Machine) -> Itera
         timed: dict[str, tuple[str, Launch, int]] = {
             "backbone (prompt)": ("backbone", loop.backbone(0).launch, prompt or bundle.model.prompt_tokens),
             "backbone (patch)": ("backbone", loop.backbone(1).launch, block),
+            "modulation": ("modulation", loop.modulation.launches[0], block),
             "head": ("head", sampler.evaluate[min(1, settings.steps)], block),
             "tokens": ("tokens", sampler.embed, block),
         }

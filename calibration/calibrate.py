@@ -84,6 +84,11 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
     """
     recipe = options.recipe
     recipe.require_stages(bundle)
+    if bundle.profile == "cpu24":
+        raise CalibrationError(
+            f"{bundle.folder} is of profile cpu24, whose products are convolutions, and no CPU runs those in lower "
+            "precision: calibrate a bundle that was exported with --profile kv24"
+        )
     if folder.exists() and not (options.force and (folder / "bundle.json").is_file()):
         raise CalibrationError(f"{folder} exists; write to another folder, or replace a bundle with --force")
     place = options.data or bundle.folder / RECORDINGS

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.layers import Layer
 from bitdance_edge.calibration.ranges import Histogram
-from bitdance_edge.calibration.recording import DataSet, Sample
+from bitdance_edge.calibration.recording import SAMPLED_STAGES, DataSet, Sample
 from bitdance_edge.calibration.sessions import session_of, with_outputs
 from bitdance_edge.calibration.stage_run import StageRun
 from bitdance_edge.runtime.bundle import Bundle
@@ -50,7 +50,7 @@ def collect(
     Args:
         skeletons: stage -> graph, with its weights left in the bundle or not.
         layers: stage -> those to look at.
-        weights: float64 ``[steps + 1]``, how much a sample of the head counts at each sampling step.
+        weights: float64 ``[steps + 1]``, how much a sample of head or modulation counts at each sampling step.
 
     Raises:
         CalibrationError: a value is NaN or infinite.
@@ -81,17 +81,28 @@ def _collect_part(
     fetched = [name for name in tensors if name not in inputs]
     seen = {layer.name: Activations() for layer in layers}
     for sample in tqdm(data.samples(stage), desc=f"ranges of {stage}", unit="launch", leave=False, disable=None):
-        weight = float(weights[sample.step]) if stage == "head" else 1.0
         values = dict(zip(fetched, run(sample, fetched), strict=True))
         for layer in layers:
             entering = values[layer.activation] if layer.activation in values else sample.inputs[layer.activation]
-            if not seen[layer.name].add(entering, sample.step, weight, layer.operator != "Conv"):
-                raise CalibrationError(_not_finite(layer, sample))
+            for step, part, weight in _by_step(sample, entering, weights):
+                if not seen[layer.name].add(part, step, weight, layer.operator != "Conv"):
+                    raise CalibrationError(_not_finite(layer, sample, step))
     return seen
 
 
-def _not_finite(layer: Layer, sample: Sample) -> str:
-    at = f"image {sample.image}, launch {sample.launch}" + (f", step {sample.step}" if layer.stage == "head" else "")
+def _by_step(sample: Sample, entering: np.ndarray, weights: np.ndarray) -> Iterator[tuple[int, np.ndarray, float]]:
+    """What enters a layer at each sampling step of a sample, and how much it counts."""
+    if sample.stage not in SAMPLED_STAGES:
+        yield 0, entering, 1.0
+        return
+    at_once = len(sample.inputs["time_embeddings"]) if sample.stage == "modulation" else 1
+    parts = entering.reshape(at_once, -1, entering.shape[-1])
+    for step, part in zip(range(sample.step, len(weights)), parts, strict=False):  # the last batch may be filled up
+        yield step, part, float(weights[step])
+
+
+def _not_finite(layer: Layer, sample: Sample, step: int) -> str:
+    at = f"image {sample.image}, launch {sample.launch}" + (f", step {step}" if layer.stage in SAMPLED_STAGES else "")
     return (
         f"what enters {layer.name} is NaN or infinite at {at}: no scale fits; find where it begins with: "
         "bitdance-edge compare, or export in a wider --dtype"

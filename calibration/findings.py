@@ -10,6 +10,7 @@ from bitdance_edge.calibration.collect import Activations
 from bitdance_edge.calibration.layers import Layer
 from bitdance_edge.calibration.measure import BitLoss, ImageLoss, StageLoss
 from bitdance_edge.calibration.recipe import Recipe
+from bitdance_edge.calibration.recording import SAMPLED_STAGES
 from bitdance_edge.calibration.search import SearchResult
 from bitdance_edge.calibration.sensitivity import Sensitivity
 from bitdance_edge.runtime.bundle import Bundle
@@ -57,7 +58,7 @@ class Findings:
         return {
             name: dict(sorted(seen.by_step.items()))
             for name, seen in self.activations.items()
-            if self.layers[name].stage == "head"
+            if self.layers[name].stage in SAMPLED_STAGES
         }
 
     def to_json(self) -> dict[str, Any]:

@@ -135,6 +135,7 @@ def _with_pairs(model: ModelProto, layers: list[Layer], precision: str, limits: 
         {
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
+            "DedicatedQDQPair": True,  # ONNX Runtime fuses no DequantizeLinear that several products read
             "QuantizeBias": False,  # TensorRT dequantises no int32
             "QDQDisableWeightAdjustForInt32Bias": True,
             "OpTypesToExcludeOutputQuantization": list(OPERATORS),

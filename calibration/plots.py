@@ -22,6 +22,7 @@ STAGE_COLOURS = {
     "tokens": "#59a14f",
     "time": "#edc948",
     "backbone": "#4e79a7",
+    "modulation": "#f28e2b",
     "head": "#e15759",
     "decoder": "#b07aa1",
     "encoder": "#9c755f",

@@ -23,6 +23,7 @@ from bitdance_edge.runtime.onnxruntime_backend import HostBuffer, OnnxRuntimeBac
 from bitdance_edge.runtime.pipeline import PatchDone, Pipeline
 from bitdance_edge.runtime.request import Request
 
+SAMPLED_STAGES = ("modulation", "head")  # whose samples belong to sampling times
 HEAD_EVALUATIONS = 8  # kept of each patch, about
 HELD_OUT_SEED = 1_000_000  # held-out images start this far from the recorded ones
 
@@ -89,7 +90,10 @@ class Draw:
 
 @dataclass(frozen=True)
 class Sample:
-    """Inputs of one launch of a stage, without its cache. ``step`` is the sampling step of a head's launch, else 0."""
+    """Inputs of one launch of a stage, without its cache.
+
+    ``step`` is the sampling step of a head's launch, the first of those that a launch modulates, else 0.
+    """
 
     stage: str
     image: int
@@ -117,8 +121,15 @@ class DataSet:
                     if name == stage:
                         launches.setdefault(int(launch), []).append(key)
                 for launch, keys in sorted(launches.items()):
-                    step = launch % (self.steps + 1) if stage == "head" else 0
-                    yield Sample(stage, image, launch, step, {key.split("/")[2]: data[key] for key in keys})
+                    inputs = {key.split("/")[2]: data[key] for key in keys}
+                    yield Sample(stage, image, launch, self._step(stage, launch, inputs), inputs)
+
+    def _step(self, stage: str, launch: int, inputs: Mapping[str, np.ndarray]) -> int:
+        evaluations = self.steps + 1
+        if stage == "modulation":
+            at_once = len(inputs["time_embeddings"])
+            return launch % -(-evaluations // at_once) * at_once
+        return launch % evaluations if stage == "head" else 0
 
 
 @dataclass

@@ -9,6 +9,7 @@ import numpy as np
 
 from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.calibration.plots import write_plots
+from bitdance_edge.runtime.loop import LOOP_STAGES
 
 SHOWN_LAYERS = 12  # rows of the table of sensitive layers; the JSON has all
 
@@ -186,7 +187,7 @@ def _sensitive(findings: Findings) -> Iterator[str]:
     yield ""
     yield "| layer | format | error | bits that turn |"
     yield "|---|---|---:|---:|"
-    for stages in (("tokens", "time", "backbone", "head"), ("decoder",), ("encoder",)):
+    for stages in (LOOP_STAGES, ("decoder",), ("encoder",)):
         chosen = sorted((i for i in findings.sensitivities if i.layer.stage in stages), key=lambda i: -i.error)
         for item in chosen[: SHOWN_LAYERS if len(stages) > 1 else SHOWN_LAYERS // 4]:
             flips = "" if item.flips is None else f"{100 * item.flips:.3f} %"

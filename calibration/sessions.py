@@ -19,11 +19,13 @@ from bitdance_edge.runtime.onnxruntime_backend import (
 )
 from bitdance_edge.runtime.pipeline import Pipeline
 
+QUANTIZED = {TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT8: "int8", TensorProto.INT4: "int4"}
+
 
 def session_of(model: ModelProto, folder: Path, threads: int | None) -> Any:
     """A session of a graph whose external weights are in ``folder``."""
     held = {tensor.data_type for tensor in model.graph.initializer}
-    options = cpu_options(threads or 0, "fp8" if TensorProto.FLOAT8E4M3FN in held else "fp32")
+    options = cpu_options(threads or 0, next((name for kind, name in QUANTIZED.items() if kind in held), "fp32"))
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
         return import_onnxruntime().InferenceSession(

@@ -29,6 +29,7 @@ SAMPLES: dict[str, dict[str, int]] = {
     "prompt": {"all": 0},
     "time": {"all": 0},
     "backbone": {"prompt": 0, "patch": 1},
+    "modulation": {"all": 1},
     "head": {"all": STEPS + 1},
     "tokens": {"all": 1},
     "decoder": {"all": 0},

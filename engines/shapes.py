@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bitdance_edge.runtime.bundle import Bundle, dim_factor
 from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.loop import modulated_at_once
 from bitdance_edge.runtime.request import MAX_STEPS
 
 Shape = tuple[int, ...]
@@ -32,11 +33,22 @@ def shape_profiles(bundle: Bundle, stage: str, max_images: int) -> tuple[ShapePr
     rows = 2 * max_images  # guided: a conditional and an unconditional row an image
     # Draws are images, but for a patch whose two rows are sampled apart.
     draws = rows if stage in ("head", "tokens") else max_images
-    common = {"R": (1, rows, rows), "B": (1, max_images, draws), "N": (2, bundle.sampling.steps + 1, MAX_STEPS + 1)}
+    common = {
+        "R": (1, rows, rows),
+        "B": (1, max_images, draws),
+        "N": (1, bundle.sampling.steps + 1, MAX_STEPS + 1),
+        "M": _modulated(bundle, rows),
+    }
     return tuple(
         ShapeProfile(name, _ranged(bundle, stage, {**common, **ranges}))
         for name, ranges in _profiles(bundle, stage).items()
     )
+
+
+def _modulated(bundle: Bundle, rows: int) -> Range:
+    """Head evaluations modulated together: the most for one row, the likeliest for all rows with the bundle's steps."""
+    tokens = bundle.model.tokens_per_step
+    return 1, modulated_at_once(rows * tokens, bundle.sampling.steps + 1), modulated_at_once(tokens, MAX_STEPS + 1)
 
 
 def _profiles(bundle: Bundle, stage: str) -> dict[str, dict[str, Range]]:

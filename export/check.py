@@ -4,7 +4,7 @@ PyTorch (``model/``, float32, the plain path) generates the first patches; at ev
 PyTorch had there, so that an error is that of one stage alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def check_stages(
 def _check_generation(
     model: Generator, exported: ExportedStages, errors: dict[str, StageError], generation: torch.Generator
 ) -> Tensor:
-    """Prompt, time, backbone, head and tokens over the first patches; the tokens ``[B, K*P, C]``."""
+    """Prompt, time, backbone, modulation, head and tokens over the first patches; the tokens ``[B, K*P, C]``."""
     config = model.config
     schedule = Schedule.euler_maruyama(STEPS, config.time_shift)
     (time_table,) = exported.run("time", {"times": schedule.times})
@@ -129,7 +129,7 @@ def _check_generation(
         draws = IMAGES if guidance > 1 else prompt.rows
         noise = torch.randn(STEPS + 1, draws, config.tokens_per_step, config.bits, generator=generation)
         head = CheckedHead(model, exported, hidden, condition, schedule, time_table)
-        x = head.sample(noise, guidance, errors["head"])
+        x = head.sample(noise, guidance, errors)
         rows = np.arange(prompt.rows) % draws
         feeds = {"x": x.numpy(), "rows": rows}
         token_place = {name: value for name, value in place.items() if exported.takes("tokens", name)}
@@ -227,7 +227,16 @@ class CheckedHead:
     schedule: Schedule
     time_table: np.ndarray
 
-    def sample(self, noise: Tensor, guidance: float, error: StageError) -> Tensor:
+    def _modulations(self, error: StageError) -> dict[str, np.ndarray]:
+        """Of all evaluations at once, compared with PyTorch's."""
+        feeds = {"time_embeddings": self.time_table, "condition": self.condition.numpy()}
+        got = self.exported.run("modulation", feeds)
+        expected = self.model.head.modulate(torch.from_numpy(self.time_table)[:, None, None] + self.condition)
+        for part, want in zip(got, expected, strict=True):
+            error.compare(part, want.numpy())
+        return {tensor.name: part for tensor, part in zip(self.exported.stages["modulation"].outputs, got, strict=True)}
+
+    def sample(self, noise: Tensor, guidance: float, errors: Mapping[str, StageError]) -> Tensor:
         """PyTorch's prediction of the patch; each exported step is compared with the state that PyTorch reached."""
         states: list[Tensor] = []
 
@@ -237,20 +246,20 @@ class CheckedHead:
 
         x = sample_patch(predict, self._draws(noise), STEPS, self.model.config.time_shift, guidance)
         states.append(x)
+        modulations = self._modulations(errors["modulation"])
         for k in range(STEPS + 1):
             (got,) = self.exported.run(
                 "head",
                 {
                     "x": states[k].numpy(),
-                    "condition": self.condition.numpy(),
-                    "time_embedding": self.time_table[k],
+                    **{name: table[k] for name, table in modulations.items()},
                     "coefficients": self.schedule.coefficients[k],
                     "guidance": np.array([guidance]),
                     "noise": noise[min(k + 1, STEPS)].numpy(),
                     "rows": np.arange(self.condition.shape[0]) % noise.shape[1],
                 },
             )
-            error.compare(got, states[k + 1].numpy())
+            errors["head"].compare(got, states[k + 1].numpy())
         return x
 
     @staticmethod

@@ -108,11 +108,12 @@ class _Export:
         files = FileHashes(folder)
         stages: dict[str, StageSpec] = {}
         traced = hollowed(self.model, self.source, options.dtype)
-        exports = stage_exports(traced, PROFILES[options.profile], options.dtype)
+        profile = PROFILES[options.profile]
+        exports = stage_exports(traced, profile, options.dtype)
         with tqdm(total=len(exports) + 1, unit="stage", leave=False, disable=None) as progress:
             for name, build in exports.items():
                 progress.set_description(f"export {name}")
-                export_graph(build(), graphs / f"{name}.onnx", PROFILES[options.profile].opset, weights)
+                export_graph(build(), graphs / f"{name}.onnx", profile.opset, profile.translations(name), weights)
                 progress.set_description(f"checksum {name}")
                 stages[name] = manifest.stage_spec(files, graphs / f"{name}.onnx", options.precision, model)
                 progress.update()

@@ -19,7 +19,7 @@ from onnxscript.optimizer import optimize_ir
 from torch.export import Dim
 
 from bitdance_edge.export.errors import ExportError
-from bitdance_edge.export.operators import TRANSLATIONS
+from bitdance_edge.export.operators import Translations
 from bitdance_edge.export.stages import TRACED, Shape, StageExport
 from bitdance_edge.export.weights import HOLLOW_FROM, WeightPlacer
 from bitdance_edge.runtime.bundle import MODULE_PATH, TensorSpec, dim_factor, dim_size
@@ -37,7 +37,7 @@ ONNX_DTYPES: dict[int, str] = {
 SYMBOL = re.compile(r"\b[a-z]+\d+\b")  # of the tracer, such as s32
 
 
-def export_graph(stage: StageExport, path: Path, opset: int, weights: WeightPlacer) -> None:
+def export_graph(stage: StageExport, path: Path, opset: int, translations: Translations, weights: WeightPlacer) -> None:
     """Trace a stage and write ``path``; its weights stand beside it in ``<path>.data`` or in linked files."""
     # Never looked at: what is traced is their shapes, and memory that is not written to is not taken.
     arguments = {name: torch.empty(_traced(shape), dtype=dtype) for name, (dtype, shape) in stage.inputs.items()}
@@ -58,7 +58,7 @@ def export_graph(stage: StageExport, path: Path, opset: int, weights: WeightPlac
             output_names=list(stage.outputs),
             verbose=False,
             optimize=False,
-            custom_translation_table=TRANSLATIONS,
+            custom_translation_table=dict(translations),
         )
         assert program is not None
         _name_dimensions(program, stage)

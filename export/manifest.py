@@ -44,7 +44,7 @@ class FileHashes:
 def stage_spec(files: FileHashes, path: Path, precision: str, model: ModelSpec) -> StageSpec:
     """Describe an exported graph; how far it is from PyTorch is not known yet."""
     inputs, outputs = tensor_specs(path)
-    sizes = {"R": 2, "B": 1, "N": 1, "T": model.tokens_per_step, **model.largest_size.dims}
+    sizes = {"R": 2, "B": 1, "N": 1, "M": 1, "T": model.tokens_per_step, **model.largest_size.dims}
     graph = onnx.load(path, load_external_data=False).graph
     external = [tensor for tensor in graph.initializer if external_data_helper.uses_external_data(tensor)]
     locations = {external_data_helper.ExternalDataInfo(tensor).location for tensor in external}

@@ -2,16 +2,19 @@
 
 ``kv24`` (opset 24) uses the operators that name what they do: TensorScatter for the cache, RotaryEmbedding, Attention
 and RMSNormalization (https://onnx.ai/onnx/operators). ``portable20`` (opset 20) spells the same out in older
-operators, for TensorRT before 10.15 and other consumers. Names and shapes of inputs and outputs are the same.
+operators, for TensorRT before 10.15 and other consumers. ``cpu24`` is kv24 with the head's linear layers and the
+decoder's convolutions in the forms that ONNX Runtime runs fastest on a CPU in float32. Names and shapes of inputs and
+outputs are the same in all.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bitdance_edge.export.operators import CPU_TRANSLATIONS, TRANSLATIONS, Translations
 from bitdance_edge.model.order import rotate, rotate_halves
 
 # (queries or keys [R, H, T, d], cosines [S, d/2], sines [S, d/2], positions [R, T], interleaved pairs) -> rotated
@@ -28,6 +31,11 @@ class Profile:
     rotate: Rotate
     update_cache: UpdateCache
     attend: Attention
+    stage_translations: Mapping[str, Translations] = field(default_factory=dict)
+
+    def translations(self, stage: str) -> dict[Callable, Callable]:
+        """Operators of PyTorch that a stage's graph has in other forms than the exporter's."""
+        return {**TRANSLATIONS, **self.stage_translations.get(stage, {})}
 
 
 def _rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
@@ -71,5 +79,6 @@ def _scatter_elements(cache: Tensor, new: Tensor, first_slot: Tensor) -> Tensor:
 
 PROFILES = {
     "kv24": Profile(24, _rotary_embedding, _tensor_scatter, _grouped_attention),
+    "cpu24": Profile(24, _rotary_embedding, _tensor_scatter, _grouped_attention, CPU_TRANSLATIONS),
     "portable20": Profile(20, _rotate_by_table, _scatter_elements, _repeated_attention),
 }

@@ -1,8 +1,8 @@
 """The stages as modules to be traced: each one a launch, with all that the host would otherwise do between launches.
 
 R = rows run by the backbone, B = independent draws of the head or images of the decoder, T = length of a backbone pass,
-N = head evaluations of a patch, P = tokens per step, S = cache length. Each stage holds the whole model and uses a part
-of it, so that names in a graph are those of the checkpoint; nothing is copied.
+N = times, M = head evaluations modulated at once, P = tokens per step, S = cache length. Each stage holds the whole
+model and uses a part of it, so that names in a graph are those of the checkpoint; nothing is copied.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bitdance_edge.export.profiles import Profile
 from bitdance_edge.model import BitDance, TextToImage
@@ -101,25 +100,38 @@ class BackboneStage(Stage):
         return self.model.head.cond_embed(hidden + self.model.position_term(*place).to(hidden.dtype)), *updated
 
 
+class ModulationStage(Stage):
+    """adaLN of M head evaluations: time embeddings ``[M, W]`` and condition ``[R, P, W]`` to ``[M, R, P, n*W]`` each.
+
+    Their products are a fifth of the head's and do not depend on its noisy tokens: a product over many evaluations
+    reads the weights once for all of them.
+    """
+
+    def forward(self, time_embeddings: Tensor, condition: Tensor) -> tuple[Tensor, ...]:
+        embedding = time_embeddings[:, None, None] + condition
+        return tuple(
+            part.unflatten(0, embedding.shape[:3]) for part in self.model.head.modulate(embedding.flatten(0, 2))
+        )
+
+
 class HeadStage(Stage):
     """One evaluation of the head, guidance and sampler step: noisy ``x`` ``[B, P, C]`` to the next.
 
-    ``rows`` ``[R]`` says which draw each row of the condition belongs to. The first B rows are conditional and the last
-    B unconditional; without guidance they are the same rows, and guidance changes nothing. ``coefficients`` are the
-    three numbers (A, B, C) of the sampler step.
+    ``rows`` ``[R]`` says which draw each row of the modulations ``[R, P, n*W]`` belongs to. The first B rows are
+    conditional and the last B unconditional; without guidance they are the same rows, and guidance changes nothing.
+    ``coefficients`` are the three numbers (A, B, C) of the sampler step.
     """
 
     def forward(
         self,
         x: Tensor,
-        condition: Tensor,
-        time_embedding: Tensor,
         coefficients: Tensor,
         guidance: Tensor,
         noise: Tensor,
         rows: Tensor,
+        modulations: tuple[Tensor, ...],
     ) -> Tensor:
-        clean = self.model.head.denoise(x.index_select(0, rows).to(self.dtype), F.silu(time_embedding + condition))
+        clean = self.model.head.denoise(x.index_select(0, rows).to(self.dtype), modulations)
         draws = torch.arange(x.shape[0])
         conditional = clean.index_select(0, draws).float()
         unconditional = clean.index_select(0, draws + (rows.shape[0] - x.shape[0])).float()
@@ -171,7 +183,7 @@ class StageExport:
 
 # Sizes that stand for a changing dimension while a graph is traced; all differ, so that none is mistaken for another,
 # and T is longer than any patch. PH and PW are the patches of an image, down and across.
-TRACED = {"R": 6, "B": 3, "T": 67, "N": 5, "PH": 2, "PW": 4}
+TRACED = {"R": 6, "B": 3, "T": 67, "N": 5, "M": 7, "PH": 2, "PW": 4}
 
 
 def stage_exports(model: Generator, profile: Profile, dtype: torch.dtype) -> dict[str, Callable[[], StageExport]]:
@@ -180,7 +192,12 @@ def stage_exports(model: Generator, profile: Profile, dtype: torch.dtype) -> dic
     f32, i64 = torch.float32, torch.int64
     layout = _layout(model)
     patch = (config.tokens_per_step, config.bits)
-    condition = (dtype, ("R", config.tokens_per_step, model.head.config.width))
+    width = model.head.config.width
+    condition = (dtype, ("R", config.tokens_per_step, width))
+    adaln = {
+        f"modulation.{i}": (dtype, ("R", config.tokens_per_step, linear.out_features))
+        for i, linear in enumerate((*model.head.ada_ln_blocks, model.head.final_layer.ada_ln_modulation))
+    }
 
     def tokens() -> StageExport:
         inputs = {"x": (f32, ("B", *patch)), "rows": (i64, ("R",)), **layout.token_place}
@@ -201,17 +218,20 @@ def stage_exports(model: Generator, profile: Profile, dtype: torch.dtype) -> dic
         grouped = (tuple(layout.place), tuple(f"past_key_values.{name}" for name in caches))
         return StageExport(BackboneStage(model, profile), inputs, outputs, grouped)
 
+    def modulation() -> StageExport:
+        inputs = {"time_embeddings": (dtype, ("M", width)), "condition": condition}
+        return StageExport(ModulationStage(model), inputs, tuple(adaln))
+
     def head() -> StageExport:
         inputs = {
             "x": (f32, ("B", *patch)),
-            "condition": condition,
-            "time_embedding": (dtype, (model.head.config.width,)),
             "coefficients": (f32, (3,)),
             "guidance": (f32, (1,)),
             "noise": (f32, ("B", *patch)),
             "rows": (i64, ("R",)),
+            **adaln,
         }
-        return StageExport(HeadStage(model), inputs, ("x_next",))
+        return StageExport(HeadStage(model), inputs, ("x_next",), (tuple(adaln),))
 
     def decoder() -> StageExport:
         inputs = {"tokens": layout.sequence, **({"noise": layout.sequence} if config.tokenizer.gan_decoder else {})}
@@ -222,6 +242,7 @@ def stage_exports(model: Generator, profile: Profile, dtype: torch.dtype) -> dic
         "tokens": tokens,
         "time": lambda: StageExport(TimeStage(model), {"times": (f32, ("N",))}, ("time_embeddings",)),
         "backbone": backbone,
+        "modulation": modulation,
         "head": head,
         "decoder": decoder,
         "encoder": lambda: StageExport(EncoderStage(model), {"pixels": layout.pixels}, ("tokens",)),

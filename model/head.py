@@ -35,16 +35,19 @@ class TimeEmbedding(nn.Module):
 
 
 class HeadAttention(nn.Module):
-    def __init__(self, width: int, head_dim: int) -> None:
+    """Attention among the P tokens of a patch, which lie one after the other in the rows of ``x`` ``[B * P, W]``."""
+
+    def __init__(self, width: int, head_dim: int, tokens: int) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        self.head_dim, self.tokens = head_dim, tokens
         self.wqkv = nn.Linear(width, 3 * width)
         self.wo = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.wqkv(x).unflatten(-1, (3, -1, self.head_dim))  # [B, P, 3, H, d]
+        qkv = self.wqkv(x).unflatten(0, (-1, self.tokens)).unflatten(-1, (3, -1, self.head_dim))  # [B, P, 3, H, d]
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, P, d]
-        return self.wo(F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2))
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        return self.wo(mixed.transpose(1, 2).flatten(2).flatten(0, 1))
 
 
 class MlpBlock(GatedMlp):
@@ -70,7 +73,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         width, hidden = config.width, int(1.5 * config.width)
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = HeadAttention(width, config.head_dim)
+        self.attn = HeadAttention(width, config.head_dim, config.tokens_per_step)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         if config.swiglu:
             self.w1 = nn.Linear(width, 2 * hidden)
@@ -93,8 +96,8 @@ class FinalLayer(nn.Module):
         self.ada_ln_modulation = nn.Linear(width, 2 * width)
         self.linear = nn.Linear(width, outputs)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        scale, shift = self.ada_ln_modulation(y).chunk(2, dim=-1)
+    def forward(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+        scale, shift = modulation
         return self.linear(self.norm_final(x) * (1 + scale) + shift)
 
 
@@ -126,18 +129,27 @@ class DiffusionHead(nn.Module):
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
 
-    def denoise(self, x: Tensor, y: Tensor) -> Tensor:
-        """Noisy tokens ``[B, P, C]`` and ``y = silu(time + condition)`` ``[B, P, W]`` to clean tokens ``[B, P, C]``."""
-        x = self.input_proj(x)
+    def modulate(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """adaLN: the sum of time and condition ``[..., W]`` to what modulates each group of blocks and the final layer.
+
+        Each is ``[..., n * W]``: scales, shifts and gates side by side. They do not depend on the noisy tokens.
+        """
+        y = F.silu(embedding)
+        return tuple(linear(y) for linear in (*self.ada_ln_blocks, self.final_layer.ada_ln_modulation))
+
+    def denoise(self, x: Tensor, modulations: tuple[Tensor, ...]) -> Tensor:
+        """Noisy tokens ``[B, P, C]`` and their modulations ``[B, P, n * W]`` to clean tokens ``[B, P, C]``."""
+        shape = x.shape
+        x = self.input_proj(x.flatten(0, 1))  # rows of matrices: a runtime then adds the bias while it multiplies
         per_group = self.config.blocks_per_adaln
-        for first in range(0, self.config.blocks, per_group):
-            adaln = self.ada_ln_blocks[first // per_group]
-            modulation = adaln(y).chunk(self.modulations, dim=-1)
-            for block in self.res_blocks[first : first + per_group]:
-                x = block(x, modulation)
-        x = self.final_layer(x, y)
+        *groups, last = modulations
+        for group, modulation in enumerate(groups):
+            parts = modulation.flatten(0, 1).chunk(self.modulations, dim=-1)
+            for block in self.res_blocks[group * per_group : (group + 1) * per_group]:
+                x = block(x, parts)
+        x = self.final_layer(x, last.flatten(0, 1).chunk(2, dim=-1)).view(shape)
         return 2 * torch.sigmoid(x) - 1 if self.config.bounded else x
 
     def forward(self, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
         """Noisy tokens ``[B, P, C]``, times ``[B]`` and condition ``[B, P, D]`` to clean tokens ``[B, P, C]``."""
-        return self.denoise(x, F.silu(self.time_embed(times)[:, None] + self.cond_embed(condition)))
+        return self.denoise(x, self.modulate(self.time_embed(times)[:, None] + self.cond_embed(condition)))

@@ -17,7 +17,7 @@ from bitdance_edge.runtime.tensorrt_library import load_library
 TARGETS = {"tensorrt": "trt:current", "tensorrt_rtx": "rtx"}  # library -> the target that is built for it by default
 ON_GPU = (*TARGETS, "onnxruntime-cuda")
 NAMES = (*ON_GPU, "onnxruntime-cpu")  # best first
-NEEDED = ("prompt", "tokens", "time", "backbone", "head", "decoder")  # of a target, to be taken
+NEEDED = ("prompt", "tokens", "time", "backbone", "modulation", "head", "decoder")  # of a target, to be taken
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from bitdance_edge.runtime.errors import BundleError, RequestError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "bundle.json"
 RECORDINGS = "calibration/recordings"  # what calibration recorded of this bundle; no part of what is shipped
 MODULE_PATH = "pkg.torch.onnx.name_scopes"  # metadata of each ONNX node: the PyTorch modules it came from

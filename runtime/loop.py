@@ -6,13 +6,13 @@ from patch to patch (positions, mask, guidance, noise) is a value in a buffer, s
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bitdance_edge.runtime.attention import AttentionWindow
-from bitdance_edge.runtime.backend import Backend, Buffer, Captured, InOrder, Pending, Stage
+from bitdance_edge.runtime.backend import Backend, Buffer, Captured, InOrder, Launch, Memory, Pending, Stage
 from bitdance_edge.runtime.bundle import Bundle, ImageSize
 from bitdance_edge.runtime.cache import KVCache
 from bitdance_edge.runtime.sampler import Schedule, patch_guidance
@@ -21,7 +21,10 @@ from bitdance_edge.runtime.sampler import Schedule, patch_guidance
 # draw apart
 NoiseSource = Callable[[int, bool], np.ndarray]
 
-LOOP_STAGES = ("prompt", "tokens", "time", "backbone", "head")
+LOOP_STAGES = ("prompt", "tokens", "time", "backbone", "modulation", "head")
+# Rows of the products that modulate several head evaluations at once: enough to use each weight often while it is near,
+# few enough that what is made stays near until it is used (11 MB at B size).
+MODULATED_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,12 @@ class LoopShape:
     @property
     def rows(self) -> int:
         return 2 * self.images if self.guided else self.images
+
+
+def modulated_at_once(rows: int, evaluations: int) -> int:
+    """How many of a patch's head evaluations are modulated together, with ``rows`` rows each (R * P)."""
+    batches = -(-evaluations // max(1, MODULATED_ROWS // rows))
+    return -(-evaluations // batches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +102,8 @@ class BoundLoop:
 
     def __init__(self, backend: Backend, bundle: Bundle, stages: Mapping[str, Stage], shape: LoopShape) -> None:
         self.backend, self.bundle, self.stages, self.shape = backend, bundle, stages, shape
-        self.sizes = {"R": shape.rows, "N": shape.steps + 1}
+        at_once = modulated_at_once(shape.rows * bundle.model.tokens_per_step, shape.steps + 1)
+        self.sizes = {"R": shape.rows, "N": shape.steps + 1, "M": at_once}
         self.schedule = Schedule.of(shape.sampler, shape.steps, bundle.sampling.time_shift)
         self._owned: list[Buffer] = []
         self._prompt: Prompt | None = None
@@ -106,7 +116,7 @@ class BoundLoop:
             self.place = Place(self)
             self.condition = self.allocate("backbone", "condition")
             self.embeddings = self.allocate("tokens", "embeddings")
-            self.time_embeddings = self._embed_times()
+            self.modulation = Modulation(self)
             self._patch_pass = BackbonePass(self, self.embeddings)
         except BaseException:
             self.free()
@@ -161,10 +171,11 @@ class BoundLoop:
         return self._samplers[rows_apart]
 
     def launch(self, patch: int, sampler: "PatchSampler", given: bool) -> Captured:
-        """All of a patch: backbone, head evaluations unless the tokens are given, and their embedding."""
+        """All of a patch: backbone, head evaluations unless the tokens are given, and the embedding of the tokens."""
         key = (self.backbone(patch), sampler, given)
         if key not in self._launches:
-            steps = [self.backbone(patch).launch, *([] if given else sampler.evaluate), sampler.embed]
+            evaluations = () if given else self.modulation.interleaved(sampler.evaluate)
+            steps = [self.backbone(patch).launch, *evaluations, sampler.embed]
             often = patch > 0 and not given
             self._launches[key] = self.backend.capture(steps) if often else InOrder(steps)
         return self._launches[key]
@@ -175,12 +186,6 @@ class BoundLoop:
         for buffer in prompt.buffers:
             self._owned.remove(buffer)
             buffer.free()
-
-    def _embed_times(self) -> Buffer:
-        times, embeddings = self.allocate("time", "times"), self.allocate("time", "time_embeddings")
-        times.write(self.schedule.times)
-        self.stages["time"].bind({"times": times, "time_embeddings": embeddings})()
-        return embeddings
 
 
 class Prompt:
@@ -214,6 +219,43 @@ class Place:
 
     def move_to(self, patch: int) -> None:
         self.buffers["patch_index"].write(np.array(patch))
+
+
+class Modulation:
+    """The stage that modulates the head, bound for each batch of a patch's evaluations; all use the same tables.
+
+    The time embeddings of the schedule are made here once. The last batch is filled up with evaluations at its last
+    time, which nobody reads.
+    """
+
+    def __init__(self, loop: BoundLoop) -> None:
+        spec = loop.bundle.stage("modulation")
+        self.at_once = loop.sizes["M"]
+        self.tables = {tensor.name: loop.allocate("modulation", tensor.name) for tensor in spec.outputs}
+        times = loop.schedule.times
+        batches = -(-len(times) // self.at_once)
+        filled = np.pad(times, (0, batches * self.at_once - len(times)), mode="edge").reshape(batches, -1)
+        self.launches = [self._bind(loop, batch) for batch in filled]
+
+    def _bind(self, loop: BoundLoop, batch: np.ndarray) -> Launch:
+        times = loop.allocate("time", "times", N=self.at_once)
+        embeddings = loop.allocate("time", "time_embeddings", N=self.at_once)
+        times.write(batch)
+        loop.stages["time"].bind({"times": times, "time_embeddings": embeddings})()
+        return loop.stages["modulation"].bind(
+            {"time_embeddings": embeddings, "condition": loop.condition, **self.tables}
+        )
+
+    def of(self, evaluation: int) -> dict[str, Memory]:
+        """What an evaluation of the head reads."""
+        return {name: table[evaluation % self.at_once] for name, table in self.tables.items()}
+
+    def interleaved(self, evaluations: Sequence[Launch]) -> Iterator[Launch]:
+        """The launches of a patch's evaluations, each batch of them behind the one that modulates it."""
+        for k, evaluate in enumerate(evaluations):
+            if k % self.at_once == 0:
+                yield self.launches[k // self.at_once]
+            yield evaluate
 
 
 class BackbonePass:
@@ -269,8 +311,7 @@ class PatchSampler:
                 {
                     "x": self.noise[0] if k == 0 else states[(k - 1) % 2],
                     "x_next": states[k % 2],
-                    "condition": loop.condition,
-                    "time_embedding": loop.time_embeddings[k],
+                    **loop.modulation.of(k),
                     "coefficients": coefficients[k],
                     "guidance": self.guidance,
                     # The last evaluation adds no noise (C = 0); any draw serves as its input.

@@ -11,14 +11,18 @@ from dataclasses import dataclass, replace
 
 from bitdance_edge.runtime.bundle import DTYPE_BYTES, Bundle, StageSpec
 from bitdance_edge.runtime.errors import RequestError
-from bitdance_edge.runtime.loop import LOOP_STAGES
+from bitdance_edge.runtime.loop import LOOP_STAGES, modulated_at_once
 
 # For the driver's context and the kernels of the libraries: set aside, not measured.
 ALLOWANCE = 600_000_000
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 # Bytes that a weight takes, by the narrowest element type of a stage; 4 bits with one fp16 scale for 128 weights.
 WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5 + 2 / 128}
-QUANTISED = ("backbone", "head")  # the stages that hold nearly all weights, and whose products can be quantised
+QUANTISED = (
+    "backbone",
+    "modulation",
+    "head",
+)  # the stages that hold nearly all weights, and whose products can be quantised
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,14 @@ def _need(bundle: Bundle, name: str, images: int, file: int | None) -> StageNeed
     spec, model, steps = bundle.stage(name), bundle.model, bundle.sampling.steps
     # Under the linear schedule the rows of the first patch are drawn apart, by buffers of their own.
     draws = 3 * images if name in ("head", "tokens") and bundle.sampling.guidance_schedule == "linear" else images
-    sizes = {"R": 2 * images, "B": draws, "N": steps + 1, "T": model.prompt_tokens + model.tokens_per_step}
+    at_once = modulated_at_once(2 * images * model.tokens_per_step, steps + 1)
+    sizes = {
+        "R": 2 * images,
+        "B": draws,
+        "N": steps + 1,
+        "M": at_once,
+        "T": model.prompt_tokens + model.tokens_per_step,
+    }
     sizes |= model.largest_size.dims
     tensors = _tensor_bytes(spec, sizes)
     scale = images
@@ -111,6 +122,8 @@ def _need(bundle: Bundle, name: str, images: int, file: int | None) -> StageNeed
         scale = images * -(-model.prompt_tokens // model.tokens_per_step)
     if name == "time":
         scale = steps + 1
+    if name == "modulation":
+        scale = images * at_once
     if name == "head":  # the draws of every step, and where those of the next patch land
         tensors += 2 * (steps + 1) * draws * model.tokens_per_step * model.bits * DTYPE_BYTES["float32"]
     return StageNeed(
@@ -197,7 +210,7 @@ def _ways(bundle: Bundle, images: int, free: int, files: Mapping[str, int] | Non
         if any(smaller[name] < bundle.stage(name).bytes for name in QUANTISED):
             most = most_images(bundle, images, free, files={**(files or {}), **smaller})
             if most:
-                yield f"{title} weights in {' and '.join(QUANTISED)}, {most} at once"
+                yield f"{title} weights in {', '.join(QUANTISED)}, {most} at once"
 
 
 def _requantised(stage: StageSpec, kind: str) -> int:

@@ -174,7 +174,7 @@ def test_trace_of_every_stage(bundle: Bundle, tmp_path: Path) -> None:
     result = cli("generate", bundle.folder, *arguments)
     assert "head           48 launches" in result.stderr
     stages = {name.split("_")[0] for name in files(tmp_path / "trace")}
-    assert stages == {"prompt", "tokens", "time", "backbone", "head", "decoder"}
+    assert stages == {"prompt", "tokens", "time", "backbone", "modulation", "head", "decoder"}
     for trace in (tmp_path / "trace").iterdir():
         assert json.loads(trace.read_text())
 

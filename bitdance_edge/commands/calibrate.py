@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bitdance_edge.calibration.recipe import Recipe
     from bitdance_edge.runtime import Bundle
 
-STAGES = ("tokens", "time", "backbone", "head", "decoder", "encoder")
+STAGES = ("tokens", "time", "backbone", "modulation", "head", "decoder", "encoder")
 EXAMPLE = """examples:
   bitdance-edge calibrate bundles/digits-4x --precision int8 -o bundles/digits-4x-int8
   bitdance-edge calibrate bundles/B-4x --precision int8 --max-bit-flips 0.5% -o bundles/B-4x-int8

@@ -18,7 +18,7 @@ from bitdance_edge.runtime import Bundle, EngineError
 from bitdance_edge.runtime.onnxruntime_backend import cpu_options, import_onnxruntime
 from bitdance_edge.runtime.tensorrt_library import Library
 
-STAGES = ("tokens", "time", "backbone", "head", "decoder", "encoder")
+STAGES = ("tokens", "time", "backbone", "modulation", "head", "decoder", "encoder")
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8", "int4"])

@@ -21,7 +21,7 @@ from bitdance_edge.runtime.files import put_in_place
 CHECKPOINT = FIXTURES / "cc_4x_patch" / "state.safetensors"
 
 
-@pytest.mark.parametrize("stage", ["prompt", "tokens", "time", "backbone", "head", "decoder", "encoder"])
+@pytest.mark.parametrize("stage", ["prompt", "tokens", "time", "backbone", "modulation", "head", "decoder", "encoder"])
 def test_a_stage_that_differs_is_caught(bundle: Bundle, stage: str) -> None:
     """The exported graphs against a model with one weight of that stage negated (norms undo a mere scale)."""
     changed = {
@@ -29,6 +29,7 @@ def test_a_stage_that_differs_is_caught(bundle: Bundle, stage: str) -> None:
         "tokens": "backbone.proj_in.w2.weight",
         "time": "head.time_embed.mlp.0.weight",
         "backbone": "backbone.layers.1.attention.wo.weight",
+        "modulation": "head.ada_ln_blocks.0.weight",
         "head": "head.res_blocks.1.w1.weight",
         "decoder": "tokenizer.decoder.up.1.block.0.conv1.weight",
         "encoder": "tokenizer.encoder.conv_out.weight",
@@ -90,7 +91,7 @@ def test_half_precision_halves_the_weights_and_keeps_the_sampler_in_float32(
     assert half.stages["head"].weight_bytes == pytest.approx(full.stages["head"].weight_bytes / 2, rel=0.05)
     dtypes = {tensor.name: tensor.dtype for tensor in half.stages["head"].inputs}
     assert dtypes["x"] == dtypes["noise"] == dtypes["coefficients"] == dtypes["guidance"] == "float32"
-    assert dtypes["condition"] == {"fp16": "float16", "bf16": "bfloat16"}[precision]
+    assert dtypes["modulation.0"] == {"fp16": "float16", "bf16": "bfloat16"}[precision]
     errors = [bundle.stages["head"].max_error or 0.0 for bundle in (full, half)]
     assert 0 < errors[0] < errors[1]
 

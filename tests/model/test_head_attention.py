@@ -10,7 +10,7 @@ from bitdance_edge.model.head import HeadAttention
 @pytest.mark.parametrize(("width", "head_dim"), [(128, 64), (256, 128), (384, 128)])
 def test_heads_of_any_size_are_those_of_multi_head_attention(width: int, head_dim: int) -> None:
     torch.manual_seed(0)
-    ours = HeadAttention(width, head_dim)
+    ours = HeadAttention(width, head_dim, 16)
     theirs = nn.MultiheadAttention(width, width // head_dim, batch_first=True)
     theirs.load_state_dict(
         {
@@ -22,4 +22,4 @@ def test_heads_of_any_size_are_those_of_multi_head_attention(width: int, head_di
     )
     x = torch.randn(3, 16, width)
     with torch.no_grad():
-        torch.testing.assert_close(ours(x), theirs(x, x, x)[0])
+        torch.testing.assert_close(ours(x.flatten(0, 1)).view(x.shape), theirs(x, x, x)[0])

@@ -29,7 +29,7 @@ class RecordedNoise:
         return np.stack(self.draws[patch * self.evaluations : (patch + 1) * self.evaluations])
 
 
-@pytest.mark.parametrize("profile", ["kv24", "portable20"])
+@pytest.mark.parametrize("profile", ["kv24", "cpu24", "portable20"])
 @pytest.mark.parametrize("fixture", ["cc_1x", "cc_4x_patch"])
 def test_tokens_of_the_reference(exported: Callable[..., Bundle], fixture: str, profile: str) -> None:
     bundle = exported(fixture, profile)

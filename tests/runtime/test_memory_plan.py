@@ -80,7 +80,7 @@ def test_a_refusal_says_the_numbers_and_what_would_fit(bundle: Bundle) -> None:
     assert "2 images at once take" in message
     assert "weights 30" in message
     assert "16000 MB are free" in message
-    assert "4-bit weights in backbone and head, 2 at once" in message
+    assert "4-bit weights in backbone, modulation, head, 2 at once" in message
     assert "FP8" not in message  # 15 GB of weights and a cache
     assert "1 at once (max_batch 1)" in refusal(model, 2, most_bytes(model, 1))
     assert "No form of this bundle would fit" in refusal(model, 1, parse_memory("4GB"))

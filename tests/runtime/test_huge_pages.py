@@ -1,0 +1,49 @@
+"""Memory in huge pages: which is asked for, and that the system gives it."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitdance_edge.runtime import huge_pages
+from bitdance_edge.runtime.huge_pages import PAGE, available, without
+
+
+@pytest.mark.parametrize(
+    ("ranges", "taken", "left"),
+    [
+        ([(10, 20)], [], [(10, 20)]),
+        ([(10, 20)], [(10, 20)], []),
+        ([(10, 20)], [(5, 12), (15, 16), (18, 30)], [(12, 15), (16, 18)]),
+        ([(10, 20), (30, 40)], [(20, 30)], [(10, 20), (30, 40)]),
+        ([(10, 40)], [(20, 30)], [(10, 20), (30, 40)]),
+    ],
+)
+def test_only_new_memory_is_touched(
+    ranges: list[tuple[int, int]], taken: list[tuple[int, int]], left: list[tuple[int, int]]
+) -> None:
+    assert list(without(ranges, taken)) == left
+
+
+@pytest.mark.skipif(not available(), reason="this system has no transparent huge pages")
+def test_memory_taken_inside_is_in_huge_pages() -> None:
+    before = held()
+    with huge_pages.huge_pages():
+        kept = np.ones(32 * PAGE, np.uint8)
+    assert held() - before > 16 * PAGE
+    assert kept.all()
+
+
+def test_a_system_without_them_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huge_pages, "SETTING", tmp_path / "missing")
+    monkeypatch.setattr(huge_pages, "MAPS", tmp_path / "missing")
+    with huge_pages.huge_pages():
+        kept = np.ones(PAGE, np.uint8)
+    assert kept.all()
+
+
+def held() -> int:
+    """Bytes of this process in huge pages."""
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * int(re.findall(r"AnonHugePages:\s+(\d+) kB", rollup)[0])
