@@ -3,7 +3,7 @@
     python bench/digits_judge.py --out judge
     python bench/sampler_study.py bundles --judge judge --out runs/sampler            # every point of the grid
     python bench/sampler_study.py bundles --judge judge --out runs/sampler --times    # seconds an image
-    python bench/sampler_study.py bundles --judge judge --out runs/sampler --confirm  # defaults, published
+    python bench/sampler_study.py bundles --judge judge --out runs/sampler --confirm sde:5:1.5:constant ode:5:2:constant
     python bench/sampler_plots.py runs/sampler --out docs/sampler
 
 Writes a JSON file for every finished point, and its tokens; what is there is not made again, so a run that was stopped
@@ -31,11 +31,11 @@ from bitdance_edge.training.shapes import all_scenes, render
 
 DIGITS, SHAPES = ("digits-1x", "digits-4x", "digits-16x"), "shapes-16x"
 IMAGES = {**dict.fromkeys(DIGITS, 500), SHAPES: 208}
-CONFIRMED = {**dict.fromkeys(DIGITS, 1430), SHAPES: 416}
-CONFIRMING_SEEDS = (1_000_000, 2_000_000)
+CONFIRMED = {**dict.fromkeys(DIGITS, 1430), SHAPES: 840}
+CONFIRMING_SEED = 1_000_000
 BATCH = {**dict.fromkeys(DIGITS, 50), SHAPES: 16}
 OF_ONE_CAPTION = 2  # pictures, whose bits are compared
-STEPS = (5, 8, 10, 15, 20, 30, 50, 100)
+STEPS = (2, 3, 5, 8, 10, 15, 20, 30, 50, 100)
 GUIDANCE_STEPS = 10  # at which guidance is varied
 SEED = 100_000
 ROUNDS = 7  # of the times
@@ -183,6 +183,11 @@ def times(pipeline: Pipeline, scorer: Digits | Shapes, points: Sequence[Point]) 
     ]
 
 
+def candidate(model: str, text: str) -> Point:
+    sampler, steps, guidance, schedule = text.split(":")
+    return Point(model, sampler, int(steps), float(guidance), schedule)
+
+
 def write(path: Path, result: object) -> None:
     with written_whole(path) as file:
         file.write((json.dumps(result, indent=1) + "\n").encode())
@@ -203,7 +208,12 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[*DIGITS, SHAPES], choices=[*DIGITS, SHAPES])
     parser.add_argument("--most-steps", type=int, default=max(STEPS), help="leave longer ones for another run")
     parser.add_argument("--times", action="store_true", help="seconds an image, in place of the scores")
-    parser.add_argument("--confirm", action="store_true", help="defaults and published settings on other seeds")
+    parser.add_argument(
+        "--confirm",
+        nargs="+",
+        metavar="SAMPLER:STEPS:GUIDANCE:SCHEDULE",
+        help="these and the published settings, on more images of other seeds",
+    )
     args = parser.parse_args()
 
     def scored(pipeline: Pipeline, scorer: Digits | Shapes, published: Point) -> None:
@@ -223,13 +233,10 @@ def main() -> None:
             write(path, times(pipeline, scorer, points))
 
     def confirmed(pipeline: Pipeline, scorer: Digits | Shapes, published: Point) -> None:
-        default = pipeline.bundle.sampling
-        chosen = Point(published.model, default.sampler, default.steps, default.guidance, default.guidance_schedule)
-        for point in (chosen, published):
-            for seed in CONFIRMING_SEEDS[: 1 if point.model == SHAPES else None]:
-                path = args.out / "confirmed" / f"{point.name}-{seed}.json"
-                if not path.is_file():
-                    write(path, measure(pipeline, point, scorer, CONFIRMED[point.model], seed)[0])
+        for point in (published, *(candidate(published.model, text) for text in args.confirm)):
+            path = args.out / "confirmed" / f"{point.name}.json"
+            if not path.is_file():
+                write(path, measure(pipeline, point, scorer, CONFIRMED[point.model], CONFIRMING_SEED)[0])
 
     for model in args.models:
         run(model, args, timed if args.times else confirmed if args.confirm else scored)

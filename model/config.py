@@ -187,6 +187,10 @@ class GeneratorConfig:
             raise ModelError(f"{len(self.class_names)} class names for {self.num_classes} classes")
 
     @property
+    def published(self) -> SamplingDefaults:
+        return self.published_sampling or self.sampling
+
+    @property
     def bits(self) -> int:
         return self.tokenizer.bits
 

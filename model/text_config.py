@@ -138,6 +138,10 @@ class TextToImageConfig:
         return int(self.tokens_per_step**0.5)
 
     @property
+    def published(self) -> SamplingDefaults:
+        return self.published_sampling or self.sampling
+
+    @property
     def bits(self) -> int:
         return self.tokenizer.bits
 
