@@ -163,7 +163,7 @@ def measure(
 def times(pipeline: Pipeline, scorer: Digits | Shapes, points: Sequence[Point]) -> list[dict[str, Any]]:
     """Seconds of one image by itself; the points in turn, round after round."""
     rounds: dict[Point, list[float]] = {point: [] for point in points}
-    subject, patches = scorer.requests(1, 1)[0], pipeline.bundle.model.default_size.patches
+    subject, patches = scorer.requests(OF_ONE_CAPTION, 1)[0], pipeline.bundle.model.default_size.patches
     for number in tqdm(range(ROUNDS + 1), unit="round", leave=False):
         for point, seconds in rounds.items():
             request = point.request(seed=SEED, **subject)

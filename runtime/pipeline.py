@@ -5,7 +5,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -389,26 +389,25 @@ class Pipeline:
         fast = settings.preview_every and settings.preview_kind == "fast"
         size = (settings.size.height, settings.size.width)
         canvas = self.preview_canvas(len(settings.images), size) if fast else None
-        budget = None if settings.preview_share is None else PreviewBudget(settings.preview_share)
+        budget = None if settings.preview_share is None else self._preview_budget(settings.preview_share)
 
         def due(done: Sequence[np.ndarray], at: Mapping[str, int]) -> Coming | None:
             if canvas is not None:
                 canvas.add(done[-1])
             every, now = settings.preview_every, at["patch"]
-            if not every or now % every or now == at["patches"]:
+            if not every or now % every or now == at["patches"] or (budget is not None and not budget.allows()):
                 return None
             if canvas is not None:
                 return Coming(Arrived(canvas.pixels.copy()), lambda pixels: iter([Preview(pixels=pixels, **at)]))
-            time = self._image_stage("decoder").stage.time
-            if budget is not None and not budget.allows(time.seconds / max(1, time.launches)):
-                return None
-            before = time.seconds
-            preview = self._full_preview(settings, np.concatenate(done, axis=1), at)
-            if budget is not None:
-                budget.spent += time.seconds - before
-            return preview
+            with nullcontext() if budget is None else budget.paying():
+                return self._full_preview(settings, np.concatenate(done, axis=1), at)
 
         return due
+
+    def _preview_budget(self, share: float) -> PreviewBudget:
+        """Of one batch; the first preview is expected to take what the pipeline's decodings took."""
+        time = self._image_stage("decoder").stage.time
+        return PreviewBudget(share, time.seconds / max(1, time.launches))
 
     def _full_preview(self, settings: Settings, tokens: np.ndarray, at: Mapping[str, int]) -> Coming:
         """Decode with the missing tokens at zero, and gray out what is not drawn yet."""

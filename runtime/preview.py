@@ -7,6 +7,8 @@ A fast preview is a linear map, fitted to the decoder when the bundle was export
 eight neighbours to the token's square of pixels. It depends on nothing else, so a new patch changes only what is near.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -96,21 +98,33 @@ class PreviewCanvas:
             min(end, at.max() + 1 + REACH) for end, at in zip(self.drawn.shape, (rows, columns), strict=True)
         )
         drawn = self.drawn_by(self.bits[:, top : bottom + 2 * REACH, left : right + 2 * REACH])
-        there = np.kron(self.drawn[top:bottom, left:right], np.ones((self.side, self.side), bool))
+        there = self.drawn[top:bottom, left:right].repeat(self.side, 0).repeat(self.side, 1)
         part = self.pixels[:, top * self.side : bottom * self.side, left * self.side : right * self.side]
         part[:, there] = drawn[:, there]
 
 
 class PreviewBudget:
-    """Keeps what previews take below a share of the time since it was made, by what the ones before took."""
+    """Keeps what previews take below a share of the time since it was made, by what the last one took.
 
-    def __init__(self, share: float) -> None:
-        self.share, self.spent, self.started = share, 0.0, perf_counter()
+    Args:
+        expected: seconds that the first is taken to need.
+    """
 
-    def allows(self, seconds: float) -> bool:
-        """Whether another one that takes so many seconds stays within the share."""
+    def __init__(self, share: float, expected: float) -> None:
+        self.share, self.expected, self.spent, self.started = share, expected, 0.0, perf_counter()
+
+    def allows(self) -> bool:
+        """Whether another one stays within the share."""
         elapsed = perf_counter() - self.started
-        return self.spent + seconds <= self.share * (elapsed + seconds)
+        return self.spent + self.expected <= self.share * (elapsed + self.expected)
+
+    @contextmanager
+    def paying(self) -> Iterator[None]:
+        """Around the making of a preview."""
+        started = perf_counter()
+        yield
+        self.expected = perf_counter() - started
+        self.spent += self.expected
 
 
 def _framed(grid: np.ndarray) -> np.ndarray:
@@ -135,7 +149,7 @@ def undrawn(size: ImageSize, known: int, patch_side: int) -> np.ndarray:
     missing = np.ones(size.tokens, bool)
     missing[:known] = False
     cells = sequence_to_grid(missing, size.grid_height, size.grid_width, patch_side)
-    return np.kron(cells, np.ones((size.height // size.grid_height, size.width // size.grid_width), bool))
+    return cells.repeat(size.height // size.grid_height, 0).repeat(size.width // size.grid_width, 1)
 
 
 def sequence_to_grid(values: np.ndarray, height: int, width: int, patch_side: int) -> np.ndarray:

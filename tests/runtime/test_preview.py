@@ -114,15 +114,16 @@ def test_full_previews_stay_within_their_share(bundle: Bundle) -> None:
 def test_budget_counts_what_was_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("bitdance_edge.runtime.preview.perf_counter", lambda: now)
-    budget = PreviewBudget(0.2)
-    assert not budget.allows(1.0)
+    budget = PreviewBudget(0.2, expected=1.0)
+    assert not budget.allows()
     now += 4.0
-    assert budget.allows(1.0)  # 1 of 4 + 1
-    budget.spent += 1.0
-    now += 1.0
-    assert not budget.allows(1.0)
-    now += 4.0
-    assert budget.allows(1.0)  # 2 of 9 + 1
+    assert budget.allows()  # 1 of 4 + 1
+    with budget.paying():
+        now += 2.0
+    assert budget.expected == budget.spent == 2.0
+    assert not budget.allows()
+    now += 12.0
+    assert budget.allows()  # 2 + 2 of 18 + 2
 
 
 def test_a_bundle_without_the_map_says_so(bundle: Bundle) -> None:
