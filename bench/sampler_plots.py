@@ -99,7 +99,7 @@ def against_time(folder: Path) -> Figure:
     figure = Figure(figsize=(11, 2.6), layout="constrained")
     for column, model in enumerate(MODELS):
         timed = json.loads((folder / "times" / f"{model}.json").read_text())
-        seconds = {(r["sampler"], r["steps"]): r["seconds"] for r in timed}
+        seconds = {(r["sampler"], r["steps"]): r["cpu_seconds"] for r in timed}
         found = [r for r in results(folder / "points", model) if r["schedule"] == "constant"]
         found = [{**r, "ms": 1000 * seconds[r["sampler"], r["steps"]]} for r in found]
         axes = figure.add_subplot(1, len(MODELS), column + 1)
@@ -112,7 +112,7 @@ def against_time(folder: Path) -> Figure:
                 )
         axes.set_xscale("log")
         axes.set_title(f"{model}: {name}", fontsize=8)
-        axes.set_xlabel("ms an image, by itself, one thread", fontsize=8)
+        axes.set_xlabel("CPU ms an image, by itself", fontsize=8)
     return figure
 
 
