@@ -82,26 +82,27 @@ def over(folder: Path, x: str, label: str, **fixed: object) -> Figure:
                 axes.set_xlabel(label, fontsize=8)
             if x == "steps":
                 axes.set_xscale("log", base=10)
-                axes.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+                axes.set_xticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])
+                axes.minorticks_off()
             axes.set_title(f"{model}: {name}", fontsize=8)
+    figure.suptitle("blue: sde, red: ode, dotted: linear guidance; dashed: real images", fontsize=8)
     return figure
 
 
 def _published(found: Sequence[Result], fixed: dict[str, object]) -> dict[str, object]:
     """``guidance=None`` stands for the guidance at which the steps were varied."""
     if "guidance" in fixed:
-        (guidance,) = {r["guidance"] for r in found if r["steps"] == 5}
+        (guidance,) = {r["guidance"] for r in found if r["steps"] == 30}
         return {**fixed, "guidance": guidance}
     return fixed
 
 
 def against_time(folder: Path) -> Figure:
     figure = Figure(figsize=(11, 2.6), layout="constrained")
+    figure.suptitle("blue: sde, red: ode; steps beside the points", fontsize=8)
     for column, model in enumerate(MODELS):
-        timed = json.loads((folder / "times" / f"{model}.json").read_text())
-        seconds = {(r["sampler"], r["steps"]): r["cpu_seconds"] for r in timed}
         found = [r for r in results(folder / "points", model) if r["schedule"] == "constant"]
-        found = [{**r, "ms": 1000 * seconds[r["sampler"], r["steps"]]} for r in found]
+        found = [{**r, "ms": 1000 * r["cpu_seconds_an_image"]} for r in found]
         axes = figure.add_subplot(1, len(MODELS), column + 1)
         value, name = rows_of(model)[1]
         panel(axes, found, "ms", value, **_published(found, {"guidance": None}))
@@ -111,8 +112,11 @@ def against_time(folder: Path) -> Figure:
                     str(r["steps"]), (r["ms"], r[value]), fontsize=7, textcoords="offset points", xytext=(3, 3)
                 )
         axes.set_xscale("log")
+        ticks = [tick for tick in (10, 20, 50, 100, 200, 500) if tick <= 1.1 * max(r["ms"] for r in found)]
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
         axes.set_title(f"{model}: {name}", fontsize=8)
-        axes.set_xlabel("CPU ms an image, by itself", fontsize=8)
+        axes.set_xlabel("CPU ms an image", fontsize=8)
     return figure
 
 
@@ -134,14 +138,15 @@ def pictures(bundles: Path) -> Image.Image:
     return Image.fromarray(np.concatenate(padded))
 
 
-def same_bits(folder: Path, result: Result, longest: int = 100) -> float:
-    """The share of bits as in the images of the same seeds with 100 steps of the same sampler."""
+def same_bits(folder: Path, line: Sequence[Result]) -> list[float]:
+    """Of results along the steps, the share of bits as in the images of the same seeds with the most steps."""
 
-    def tokens(steps: int) -> np.ndarray:
-        name = f"{result['model']}-{result['sampler']}-{steps}-{result['guidance']:g}-{result['schedule']}.npy"
-        return np.unpackbits(np.load(folder / "points" / name))
+    def bits(result: Result) -> np.ndarray:
+        point = "-".join(str(result[key]) for key in ("model", "sampler", "steps"))
+        return np.load(folder / "points" / f"{point}-{result['guidance']:g}-{result['schedule']}.npy")
 
-    return float(np.mean(tokens(result["steps"]) == tokens(longest)))
+    final = np.unpackbits(bits(line[-1]))
+    return [float(np.mean(np.unpackbits(bits(result)) == final)) for result in line]
 
 
 def tables(folder: Path) -> Iterator[str]:
@@ -177,9 +182,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     print("\n".join(tables(args.study)))
-    for result in results(args.study / "points", "digits-4x"):
-        if result["guidance"] == 1.5 and result["schedule"] == "constant":
-            print(result["sampler"], result["steps"], f"{same_bits(args.study, result):.3f}")
+    for model in MODELS:
+        found = results(args.study / "points", model)
+        fixed = _published(found, {"guidance": None})
+        for sampler, _, line in lines(found, "steps", schedule="constant", **fixed):
+            shares = ", ".join(
+                f"{r['steps']}: {share:.3f}" for r, share in zip(line, same_bits(args.study, line), strict=True)
+            )
+            print(f"{model} {sampler}, bits as with {line[-1]['steps']} steps: {shares}")
     save(over(args.study, "steps", "sampling steps", schedule="constant", guidance=None), args.out / "steps.png")
     save(over(args.study, "guidance", "guidance", steps=10), args.out / "guidance.png")
     save(against_time(args.study), args.out / "time.png")

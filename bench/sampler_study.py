@@ -2,7 +2,6 @@
 
     python bench/digits_judge.py --out judge
     python bench/sampler_study.py bundles --judge judge --out runs/sampler            # every point of the grid
-    python bench/sampler_study.py bundles --judge judge --out runs/sampler --times    # CPU seconds an image
     python bench/sampler_study.py bundles --judge judge --out runs/sampler --confirm sde:5:1.5:constant ode:5:2:constant
     python bench/sampler_plots.py runs/sampler --out docs/sampler
 
@@ -13,10 +12,9 @@ goes on. All points of a model draw the same classes or captions with the same s
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -38,7 +36,6 @@ OF_ONE_CAPTION = 2  # pictures, whose bits are compared
 STEPS = (2, 3, 5, 8, 10, 15, 20, 30, 50, 100)
 GUIDANCE_STEPS = 10  # at which guidance is varied
 SEED = 100_000
-ROUNDS = 7  # of the times
 
 
 @dataclass(frozen=True)
@@ -160,29 +157,6 @@ def measure(
     return {**asdict(point), "images": images, "seed": seed, **scores, "cpu_seconds_an_image": spent / images}, tokens
 
 
-def times(pipeline: Pipeline, scorer: Digits | Shapes, points: Sequence[Point]) -> list[dict[str, Any]]:
-    """CPU seconds of one image by itself, one thread; the points in turn, round after round."""
-    rounds: dict[Point, list[float]] = {point: [] for point in points}
-    subject, patches = scorer.requests(OF_ONE_CAPTION, 1)[0], pipeline.bundle.model.default_size.patches
-    for number in tqdm(range(ROUNDS + 1), unit="round", leave=False):
-        for point, seconds in rounds.items():
-            request = point.request(seed=SEED, **subject)
-            pipeline.generate(request)  # binds the buffers of these steps, which is not what is timed
-            started = time.process_time()
-            pipeline.generate(request)
-            if number:  # the first round is a warm-up
-                seconds.append(time.process_time() - started)
-    return [
-        {
-            **asdict(point),
-            "head_evaluations": (point.steps + 1) * patches,
-            "cpu_seconds": median(seconds),
-            "rounds": seconds,
-        }
-        for point, seconds in rounds.items()
-    ]
-
-
 def candidate(model: str, text: str) -> Point:
     sampler, steps, guidance, schedule = text.split(":")
     return Point(model, sampler, int(steps), float(guidance), schedule)
@@ -207,7 +181,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=[*DIGITS, SHAPES], choices=[*DIGITS, SHAPES])
     parser.add_argument("--most-steps", type=int, default=max(STEPS), help="leave longer ones for another run")
-    parser.add_argument("--times", action="store_true", help="CPU seconds an image, in place of the scores")
     parser.add_argument(
         "--confirm",
         nargs="+",
@@ -226,20 +199,14 @@ def main() -> None:
                     np.save(file, np.packbits(tokens > 0, axis=-1), allow_pickle=False)
                 write(path, result)
 
-    def timed(pipeline: Pipeline, scorer: Digits | Shapes, published: Point) -> None:
-        points = [replace(published, steps=steps, sampler=name) for steps in STEPS for name in ("sde", "ode")]
-        path = args.out / "times" / f"{published.model}.json"
-        if not path.is_file():
-            write(path, times(pipeline, scorer, points))
-
     def confirmed(pipeline: Pipeline, scorer: Digits | Shapes, published: Point) -> None:
-        for point in (published, *(candidate(published.model, text) for text in args.confirm)):
+        for point in (*(candidate(published.model, text) for text in args.confirm), published):
             path = args.out / "confirmed" / f"{point.name}.json"
             if not path.is_file():
                 write(path, measure(pipeline, point, scorer, CONFIRMED[point.model], CONFIRMING_SEED)[0])
 
     for model in args.models:
-        run(model, args, timed if args.times else confirmed if args.confirm else scored)
+        run(model, args, confirmed if args.confirm else scored)
 
 
 if __name__ == "__main__":
