@@ -40,6 +40,8 @@ def write_bundle(bundle: Bundle, folder: Path, recipe: Recipe, chosen: Chosen, f
         )
     if bundle.text is not None:
         shutil.copyfile(bundle.verified_file(bundle.text.tokenizer), folder / bundle.text.tokenizer.path)
+    if bundle.fast_preview is not None:
+        shutil.copyfile(bundle.verified_file(bundle.fast_preview), folder / bundle.fast_preview.path)
     place = folder / "calibration"
     place.mkdir(exist_ok=True)
     (place / "recipe.json").write_text(recipe.to_json())

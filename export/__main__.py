@@ -25,6 +25,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", default="fp32", help="fp32 (default, for CPUs), fp16 or bf16 (for TensorRT)")
     parser.add_argument("--force", action="store_true", help="replace the bundle that is already there")
+    parser.add_argument(
+        "--no-fast-previews",
+        dest="fast_previews",
+        action="store_false",
+        help="do not draw the images that fast previews are fitted to",
+    )
     text = parser.add_argument_group("text to image")
     text.add_argument("--sizes", help="HEIGHTxWIDTH,... that the bundle makes (default: all of the checkpoint)")
     text.add_argument("--max-prompt", type=int, metavar="N", help="tokens of the longest prompt, template included")

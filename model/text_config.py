@@ -7,7 +7,7 @@ Knows shapes, nothing of weights or files. What is ours (image sizes, sampling d
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bitdance_edge.model.config import HeadConfig, SamplingDefaults, TokenizerConfig
+from bitdance_edge.model.config import HeadConfig, SamplingDefaults, TokenizerConfig, optional_defaults
 from bitdance_edge.model.errors import ModelError
 
 # (height, width) in pixels, as released (paper section 4.2, modeling/t2i_pipeline.py of the authors' code)
@@ -109,6 +109,7 @@ class TextToImageConfig:
     time_std: float
     targets_per_token: int  # noisy copies of each target in a training step
     sampling: SamplingDefaults
+    published_sampling: SamplingDefaults | None = None  # where a study chose other defaults since
 
     def __post_init__(self) -> None:
         if self.patch_side**2 != self.tokens_per_step:
@@ -137,6 +138,10 @@ class TextToImageConfig:
     @property
     def patch_side(self) -> int:
         return int(self.tokens_per_step**0.5)
+
+    @property
+    def published(self) -> SamplingDefaults:
+        return self.published_sampling or self.sampling
 
     @property
     def bits(self) -> int:
@@ -202,6 +207,7 @@ class TextToImageConfig:
                 time_std=float(head.get("P_std", 1.0)),
                 targets_per_token=_size("diff_batch_mul", head.get("diff_batch_mul", 1)),
                 sampling=SamplingDefaults(**ours.pop("sampling", asdict(PUBLISHED_SAMPLING))),
+                published_sampling=optional_defaults(ours.pop("published_sampling", None)),
             )
         except KeyError as missing:
             raise ModelError(
@@ -220,6 +226,7 @@ class TextToImageConfig:
             "max_prompt": self.max_prompt,
             "example": self.example,
             "sampling": asdict(self.sampling),
+            **({"published_sampling": asdict(self.published_sampling)} if self.published_sampling else {}),
         }
         return {**self.backbone.to_json(), "bitdance": ours}
 

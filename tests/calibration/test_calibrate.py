@@ -175,6 +175,7 @@ def test_a_text_to_image_bundle(text_bundle: Bundle, tmp_path: Path) -> None:
     found = calibrate(text_bundle, tmp_path / "out", asked)
     made = Bundle.open(tmp_path / "out")
     assert not made.links
+    made.verified_file(made.require_fast_previews())
     assert made.stages["backbone"].bytes < 0.5 * text_bundle.stages["backbone"].bytes
     assert found.bits.forced < 0.2 and found.smoothed  # random weights: predictions lie close to zero
     command = ["generate", str(tmp_path / "out"), "--prompt", "a red circle", "--steps", "2", "--seed", "1"]
