@@ -25,6 +25,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", default="fp32", help="fp32 (default, for CPUs), fp16 or bf16 (for TensorRT)")
     parser.add_argument("--force", action="store_true", help="replace the bundle that is already there")
+    parser.add_argument(
+        "--no-fast-previews",
+        dest="fast_previews",
+        action="store_false",
+        help="do not draw the images that fast previews are fitted to",
+    )
     text = parser.add_argument_group("text to image")
     text.add_argument("--sizes", help="HEIGHTxWIDTH,... that the bundle makes (default: all of the checkpoint)")
     text.add_argument("--max-prompt", type=int, metavar="N", help="tokens of the longest prompt, template included")
@@ -38,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from bitdance_edge.commands.common import example_subject
     from bitdance_edge.export.exporter import room_to_check
     from bitdance_edge.export.opening import open_checkpoint
 
@@ -65,8 +72,7 @@ def run(args: argparse.Namespace) -> None:
             f"hard links to the checkpoint, so change neither: {', '.join(Path(n).name for n in bundle.links)}; "
             f"bitdance-edge pack {out} --in-place makes the bundle self-contained"
         )
-    subject = "--classes 0" if bundle.text is None else "--prompt 'a picture'"
-    print(f"Next:\n  bitdance-edge generate {out} {subject} --seed 1 --out images")
+    print(f"Next:\n  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from bitdance_edge.export.check import StageError, check_stages
 from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.graph import export_graph
 from bitdance_edge.export.manifest import FileHashes
+from bitdance_edge.export.preview import with_fast_previews
 from bitdance_edge.export.profiles import PROFILES
 from bitdance_edge.export.stages import Generator, stage_exports
 from bitdance_edge.export.weights import Source, WeightPlacer, hollowed
@@ -36,6 +37,7 @@ class ExportOptions:
     precision: str = "fp32"
     link: bool = False  # take weights that are stored in this precision from the checkpoint's own files
     force: bool = False  # replace a bundle that is already there
+    fast_previews: bool = True  # fit them, where the bundle can run here
 
     def __post_init__(self) -> None:
         for field, value, allowed in (("profile", self.profile, PROFILES), ("dtype", self.precision, DTYPES)):
@@ -123,7 +125,8 @@ class _Export:
             profile=options.profile,
             model=model,
             cache=manifest.cache_spec(self.model, options.precision),
-            sampling=manifest.sampling_spec(self.model),
+            sampling=manifest.sampling_spec(self.model, self.model.config.sampling),
+            published=manifest.published_spec(self.model),
             stages={name: _with_error(stage, errors.get(name)) for name, stage in stages.items()},
             text=self.prompts and manifest.text_spec(self.prompts, folder),
             links={link.relative_to(folder).as_posix(): str(file) for link, file in sorted(weights.links.items())},
@@ -136,7 +139,9 @@ class _Export:
             digest="",
         )
         bundle.write()
-        return Bundle.open(folder)
+        bundle = Bundle.open(folder)
+        runs_here = options.precision != "bf16" and room_to_check(self.source) is None
+        return with_fast_previews(bundle) if options.fast_previews and runs_here else bundle
 
     def _check(self, stages: dict[str, StageSpec], note: Callable[[str], object]) -> dict[str, StageError]:
         """The errors by stage; none where the weights in float32, twice, are more than this machine has free."""

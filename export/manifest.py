@@ -10,7 +10,7 @@ from onnx import external_data_helper, helper
 
 from bitdance_edge.export.graph import activation_bytes, tensor_specs
 from bitdance_edge.export.stages import Generator
-from bitdance_edge.model import TextToImage
+from bitdance_edge.model import SamplingDefaults, TextToImage
 from bitdance_edge.model.prompt import CONDITIONAL, UNCONDITIONAL, PromptTokenizer
 from bitdance_edge.runtime.bundle import (
     CLASS_CONDITIONAL,
@@ -96,13 +96,19 @@ def cache_spec(model: Generator, precision: str) -> CacheSpec:
     )
 
 
-def sampling_spec(model: Generator) -> SamplingSpec:
-    sampling = model.config.sampling
+def published_spec(model: Generator) -> SamplingSpec | None:
+    """What the checkpoint was published with; None where those are its defaults."""
+    published = model.config.published_sampling
+    return None if published is None else sampling_spec(model, published)
+
+
+def sampling_spec(model: Generator, sampling: SamplingDefaults) -> SamplingSpec:
     return SamplingSpec(
         steps=sampling.steps,
         guidance=sampling.guidance,
         guidance_schedule=sampling.guidance_schedule,
         time_shift=model.config.time_shift,
+        sampler=sampling.sampler,
     )
 
 
@@ -116,4 +122,5 @@ def text_spec(prompts: PromptTokenizer, folder: Path) -> TextSpec:
         unconditional=UNCONDITIONAL,
         suffixes={f"{height}x{width}": tuple(prompts.suffix(height, width)) for height, width in sizes},
         max_prompt=prompts.config.max_prompt,
+        example=prompts.config.example,
     )

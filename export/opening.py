@@ -39,7 +39,13 @@ def open_checkpoint(args: argparse.Namespace) -> OpenedCheckpoint:
         ExportError: an argument is of the other kind of model.
     """
     path = Path(args.checkpoint)
-    options = ExportOptions(name=Path(args.out).name, profile=args.profile, precision=args.dtype, force=args.force)
+    options = ExportOptions(
+        name=Path(args.out).name,
+        profile=args.profile,
+        precision=args.dtype,
+        force=args.force,
+        fast_previews=args.fast_previews,
+    )
     if is_text_to_image(path):
         _refuse(args, ("variant", "tokenizer"), "text-to-image folders say what they are and hold their autoencoder")
         options = replace(options, link=not args.copy_weights)

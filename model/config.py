@@ -140,6 +140,11 @@ class SamplingDefaults:
     steps: int
     guidance: float
     guidance_schedule: str  # "linear" over the patches, or "constant"
+    sampler: str = "sde"  # or "ode": without noise
+
+
+def optional_defaults(fields: dict[str, Any] | None) -> SamplingDefaults | None:
+    return None if fields is None else SamplingDefaults(**fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +170,7 @@ class GeneratorConfig:
     targets_per_token: int  # noisy copies of each target in a training step
     class_names: tuple[str, ...]  # empty where the classes are just numbers
     sampling: SamplingDefaults
+    published_sampling: SamplingDefaults | None = None  # where a study chose other defaults since
 
     def __post_init__(self) -> None:
         side = int(self.tokens_per_step**0.5)
@@ -179,6 +185,10 @@ class GeneratorConfig:
             raise ModelError(f"width {self.width} over {self.heads} heads: a head must hold a multiple of 4 values")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ModelError(f"{len(self.class_names)} class names for {self.num_classes} classes")
+
+    @property
+    def published(self) -> SamplingDefaults:
+        return self.published_sampling or self.sampling
 
     @property
     def bits(self) -> int:
@@ -244,13 +254,14 @@ class GeneratorConfig:
                 patch_order=left.pop("parallel_mode") == "patch",
                 class_names=tuple(left.pop("class_names")),
                 sampling=SamplingDefaults(**left.pop("sampling")),
+                published_sampling=optional_defaults(left.pop("published_sampling", None)),
                 **{name: _typed(cls, name, left.pop(key)) for name, key in PUBLISHED_KEYS.items()},
             )
             stated = {key: left.pop(key) for key in ("latent_dim", "down_size", "patch_size") if key in left}
         except KeyError as missing:
             raise ModelError(f"the model configuration lacks {missing}; compare it with a published one") from None
         except TypeError as wrong:
-            raise ModelError(f"the model configuration's 'sampling' is wrong: {wrong}") from None
+            raise ModelError(f"the model configuration's sampling settings are wrong: {wrong}") from None
         built = {"latent_dim": config.bits, "down_size": config.tokenizer.downsampling, "patch_size": 1}
         for key, value in stated.items():
             if value != built[key]:
@@ -270,6 +281,7 @@ class GeneratorConfig:
             "gan_decoder": self.tokenizer.gan_decoder,
             "class_names": list(self.class_names),
             "sampling": asdict(self.sampling),
+            **({"published_sampling": asdict(self.published_sampling)} if self.published_sampling else {}),
         }
 
 

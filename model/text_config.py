@@ -7,7 +7,7 @@ Knows shapes, nothing of weights or files. What is ours (image sizes, sampling d
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bitdance_edge.model.config import HeadConfig, SamplingDefaults, TokenizerConfig
+from bitdance_edge.model.config import HeadConfig, SamplingDefaults, TokenizerConfig, optional_defaults
 from bitdance_edge.model.errors import ModelError
 
 # (height, width) in pixels, as released (paper section 4.2, modeling/t2i_pipeline.py of the authors' code)
@@ -19,6 +19,7 @@ SIZES_1024 = (
 SIZES_512 = ((512, 512), (1024, 256), (896, 256), (640, 384), (256, 1024), (256, 896), (384, 640))
 PUBLISHED_SAMPLING = SamplingDefaults(steps=50, guidance=7.5, guidance_schedule="constant")
 PUBLISHED_MAX_PROMPT = 512
+PUBLISHED_EXAMPLE = "a lighthouse on a cliff above a stormy sea"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +102,14 @@ class TextToImageConfig:
     tokenizer: TokenizerConfig
     sizes: tuple[tuple[int, int], ...]  # (height, width) in pixels; the first is the default
     max_prompt: int  # longest prompt in tokens, chat template included
+    example: str  # a prompt of words that the model was trained on
     time_shift: float
     time_schedule: str  # training times: "logit_normal" or "uniform"
     time_mean: float
     time_std: float
     targets_per_token: int  # noisy copies of each target in a training step
     sampling: SamplingDefaults
+    published_sampling: SamplingDefaults | None = None  # where a study chose other defaults since
 
     def __post_init__(self) -> None:
         if self.patch_side**2 != self.tokens_per_step:
@@ -135,6 +138,10 @@ class TextToImageConfig:
     @property
     def patch_side(self) -> int:
         return int(self.tokens_per_step**0.5)
+
+    @property
+    def published(self) -> SamplingDefaults:
+        return self.published_sampling or self.sampling
 
     @property
     def bits(self) -> int:
@@ -193,12 +200,14 @@ class TextToImageConfig:
                     for height, width in ours.pop("sizes", _published_sizes(head_config, tokenizer))
                 ),
                 max_prompt=_size("bitdance.max_prompt", ours.pop("max_prompt", PUBLISHED_MAX_PROMPT)),
+                example=_text("bitdance.example", ours.pop("example", PUBLISHED_EXAMPLE)),
                 time_shift=float(head.get("time_shift", 1.0)),
                 time_schedule=head.get("time_schedule", "logit_normal"),
                 time_mean=float(head.get("P_mean", 0.0)),
                 time_std=float(head.get("P_std", 1.0)),
                 targets_per_token=_size("diff_batch_mul", head.get("diff_batch_mul", 1)),
                 sampling=SamplingDefaults(**ours.pop("sampling", asdict(PUBLISHED_SAMPLING))),
+                published_sampling=optional_defaults(ours.pop("published_sampling", None)),
             )
         except KeyError as missing:
             raise ModelError(
@@ -215,7 +224,9 @@ class TextToImageConfig:
         ours = {
             "sizes": [list(size) for size in self.sizes],
             "max_prompt": self.max_prompt,
+            "example": self.example,
             "sampling": asdict(self.sampling),
+            **({"published_sampling": asdict(self.published_sampling)} if self.published_sampling else {}),
         }
         return {**self.backbone.to_json(), "bitdance": ours}
 
@@ -251,6 +262,12 @@ def _published_sizes(head: HeadConfig, tokenizer: TokenizerConfig) -> list[tuple
 def _size(key: str, value: Any) -> int:
     if type(value) is not int or value < 1:
         raise ModelError(f"{key} is {value!r}; it must be a whole number from 1")
+    return value
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ModelError(f"{key} is {value!r}; it must be a prompt")
     return value
 
 

@@ -6,7 +6,7 @@ Knows names, sizes, shapes and checksums; runs nothing. Opens without network an
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -160,6 +160,7 @@ class TextSpec:
     unconditional: str
     suffixes: Mapping[str, tuple[int, ...]]  # size -> ids that follow the text: start, height, width, queries
     max_prompt: int  # tokens of the longest prompt, template included
+    example: str  # a prompt that the model knows every word of, to show and to try it with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +183,7 @@ class SamplingSpec:
     guidance: float
     guidance_schedule: str
     time_shift: float
+    sampler: str = "sde"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,11 +193,13 @@ class Bundle:
     profile: str
     model: ModelSpec
     cache: CacheSpec
-    sampling: SamplingSpec
+    sampling: SamplingSpec  # what a request gets where it does not say otherwise
+    published: SamplingSpec | None = None  # what the checkpoint was published with; None where that is ``sampling``
     stages: Mapping[str, StageSpec]
     text: TextSpec | None  # of text-to-image models
     links: Mapping[str, str]  # file -> the checkpoint's file that it is a hard link to
     provenance: Mapping[str, Any]
+    fast_preview: FileSpec | None = None  # map from bits to pixels, fitted to the decoder
     digest: str  # SHA-256 of bundle.json, which holds those of all files
 
     @classmethod
@@ -222,10 +226,12 @@ class Bundle:
         del data["format"]
         parsers: dict[str, Callable[[Any, str], Any]] = {
             "model": lambda value, at: _record(ModelSpec, value, at, {"sizes": _sizes}),
+            "fast_preview": lambda value, at: None if value is None else _file(value, at),
             "text": lambda value, at: None if value is None else _text(value, at),
             "links": _mapping,
             "cache": lambda value, at: _record(CacheSpec, value, at),
             "sampling": lambda value, at: _record(SamplingSpec, value, at),
+            "published": lambda value, at: None if value is None else _record(SamplingSpec, value, at),
             "stages": lambda value, at: {
                 name: _stage(stage, f"{at}.{name}") for name, stage in _mapping(value, at).items()
             },
@@ -239,6 +245,19 @@ class Bundle:
         for derived in ("folder", "digest"):
             del data[derived]
         (self.folder / MANIFEST).write_text(json.dumps(data, indent=1) + "\n")
+
+    @property
+    def published_sampling(self) -> SamplingSpec:
+        return self.published or self.sampling
+
+    def require_fast_previews(self) -> FileSpec:
+        """Raises: RequestError: the bundle was exported without."""
+        if self.fast_preview is None:
+            raise RequestError(
+                f"{self.name} has no fast previews; ask for full ones (preview_kind 'full'), or export it again with "
+                "bitdance-edge export, in fp32 or fp16 and without --no-fast-previews"
+            )
+        return self.fast_preview
 
     def stage(self, name: str) -> StageSpec:
         if name not in self.stages:
@@ -356,8 +375,13 @@ def _mapping(value: Any, at: str) -> dict[str, Any]:
 def _record(
     kind: type[Record], value: Any, at: str, parsers: Mapping[str, Callable[[Any, str], Any]] | None = None
 ) -> Record:
-    """Build a dataclass from JSON, refusing missing keys, unknown keys and values of another type."""
+    """Build a dataclass from JSON, refusing missing keys, unknown keys and values of another type.
+
+    A field with a default may be missing: it is younger than the format, and bundles from before it have what it says.
+    """
     value, parsers = _mapping(value, at), parsers or {}
+    optional = {field.name: field.default for field in fields(kind) if field.default is not MISSING}  # type: ignore[arg-type]
+    value = {**optional, **value}
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if missing := names - value.keys():
         raise BundleError(f"{at} lacks {', '.join(sorted(missing))}; export the bundle again")

@@ -72,6 +72,8 @@ def image_settings(
     size: tuple[int, int],
     steps: int,
     guidance: float,
+    guidance_schedule: str,
+    sampler: str,
     prefix: np.ndarray,
 ) -> dict[str, Any]:
     """What must be known to make one image again; the prefix ``[K, P, C]`` travels as packed bits."""
@@ -84,6 +86,8 @@ def image_settings(
         "seed": image.seed,
         "steps": steps,
         "guidance": guidance,
+        "guidance_schedule": guidance_schedule,
+        "sampler": sampler,
     }
     if prefix.size:
         tokens = prefix.reshape(-1, prefix.shape[-1])
@@ -124,6 +128,8 @@ def request_from_settings(settings: Mapping[str, Any]) -> Request:
             seed=settings["seed"],
             steps=settings["steps"],
             guidance=settings["guidance"],
+            guidance_schedule=settings.get("guidance_schedule"),  # younger than the first PNGs, which had the bundle's
+            sampler=settings.get("sampler"),
             prefix=prefix,
         )
     except (KeyError, ValueError, TypeError) as error:

@@ -34,6 +34,7 @@ class LoopShape:
     images: int
     guided: bool
     steps: int
+    sampler: str = "sde"
 
     @property
     def rows(self) -> int:
@@ -62,10 +63,11 @@ class TokenRequest:
     guidance: float  # 1 is off
     guidance_schedule: str
     prefix: np.ndarray  # [B, K, P, C] of -1 and +1: the first K patches, given rather than sampled
+    sampler: str = "sde"
 
     @property
     def shape(self) -> LoopShape:
-        return LoopShape(self.images, len(self.prompt) > self.images, self.steps)
+        return LoopShape(self.images, len(self.prompt) > self.images, self.steps, self.sampler)
 
 
 def generate_tokens(loop: "BoundLoop", request: TokenRequest, noise: NoiseSource) -> Generator[np.ndarray, None, None]:
@@ -102,7 +104,7 @@ class BoundLoop:
         self.backend, self.bundle, self.stages, self.shape = backend, bundle, stages, shape
         at_once = modulated_at_once(shape.rows * bundle.model.tokens_per_step, shape.steps + 1)
         self.sizes = {"R": shape.rows, "N": shape.steps + 1, "M": at_once}
-        self.schedule = Schedule.euler_maruyama(shape.steps, bundle.sampling.time_shift)
+        self.schedule = Schedule.of(shape.sampler, shape.steps, bundle.sampling.time_shift)
         self._owned: list[Buffer] = []
         self._prompt: Prompt | None = None
         self._patch_pass: BackbonePass | None = None

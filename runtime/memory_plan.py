@@ -92,23 +92,19 @@ def _row(name: str, sizes: list[int], together: int) -> str:
     return f"{name:9} {weights:>10} {cache:>10} {tensors:>10} {activations:>12} {together / 1e6:10.1f}"
 
 
-def plan_memory(
-    bundle: Bundle, images: int, *, steps: int | None = None, files: Mapping[str, int] | None = None
-) -> MemoryPlan:
-    """What ``images`` guided images at once take, all decoded together, beside the loop.
+def plan_memory(bundle: Bundle, images: int, *, files: Mapping[str, int] | None = None) -> MemoryPlan:
+    """What ``images`` guided images at once take, sampled as the bundle says, all decoded together, beside the loop.
 
     Args:
-        steps: sampling steps; None is the bundle's.
         files: bytes of what is loaded instead of a stage's ONNX files, such as its engine.
     """
-    steps = bundle.sampling.steps if steps is None else steps
     names = [name for name in bundle.stages if name != "encoder"]  # which generation does not load
-    needs = tuple(_need(bundle, name, images, steps, (files or {}).get(name)) for name in names)
+    needs = tuple(_need(bundle, name, images, (files or {}).get(name)) for name in names)
     return MemoryPlan(images=images, decoder_images=images, beside=True, stages=needs)
 
 
-def _need(bundle: Bundle, name: str, images: int, steps: int, file: int | None) -> StageNeed:
-    spec, model = bundle.stage(name), bundle.model
+def _need(bundle: Bundle, name: str, images: int, file: int | None) -> StageNeed:
+    spec, model, steps = bundle.stage(name), bundle.model, bundle.sampling.steps
     # Under the linear schedule the rows of the first patch are drawn apart, by buffers of their own.
     draws = 3 * images if name in ("head", "tokens") and bundle.sampling.guidance_schedule == "linear" else images
     at_once = modulated_at_once(2 * images * model.tokens_per_step, steps + 1)
@@ -171,27 +167,23 @@ def _decoded(plan: MemoryPlan, at_once: int, stages: tuple[StageNeed, ...]) -> I
             yield replace(need, **{name: size * at_once // plan.images for name, size in part.items()})
 
 
-def require_memory(
-    bundle: Bundle, images: int, free: int, *, steps: int | None = None, files: Mapping[str, int] | None = None
-) -> MemoryPlan:
+def require_memory(bundle: Bundle, images: int, free: int, *, files: Mapping[str, int] | None = None) -> MemoryPlan:
     """The plan for ``images`` at once, as it fits.
 
     Raises:
         RequestError: it does not fit; with the numbers, and with what would.
     """
-    plan = plan_memory(bundle, images, steps=steps, files=files)
+    plan = plan_memory(bundle, images, files=files)
     if (found := fitted(plan, free)) is not None:
         return found
-    raise RequestError(refusal(bundle, images, free, steps=steps, files=files))
+    raise RequestError(refusal(bundle, images, free, files=files))
 
 
-def refusal(
-    bundle: Bundle, images: int, free: int, *, steps: int | None = None, files: Mapping[str, int] | None = None
-) -> str:
+def refusal(bundle: Bundle, images: int, free: int, *, files: Mapping[str, int] | None = None) -> str:
     """What ``images`` at once take at the least, against what is free, and what would fit."""
-    plan = plan_memory(bundle, images, steps=steps, files=files)
+    plan = plan_memory(bundle, images, files=files)
     least = replace(plan, beside=False, decoder_images=1, stages=tuple(_decoded(plan, 1, plan.stages)))
-    ways = list(_ways(bundle, images, free, steps, files))
+    ways = list(_ways(bundle, images, free, files))
     what = "1 image at once takes" if images == 1 else f"{images} images at once take"
     return (
         f"{what} {least.total / 1e6:.0f} MB, of which weights "
@@ -202,23 +194,21 @@ def refusal(
     )
 
 
-def most_images(
-    bundle: Bundle, largest: int, free: int, *, steps: int | None = None, files: Mapping[str, int] | None = None
-) -> int:
+def most_images(bundle: Bundle, largest: int, free: int, *, files: Mapping[str, int] | None = None) -> int:
     """The most images, up to ``largest``, that fit at once; 0 where not even one does."""
     for images in range(largest, 0, -1):
-        if fitted(plan_memory(bundle, images, steps=steps, files=files), free) is not None:
+        if fitted(plan_memory(bundle, images, files=files), free) is not None:
             return images
     return 0
 
 
-def _ways(bundle: Bundle, images: int, free: int, steps: int | None, files: Mapping[str, int] | None) -> Iterator[str]:
-    if fewer := most_images(bundle, images - 1, free, steps=steps, files=files):
+def _ways(bundle: Bundle, images: int, free: int, files: Mapping[str, int] | None) -> Iterator[str]:
+    if fewer := most_images(bundle, images - 1, free, files=files):
         yield f"{fewer} at once (max_batch {fewer})"
     for title, kind in (("FP8", "fp8"), ("4-bit", "int4")):
         smaller = {name: _requantised(bundle.stage(name), kind) for name in QUANTISED}
         if any(smaller[name] < bundle.stage(name).bytes for name in QUANTISED):
-            most = most_images(bundle, images, free, steps=steps, files={**(files or {}), **smaller})
+            most = most_images(bundle, images, free, files={**(files or {}), **smaller})
             if most:
                 yield f"{title} weights in {', '.join(QUANTISED)}, {most} at once"
 

@@ -38,8 +38,11 @@ def normals(seed: int, stream: Stream, patch: int, steps: int, shape: tuple[int,
 class ImageNoise:
     """The draws of a batch of images, each from its own seed."""
 
-    def __init__(self, seeds: Sequence[int], steps: int, patch_shape: tuple[int, int]) -> None:
-        self.seeds, self.steps, self.patch_shape = seeds, steps, patch_shape
+    def __init__(
+        self, seeds: Sequence[int], steps: int, patch_shape: tuple[int, int], *, start_only: bool = False
+    ) -> None:
+        """``start_only``: for samplers without noise, whose steps get zeros."""
+        self.seeds, self.steps, self.patch_shape, self.start_only = seeds, steps, patch_shape, start_only
 
     def __call__(self, patch: int, rows_apart: bool) -> np.ndarray:
         """Draws of one patch, float32 ``[steps + 1, B, P, C]``: the start, then one a noisy step.
@@ -47,7 +50,8 @@ class ImageNoise:
         With ``rows_apart`` the unconditional rows, which follow, have draws of their own: ``[steps + 1, 2B, P, C]``.
         """
         streams = (Stream.IMAGE, Stream.UNCONDITIONAL) if rows_apart else (Stream.IMAGE,)
-        draws = [
-            normals(seed, stream, patch, self.steps + 1, self.patch_shape) for stream in streams for seed in self.seeds
-        ]
-        return np.stack(draws, axis=1)
+        drawn = 1 if self.start_only else self.steps + 1
+        draws = [normals(seed, stream, patch, drawn, self.patch_shape) for stream in streams for seed in self.seeds]
+        noise = np.zeros((self.steps + 1, len(draws), *self.patch_shape), np.float32)
+        noise[:drawn] = np.stack(draws, axis=1)
+        return noise

@@ -58,6 +58,9 @@ def pack_bundle(bundle: Bundle, archive: Path, targets: Sequence[str] | None, en
     for engine in (engine for built in engines.values() for engine in built):
         names |= {path.relative_to(bundle.folder).as_posix() for path in (engine, sidecar_path(engine))}
     names |= {path.relative_to(bundle.folder).as_posix() for path in _others(bundle)}
+    if bundle.fast_preview is not None:
+        bundle.verified_file(bundle.fast_preview)
+        names.add(bundle.fast_preview.path)
     with written_whole(archive) as file:
         linked = _write(bundle, sorted(names), file)
         size = file.tell()

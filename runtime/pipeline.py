@@ -5,15 +5,15 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitdance_edge.runtime.backend import Backend, Pending, Stage, StageTime
+from bitdance_edge.runtime.backend import Arrived, Backend, Pending, Stage, StageTime
 from bitdance_edge.runtime.backends import Choice, Wanted, choose_backend
 from bitdance_edge.runtime.bundle import Bundle, ImageSize
 from bitdance_edge.runtime.errors import BackendError, Cancelled, RequestError
@@ -22,13 +22,13 @@ from bitdance_edge.runtime.image_stage import ImageStage
 from bitdance_edge.runtime.loop import LOOP_STAGES, BoundLoop, LoopShape, TokenRequest, generate_tokens
 from bitdance_edge.runtime.memory_plan import MemoryPlan, most_images, require_memory
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
+from bitdance_edge.runtime.preview import UNSEEN, PreviewBudget, PreviewCanvas, PreviewMap, undrawn
 from bitdance_edge.runtime.prompt import PromptEncoder
 from bitdance_edge.runtime.request import Request, Settings
 
 log = logging.getLogger(__name__)
 
 DEFAULT_BATCH = 16  # images that run together where nobody says otherwise
-UNSEEN = 128  # gray of what a preview has not reached
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,12 @@ class Pipeline:
     @cached_property
     def _encoder(self) -> PromptEncoder | None:
         return None if self.bundle.text is None else PromptEncoder.open(self.bundle)
+
+    @cached_property
+    def _preview_map(self) -> PreviewMap:
+        bundle = self.bundle
+        path = bundle.verified_file(bundle.require_fast_previews())
+        return PreviewMap.load(path, bundle.model.bits, bundle.model.pixels_per_token)
 
     @classmethod
     def open(
@@ -223,6 +229,16 @@ class Pipeline:
         pixels[:, undrawn(whole, known, model.patch_side)] = UNSEEN
         return pixels
 
+    def preview_canvas(self, images: int, size: tuple[int, int] | None = None) -> PreviewCanvas:
+        """Fast previews of ``images`` of one size, to be drawn patch by patch.
+
+        Raises:
+            RequestError: the bundle has no map for them.
+        """
+        model = self.bundle.model
+        whole = model.default_size if size is None else model.size(*size)
+        return PreviewCanvas(self._preview_map, images, model.bits, whole, model.patch_side)
+
     def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
         """Images through the tokenizer and back, uint8 ``[B, H, W, 3]``."""
         height, width = np.shape(pixels)[1:3]
@@ -268,16 +284,19 @@ class Pipeline:
             self._image_stages[name] = ImageStage(backend, self.bundle, stage, name, output, at_once)
         return self._image_stages[name]
 
-    def _plan(self, images: int, steps: int | None = None) -> MemoryPlan | None:
-        """The memory that ``images`` at once take, or None where no GPU limits it.
+    def _plan(self, images: int, settings: Settings | None = None) -> MemoryPlan | None:
+        """The memory that ``images`` at once take, by default sampled as the bundle says; None where no GPU limits it.
 
         Raises:
             RequestError: they do not fit.
         """
-        choice = self.choice
+        choice, bundle = self.choice, self.bundle
         if choice.free_bytes is None:
             return None
-        return require_memory(self.bundle, images, choice.free_bytes, steps=steps, files=choice.files)
+        if settings is not None:
+            asked = {"steps": settings.steps, "guidance_schedule": settings.guidance_schedule}
+            bundle = replace(bundle, sampling=replace(bundle.sampling, **asked))
+        return require_memory(bundle, images, choice.free_bytes, files=choice.files)
 
     def _decode(self, tokens: np.ndarray, seeds: Sequence[int], size: ImageSize) -> Pending:
         model, inputs = self.bundle.model, {"tokens": tokens}
@@ -305,7 +324,7 @@ class Pipeline:
 
     def _stream(self, settings: Settings, cancel: threading.Event) -> Iterator[Event]:
         batches = settings.batches(self.max_batch)
-        self._plan(len(batches[0].images), settings.steps)
+        self._plan(len(batches[0].images), settings)
         coming: deque[Coming] = deque()
         for batch in batches:
             yield from self._stream_batch(batch, cancel, coming)
@@ -317,8 +336,10 @@ class Pipeline:
         model, first, done = self.bundle.model, settings.images[0].index, []
         patches = settings.size.patches
         seeds = [image.seed for image in settings.images]
-        noise = ImageNoise(seeds, settings.steps, (model.tokens_per_step, model.bits))
+        patch_shape = (model.tokens_per_step, model.bits)
+        noise = ImageNoise(seeds, settings.steps, patch_shape, start_only=settings.sampler == "ode")
         request = token_request(settings)
+        shown = self._previews(settings)
         with self._loop(request.shape) as loop, closing(generate_tokens(loop, request, noise)) as generated:
             while len(done) < patches:
                 if cancel.is_set():
@@ -326,8 +347,8 @@ class Pipeline:
                 done.append(next(generated).astype(np.int8))
                 at = {"first_image": first, "patch": len(done), "patches": patches}
                 yield PatchDone(tokens=done[-1], **at)
-                if settings.preview_every and len(done) % settings.preview_every == 0 and len(done) < patches:
-                    coming.append(self._preview(settings, np.concatenate(done, axis=1), at))
+                if (preview := shown(done, at)) is not None:
+                    coming.append(preview)
                 yield from _arrived(coming)
         tokens = np.concatenate(done, axis=1)
         if settings.decode:
@@ -347,6 +368,8 @@ class Pipeline:
                 size=size,
                 steps=settings.steps,
                 guidance=settings.guidance,
+                guidance_schedule=settings.guidance_schedule,
+                sampler=settings.sampler,
                 prefix=settings.prefix[i],
             )
             yield ImageDone(
@@ -361,7 +384,32 @@ class Pipeline:
                 )
             )
 
-    def _preview(self, settings: Settings, tokens: np.ndarray, at: Mapping[str, int]) -> Coming:
+    def _previews(self, settings: Settings) -> Callable[[Sequence[np.ndarray], Mapping[str, int]], Coming | None]:
+        """Of the patches so far, and where they are in the image, the preview that is due, or None."""
+        fast = settings.preview_every and settings.preview_kind == "fast"
+        size = (settings.size.height, settings.size.width)
+        canvas = self.preview_canvas(len(settings.images), size) if fast else None
+        budget = None if settings.preview_share is None else self._preview_budget(settings.preview_share)
+
+        def due(done: Sequence[np.ndarray], at: Mapping[str, int]) -> Coming | None:
+            if canvas is not None:
+                canvas.add(done[-1])
+            every, now = settings.preview_every, at["patch"]
+            if not every or now % every or now == at["patches"] or (budget is not None and not budget.allows()):
+                return None
+            if canvas is not None:
+                return Coming(Arrived(canvas.pixels.copy()), lambda pixels: iter([Preview(pixels=pixels, **at)]))
+            with nullcontext() if budget is None else budget.paying():
+                return self._full_preview(settings, np.concatenate(done, axis=1), at)
+
+        return due
+
+    def _preview_budget(self, share: float) -> PreviewBudget:
+        """Of one batch; the first preview is expected to take what the pipeline's decodings took."""
+        time = self._image_stage("decoder").stage.time
+        return PreviewBudget(share, time.seconds / max(1, time.launches))
+
+    def _full_preview(self, settings: Settings, tokens: np.ndarray, at: Mapping[str, int]) -> Coming:
         """Decode with the missing tokens at zero, and gray out what is not drawn yet."""
         size, known = settings.size, tokens.shape[1]
         padded = np.zeros((len(tokens), size.tokens, self.bundle.model.bits), np.float32)
@@ -416,19 +464,6 @@ def token_request(settings: Settings) -> TokenRequest:
         steps=settings.steps,
         guidance=settings.guidance,
         guidance_schedule=settings.guidance_schedule,
+        sampler=settings.sampler,
         prefix=settings.prefix,
     )
-
-
-def undrawn(size: ImageSize, known: int, patch_side: int) -> np.ndarray:
-    """Which pixels the first ``known`` tokens leave open, bool ``[H, W]``."""
-    missing = np.ones(size.tokens, bool)
-    missing[:known] = False
-    cells = sequence_to_grid(missing, size.grid_height, size.grid_width, patch_side)
-    return np.kron(cells, np.ones((size.height // size.grid_height, size.width // size.grid_width), bool))
-
-
-def sequence_to_grid(values: np.ndarray, height: int, width: int, patch_side: int) -> np.ndarray:
-    """One value a token, ``[h*w]`` in generation order, to ``[h, w]``."""
-    patches = values.reshape(height // patch_side, width // patch_side, patch_side, patch_side)
-    return patches.transpose(0, 2, 1, 3).reshape(height, width)

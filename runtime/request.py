@@ -4,12 +4,15 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from bitdance_edge.runtime.bundle import CLASS_CONDITIONAL, Bundle, ImageSize
 from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.preview import KINDS as PREVIEW_KINDS
 from bitdance_edge.runtime.prompt import PromptEncoder, padded
+from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, SAMPLERS
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
@@ -26,11 +29,17 @@ class Request:
         negative_prompt: what guidance leads away from; None is no text at all.
         seed: image i of the request uses seed + i; None draws one.
         seeds: one an image, in place of ``seed``: images that were asked for apart and run together.
-        steps: noisy sampling steps of each patch, one head evaluation each, plus a last one.
+        steps: sampling steps of each patch, one head evaluation each, plus a last one.
         guidance: 1 switches guidance off.
+        guidance_schedule: "constant", or "linear" over the patches, from none at the first.
+        sampler: "sde", the reference's, or "ode", its deterministic limit: no noise but what each patch starts from.
+        published: take what is None from the settings that the checkpoint was published with.
         size: (height, width) in pixels.
         prefix: tokens ``[K, C]`` or ``[images, K, C]`` of -1 and +1 that start each image, K a whole number of patches.
-        preview_every: decode what is there after every so many patches; 0 for none.
+        preview_every: show what is there after every so many patches; 0 for none.
+        preview_kind: "full", by the decoder, or "fast", by a linear approximation of it.
+        preview_share: skip full previews that would take more than this share of the time so far, by what decoding has
+            taken before (the first decoding of a pipeline is not skipped). Without preview_every, after any patch.
         output: "image", or "tokens" to leave the decoder out.
         batch_invariant: run the images one by one, so that each is the same to the bit in any batch.
     """
@@ -43,11 +52,21 @@ class Request:
     seeds: Sequence[int] | None = None
     steps: int | None = None
     guidance: float | None = None
+    guidance_schedule: str | None = None
+    sampler: str | None = None
+    published: bool = False
     size: tuple[int, int] | None = None
     prefix: np.ndarray | None = None
     preview_every: int = 0
+    preview_kind: str = "full"
+    preview_share: float | None = None
     output: str = "image"
     batch_invariant: bool = False
+
+    @classmethod
+    def example(cls, bundle: Bundle) -> "Request":
+        """Something that a bundle can draw: its first class, or the prompt that came with it."""
+        return cls(classes=[0]) if bundle.text is None else cls(prompts=[bundle.text.example])
 
     def resolve(self, bundle: Bundle, encoder: PromptEncoder | None = None) -> "Settings":
         """Fill in the bundle's defaults and check every value against it.
@@ -59,14 +78,13 @@ class Request:
             RequestError: names the value and what is allowed.
         """
         model = bundle.model
-        steps = _whole("steps", bundle.sampling.steps if self.steps is None else self.steps, 1, MAX_STEPS)
+        default = bundle.published_sampling if self.published else bundle.sampling
         count = _whole("count", self.count, 1, 1_000_000)
-        guidance = bundle.sampling.guidance if self.guidance is None else self.guidance
+        guidance = default.guidance if self.guidance is None else self.guidance
+        schedule = default.guidance_schedule if self.guidance_schedule is None else self.guidance_schedule
         if not isinstance(guidance, int | float) or not math.isfinite(guidance) or not 1 <= guidance <= 100:
             raise RequestError(f"guidance is {guidance!r}; it must be a number from 1 (off) to 100")
         size = model.default_size if self.size is None else model.size(*self.size)
-        if self.output not in OUTPUTS:
-            raise RequestError(f"output is {self.output!r}; it must be one of {', '.join(OUTPUTS)}")
         subjects = self._subjects(bundle, size, encoder)
         images = [subject for subject in subjects for _ in range(count)]
         seeds = self._image_seeds(len(images))
@@ -75,14 +93,30 @@ class Request:
                 replace(image, index=i, seed=seed) for i, (image, seed) in enumerate(zip(images, seeds, strict=True))
             ),
             size=size,
-            steps=steps,
+            steps=_whole("steps", default.steps if self.steps is None else self.steps, 1, MAX_STEPS),
             guidance=float(guidance),
-            guidance_schedule=bundle.sampling.guidance_schedule,
+            guidance_schedule=_one_of("guidance_schedule", schedule, GUIDANCE_SCHEDULES),
+            sampler=_one_of("sampler", default.sampler if self.sampler is None else self.sampler, SAMPLERS),
             prefix=_prefix(self.prefix, len(images), bundle, size),
-            preview_every=_whole("preview_every", self.preview_every, 0, size.patches),
-            decode=self.output == "image",
+            **self._previews(bundle, size),
+            decode=_one_of("output", self.output, OUTPUTS) == "image",
             batch_invariant=self.batch_invariant,
         )
+
+    def _previews(self, bundle: Bundle, size: ImageSize) -> dict[str, Any]:
+        every, share = _whole("preview_every", self.preview_every, 0, size.patches), self.preview_share
+        kind = _one_of("preview_kind", self.preview_kind, PREVIEW_KINDS)
+        if kind == "fast":
+            bundle.require_fast_previews()
+        if share is not None and (not isinstance(share, int | float) or not 0 < share < 1):
+            raise RequestError(f"preview_share is {share!r}; it must be a number between 0 and 1")
+        if share is not None and kind == "fast":
+            raise RequestError("preview_share is for full previews; fast ones take next to nothing: leave it away")
+        return {
+            "preview_every": 1 if share is not None and not every else every,
+            "preview_kind": kind,
+            "preview_share": share,
+        }
 
     def _image_seeds(self, images: int) -> list[int]:
         if self.seeds is not None:
@@ -148,8 +182,11 @@ class Settings:
     steps: int
     guidance: float
     guidance_schedule: str
+    sampler: str
     prefix: np.ndarray  # float32 [images, K, P, C], K patches
     preview_every: int
+    preview_kind: str
+    preview_share: float | None
     decode: bool
     batch_invariant: bool
 
@@ -188,6 +225,12 @@ def _whole(name: str, value: object, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
         raise RequestError(f"{name} is {value!r}; it must be a whole number from {least} to {most}")
     return int(value)
+
+
+def _one_of(name: str, value: object, allowed: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise RequestError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    return value
 
 
 def _prefix(prefix: np.ndarray | None, images: int, bundle: Bundle, size: ImageSize) -> np.ndarray:

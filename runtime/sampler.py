@@ -1,8 +1,15 @@
-"""Euler-Maruyama as three numbers a step: ``x <- A * x + B * clean + C * noise``.
+"""A sampler as three numbers a step: ``x <- A * x + B * clean + C * noise``.
 
-With a head that predicts the clean token and rectified flow, the drift is (1 + t) * v - x and v = (clean - x) / m with
-m = max(1 - t, 0.05); collecting terms gives B = (1 + t) * dt / m, A = 1 - dt - B, C = sqrt(2 * (1 - t) * dt) (paper
-section 3.3). The last step crosses from 0.95 to 1 without noise, which is the clean token itself: A = 0, B = 1, C = 0.
+With a head that predicts the clean token and rectified flow, the velocity is v = (clean - x) / m with
+m = max(1 - t, 0.05), and the score of the noisy tokens is (t * v - x) / (1 - t). Each process
+dx = (v + g^2 / 2 * score) dt + g dW has the same distribution at any time (Y. Song et al., arXiv 2011.13456, sec. 4.3):
+
+- ``sde``, the reference's (paper section 3.3): g^2 / 2 = 1 - t, so the drift is (1 + t) * v - x. The Euler-Maruyama
+  step has B = (1 + t) * dt / m, A = 1 - dt - B, C = sqrt(2 * (1 - t) * dt).
+- ``ode``, the deterministic limit: g = 0, the drift is v. The Euler step has B = dt / m, A = 1 - B, C = 0; all that is
+  random is the draw that a patch starts from.
+
+The last step crosses from 0.95 to 1 without noise, which is the clean token itself: A = 0, B = 1, C = 0.
 """
 
 from dataclasses import dataclass
@@ -10,28 +17,51 @@ from dataclasses import dataclass
 import numpy as np
 
 LAST_TIME = 0.95
+SAMPLERS = ("sde", "ode")
+GUIDANCE_SCHEDULES = ("constant", "linear")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Everything about sampling that depends on the number of steps alone."""
+    """Everything about sampling that depends on the sampler and its number of steps alone, computed in float64."""
 
     times: np.ndarray  # float32 [steps + 1]: when the head is evaluated
     coefficients: np.ndarray  # float32 [steps + 1, 3]: A, B, C
 
     @classmethod
+    def of(cls, sampler: str, steps: int, time_shift: float) -> "Schedule":
+        """The schedule of one of ``SAMPLERS``."""
+        return {"sde": cls.euler_maruyama, "ode": cls.euler}[sampler](steps, time_shift)
+
+    @classmethod
     def euler_maruyama(cls, steps: int, time_shift: float) -> "Schedule":
-        """The schedule of ``steps`` noisy steps and the last one, computed in float64."""
-        grid = np.linspace(0, LAST_TIME, steps + 1)
-        with np.errstate(divide="ignore"):  # 1 / 0 is infinity, which maps to time 0
-            grid = (1 / time_shift) / (1 / time_shift + (1 / grid - 1))
-        time, dt = grid[:-1], np.diff(grid)
-        b = (1 + time) * dt / np.maximum(1 - time, 1 - LAST_TIME)
-        noisy = np.stack([1 - dt - b, b, np.sqrt(2 * (1 - time) * dt)], axis=1)
+        """``steps`` noisy steps and the last one."""
+        time, dt, left = _grid(steps, time_shift)
+        b = (1 + time) * dt / left
+        return cls._ending(time, 1 - dt - b, b, np.sqrt(2 * (1 - time) * dt))
+
+    @classmethod
+    def euler(cls, steps: int, time_shift: float) -> "Schedule":
+        """``steps`` steps along the velocity and the last one."""
+        time, dt, left = _grid(steps, time_shift)
+        b = dt / left
+        return cls._ending(time, 1 - b, b, np.zeros_like(b))
+
+    @classmethod
+    def _ending(cls, time: np.ndarray, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> "Schedule":
         return cls(
             times=np.append(time, LAST_TIME).astype(np.float32),
-            coefficients=np.vstack([noisy, [0.0, 1.0, 0.0]]).astype(np.float32),
+            coefficients=np.vstack([np.stack([a, b, c], axis=1), [0.0, 1.0, 0.0]]).astype(np.float32),
         )
+
+
+def _grid(steps: int, time_shift: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each step but the last: its time, its length, and m, the time that is left."""
+    grid = np.linspace(0, LAST_TIME, steps + 1)
+    with np.errstate(divide="ignore"):  # 1 / 0 is infinity, which maps to time 0
+        grid = (1 / time_shift) / (1 / time_shift + (1 / grid - 1))
+    time = grid[:-1]
+    return time, np.diff(grid), np.maximum(1 - time, 1 - LAST_TIME)
 
 
 def patch_guidance(guidance: float, schedule: str, patch: int, patches: int) -> float:

@@ -125,6 +125,7 @@ class Crew:
             model=first.model,
             request=runtime_request(works, self.scheduler.catalog.get(first.model).bundle),
             previews=tuple(work.previews for work in works for _ in work.seeds),
+            fast=tuple(work.fast_previews for work in works for _ in work.seeds),
         )
 
     async def _cancel_when_left(self, worker: Worker, batch: Batch) -> None:

@@ -44,6 +44,8 @@ class RunningJob:
             n=work.images,
             num_inference_steps=work.steps,
             guidance_scale=work.guidance,
+            guidance_schedule=work.guidance_schedule,
+            sampler=work.sampler,
             patches=patches * work.images,
             patches_done=0,
             data=[None] * work.images,

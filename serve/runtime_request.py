@@ -25,7 +25,7 @@ def generation(asked: GenerationFields, model: Model, settings: ServeSettings) -
     Raises:
         ApiError: names the field, its value and what is allowed.
     """
-    sampling = model.bundle.sampling
+    sampling = model.bundle.published_sampling if asked.published else model.bundle.sampling
     images = _within("n", asked.n, 1, settings.max_images)
     steps = _within("num_inference_steps", asked.num_inference_steps, sampling.steps, settings.max_steps)
     if len(asked.prompt) > settings.max_prompt:
@@ -44,9 +44,12 @@ def generation(asked: GenerationFields, model: Model, settings: ServeSettings) -
         seeds=tuple(range(seed, seed + images)),
         steps=steps,
         guidance=sampling.guidance if asked.guidance_scale is None else asked.guidance_scale,
+        guidance_schedule=asked.guidance_schedule or sampling.guidance_schedule,
+        sampler=asked.sampler or sampling.sampler,
         size=(size.height, size.width),
         prefix=_kept(asked, model, size),
         previews=_previews(asked, size.patches),
+        fast_previews=_fast(asked, model),
     )
     try:
         resolved = runtime_request([work], model.bundle).resolve(model.bundle, model.encoder)
@@ -69,6 +72,8 @@ def runtime_request(works: Sequence[Generation], bundle: Bundle) -> Request:
         seeds=[seed for work in works for seed in work.seeds],
         steps=first.steps,
         guidance=first.guidance,
+        guidance_schedule=first.guidance_schedule,
+        sampler=first.sampler,
         size=first.size,
         prefix=np.stack(prefixes) if prefixes else None,
     )
@@ -110,6 +115,16 @@ def _previews(asked: GenerationFields, patches: int) -> frozenset[int]:
     partial = (asked.partial_images or 0) if isinstance(asked, ImageRequest) and asked.stream else 0
     spread = {round(patches * (i + 1) / (partial + 1)) for i in range(partial)}
     return frozenset(patch for patch in spread if 0 < patch < patches)
+
+
+def _fast(asked: GenerationFields, model: Model) -> bool:
+    if not isinstance(asked, JobRequest) or asked.preview_kind == "full":
+        return False
+    if model.bundle.fast_preview is None:
+        raise _invalid(
+            "preview_kind", f"{model.id} has no fast previews; its bundle was exported without: ask for full"
+        )
+    return True
 
 
 def _within(name: str, value: int | None, default: int, most: int) -> int:

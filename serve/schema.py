@@ -11,6 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from bitdance_edge.runtime.request import MAX_SEED, MAX_STEPS
 
 OutputFormat = Literal["png", "jpeg", "webp"]
+GuidanceSchedule = Literal["constant", "linear"]
+Sampler = Literal["sde", "ode"]
 
 
 def _without_fraction(value: object) -> object:
@@ -37,6 +39,11 @@ class GenerationFields(Asked):
         None, description="Sampling steps of each patch."
     )
     guidance_scale: Annotated[float, Field(ge=1, le=100)] | None = Field(None, description="1 is off.")
+    guidance_schedule: GuidanceSchedule | None = Field(None, description="Over the patches of an image.")
+    sampler: Sampler | None = Field(None, description="sde is the reference's, ode its limit without noise.")
+    published: bool | None = Field(
+        None, description="Sample as the checkpoint was published, where nothing else is said; false by default."
+    )
     negative_prompt: str | None = Field(None, description="For models of text; class models take none.")
     output_format: OutputFormat | None = Field(None, description="png by default; it carries the settings inside.")
     output_compression: Annotated[Whole, Field(ge=0, le=100)] | None = Field(
@@ -62,7 +69,10 @@ class Prefix(Asked):
 
 class JobRequest(GenerationFields):
     prefix: Prefix | None = Field(None, description="Complete an image from its first patches.")
-    preview_every: Whole = Field(0, description="Show what is decoded after every so many patches; 0 for never.", ge=0)
+    preview_every: Whole = Field(0, description="Show what is there after every so many patches; 0 for never.", ge=0)
+    preview_kind: Literal["full", "fast"] = Field(
+        "full", description="By the decoder, or by a linear approximation where the model's capabilities have one."
+    )
 
 
 class TokensRequest(Asked):
@@ -136,6 +146,8 @@ class Job(BaseModel):
     n: int
     num_inference_steps: int
     guidance_scale: float
+    guidance_schedule: str
+    sampler: str
     patches: int = Field(description="Of all its images.")
     patches_done: int
     data: list[ImageData | None] = Field(description="One an image; null until it is made.")
@@ -179,6 +191,15 @@ class SizeCapabilities(BaseModel):
     rows_of_patches: int = Field(description="An image is made by so many rows of patches, from its top.")
 
 
+class PublishedSampling(BaseModel):
+    """What the checkpoint was published with, and a request with ``published`` gets."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_schedule: str
+    sampler: str
+
+
 class ModelCapabilities(BaseModel):
     id: str
     kind: str
@@ -188,6 +209,10 @@ class ModelCapabilities(BaseModel):
     sizes: list[SizeCapabilities] = Field(description="The default first.")
     num_inference_steps: int = Field(description="The default.")
     guidance_scale: float = Field(description="The default.")
+    guidance_schedule: str = Field(description="The default.")
+    sampler: str = Field(description="The default.")
+    published: PublishedSampling
+    fast_previews: bool = Field(description="Whether jobs may ask for previews of kind fast.")
     bits: int
     images_at_once: int
     tokenizes: bool

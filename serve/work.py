@@ -18,9 +18,12 @@ class Generation:
     seeds: tuple[int, ...]
     steps: int
     guidance: float
+    guidance_schedule: str
+    sampler: str
     size: tuple[int, int]  # (height, width)
     prefix: np.ndarray | None  # [K, C] of -1 and +1
-    previews: frozenset[int]  # patches after which to show what is decoded so far
+    previews: frozenset[int]  # patches after which to show what is there so far
+    fast_previews: bool  # by the linear approximation of the decoder
     prompt_tokens: int = 0  # ids of the prompt, known once it has been checked
 
     @property
@@ -31,7 +34,8 @@ class Generation:
     def shape(self) -> Hashable:
         """Generations of the same shape can run in one batch."""
         given = 0 if self.prefix is None else len(self.prefix)
-        return (self.model, self.negative_prompt, self.steps, self.guidance, self.size, given)
+        sampling = (self.steps, self.guidance, self.guidance_schedule, self.sampler)
+        return (self.model, self.negative_prompt, sampling, self.size, given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +54,13 @@ Work = Generation | Tokenization
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """To a worker: run this request; ``previews`` are the patches to show of each image."""
+    """To a worker: run this request; ``previews`` are the patches to show of each image, ``fast`` how."""
 
     batch: int
     model: str
     request: Request
     previews: tuple[frozenset[int], ...]
+    fast: tuple[bool, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

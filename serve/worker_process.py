@@ -18,6 +18,7 @@ import numpy as np
 from bitdance_edge.runtime import BitDanceError, Cancelled, Pipeline, Request, RequestError
 from bitdance_edge.runtime import ImageDone as RuntimeImage
 from bitdance_edge.runtime import PatchDone as RuntimePatch
+from bitdance_edge.runtime.preview import PreviewCanvas
 from bitdance_edge.serve.work import (
     BatchDone,
     Cancel,
@@ -58,7 +59,7 @@ def work(connection: Connection, bundles: Mapping[str, tuple[Path, int]], device
 
 def _warm_up(pipeline: Pipeline) -> None:
     """One image in as few steps as there are, and one through the encoder: every stage is loaded then."""
-    subject = Request(classes=[0]) if pipeline.bundle.text is None else Request(prompts=["warm-up"])
+    subject = Request.example(pipeline.bundle)
     (image,) = pipeline.generate(replace(subject, seed=0, steps=1, size=min(pipeline.bundle.model.sizes)))
     if "encoder" in pipeline.bundle.stages and image.pixels is not None:
         pipeline.tokenize(image.pixels[None])
@@ -121,16 +122,24 @@ class _Desk:
     def _generated(self, pipeline: Pipeline, order: Generate) -> Iterator[Report]:
         seeds = order.request.seeds or []
         done: list[np.ndarray] = []
+        canvas: PreviewCanvas | None = None
         for event in pipeline.stream(order.request, self.cancels[order.batch]):
             if isinstance(event, RuntimePatch):
                 done = [event.tokens] if event.patch == 1 else [*done, event.tokens]
                 first, count = event.first_image, len(event.tokens)
-                shown = [i for i in range(first, first + count) if event.patch in order.previews[i]]
+                images = range(first, first + count)
+                if event.patch == 1:
+                    fast = any(order.fast[i] and order.previews[i] for i in images)
+                    canvas = pipeline.preview_canvas(count, order.request.size) if fast else None
                 previews: dict[int, np.ndarray] = {}
-                if shown:
+                if canvas is not None:
+                    canvas.add(event.tokens)
+                    due = [i for i in images if order.fast[i] and event.patch in order.previews[i]]
+                    previews = {i: canvas.pixels[i - first].copy() for i in due}
+                if shown := [i for i in images if not order.fast[i] and event.patch in order.previews[i]]:
                     tokens = np.concatenate(done, axis=1)[[i - first for i in shown]]
                     pixels = pipeline.preview(tokens, [seeds[i] for i in shown], order.request.size)
-                    previews = dict(zip(shown, pixels, strict=True))
+                    previews |= zip(shown, pixels, strict=True)
                 yield PatchDone(
                     batch=order.batch,
                     first=first,

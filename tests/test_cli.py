@@ -15,7 +15,7 @@ from conftest import FIXTURES
 from PIL import Image
 
 from bitdance_edge.cli import COMMANDS
-from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime import Bundle, read_settings
 
 CHECKPOINT = FIXTURES / "cc_4x_patch" / "state.safetensors"
 
@@ -63,6 +63,26 @@ def test_generate_writes_labelled_images_a_grid_and_previews(bundle: Bundle, tmp
         assert grid.height > 3 * 64
     assert result.stdout.splitlines()[0] == str(tmp_path / "grid.png")
     assert "seed 1" in result.stderr
+
+
+def test_published_settings_and_the_other_sampler_from_the_command_line(bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    folder.symlink_to(bundle.folder)
+    arguments = ["--classes", "4", "--seed", 2, "--published", "--sampler", "ode", "--guidance-schedule", "constant"]
+    outputs = ["--out", tmp_path / "images", "--previews", tmp_path / "previews"]
+    result = cli("generate", folder, *arguments, *outputs, "--preview-kind", "fast", "--preview-every", 10)
+    assert result.returncode == 0, result.stderr
+    settings = read_settings(tmp_path / "images" / "0000-4-seed2.png")
+    assert (settings["steps"], settings["sampler"], settings["guidance_schedule"]) == (100, "ode", "constant")
+    assert files(tmp_path / "previews") == {"0000-patch010.png"}
+    shown = cli("inspect", folder).stdout
+    assert "sampling    100 steps a patch (sde), guidance 4 (linear)" in shown
+    assert "published   the same" in shown and "previews    full, fast" in shown
+
+
+def test_like_takes_no_settings(bundle: Bundle) -> None:
+    message = refused("generate", bundle.folder, "--like", "some.png", "--sampler", "ode", "--published")
+    assert "leave --sampler, --published away" in message
 
 
 def test_an_image_is_made_again_from_its_png(bundle: Bundle, tmp_path: Path) -> None:
@@ -121,6 +141,9 @@ def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
         (["--tokens", "tokens.bin"], "tokens.bin does not end in .npy"),
         (["--tokens", "tokens.npy", "--grid", "grid.png"], "--tokens decodes nothing"),
         (["--preview-every", "2"], "give --previews FOLDER too"),
+        (["--preview-kind", "fast", "--preview-share", "0.1"], "--preview-kind, --preview-share is about --previews"),
+        (["--previews", "p", "--preview-kind", "quick"], "preview_kind is 'quick'; it must be one of full, fast"),
+        (["--sampler", "euler"], "sampler is 'euler'; it must be one of sde, ode"),
     ],
 )
 def test_bad_request_is_one_line_and_writes_nothing(

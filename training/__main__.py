@@ -44,8 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--images", type=int, help="generated images a seed (default: as many as training images, or held-out captions)"
     )
     scores.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the sampling (default: 0 1 2)")
-    scores.add_argument("--sampling-steps", type=int, help="default: the checkpoint's")
-    scores.add_argument("--guidance", type=float, help="default: the checkpoint's")
+    scores.add_argument("--sampling-steps", type=int, help="default: as published")
+    scores.add_argument("--guidance", type=float, help="default: as published")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -114,7 +114,7 @@ def evaluate(
     Args:
         images: generated images a seed; by default as many as there are training images, or of text to image as there
             are held-out captions.
-        sampling_steps, guidance: by default the checkpoint's.
+        sampling_steps, guidance: by default those that the checkpoint is published with.
     """
     training, held_out = training_data(recipe, options.data)
     if isinstance(recipe, TokenizerRecipe):
@@ -128,7 +128,7 @@ def evaluate(
     elif isinstance(recipe, TextRecipe):
         model = load_text_to_image(options.out)
         prompts = PromptTokenizer.open(options.out / "tokenizer.json", model.config)
-        sampling = _changed(model.config.sampling, sampling_steps, guidance)
+        sampling = _changed(model.config.published, sampling_steps, guidance)
         scores = text_scores(model, prompts, held_out, captions=images or len(held_out), seeds=seeds, sampling=sampling)
         shown = held_out.labels[torch.linspace(0, len(held_out) - 1, SHEET_CAPTIONS).long()].tolist()
         captions = [held_out.class_names[label] for label in shown]
@@ -136,7 +136,7 @@ def evaluate(
         contact_sheet(torch.from_numpy(pictures), SHEET_COLUMNS).save(options.out / SHEET)
     else:
         model = load_generator(options.out / WEIGHTS)
-        sampling = _changed(model.config.sampling, sampling_steps, guidance)
+        sampling = _changed(model.config.published, sampling_steps, guidance)
         scores = generator_scores(
             model, recipe, training, held_out, images=images or len(training), seeds=seeds, sampling=sampling
         )

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,12 +57,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="image i uses seed + i (default: drawn, and printed)")
     parser.add_argument("--steps", type=int, help="sampling steps of each patch (default: the bundle's)")
     parser.add_argument("--guidance", type=float, help="1 is off (default: the bundle's)")
+    parser.add_argument("--guidance-schedule", help="constant, or linear over the patches (default: the bundle's)")
+    parser.add_argument("--sampler", help="sde, the reference's, or ode, without noise (default: the bundle's)")
+    parser.add_argument(
+        "--published", action="store_true", help="what is not given is as the checkpoint was published, not the default"
+    )
     add_size_argument(parser)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write one PNG an image, with its settings inside")
     parser.add_argument("--grid", type=Path, metavar="FILE", help="write one labelled PNG of all images")
     parser.add_argument("--tokens", type=Path, metavar="FILE", help="write tokens [n, h*w, C] as .npy, decode nothing")
     parser.add_argument("--previews", type=Path, metavar="FOLDER", help="write what is decoded so far into FOLDER")
     parser.add_argument("--preview-every", type=int, metavar="K", help="patches between previews (default: a fourth)")
+    parser.add_argument("--preview-kind", help="full (default), by the decoder, or fast, a linear approximation of it")
+    parser.add_argument(
+        "--preview-share", type=float, metavar="S", help="skip full previews over this share of the time, such as 0.1"
+    )
     parser.add_argument("--prefix", type=Path, metavar="FILE", help="an image, or tokens .npy, to be completed")
     parser.add_argument("--prefix-patches", type=int, metavar="K", help="patches kept of --prefix (default: half)")
     parser.add_argument("--batch-invariant", action="store_true", help="one image at a time: same bits in any batch")
@@ -95,21 +104,30 @@ def _require_outputs(args: argparse.Namespace) -> None:
         raise RequestError(f"{args.tokens} does not end in .npy, the format of tokens")
     if args.tokens and (args.grid or args.out):
         raise RequestError("--tokens decodes nothing, so there is nothing for --grid or --out; leave one of them away")
-    if args.preview_every is not None and not args.previews:
-        raise RequestError("--preview-every says how often --previews are written; give --previews FOLDER too")
-    settings = ("seed", "steps", "guidance", "size", "prefix", "prefix_patches", "negative_prompt")
-    given = [f"--{name.replace('_', '-')}" for name in settings if getattr(args, name) is not None]
-    given += ["--count"] if args.count != 1 else []
+    how = ("preview_every", "preview_kind", "preview_share")
+    if (given := _given(args, how)) and not args.previews:
+        raise RequestError(f"{', '.join(given)} is about --previews; give --previews FOLDER too")
+    settings = ("seed", "steps", "guidance", "guidance_schedule", "sampler", "size", "prefix", "prefix_patches")
+    given = _given(args, (*settings, "negative_prompt"))
+    given += [f"--{name}" for name, value in (("count", args.count != 1), ("published", args.published)) if value]
     if args.like and given:
         raise RequestError(f"--like takes all settings from the PNG; leave {', '.join(given)} away")
 
 
+def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
+
+
 def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
-    every = 0
-    if args.previews:
-        patches = image_size(args, pipeline).patches
-        every = max(1, patches // 4) if args.preview_every is None else args.preview_every
-    output = {"preview_every": every, "output": "tokens" if args.tokens else "image"}
+    every = args.preview_every or 0
+    if args.previews and args.preview_every is None and args.preview_share is None:
+        every = max(1, image_size(args, pipeline).patches // 4)
+    output = {
+        "preview_every": every,
+        "preview_kind": args.preview_kind or "full",
+        "preview_share": args.preview_share,
+        "output": "tokens" if args.tokens else "image",
+    }
     if args.like:
         return replace(_like(args.like, pipeline), **output)
     return Request(
@@ -120,6 +138,9 @@ def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
         seed=args.seed,
         steps=args.steps,
         guidance=args.guidance,
+        guidance_schedule=args.guidance_schedule,
+        sampler=args.sampler,
+        published=args.published,
         size=args.size,
         prefix=_prefix(args, pipeline),
         batch_invariant=args.batch_invariant,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bitdance_edge.runtime import Bundle, RequestError
 from bitdance_edge.runtime.backends import survey
-from bitdance_edge.runtime.bundle import TensorSpec
+from bitdance_edge.runtime.bundle import SamplingSpec, TensorSpec
 from bitdance_edge.runtime.memory_plan import fitted, parse_memory, plan_memory, refusal
 
 EXAMPLE = """examples:
@@ -47,16 +47,25 @@ def run(args: argparse.Namespace) -> None:
 
 def _model(bundle: Bundle) -> Iterator[str]:
     model, sampling = bundle.model, bundle.sampling
-    subject = (
-        f"{model.num_classes} classes" if bundle.text is None else f"prompts of up to {bundle.text.max_prompt} tokens"
-    )
+    text = bundle.text
+    subject = f"{model.num_classes} classes" if text is None else f"prompts of up to {text.max_prompt} tokens"
     yield f"{bundle.name}: {model.kind}, {subject}"
+    if text is not None:
+        yield f"  example     {text.example}"
     for height, width in model.sizes:
         size = model.size(height, width)
         grid = f"{size.grid_height}x{size.grid_width} tokens of {model.bits} bits"
         yield f"  {size!s:11} {grid}, {model.tokens_per_step} a step, {size.patches} steps an image"
-    yield f"  sampling    {sampling.steps} steps a patch, guidance {sampling.guidance:g} ({sampling.guidance_schedule})"
+    yield f"  sampling    {_sampling(sampling)}"
+    published = "the same" if bundle.published_sampling == sampling else _sampling(bundle.published_sampling)
+    yield f"  published   {published}"
+    yield f"  previews    {'full' if bundle.fast_preview is None else 'full, fast'}"
     yield f"  profile     {bundle.profile}"
+
+
+def _sampling(sampling: SamplingSpec) -> str:
+    guidance = f"guidance {sampling.guidance:g} ({sampling.guidance_schedule})"
+    return f"{sampling.steps} steps a patch ({sampling.sampler}), {guidance}"
 
 
 def _stages(bundle: Bundle) -> Iterator[str]:

@@ -29,7 +29,11 @@ class Page {
     this.form.clearErrors();
     try {
       const size = this.form.size;
-      const asked = { ...this.form.body(), preview_every: Math.ceil(size.patches / PREVIEWS) };
+      const asked = {
+        ...this.form.body(),
+        preview_every: Math.ceil(size.patches / PREVIEWS),
+        preview_kind: this.form.model.fast_previews ? "fast" : "full", // which take as long as an image to decode, each
+      };
       this.job = await post("/v1/jobs", prefix ? { ...asked, prefix } : asked);
       this.stage.clear(this.job.n, size);
       this.stage.caption("Waiting for the device…");

@@ -8,7 +8,15 @@ from bitdance_edge.runtime.bundle import ModelSpec
 from bitdance_edge.serve.catalog import Model, size_name
 from bitdance_edge.serve.pictures import FORMATS
 from bitdance_edge.serve.routes.common import TheService, errors
-from bitdance_edge.serve.schema import Capabilities, Health, ModelCapabilities, ModelCard, ModelList, SizeCapabilities
+from bitdance_edge.serve.schema import (
+    Capabilities,
+    Health,
+    ModelCapabilities,
+    ModelCard,
+    ModelList,
+    PublishedSampling,
+    SizeCapabilities,
+)
 
 router = APIRouter()
 
@@ -68,7 +76,7 @@ def _card(model: Model) -> ModelCard:
 
 
 def _capabilities(model: Model) -> ModelCapabilities:
-    spec, sampling = model.bundle.model, model.bundle.sampling
+    spec, sampling, published = model.bundle.model, model.bundle.sampling, model.bundle.published_sampling
     return ModelCapabilities(
         id=model.id,
         kind=spec.kind,
@@ -78,6 +86,15 @@ def _capabilities(model: Model) -> ModelCapabilities:
         sizes=[_size(spec, *size) for size in spec.sizes],
         num_inference_steps=sampling.steps,
         guidance_scale=sampling.guidance,
+        guidance_schedule=sampling.guidance_schedule,
+        sampler=sampling.sampler,
+        published=PublishedSampling(
+            num_inference_steps=published.steps,
+            guidance_scale=published.guidance,
+            guidance_schedule=published.guidance_schedule,
+            sampler=published.sampler,
+        ),
+        fast_previews=model.bundle.fast_preview is not None,
         bits=spec.bits,
         images_at_once=model.images_at_once,
         tokenizes="encoder" in model.bundle.stages,

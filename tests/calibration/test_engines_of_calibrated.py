@@ -27,7 +27,7 @@ def test_engines_are_built_of_every_stage(
 ) -> None:
     made = build(calibrated(precision).calibrated, library, STAGES)
     for stage, sidecar in made.items():
-        expected = precision if stage in ("tokens", "backbone", "head") or precision == "fp8" else "int8"
+        expected = "int8" if stage == "encoder" and precision == "int4" else precision  # it has convolutions only
         assert sidecar.precision.startswith(expected), (stage, sidecar.precision)
 
 

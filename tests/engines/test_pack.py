@@ -28,6 +28,7 @@ def test_packed_whole(built_copy: Bundle, library: Library, tmp_path: Path, caps
     opened = unpacked(tmp_path / "one.tar", tmp_path / "there")
     assert opened == Bundle.open(opened.folder)
     assert opened.digest == built_copy.digest
+    opened.verified_file(opened.require_fast_previews())
     for stage in opened.stages:
         opened.verified(stage)
         require_fit(opened, engine_path(opened, "rtx", stage), library.trt, "8.9")

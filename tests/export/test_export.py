@@ -96,6 +96,11 @@ def test_half_precision_halves_the_weights_and_keeps_the_sampler_in_float32(
     assert 0 < errors[0] < errors[1]
 
 
+def test_bundles_that_run_here_get_fast_previews(exported: Callable[..., Bundle]) -> None:
+    assert exported("cc_1x").require_fast_previews().bytes < 20_000
+    assert exported("cc_1x", precision="bf16").fast_preview is None
+
+
 def test_gan_decoder_exports_with_its_noise(tmp_path: Path) -> None:
     from dataclasses import replace
 

@@ -79,6 +79,18 @@ def test_wrong_manifest(copy: Path, change: Callable[[dict], object], message: s
         Bundle.open(copy)
 
 
+def test_manifest_from_before_there_were_samplers_and_fast_previews(bundle: Bundle, copy: Path) -> None:
+    def older(manifest: dict) -> None:
+        for name in ("published", "fast_preview"):
+            del manifest[name]
+        del manifest["sampling"]["sampler"]
+
+    edit(copy, older)
+    opened = Bundle.open(copy)
+    assert opened.sampling == opened.published_sampling == bundle.sampling
+    assert opened.fast_preview is None
+
+
 def test_missing_stage_is_named(copy: Path) -> None:
     edit(copy, lambda manifest: manifest["stages"].pop("encoder"))
     with Pipeline.open(copy) as pipeline, pytest.raises(BundleError, match="has no encoder stage"):

@@ -108,6 +108,22 @@ def test_png_makes_its_image_again(pipeline: Pipeline, tmp_path: Path) -> None:
     assert again.settings == images[1].settings
 
 
+def test_png_of_another_sampler_makes_its_image_again(pipeline: Pipeline, tmp_path: Path) -> None:
+    asked = Request(classes=[3], seed=5, steps=STEPS, sampler="ode", guidance=2.0, guidance_schedule="constant")
+    image = one(pipeline, asked)
+    assert not np.array_equal(image.tokens, one(pipeline, Request(classes=[3], seed=5, steps=STEPS)).tokens)
+    image.save(tmp_path / "image.png")
+    again = one(pipeline, request_from_settings(read_settings(tmp_path / "image.png")))
+    assert np.array_equal(again.tokens, image.tokens) and again.settings == image.settings
+
+
+def test_settings_without_sampler_are_the_bundles(pipeline: Pipeline) -> None:
+    """PNGs from before a request could choose."""
+    image = one(pipeline, Request(classes=[3], seed=5, steps=STEPS))
+    older = {key: value for key, value in image.settings.items() if key not in ("sampler", "guidance_schedule")}
+    assert np.array_equal(one(pipeline, request_from_settings(older)).tokens, image.tokens)
+
+
 def test_cancel_between_patches(pipeline: Pipeline) -> None:
     cancel, seen = threading.Event(), 0
     with pytest.raises(Cancelled, match="after 3 of 16"):

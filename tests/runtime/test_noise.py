@@ -38,6 +38,12 @@ def test_image_noise_depends_on_the_seed_alone() -> None:
     np.testing.assert_array_equal(apart[:, :3], batch)
 
 
+def test_a_sampler_without_noise_starts_from_the_same_draw() -> None:
+    noisy, start = (ImageNoise([3, 4], 2, (4, 16), start_only=only)(1, True) for only in (False, True))
+    np.testing.assert_array_equal(start[0], noisy[0])
+    assert start.shape == noisy.shape and not start[1:].any()
+
+
 @pytest.mark.parametrize("shape", [(1, 16), (4, 32), (1, 3)])
 def test_noise_is_standard_normal(shape: tuple[int, int]) -> None:
     draws = normals(11, Stream.IMAGE, 0, 20_000, shape).astype(np.float64)

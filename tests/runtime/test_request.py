@@ -1,9 +1,12 @@
 """A request that cannot be served is one error that names the value and what is allowed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bitdance_edge.runtime import Bundle, Request, RequestError
+from bitdance_edge.runtime.bundle import SamplingSpec
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,12 @@ from bitdance_edge.runtime import Bundle, Request, RequestError
         ({"size": (64, 32)}, "size is 64x32; this bundle makes 32x32 only"),
         ({"output": "jpeg"}, "output is 'jpeg'; it must be one of image, tokens"),
         ({"preview_every": -1}, "preview_every is -1"),
+        ({"preview_kind": "quick"}, "preview_kind is 'quick'; it must be one of full, fast"),
+        ({"preview_share": 1.0}, "preview_share is 1.0; it must be a number between 0 and 1"),
+        ({"preview_share": 0.1, "preview_kind": "fast"}, "preview_share is for full previews"),
+        ({"sampler": "euler"}, "sampler is 'euler'; it must be one of sde, ode"),
+        ({"sampler": ""}, "sampler is ''"),
+        ({"guidance_schedule": "cosine"}, "guidance_schedule is 'cosine'; it must be one of constant, linear"),
         ({"prefix": np.ones((3, 16))}, "multiple of 4 tokens"),
         ({"prefix": np.ones((4, 15))}, r"prefix has shape \[4, 15\]"),
         ({"prefix": np.ones((68, 16))}, "at most 64"),
@@ -46,6 +55,18 @@ def test_defaults_come_from_the_bundle(bundle: Bundle) -> None:
     assert (settings.steps, settings.guidance, settings.guidance_schedule) == (100, 4.0, "linear")
     assert settings.images[0].class_id == 3
     assert 0 <= settings.images[0].seed < 2**32
+
+
+def test_published_settings_are_kept_beside_the_defaults(bundle: Bundle) -> None:
+    chosen = SamplingSpec(steps=8, guidance=1.25, guidance_schedule="constant", time_shift=1.0, sampler="ode")
+    changed = replace(bundle, sampling=chosen, published=bundle.sampling)
+    default = Request(classes=[3]).resolve(changed)
+    assert (default.steps, default.guidance, default.guidance_schedule, default.sampler) == (8, 1.25, "constant", "ode")
+    published = Request(classes=[3], published=True, steps=50).resolve(changed)
+    assert (published.steps, published.guidance) == (50, 4.0)
+    assert (published.guidance_schedule, published.sampler) == ("linear", "sde")
+    # Without settings of their own the defaults are the published ones.
+    assert Request(classes=[3], published=True).resolve(bundle).steps == 100
 
 
 def test_images_come_class_by_class_with_growing_seeds(bundle: Bundle) -> None:

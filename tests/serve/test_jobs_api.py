@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from serving import Server
 
-from bitdance_edge.runtime import Pipeline, Request
+from bitdance_edge.runtime import Pipeline, Preview, Request
 from bitdance_edge.serve.jobs import KEPT_SECONDS, Jobs
 
 SLOW = {"num_inference_steps": 200, "n": 10}
@@ -65,6 +65,32 @@ def test_a_job_is_watched_patch_by_patch_and_fetched_later(server: Server, refer
     wanted = reference.generate(Request(classes=["5"], seed=3, count=2, steps=60))
     for data, want in zip(last["data"], wanted, strict=True):
         assert want.pixels is not None and np.array_equal(pixels_of(data["b64_json"]), want.pixels)
+
+
+def test_fast_previews_are_those_of_the_runtime(server: Server, reference: Pipeline) -> None:
+    job = create(server, prompt="5", seed=3, n=2, preview_every=4, preview_kind="fast", num_inference_steps=60)
+    previews = [data for name, data in watched(server, job) if name == "job.preview"]
+    asked = Request(classes=["5"], seed=3, count=2, steps=60, preview_every=4, preview_kind="fast")
+    wanted = {event.patch: event.pixels for event in reference.stream(asked) if isinstance(event, Preview)}
+    assert previews and {data["patch"] for data in previews} <= wanted.keys()
+    for data in previews:
+        assert np.array_equal(pixels_of(data["b64_json"]), wanted[data["patch"]][data["index"]])
+
+
+def test_a_job_can_ask_for_the_published_settings_and_the_other_sampler(server: Server, reference: Pipeline) -> None:
+    published = server.http.get("/v1/capabilities").json()["models"][0]["published"]
+    job = create(server, prompt="5", seed=3, published=True, sampler="ode", guidance_schedule="linear")
+    *_, (_, state) = watched(server, job)
+    assert (state["num_inference_steps"], state["guidance_scale"]) == (
+        published["num_inference_steps"],
+        published["guidance_scale"],
+    )
+    assert (state["sampler"], state["guidance_schedule"]) == ("ode", "linear")
+    asked = Request(classes=["5"], seed=3, published=True, sampler="ode", guidance_schedule="linear")
+    (image,) = reference.generate(asked)
+    assert image.pixels is not None and np.array_equal(pixels_of(state["data"][0]["b64_json"]), image.pixels)
+    refused = server.http.post("/v1/jobs", json={"prompt": "5", "sampler": "euler"})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "sampler"
 
 
 def test_a_cancelled_job_stops_at_its_next_patch(server: Server) -> None:

@@ -50,10 +50,10 @@ def test_the_written_scores_reach_what_was_asked(name: str, wanted: float) -> No
     assert nearest["generated"]["first_percentile"] > 2 * copies, "copies of training images would be this near"
 
 
-def test_the_shipped_scores_are_of_the_shipped_settings() -> None:
+def test_the_shipped_scores_are_of_the_published_settings() -> None:
     for name in (*AGREEMENT, "shapes-16x"):
         config = read_json(name, "config.json")
-        sampling = config.get("bitdance", config)["sampling"]
+        sampling = config.get("bitdance", config)["published_sampling"]
         scored = read_json(name, "scores.json")["sampling"]
         assert (scored["steps"], scored["guidance"]) == (sampling["steps"], sampling["guidance"])
         written = read_json(name, "training.json")["recipe"]
@@ -70,7 +70,7 @@ def test_the_shipped_tokenizer_reconstructs_held_out_digits() -> None:
 def test_a_hundred_digits_of_the_shipped_generator_read_as_asked() -> None:
     model = load_generator(CHECKPOINTS / "digits-4x")
     classes = torch.arange(10).repeat(10)
-    images = generate(model, classes, model.config.sampling, seed=7)
+    images = generate(model, classes, model.config.published, seed=7)
     classifier = train_classifier(digits(32).split()[0], RECIPES["digits-4x"], seed=1, steps=250)
     assert (classifier.read(images)[1] == classes).float().mean() >= 0.9
 
@@ -105,7 +105,7 @@ def test_pictures_of_held_out_captions_read_as_asked() -> None:
     model = load_text_to_image(folder)
     prompts = PromptTokenizer.open(folder / "tokenizer.json", model.config)
     scenes = [scene for scene in all_scenes() if scene.held_out][::42]
-    pictures = draw_captions(model, prompts, [scene.caption for scene in scenes], model.config.sampling, (3,))
+    pictures = draw_captions(model, prompts, [scene.caption for scene in scenes], model.config.published, (3,))
     scores = reading_scores(ShapeReader.fitted(64), pictures, scenes)
     assert scores["color"] >= 0.8
     assert scores["shape"] >= 0.7
