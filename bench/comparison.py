@@ -1,7 +1,6 @@
 """The whole comparison: runs, figures, and what is written of them."""
 
 import json
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,13 +36,14 @@ def compare(options: BenchOptions, command: str) -> dict[str, Any]:
         "patches": {"drawn": work.drawn(bundle), "of": settings.size.patches},
         "sampling": {
             "steps": settings.steps,
+            "sampler": settings.sampler,
             "guidance": settings.guidance,
             "guidance_schedule": settings.guidance_schedule,
         },
         "rounds": options.rounds,
         "machine": machine,
         "versions": versions(),
-        "threads": figures(done, runs.bundles, replace(work, steps=settings.steps), machine["last_cache_bytes"]),
+        "threads": figures(done, runs.bundles, work, machine["last_cache_bytes"]),
         "operators": _operators(options, runs),
     }
     folder = options.folder

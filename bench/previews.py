@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -67,7 +68,7 @@ def nearness(pipeline: Pipeline, request: Request) -> dict[str, list[float]]:
     """PSNR of each kind for each of ``PARTS``, over what is drawn by then."""
     model, made = pipeline.bundle.model, pipeline.generate(request)
     size, tokens = model.default_size, np.stack([image.tokens for image in made])
-    pixels = np.stack([image.to_pil() for image in made])
+    pixels = np.stack([np.asarray(image.to_pil()) for image in made])
     found: dict[str, list[float]] = {"full": [], "fast": []}
     for part in PARTS:
         known = round(part * size.patches) * model.tokens_per_step
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, metavar="PNG", help="write what previews of each bundle look like")
     args = parser.parse_args()
     shown: list[np.ndarray] = []
-    results: dict[str, object] = published_sizes() if args.published else {}
+    results: dict[str, Any] = dict(published_sizes()) if args.published else {}
     for folder in args.bundles:
         with Pipeline.open(folder, device="cpu", threads=1) as pipeline:
             several = replace(subjects(pipeline, args.images), steps=args.steps)

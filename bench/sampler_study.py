@@ -88,7 +88,7 @@ class Digits:
         classes = [i % 10 for i in range(images)]
         return [{"classes": classes[first : first + batch]} for first in range(0, images, batch)]
 
-    def scores(self, pixels: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+    def scores(self, pixels: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:
         wanted = np.arange(len(pixels)) % 10
         features, read = self.judge.read(pixels)
         halves = [frechet(half, self.judge.reference) for half in np.split(features, 2)]

@@ -35,7 +35,8 @@ class Work:
             BenchError: a prompt for classes, or none where one is needed.
         """
         model = bundle.model
-        shared = {"seed": self.seed, "steps": self.steps, "output": "tokens"}
+        # The one sampler that the PyTorch model has.
+        shared = {"seed": self.seed, "steps": self.steps, "sampler": "sde", "output": "tokens"}
         if model.kind == CLASS_CONDITIONAL:
             if self.prompt is not None:
                 raise BenchError(f"--prompt is for text-to-image bundles; {bundle.folder} draws classes: leave it away")

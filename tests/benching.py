@@ -9,7 +9,7 @@ from typing import Any
 
 from bitdance_edge.cli import main
 
-CHECKPOINT = Path(__file__).parents[1] / "fixtures" / "cc_4x_patch" / "state.safetensors"
+CHECKPOINT = Path(__file__).parent / "fixtures" / "cc_4x_patch" / "state.safetensors"
 SHORT = ("--steps", "2", "--patches", "2", "--rounds", "2")
 
 
