@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitdance_edge.bench.measured import Image, StageSeconds
 from bitdance_edge.bench.work import Work, padded
@@ -124,6 +124,8 @@ class StageTimers:
 
     def wrap(self, owner: object, name: str, stage: str, see: Callable[[Any], object] | None = None) -> None:
         """Time ``owner.name`` as ``stage``; ``see`` is shown its first argument."""
+        if isinstance(getattr(owner, name), nn.Module):
+            owner, name = getattr(owner, name), "forward"
         function = getattr(owner, name)
 
         def timed(*args: Any, **options: Any) -> Any:
