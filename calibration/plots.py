@@ -33,7 +33,8 @@ STAGE_COLOURS = {
 def write_plots(findings: Findings, pixels: Mapping[str, np.ndarray], folder: Path) -> dict[str, str]:
     """Write all plots; file name -> what it shows."""
     made = {"images.png": "Reference, calibrated, and four times their difference"}
-    save_small(_images(pixels), folder / "images.png")
+    with written_whole(folder / "images.png") as file:
+        _images(pixels).save(file, format="PNG", optimize=True)
     _save(_bits(findings), folder / "bits.png")
     made["bits.png"] = "Bits that turn, patch by patch"
     if findings.sensitivities:
@@ -50,12 +51,8 @@ def write_plots(findings: Findings, pixels: Mapping[str, np.ndarray], folder: Pa
 def _save(figure: Figure, path: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI)
-    save_small(Image.open(drawn), path)
-
-
-def save_small(picture: Image.Image, path: Path) -> None:
-    """Write a picture with few colours, at a third of the size."""
-    few = picture.convert("RGB").quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    # A chart needs few colours, and has a third of the size with them.
+    few = Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
     with written_whole(path) as file:
         few.save(file, format="PNG", optimize=True)
 
