@@ -19,7 +19,7 @@ from bitdance_edge.runtime.image import save_png
 from bitdance_edge.training.classifier import Classifier, train_classifier
 from bitdance_edge.training.data import digits
 from bitdance_edge.training.evaluate import CLASSIFIER_SEED
-from bitdance_edge.training.recipes import recipe_named
+from bitdance_edge.training.named_recipes import recipe_named
 
 SIDE = 32
 

@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--stages", help="comma-separated (default: all)")
     args = parser.parse_args()
     bundle, target = Bundle.open(args.bundle), Target.parse(args.target)
-    rows = []
+    rows, library = [], ""
     for stage in args.stages.split(",") if args.stages else bundle.stages:
         command = ["-m", "bitdance_edge.cli", "build", args.bundle, "--target", target.name, "--stages", stage]
         process = subprocess.Popen([sys.executable, *command, "--force"], stdout=subprocess.DEVNULL)
@@ -33,6 +33,7 @@ def main() -> None:
         if status:
             raise SystemExit(f"building {stage} failed")
         sidecar = Sidecar.read(engine_path(bundle, target.folder, stage))
+        library = f"{sidecar.library} {sidecar.library_version}"
         rows.append(
             {
                 "stage": stage,
@@ -45,7 +46,7 @@ def main() -> None:
             }
         )
         print(f"{stage}: {rows[-1]}", file=sys.stderr, flush=True)
-    print(f"{sidecar.library} {sidecar.library_version}, {target.name}, {os.cpu_count()} cores, {platform.machine()}\n")
+    print(f"{library}, {target.name}, {os.cpu_count()} cores, {platform.machine()}\n")
     print("| stage | types | ONNX MB | engine MB | seconds | peak memory MB | layers parsed |")
     print("|---|---|---:|---:|---:|---:|---:|")
     for row in rows:

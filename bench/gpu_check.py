@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -119,11 +119,10 @@ def kept(failures: list[dict[str, str]], what: str) -> Iterator[None]:
 
 
 def request_for(bundle: Bundle, images: int, steps: int | None) -> Request:
+    request = replace(Request.example(bundle), seed=SEED, steps=steps, output="tokens")
     if bundle.model.kind == CLASS_CONDITIONAL:
-        return Request(
-            classes=[i % bundle.model.num_classes for i in range(images)], seed=SEED, steps=steps, output="tokens"
-        )
-    return Request(prompts=["a picture"], count=images, seed=SEED, steps=steps, output="tokens")
+        return replace(request, classes=[i % bundle.model.num_classes for i in range(images)])
+    return replace(request, count=images)
 
 
 def compare_tokens(

@@ -71,7 +71,7 @@ def run_step(step: str, work: Path) -> None:
 def published_config() -> Any:
     """BitDance-14B-64x as released: Qwen3-14B, a head of six blocks, the d16c32 autoencoder."""
     from bitdance_edge.model import TOKENIZERS, HeadConfig, QwenConfig, TextToImageConfig
-    from bitdance_edge.model.text_config import PUBLISHED_MAX_PROMPT, PUBLISHED_SAMPLING, SIZES_1024
+    from bitdance_edge.model.text_config import PUBLISHED_EXAMPLE, PUBLISHED_MAX_PROMPT, PUBLISHED_SAMPLING, SIZES_1024
 
     return TextToImageConfig(
         backbone=QwenConfig(
@@ -99,6 +99,7 @@ def published_config() -> Any:
         tokenizer=TOKENIZERS["d16c32"],
         sizes=SIZES_1024,
         max_prompt=PUBLISHED_MAX_PROMPT,
+        example=PUBLISHED_EXAMPLE,
         time_shift=1.0,
         time_schedule="logit_normal",
         time_mean=-0.8,

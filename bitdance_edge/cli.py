@@ -35,6 +35,7 @@ COMMANDS = {
     "compare": Command(
         "bitdance_edge.commands.compare", "PyTorch, ONNX Runtime and TensorRT by stage", "export,compare"
     ),
+    "bench": Command("bitdance_edge.bench.__main__", "the speed of a bundle beside PyTorch's", "bench"),
     "pack": Command("bitdance_edge.commands.pack", "a bundle and its engines as one archive", "cpu"),
     "train": Command("bitdance_edge.training.__main__", "train a tokenizer or a generator", "train"),
 }

@@ -14,11 +14,24 @@ from bitdance_edge.calibration.recording import SAMPLED_STAGES
 from bitdance_edge.calibration.search import SearchResult
 from bitdance_edge.calibration.sensitivity import Sensitivity
 from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.memory_plan import plan_memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What a calibration found; names of layers are ``stage:module``."""
+    """What a calibration found; names of layers are ``stage:module``.
+
+    Attributes:
+        recipe: with the layers that a search kept.
+        formats: layers that are quantised -> "int8", "fp8" or "int4".
+        left: layers of quantised stages that are not -> why.
+        held_out: images of ``stage_losses``.
+        stage_bits: stage of the generator -> share of bits that turn where it alone is quantised.
+        searches: "generator" or "encoder" -> the search for its budget; none without a budget.
+        activations: what was recorded of every layer's input.
+        effects: float64 ``[steps + 1]``, see ``times``; None where all times count the same.
+        judged: scores of both bundles' images (see ``judge``), None where no network judged them.
+    """
 
     bundle: Bundle
     calibrated: Bundle
@@ -26,6 +39,7 @@ class Findings:
     layers: Mapping[str, Layer]
     formats: Mapping[str, str]
     left: Mapping[str, str]
+    held_out: int
     stage_losses: Mapping[str, StageLoss]
     stage_bits: Mapping[str, float]
     bits: BitLoss
@@ -53,6 +67,18 @@ class Findings:
             for name, stage in self.bundle.stages.items()
         }
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes that one image takes before and after, as planned: weights, cache, tensors, activations."""
+        before, after = (plan_memory(bundle, 1).held for bundle in (self.bundle, self.calibrated))
+        return before, after
+
+    def tested(self, part: str) -> float:
+        """Share of bits that turn in a part that was searched, on images that the search did not see."""
+        if part == "generator":
+            return self.bits.forced
+        lost = self.stage_losses.get("encoder")
+        return lost.relative if lost else 0.0  # all of its layers were kept
+
     def steps(self) -> dict[str, dict[int, float]]:
         """Layer of the head -> sampling step, of those that were recorded -> largest magnitude of what enters it."""
         return {
@@ -68,12 +94,15 @@ class Findings:
             "precisions": dict(self.recipe.precisions),
             "recipe": asdict(self.recipe),
             "sizes": self.sizes(),
+            "memory_of_one_image": dict(zip(("before", "after"), self.memory(), strict=True)),
             "bits": asdict(self.bits),
             "bits_by_stage_alone": dict(self.stage_bits),
             "images": asdict(self.images),
             "stages": {name: asdict(loss) for name, loss in self.stage_losses.items()},
             "judge": self.judged,
-            "searches": {name: asdict(search) for name, search in self.searches.items()},
+            "searches": {
+                name: {**asdict(search), "tested": self.tested(name)} for name, search in self.searches.items()
+            },
             "left_as_exported": dict(self.left),
             "smoothed": list(self.smoothed),
             "sensitivity": [

@@ -28,4 +28,3 @@ class Format:
 
 FORMATS = {"int8": Format("int8", 127.0), "fp8": Format("fp8", 448.0)}
 PRECISIONS = ("int8", "fp8", "int4")
-BITS = {"int8": 8, "fp8": 8, "int4": 4}

@@ -135,7 +135,8 @@ def _with_pairs(model: ModelProto, layers: list[Layer], precision: str, limits: 
         {
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
-            "DedicatedQDQPair": True,  # ONNX Runtime fuses no DequantizeLinear that several products read
+            # ONNX Runtime makes no INT8 product of one whose DequantizeLinear others read too.
+            "DedicatedQDQPair": precision == "int8",
             "QuantizeBias": False,  # TensorRT dequantises no int32
             "QDQDisableWeightAdjustForInt32Bias": True,
             "OpTypesToExcludeOutputQuantization": list(OPERATORS),
@@ -143,7 +144,8 @@ def _with_pairs(model: ModelProto, layers: list[Layer], precision: str, limits: 
         },
     )
     made = quantizer.quantize_model()
-    _undo_for_others(made, {layer.activation for layer in layers}, {layer.node for layer in layers})
+    nodes = {layer.node for layer in layers}
+    _undo_for_others(made, {layer.activation for layer in layers}, nodes)
     return made
 
 

@@ -27,13 +27,6 @@ class Layer:
     shape: tuple[int, ...]  # as the node reads it
     weight_bytes: int  # as exported
 
-    @property
-    def elements(self) -> int:
-        product = 1
-        for size in self.shape:
-            product *= size
-        return product
-
     def format_for(self, precision: str) -> str:
         """The precision that this layer gets where its stage is given ``precision``.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from bitdance_edge.calibration.findings import Findings
@@ -32,7 +33,8 @@ STAGE_COLOURS = {
 def write_plots(findings: Findings, pixels: Mapping[str, np.ndarray], folder: Path) -> dict[str, str]:
     """Write all plots; file name -> what it shows."""
     made = {"images.png": "Reference, calibrated, and four times their difference"}
-    save_small(_images(pixels), folder / "images.png")
+    with written_whole(folder / "images.png") as file:
+        _images(pixels).save(file, format="PNG", optimize=True)
     _save(_bits(findings), folder / "bits.png")
     made["bits.png"] = "Bits that turn, patch by patch"
     if findings.sensitivities:
@@ -49,12 +51,8 @@ def write_plots(findings: Findings, pixels: Mapping[str, np.ndarray], folder: Pa
 def _save(figure: Figure, path: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI)
-    save_small(Image.open(drawn), path)
-
-
-def save_small(picture: Image.Image, path: Path) -> None:
-    """Write a picture with few colours, at a third of the size."""
-    few = picture.convert("RGB").quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    # A chart needs few colours, and has a third of the size with them.
+    few = Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
     with written_whole(path) as file:
         few.save(file, format="PNG", optimize=True)
 
@@ -62,7 +60,9 @@ def save_small(picture: Image.Image, path: Path) -> None:
 def _images(pixels: Mapping[str, np.ndarray]) -> Image.Image:
     want, got = (pixels[name][:SHOWN_IMAGES] for name in ("reference", "quantized"))
     difference = np.clip(DIFFERENCE_GAIN * np.abs(want.astype(int) - got.astype(int)), 0, 255).astype(np.uint8)
-    rows = np.concatenate([np.concatenate(list(row), axis=1) for row in (want, got, difference)], axis=0)
+    gap = np.full((max(1, want.shape[1] // 32), want.shape[2] * len(want), 3), 255, np.uint8)  # between rows
+    first, *others = (np.concatenate(list(row), axis=1) for row in (want, got, difference))
+    rows = np.concatenate([first, *(part for row in others for part in (gap, row))], axis=0)
     scale = SHOWN_SIDE / want.shape[1]
     return Image.fromarray(rows).resize(
         (round(rows.shape[1] * scale), round(rows.shape[0] * scale)), Image.Resampling.NEAREST
@@ -80,6 +80,7 @@ def _bits(findings: Findings) -> Figure:
         patches, 100 * np.array(findings.bits.forced_by_patch), label="teacher forcing", color="#4e79a7", marker="."
     )
     axes.set(xlabel="patch", ylabel="bits that turn, %", ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return _plain(figure, axes)
 
@@ -94,8 +95,9 @@ def _sensitivity(findings: Findings) -> Figure:
     axes.barh([item.layer.name for item in items], [item.error for item in items], color=colours)
     for row, item in enumerate(items):
         if item.layer.name in kept:
-            axes.text(item.error, row, " kept as exported", va="center", fontsize=7)
+            axes.text(item.error, row, " kept", va="center", fontsize=7)
     axes.set_xlabel("change of predictions (encoder: of latents), this layer alone")
+    axes.spines["right"].set_visible(False)
     axes.tick_params(axis="y", labelsize=7)
     axes.margins(x=0.2, y=0.01)
     return _plain(figure, axes)
@@ -109,6 +111,7 @@ def _times(findings: Findings) -> Figure:
         relative = values / (values.max() or 1.0)
         left.plot(list(by_step), relative, color=STAGE_COLOURS["head"], alpha=0.35, linewidth=1)
     left.set(xlabel="sampling step", ylabel="largest input (red, relative)", ylim=(0, 1.05))
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     if findings.effects is not None:
         right = left.twinx()
         right.plot(100 * findings.effects, color="black", linewidth=1.5, marker=".")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from tqdm import tqdm
@@ -35,9 +36,8 @@ class Draw:
     Attributes:
         classes: ids or names; none for all of a class-conditional bundle.
         prompts: of a text-to-image bundle.
-        size: (height, width) in pixels.
         patches: of each image, from its first; None for all.
-        size, steps, guidance: None for the bundle's.
+        size: (height, width) in pixels. Where it, ``steps`` or ``guidance`` is None, the bundle's is taken.
     """
 
     images: int
@@ -110,19 +110,19 @@ class DataSet:
     images: int
     steps: int
 
-    def samples(self, stage: str, images: int | None = None) -> Iterator[Sample]:
-        """The samples of one stage, image by image and in the order of its launches."""
-        for image in range(self.images if images is None else min(images, self.images)):
-            path = _image_file(self.folder, image)
-            with np.load(path, allow_pickle=False) as data:
-                launches: dict[int, list[str]] = {}
-                for key in data.files:
-                    name, launch, _ = key.split("/")
-                    if name == stage:
-                        launches.setdefault(int(launch), []).append(key)
-                for launch, keys in sorted(launches.items()):
-                    inputs = {key.split("/")[2]: data[key] for key in keys}
-                    yield Sample(stage, image, launch, self._step(stage, launch, inputs), inputs)
+    def samples(self, stage: str) -> Iterator[Sample]:
+        """The samples of one stage, image by image and in the order of its launches.
+
+        Raises:
+            CalibrationError: a file is missing or damaged.
+        """
+        for image in range(self.images):
+            launches: dict[int, dict[str, np.ndarray]] = {}
+            for key, values in _read(_image_file(self.folder, image), stage).items():
+                _, launch, name = key.split("/")
+                launches.setdefault(int(launch), {})[name] = values
+            for launch, inputs in sorted(launches.items()):
+                yield Sample(stage, image, launch, self._step(stage, launch, inputs), inputs)
 
     def _step(self, stage: str, launch: int, inputs: Mapping[str, np.ndarray]) -> int:
         evaluations = self.steps + 1
@@ -130,6 +130,17 @@ class DataSet:
             at_once = len(inputs["time_embeddings"])
             return launch % -(-evaluations // at_once) * at_once
         return launch % evaluations if stage == "head" else 0
+
+
+def _read(path: Path, stage: str) -> dict[str, np.ndarray]:
+    """The arrays of one stage: ``stage/launch/input`` -> values."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return {key: data[key] for key in data.files if key.startswith(f"{stage}/")}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise CalibrationError(
+            f"the recording {path} cannot be read ({error}); delete it and run the same command again"
+        ) from None
 
 
 @dataclass
@@ -162,7 +173,7 @@ def record(bundle: Bundle, draw: Draw, folder: Path, threads: int | None) -> Dat
     """Record a draw into a folder of its own inside ``folder``; images that are there already are kept.
 
     Raises:
-        CalibrationError: an empty draw, or a recorded file that cannot be read.
+        CalibrationError: an empty draw.
         BackendError, RequestError: the bundle cannot be run here, or not with these settings.
     """
     requests = list(draw.requests(bundle, 1))

@@ -52,11 +52,16 @@ def summary(findings: Findings) -> Iterator[str]:
             f"real against real: {findings.judged['floor']:.3f})"
         )
     yield f"size           {before / 1e6:.2f} MB -> {after / 1e6:.2f} MB ({100 * after / before:.0f} %)"
+    planned = findings.memory()
+    yield f"memory         {planned[0] / 1e6:.2f} MB -> {planned[1] / 1e6:.2f} MB (planned, one image at a time)"
     for part, search in findings.searches.items():
         yield (
             f"budget         {part}: {len(search.kept)} of {search.layers} layers kept as exported for "
-            f"{100 * search.budget:g} %; {100 * search.loss:.3f} % on the images of the search"
+            f"{100 * search.budget:g} %; {100 * search.loss:.3f} % on the images of the search, "
+            f"{100 * findings.tested(part):.3f} % on others"
         )
+        if findings.tested(part) > search.budget:
+            yield "               over the budget there: search on more (--search-images), or ask for less"
 
 
 def _decibel(value: float | None) -> str:
@@ -67,8 +72,9 @@ def _markdown(findings: Findings, plots: Mapping[str, str]) -> Iterator[str]:
     recipe = findings.recipe
     yield f"# {findings.calibrated.name}"
     yield ""
+    exported = "/".join(sorted({findings.bundle.stages[stage].precision for stage in recipe.precisions}))
     yield (
-        f"`{findings.bundle.name}` calibrated: "
+        f"`{findings.bundle.name}` ({exported}) calibrated: "
         + ", ".join(f"{stage} {precision}" for stage, precision in recipe.precisions.items())
         + f". Calibrator {recipe.calibrator}"
         + (f" ({recipe.percentile:g} %)" if recipe.calibrator == "percentile" else "")
@@ -93,8 +99,9 @@ def _losses(findings: Findings) -> Iterator[str]:
     yield "## Bits and stages"
     yield ""
     yield (
-        f"{bits.bits} bits of {findings.images.images} images. Under teacher forcing every patch is sampled on top of "
-        "the reference's patches; in free generation a flipped bit changes all patches after it."
+        f"{bits.bits} bits of {findings.images.images} images; errors of outputs, and the encoder's bits, on "
+        f"{findings.held_out} others. Under teacher forcing every patch is sampled on top of the reference's patches; "
+        "in free generation a flipped bit changes all patches after it."
     )
     yield ""
     yield "| stage | relative error of its output | largest error | bits that turn with this stage alone |"
@@ -111,7 +118,11 @@ def _losses(findings: Findings) -> Iterator[str]:
 def _sizes(findings: Findings) -> Iterator[str]:
     yield "## Size and memory"
     yield ""
-    yield "Weights take in memory what they take on disk; the last column is what remains unquantised."
+    yield (
+        "Weights take this in memory too where a backend computes in the format: TensorRT in all of them, ONNX Runtime "
+        "on the CPU in INT8 and INT4 matrix products. It unpacks FP8 when it loads, and convolutions at every launch. "
+        "The last column is what remains unquantised."
+    )
     yield ""
     yield "| stage | precision | MB before | MB | saved | of it not quantised, MB |"
     yield "|---|---|---:|---:|---:|---:|"
@@ -141,8 +152,8 @@ def _judged(findings: Findings) -> Iterator[str]:
     yield "## Class agreement and Fréchet distance"
     yield ""
     yield (
-        f"{scores['images']} images from seed {scores['seed']}, the same noise for both. These two cannot tell 4 bits "
-        "from float32 on small models; bits and PSNR decide."
+        f"{scores['images']} images, seeds {scores['seed']} to {scores['seed'] + scores['images'] - 1}, the same noise "
+        "for both. These two cannot tell 4 bits from float32 on small models; bits and PSNR decide."
     )
     yield ""
     yield "| | class agreement | Fréchet distance |"
@@ -163,7 +174,11 @@ def _searches(findings: Findings) -> Iterator[str]:
     yield ""
     for part, search in findings.searches.items():
         tried = ", ".join(f"{step.kept} kept: {100 * step.loss:.3f} %" for step in search.tried)
-        yield f"Budget of the {part}: at most {100 * search.budget:g} % of the bits on held-out inputs. Tried: {tried}."
+        yield (
+            f"Budget of the {part}: at most {100 * search.budget:g} % of {search.bits} bits of held-out images. The "
+            f"most sensitive layers are kept, as few as will do. Tried: {tried}. "
+            f"On images that the search did not see: {100 * findings.tested(part):.3f} %."
+        )
         yield ""
     if findings.left:
         errors = {item.layer.name: item for item in findings.sensitivities}

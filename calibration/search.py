@@ -12,16 +12,26 @@ class Tried:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """``kept`` names the layers that stay as exported, the most sensitive first; ``tried`` in the order of trying."""
+    """The fewest layers to keep.
+
+    Attributes:
+        layers: how many there are.
+        kept: those that stay as exported, the most sensitive first.
+        loss: with these kept, of ``bits`` bits.
+        tried: in the order of trying.
+    """
 
     budget: float
     layers: int
     kept: tuple[str, ...]
     loss: float
+    bits: int
     tried: tuple[Tried, ...]
 
 
-def fewest_kept(ranked: Sequence[str], loss: Callable[[frozenset[str]], float], budget: float) -> SearchResult:
+def fewest_kept(
+    ranked: Sequence[str], loss: Callable[[frozenset[str]], float], budget: float, bits: int
+) -> SearchResult:
     """Bisect over how many of ``ranked`` (the most sensitive first) stay as exported.
 
     The loss need not fall with every layer that is kept: what is returned was itself measured to be within the budget.
@@ -34,13 +44,9 @@ def fewest_kept(ranked: Sequence[str], loss: Callable[[frozenset[str]], float], 
             tried[kept] = loss(frozenset(ranked[:kept]))
         return tried[kept] <= budget
 
-    low, high = -1, len(ranked)  # too few, enough
-    if holds(0):
-        high = 0
-    else:
-        low = 0
-    while high - low > 1 and high > 0:
+    low, high = (-1, 0) if holds(0) else (0, len(ranked))  # too few, enough
+    while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     steps = tuple(Tried(kept, value) for kept, value in tried.items() if kept < len(ranked) or kept == high)
-    return SearchResult(budget, len(ranked), tuple(ranked[:high]), tried[high], steps)
+    return SearchResult(budget, len(ranked), tuple(ranked[:high]), tried[high], bits, steps)

@@ -5,7 +5,7 @@ are ranked by the change of the predictions whose signs the bits are, and for th
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bitdance_edge.calibration.layers import Layer
-from bitdance_edge.calibration.recording import DataSet
+from bitdance_edge.calibration.recording import DataSet, Sample
 from bitdance_edge.calibration.sessions import session_of, with_outputs
 from bitdance_edge.calibration.stage_run import StageRun
 from bitdance_edge.calibration.trials import Trial
@@ -46,7 +46,11 @@ def sensitivities(
     """
     known: dict[str, list] = json.loads(path.read_text()) if path.is_file() else {}
     layers = [layer for found in variants.layers.values() for layer in found if layer.name in formats]
-    judges = {stage: ImageStage(variants, stage, data) for stage in ("decoder", "encoder") if variants.layers[stage]}
+    judges = {
+        stage: ImageStage(variants, stage, data.samples(stage))
+        for stage in ("decoder", "encoder")
+        if variants.layers.get(stage)
+    }
     found = []
     for layer in tqdm(layers, desc="one layer at a time", unit="layer", leave=False, disable=None):
         if layer.name not in known:
@@ -65,11 +69,11 @@ def sensitivities(
 
 
 class ImageStage:
-    """Decoder or encoder on recorded images, quantised and not."""
+    """Decoder or encoder on samples, quantised and not; ``reference`` is what it gives as exported."""
 
-    def __init__(self, variants: Variants, stage: str, data: DataSet) -> None:
+    def __init__(self, variants: Variants, stage: str, samples: Iterable[Sample]) -> None:
         self.variants, self.stage = variants, stage
-        self.samples = list(data.samples(stage))
+        self.samples = list(samples)
         self.output = "pixels" if stage == "decoder" else _latent(variants, stage)
         self.reference = self._run({})
 
@@ -78,10 +82,6 @@ class ImageStage:
         got = self._run(formats)
         error = float(np.sqrt(np.mean(np.square(got - self.reference))))
         return error, None if self.stage == "decoder" else float(np.mean((got > 0) != (self.reference > 0)))
-
-    def pixels(self, formats: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
-        """Decoded images uint8 ``[images, H, W, 3]``: quantised, and as exported."""
-        return self._run(formats).astype(np.uint8), self.reference.astype(np.uint8)
 
     def _run(self, formats: Mapping[str, str]) -> np.ndarray:
         model = with_outputs(self.variants.graph(self.stage, formats), [self.output])

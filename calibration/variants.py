@@ -19,13 +19,13 @@ class Variants:
 
     Attributes:
         skeletons: stage -> graph, weights left in the bundle (those that SmoothQuant changed are inside).
-        limits: name of a layer -> format -> largest activation that its scale reaches.
+        limits: name of a layer -> largest activation that its scale reaches, of those whose activations have one.
     """
 
     bundle: Bundle
     skeletons: Mapping[str, ModelProto]
     layers: Mapping[str, list[Layer]]
-    limits: Mapping[str, Mapping[str, float]]
+    limits: Mapping[str, float]
     threads: int | None
 
     def folder(self, stage: str) -> Path:
@@ -34,8 +34,7 @@ class Variants:
     def graph(self, stage: str, formats: Mapping[str, str]) -> ModelProto:
         """A stage with the layers quantised that ``formats`` names."""
         chosen = {layer.name: formats[layer.name] for layer in self.layers[stage] if layer.name in formats}
-        limits = {name: self.limits[name][number] for name, number in chosen.items() if number in self.limits[name]}
-        return quantized_graph(self.skeletons[stage], self.folder(stage), self.layers[stage], chosen, limits)
+        return quantized_graph(self.skeletons[stage], self.folder(stage), self.layers[stage], chosen, self.limits)
 
     def sessions(self, formats: Mapping[str, str]) -> dict[str, Any]:
         """Sessions of the stages that differ from the bundle's."""

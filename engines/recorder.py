@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bitdance_edge.runtime.backend import Backend
-from bitdance_edge.runtime.bundle import CLASS_CONDITIONAL, Bundle, ImageSize
+from bitdance_edge.runtime.bundle import Bundle, ImageSize
 from bitdance_edge.runtime.loop import LOOP_STAGES, BoundLoop, generate_tokens
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
 from bitdance_edge.runtime.observed import ObservedBackend
@@ -64,9 +64,7 @@ def record_samples(bundle: Bundle) -> dict[tuple[str, str], dict[str, np.ndarray
     recorder = Recorder(bundle)
     backend = ObservedBackend(OnnxRuntimeBackend(bundle), before=recorder.note)
     model = bundle.model
-    drawn = Request(seed=SEED, steps=STEPS, guidance=GUIDANCE)
-    drawn = replace(drawn, classes=[0]) if model.kind == CLASS_CONDITIONAL else replace(drawn, prompts=["a picture"])
-    settings = drawn.resolve(bundle)
+    settings = replace(Request.example(bundle), seed=SEED, steps=STEPS, guidance=GUIDANCE).resolve(bundle)
     size = settings.size
     noise = ImageNoise([SEED], STEPS, (model.tokens_per_step, model.bits))
     stages = {name: backend.load(name) for name in LOOP_STAGES}

@@ -44,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from bitdance_edge.commands.common import example_subject
     from bitdance_edge.export.exporter import room_to_check
     from bitdance_edge.export.opening import open_checkpoint
 
@@ -71,8 +72,7 @@ def run(args: argparse.Namespace) -> None:
             f"hard links to the checkpoint, so change neither: {', '.join(Path(n).name for n in bundle.links)}; "
             f"bitdance-edge pack {out} --in-place makes the bundle self-contained"
         )
-    subject = "--classes 0" if bundle.text is None else "--prompt 'a picture'"
-    print(f"Next:\n  bitdance-edge generate {out} {subject} --seed 1 --out images")
+    print(f"Next:\n  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images")
 
 
 if __name__ == "__main__":

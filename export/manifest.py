@@ -122,4 +122,5 @@ def text_spec(prompts: PromptTokenizer, folder: Path) -> TextSpec:
         unconditional=UNCONDITIONAL,
         suffixes={f"{height}x{width}": tuple(prompts.suffix(height, width)) for height, width in sizes},
         max_prompt=prompts.config.max_prompt,
+        example=prompts.config.example,
     )

@@ -19,6 +19,7 @@ SIZES_1024 = (
 SIZES_512 = ((512, 512), (1024, 256), (896, 256), (640, 384), (256, 1024), (256, 896), (384, 640))
 PUBLISHED_SAMPLING = SamplingDefaults(steps=50, guidance=7.5, guidance_schedule="constant")
 PUBLISHED_MAX_PROMPT = 512
+PUBLISHED_EXAMPLE = "a lighthouse on a cliff above a stormy sea"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,7 @@ class TextToImageConfig:
     tokenizer: TokenizerConfig
     sizes: tuple[tuple[int, int], ...]  # (height, width) in pixels; the first is the default
     max_prompt: int  # longest prompt in tokens, chat template included
+    example: str  # a prompt of words that the model was trained on
     time_shift: float
     time_schedule: str  # training times: "logit_normal" or "uniform"
     time_mean: float
@@ -198,6 +200,7 @@ class TextToImageConfig:
                     for height, width in ours.pop("sizes", _published_sizes(head_config, tokenizer))
                 ),
                 max_prompt=_size("bitdance.max_prompt", ours.pop("max_prompt", PUBLISHED_MAX_PROMPT)),
+                example=_text("bitdance.example", ours.pop("example", PUBLISHED_EXAMPLE)),
                 time_shift=float(head.get("time_shift", 1.0)),
                 time_schedule=head.get("time_schedule", "logit_normal"),
                 time_mean=float(head.get("P_mean", 0.0)),
@@ -221,6 +224,7 @@ class TextToImageConfig:
         ours = {
             "sizes": [list(size) for size in self.sizes],
             "max_prompt": self.max_prompt,
+            "example": self.example,
             "sampling": asdict(self.sampling),
             **({"published_sampling": asdict(self.published_sampling)} if self.published_sampling else {}),
         }
@@ -258,6 +262,12 @@ def _published_sizes(head: HeadConfig, tokenizer: TokenizerConfig) -> list[tuple
 def _size(key: str, value: Any) -> int:
     if type(value) is not int or value < 1:
         raise ModelError(f"{key} is {value!r}; it must be a whole number from 1")
+    return value
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ModelError(f"{key} is {value!r}; it must be a prompt")
     return value
 
 

@@ -10,6 +10,7 @@ from bitdance_edge.runtime.cuda_device import CudaDevice, import_pycuda
 from bitdance_edge.runtime.device import Device, find_device, free_memory
 from bitdance_edge.runtime.errors import BackendError, EngineError
 from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend, Place, import_onnxruntime
+from bitdance_edge.runtime.processor import int8_path
 from bitdance_edge.runtime.sidecar import ENGINES, Sidecar, engine_path, mismatch, other_device, refuse_invalid
 from bitdance_edge.runtime.tensorrt_backend import TensorRTBackend
 from bitdance_edge.runtime.tensorrt_library import load_library
@@ -31,10 +32,13 @@ class Choice:
     free_bytes: int | None = None  # of the GPU's memory, before anything was taken of it
     files: Mapping[str, int] = field(default_factory=dict)  # stage -> bytes of its engine
     rejected: Mapping[str, str] = field(default_factory=dict)  # backend -> why not
+    arithmetic: str = ""  # of quantised stages on a CPU: which instructions they take, and why
 
     def lines(self) -> Iterator[str]:
         engines = f", engines of {self.target}" if self.target else ""
         yield f"{self.backend} on {self.device}{engines}"
+        if self.arithmetic:
+            yield f"  {self.arithmetic}"
         for name, reason in self.rejected.items():
             yield f"  not {name}: {reason}"
 
@@ -101,13 +105,15 @@ def survey(bundle: Bundle) -> Iterator[str]:
             yield f"{name}: no: {error}"
         else:
             backend.close()
-            yield f"{name}: yes, on {choice.device}"
+            yield f"{name}: yes, on {choice.device}" + (f"; {choice.arithmetic}" if choice.arithmetic else "")
 
 
 def _open(name: str, bundle: Bundle, wanted: Wanted, device: Device | None) -> tuple[Backend, Choice]:
     if name == "onnxruntime-cpu":
         backend = OnnxRuntimeBackend(bundle, wanted.threads, wanted.trace)
-        return backend, Choice(backend=backend.name, device="cpu")
+        quantised = any("int8" in stage.precision for stage in bundle.stages.values())
+        arithmetic = int8_path().why if quantised else ""
+        return backend, Choice(backend=backend.name, device="cpu", arithmetic=arithmetic)
     if device is None:
         raise BackendError(f"no NVIDIA driver answers for a GPU {wanted.ordinal} on this machine")
     if name == "onnxruntime-cuda":

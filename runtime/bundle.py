@@ -160,6 +160,7 @@ class TextSpec:
     unconditional: str
     suffixes: Mapping[str, tuple[int, ...]]  # size -> ids that follow the text: start, height, width, queries
     max_prompt: int  # tokens of the longest prompt, template included
+    example: str  # a prompt that the model knows every word of, to show and to try it with
 
 
 @dataclass(frozen=True, kw_only=True)

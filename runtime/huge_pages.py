@@ -1,4 +1,4 @@
-"""Weights in huge pages: a thin product reads each weight once, and waits for page tables as much as for memory.
+"""Weights in huge pages: a thin product reads each weight once, and waits for page tables as well as for memory.
 
 Most Linux systems give huge pages only to memory that asks for them (``/sys/kernel/mm/transparent_hugepage/enabled``),
 and ONNX Runtime does not ask. https://man7.org/linux/man-pages/man2/madvise.2.html

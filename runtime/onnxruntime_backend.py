@@ -20,6 +20,8 @@ from bitdance_edge.runtime.backend import Arrived, InOrder, Launch, Memory, Stag
 from bitdance_edge.runtime.bundle import Bundle, StageSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError
 from bitdance_edge.runtime.huge_pages import huge_pages
+from bitdance_edge.runtime.loop import LOOP_STAGES
+from bitdance_edge.runtime.processor import int8_path
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ BFLOAT16 = 16  # of onnx.TensorProto: an element type that numpy does not have
 # Optimisers that take from a product what fuses it with its Q and DQ, so that its weights would be dequantised at every
 # launch: one makes a Gemm of it and its bias, the other makes several products read one DequantizeLinear.
 BEFORE_QDQ = "MatMulAddFusion;CommonSubexpressionElimination"
+UNQUANTISED = ("fp32", "fp16", "bf16")
 NO_GRAPH = "-1"  # of the run option gpu_graph_id: run, and capture nothing
 
 
@@ -50,9 +53,9 @@ def cpu_options(threads: int = 0, precision: str = "fp32") -> Any:
     options.log_severity_level = LOG_SEVERITY
     # Each stage has threads of its own, which would go on waiting for work while those of the next one need the cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Without VNNI the fused INT8 kernels saturate their 16-bit sums unless told to be exact.
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    if precision not in ("fp32", "fp16", "bf16"):
+    if precision not in UNQUANTISED:
+        if int8_path().widened:
+            options.add_session_config_entry("session.x64quantprecision", "1")
         options.add_session_config_entry("optimization.disable_specified_optimizers", BEFORE_QDQ)
     if precision == "fp8":  # no CPU computes in it: weights are unpacked once, not at every launch
         options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -165,7 +168,7 @@ class OnnxRuntimeStage:
     def _open(self, path: Path, options: Any, graphs: bool) -> Any:
         ort = import_onnxruntime()
         try:
-            with huge_pages() if self.place.kind == "cpu" else nullcontext():
+            with huge_pages() if self.place.kind == "cpu" and path.stem in LOOP_STAGES else nullcontext():
                 session = ort.InferenceSession(str(path), options, providers=self.place.providers(graphs))
         except Exception as error:
             if graphs:

@@ -1,7 +1,9 @@
 """Prompts to token ids, by the rules in the bundle's manifest and its ``tokenizer.json``
 (https://huggingface.co/docs/tokenizers)."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,16 @@ import numpy as np
 from bitdance_edge.runtime.bundle import Bundle, ImageSize, TextSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError, PromptTooLongError, RequestError
 
+PLACE = "{prompt}"  # of the prompt in the chat template
+LISTED_WORDS = 100  # a vocabulary of more is not listed in an error
+
 
 class PromptEncoder:
-    """Knows the chat template and the tokens that announce an image; prompts are never cut."""
+    """Knows the chat template and the tokens that announce an image; prompts are never cut.
+
+    A tokenizer of whole words has a token for those that it does not know; a prompt with one is refused, for the model
+    was not trained on it. Tokenizers of bytes, as that of the published models, know every word.
+    """
 
     def __init__(self, text: TextSpec, tokenizer: Any) -> None:
         self.text, self.tokenizer = text, tokenizer
@@ -36,13 +45,17 @@ class PromptEncoder:
         """Ids of a prompt for an image of this size, with the queries of the first patch.
 
         Raises:
-            RequestError: the prompt is empty; PromptTooLongError where it has more tokens than the bundle takes.
+            RequestError: the prompt is empty or has words that the tokenizer does not know; PromptTooLongError where
+                it has more tokens than the bundle takes.
         """
         if not prompt.strip():
             raise RequestError("a prompt is empty; say what to draw")
-        ids = self.tokenizer.encode(self.text.conditional.replace("{prompt}", prompt)).ids
+        encoding = self.tokenizer.encode(self.text.conditional.replace(PLACE, prompt))
+        if unknown := dict.fromkeys(self._unknown(prompt, encoding)):
+            raise RequestError(self._not_known(list(unknown)))
+        ids = encoding.ids
         if len(ids) > self.text.max_prompt:
-            around = len(self.tokenizer.encode(self.text.conditional.replace("{prompt}", "")).ids)
+            around = len(self._template_ids)
             raise PromptTooLongError(
                 f"the prompt has {len(ids) - around} tokens; this bundle takes {self.text.max_prompt - around}: "
                 f"shorten it, or export again with --max-prompt above {self.text.max_prompt} (template included)"
@@ -51,6 +64,44 @@ class PromptEncoder:
 
     def unconditional(self, size: ImageSize) -> tuple[int, ...]:
         return (*self.tokenizer.encode(self.text.unconditional).ids, *self.text.suffixes[str(size)])
+
+    @cached_property
+    def words(self) -> tuple[str, ...] | None:
+        """All that a prompt may be made of, in alphabetical order; None where the tokenizer knows every text."""
+        if self._unknown_id is None:
+            return None
+        added = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
+        names = {self.tokenizer.id_to_token(i) for i in (self._unknown_id, *self._template_ids)}
+        return tuple(sorted(self.tokenizer.get_vocab(with_added_tokens=False).keys() - added - names))
+
+    @cached_property
+    def _unknown_id(self) -> int | None:
+        """The id that stands for what the tokenizer does not know; models name it by its text or by its number."""
+        model = json.loads(self.tokenizer.to_str())["model"]
+        name = model.get("unk_token")
+        return model.get("unk_id") if name is None else self.tokenizer.token_to_id(name)
+
+    @cached_property
+    def _template_ids(self) -> list[int]:
+        return self.tokenizer.encode(self.text.conditional.replace(PLACE, "")).ids
+
+    def _unknown(self, prompt: str, encoding: Any) -> Iterator[str]:
+        """The parts of a prompt that became the token for unknown text."""
+        if self._unknown_id is None:
+            return
+        before = self.text.conditional.index(PLACE)
+        for token, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token == self._unknown_id and before <= first < before + len(prompt):
+                yield prompt[first - before : last - before]
+
+    def _not_known(self, unknown: list[str]) -> str:
+        words = self.words or ()
+        many = f"{len(words)}, listed in the bundle's {self.text.tokenizer.path}"
+        listed = ", ".join(words) if len(words) <= LISTED_WORDS else many
+        return (
+            f"the prompt has {', '.join(map(repr, unknown))}, which this model does not know; its words are {listed}. "
+            f"For example: {self.text.example}"
+        )
 
 
 def padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

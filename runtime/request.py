@@ -63,6 +63,11 @@ class Request:
     output: str = "image"
     batch_invariant: bool = False
 
+    @classmethod
+    def example(cls, bundle: Bundle) -> "Request":
+        """Something that a bundle can draw: its first class, or the prompt that came with it."""
+        return cls(classes=[0]) if bundle.text is None else cls(prompts=[bundle.text.example])
+
     def resolve(self, bundle: Bundle, encoder: PromptEncoder | None = None) -> "Settings":
         """Fill in the bundle's defaults and check every value against it.
 

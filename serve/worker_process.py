@@ -59,7 +59,7 @@ def work(connection: Connection, bundles: Mapping[str, tuple[Path, int]], device
 
 def _warm_up(pipeline: Pipeline) -> None:
     """One image in as few steps as there are, and one through the encoder: every stage is loaded then."""
-    subject = Request(classes=[0]) if pipeline.bundle.text is None else Request(prompts=["warm-up"])
+    subject = Request.example(pipeline.bundle)
     (image,) = pipeline.generate(replace(subject, seed=0, steps=1, size=min(pipeline.bundle.model.sizes)))
     if "encoder" in pipeline.bundle.stages and image.pixels is not None:
         pipeline.tokenize(image.pixels[None])

@@ -1,7 +1,9 @@
 """Bundles of the small random models, exported once a test run."""
 
+import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from serve_fixtures import serve as serve
 from serve_fixtures import server as server
 
 from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime.bundle import file_spec
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -59,6 +62,21 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
 def bundle(exported: Callable[..., Bundle]) -> Bundle:
     """A bundle of 4 tokens a step, for tests where any would do."""
     return exported("cc_4x_patch")
+
+
+@pytest.fixture(scope="session")
+def word_bundle(exported: Callable[..., Bundle], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A text-to-image bundle that knows the words of "a red fish" only."""
+    from bitdance_edge.training.vocabulary import word_tokenizer
+
+    source, folder = exported("t2i_16x_swiglu"), tmp_path_factory.mktemp("words") / "words"
+    shutil.copytree(source.folder, folder)
+    assert source.text is not None
+    path = folder / source.text.tokenizer.path
+    word_tokenizer(["a red fish"], 16, [4]).save(str(path))
+    text = replace(source.text, tokenizer=file_spec(folder, path), example="a red fish")
+    replace(source, folder=folder, text=text).write()
+    return Bundle.open(folder)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

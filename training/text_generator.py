@@ -36,8 +36,8 @@ ROTARY_BASE = 10_000.0
 NORM_EPS = 1e-6
 
 
-def text_config(recipe: TextRecipe, tokenizer: Tokenizer, vocabulary: int) -> TextToImageConfig:
-    """The model that a recipe describes, with ``vocabulary`` words.
+def text_config(recipe: TextRecipe, tokenizer: Tokenizer, vocabulary: int, example: str) -> TextToImageConfig:
+    """The model that a recipe describes, with ``vocabulary`` words and a prompt to try it with.
 
     Raises:
         TrainingError: sizes that do not go together.
@@ -69,6 +69,7 @@ def text_config(recipe: TextRecipe, tokenizer: Tokenizer, vocabulary: int) -> Te
             tokenizer=tokenizer.config,
             sizes=((recipe.size, recipe.size),),
             max_prompt=recipe.max_prompt,
+            example=example,
             time_shift=1.0,
             time_schedule="logit_normal",
             time_mean=recipe.time_mean,
@@ -94,7 +95,7 @@ class TextObjective(Objective):
         self.recipe = recipe
         side = recipe.size // tokenizer.config.downsampling
         self.words = word_tokenizer(captions, recipe.tokens_per_step, [side])
-        self.model = TextToImage(text_config(recipe, tokenizer, self.words.get_vocab_size()))
+        self.model = TextToImage(text_config(recipe, tokenizer, self.words.get_vocab_size(), max(captions, key=len)))
         self.model.initialize()
         self.model.tokenizer.load_state_dict(tokenizer.state_dict())
         self.model.tokenizer.requires_grad_(False)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitdance_edge.commands.common import add_size_argument, expand_classes, say
+from bitdance_edge.commands.common import add_size_argument, example_subject, expand_classes, say
 
 if TYPE_CHECKING:
     from bitdance_edge.calibration.calibrate import CalibrateOptions
@@ -81,8 +81,7 @@ def run(args: argparse.Namespace) -> None:
         raise KeyboardInterrupt("what was recorded is kept; the same command goes on from there") from None
     print("\n".join(summary(findings)))
     say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
-    asked = "--classes 0" if bundle.model.num_classes else '--prompt "..."'
-    say(f"  bitdance-edge generate {args.out} {asked} --seed 1")
+    say(f"  bitdance-edge generate {args.out} {example_subject(bundle)} --seed 1")
 
 
 def _options(args: argparse.Namespace, bundle: "Bundle") -> "CalibrateOptions":

@@ -1,13 +1,14 @@
 """Arguments and small conversions that several commands share."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from bitdance_edge.runtime import Pipeline, RequestError, written_whole
+from bitdance_edge.runtime import Bundle, Pipeline, RequestError, written_whole
 from bitdance_edge.runtime.bundle import ImageSize
 
 
@@ -72,6 +73,11 @@ def _expand(part: str) -> Iterator[int | str]:
         yield from range(int(first), int(last) + 1)
     else:
         yield part
+
+
+def example_subject(bundle: Bundle) -> str:
+    """Arguments of ``generate`` that this bundle can draw, for hints."""
+    return "--classes 0" if bundle.text is None else f"--prompt {shlex.quote(bundle.text.example)}"
 
 
 def load_tokens(path: Path) -> np.ndarray:

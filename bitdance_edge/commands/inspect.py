@@ -47,10 +47,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _model(bundle: Bundle) -> Iterator[str]:
     model, sampling = bundle.model, bundle.sampling
-    subject = (
-        f"{model.num_classes} classes" if bundle.text is None else f"prompts of up to {bundle.text.max_prompt} tokens"
-    )
+    text = bundle.text
+    subject = f"{model.num_classes} classes" if text is None else f"prompts of up to {text.max_prompt} tokens"
     yield f"{bundle.name}: {model.kind}, {subject}"
+    if text is not None:
+        yield f"  example     {text.example}"
     for height, width in model.sizes:
         size = model.size(height, width)
         grid = f"{size.grid_height}x{size.grid_width} tokens of {model.bits} bits"

@@ -12,7 +12,8 @@ from calibrating import DRAW, OPTIONS, altered, options
 from bitdance_edge.calibration.calibrate import calibrate
 from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.calibration.recipe import Recipe
-from bitdance_edge.calibration.search import fewest_kept
+from bitdance_edge.calibration.report import summary
+from bitdance_edge.calibration.search import SearchResult, fewest_kept
 from bitdance_edge.calibration.sensitivity import ranked
 from bitdance_edge.calibration.trials import Trial
 from bitdance_edge.cli import main
@@ -91,7 +92,7 @@ def test_the_budget_keeps_the_most_sensitive_layers(digits: Digits, tmp_path: Pa
     )
     assert set(search.kept).isdisjoint(found.formats)
     page = (tmp_path / "out" / "calibration" / "report.md").read_text()
-    assert all(f"`{name}`" in page for name in search.kept) and "did not hold" in page
+    assert all(f"`{name}`" in page for name in search.kept) and "in sensitivity (generator)" in page
 
     recipe = Recipe.read(tmp_path / "out" / "calibration" / "recipe.json")
     tuned = altered(
@@ -103,6 +104,30 @@ def test_the_budget_keeps_the_most_sensitive_layers(digits: Digits, tmp_path: Pa
     assert not again.searches
 
 
+def test_a_budget_that_other_images_break_is_told(calibrated: Calibrated) -> None:
+    """A search holds it on its own images; the report says what came of it on those of the test."""
+    found = calibrated("int4")
+    search = SearchResult(budget=found.bits.forced / 2, layers=37, kept=(), loss=0.0, bits=4096, tried=())
+    lines = list(summary(replace(found, searches={"generator": search})))
+    assert any("over the budget there: search on more (--search-images)" in line for line in lines)
+    lines = list(summary(replace(found, searches={"generator": replace(search, budget=0.4)})))
+    assert not any("over the budget" in line for line in lines)
+
+
+def test_a_budget_that_no_layer_holds_leaves_all_as_exported(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_kept(ranked: list[str], loss: object, budget: float, bits: int) -> SearchResult:
+        return SearchResult(budget, len(ranked), tuple(ranked), 0.0, bits, ())
+
+    monkeypatch.setattr("bitdance_edge.calibration.budget.fewest_kept", all_kept)
+    recipe = replace(OPTIONS.recipe, precisions={"encoder": "int8"}, max_bit_flips=0.001)
+    found = calibrate(digits("fp32"), tmp_path / "out", replace(OPTIONS, recipe=recipe, data=tmp_path / "recordings"))
+    assert not found.formats and found.tested("encoder") == 0 and found.bits.free == 0
+    assert Bundle.open(tmp_path / "out").stages["encoder"].precision == "fp32"
+    assert "13 of 13 layers kept" in (tmp_path / "out" / "calibration" / "report.md").read_text()
+
+
 def test_fewest_kept_bisects() -> None:
     losses = {0: 0.08, 1: 0.05, 2: 0.03, 3: 0.02, 4: 0.01, 5: 0.008, 6: 0.004}
     asked: list[int] = []
@@ -112,11 +137,11 @@ def test_fewest_kept_bisects() -> None:
         return losses[len(kept)]
 
     names = list("abcdefg")
-    found = fewest_kept(names, loss, 0.02)
+    found = fewest_kept(names, loss, 0.02, 1000)
     assert found.kept == ("a", "b", "c") and found.loss == 0.02
     assert len(asked) <= 4
-    assert fewest_kept(names, loss, 0.1).kept == ()
-    everything = fewest_kept(names, loss, 1e-9)
+    assert fewest_kept(names, loss, 0.1, 1000).kept == ()
+    everything = fewest_kept(names, loss, 1e-9, 1000)
     assert everything.kept == tuple(names) and everything.loss == 0
 
 
@@ -132,6 +157,7 @@ def test_mixtures_from_the_command_line(digits: Digits, tmp_path: Path, capsys: 
         "tokens": "fp32",
         "time": "fp32",
         "backbone": "int4",
+        "modulation": "fp32",
         "head": "fp8",
         "decoder": "fp32",
         "encoder": "int8",

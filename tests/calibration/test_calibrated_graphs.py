@@ -1,6 +1,8 @@
 """Q/DQ graphs: on both inputs of every layer, weights at their small size, all else as it was."""
 
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ from bitdance_edge.calibration.graphs import quantized_graph, read_skeleton
 from bitdance_edge.calibration.layers import OPERATORS, find_layers, module_of
 from bitdance_edge.calibration.sessions import session_of
 from bitdance_edge.runtime import Bundle, Pipeline, Request
+from bitdance_edge.runtime.onnxruntime_backend import cpu_options, import_onnxruntime
 
 STORED = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN, "int4": TensorProto.INT4}
 Calibrated = Callable[[str], Findings]
@@ -78,6 +81,28 @@ def test_what_shares_a_tensor_with_a_layer_reads_the_tensor_itself(digits: Calla
     still = [node.name for node in made.graph.node if shared.activation in node.input]
     assert set(readers) - {shared.node} <= set(still)
     assert shared.node not in still
+
+
+@pytest.mark.parametrize(("stage", "shares"), [("head", False), ("modulation", True)])
+def test_every_int8_product_has_a_pair_of_its_own_and_is_fused_on_the_cpu(
+    calibrated: Calibrated, tmp_path: Path, stage: str, shares: bool
+) -> None:
+    """Where layers shared one, ONNX Runtime would unpack their weights at every launch and multiply in float32."""
+    bundle = calibrated("int8").calibrated
+    path = bundle.verified(stage)
+    graph = onnx.load(path, load_external_data=False).graph
+    products = [node for node in graph.node if node.op_type in OPERATORS]
+    pairs = [node.input[0] for node in products]
+    assert len(set(pairs)) == len(pairs) > 1
+    producers = {output: node for node in graph.node for output in node.output}
+    quantized = [producers[producers[name].input[0]].input[0] for name in pairs]
+    assert (len(set(quantized)) < len(quantized)) == shares
+    options = cpu_options(1, "int8")
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    import_onnxruntime().InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    fused = Counter(node.op_type for node in onnx.load(tmp_path / "fused.onnx", load_external_data=False).graph.node)
+    assert fused["MatMulIntegerToFloat"] == len(products)
+    assert not fused["MatMul"] and not fused["DequantizeLinear"]
 
 
 def test_rounding_is_that_of_the_operators(digits: Callable[[str], Bundle]) -> None:

@@ -1,11 +1,13 @@
 """Recorded inputs: resumable, complete, and enough to run every stage again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bitdance_edge.calibration import recording
+from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.recording import Draw, record
 from bitdance_edge.calibration.stage_run import StageRun
 from bitdance_edge.runtime import Bundle
@@ -38,6 +40,16 @@ def test_a_stopped_recording_goes_on_and_ends_the_same(
     for stage in bundle.stages:
         pairs = zip(whole.samples(stage), resumed.samples(stage), strict=True)
         assert all((a.inputs[name] == b.inputs[name]).all() for a, b in pairs for name in a.inputs)
+
+
+def test_a_damaged_recording_says_what_to_delete(bundle: Bundle, tmp_path: Path) -> None:
+    data = record(bundle, replace(DRAW, images=1), tmp_path, 1)
+    file = data.folder / "image-00000.npz"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CalibrationError, match=r"image-00000\.npz cannot be read .*delete it and run the same command"):
+        list(data.samples("head"))
+    file.unlink()
+    assert list(record(bundle, replace(DRAW, images=1), tmp_path, 1).samples("head"))
 
 
 def test_samples_cover_all_sampling_times_and_patches(bundle: Bundle, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def model() -> TextToImage:
         ),
         sizes=(SIZE,),
         max_prompt=64,
+        example=PROMPT,
         time_shift=2.0,
         time_schedule="logit_normal",
         time_mean=0.0,

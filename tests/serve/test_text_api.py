@@ -23,9 +23,11 @@ def text_bundle(exported: Callable[..., Bundle]) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def text_server(text_bundle: Bundle, digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A model of text and, behind it, one of classes."""
-    server = Server(tmp_path_factory.mktemp("text") / "log", text_bundle.folder, digits_bundle)
+def text_server(
+    text_bundle: Bundle, digits_bundle: Path, word_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A model of any text and, behind it, one of classes and one of a few words."""
+    server = Server(tmp_path_factory.mktemp("text") / "log", text_bundle.folder, digits_bundle, word_bundle.folder)
     yield server.wait_ready()
     server.stop()
 
@@ -67,7 +69,7 @@ def test_a_partial_image_has_the_size_asked_for(text_server: Server) -> None:
 
 
 def test_sizes_are_those_of_the_model(text_server: Server) -> None:
-    text, digits = text_server.http.get("/v1/capabilities").json()["models"]
+    text, digits, _ = text_server.http.get("/v1/capabilities").json()["models"]
     assert [size["name"] for size in text["sizes"]] == ["192x128", "64x64"] and text["negative_prompt"]
     assert [size["name"] for size in digits["sizes"]] == ["32x32"] and not digits["negative_prompt"]
     wrong = text_server.generate(**{**FISH, "size": "32x32"})
@@ -96,3 +98,13 @@ def test_an_image_of_any_of_the_sizes_is_tokenised(text_server: Server, text_bun
     assert tokens["size"] == "64x64" and text_server.http.post("/v1/jobs", json=job).status_code == 202
     misfit = text_server.http.post("/v1/jobs", json={**job, "size": "192x128"})
     assert misfit.status_code == 400 and misfit.json()["error"]["param"] == "prefix"
+
+
+def test_a_word_that_the_model_does_not_know_is_refused(text_server: Server) -> None:
+    fish = {**FISH, "model": "words"}
+    assert text_server.generate(**fish).status_code == 200
+    for asked in ({**fish, "prompt": "a blue fish"}, {**fish, "negative_prompt": "blue"}):
+        answer = text_server.generate(**asked)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_prompt", "prompt")
+        assert "'blue', which this model does not know; its words are a, fish, red." in error["message"]

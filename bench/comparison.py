@@ -1,0 +1,69 @@
+"""The whole comparison: runs, figures, and what is written of them."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from bitdance_edge.bench.child import Child
+from bitdance_edge.bench.contenders import OURS, Contender
+from bitdance_edge.bench.figures import figures
+from bitdance_edge.bench.machine import processor
+from bitdance_edge.bench.plots import write_plot
+from bitdance_edge.bench.report import markdown, summary
+from bitdance_edge.bench.runs import BenchOptions, Runs, versions
+from bitdance_edge.commands.common import say
+from bitdance_edge.runtime.files import written_whole
+
+PLOT = "bench.png"
+
+
+def compare(options: BenchOptions, command: str) -> dict[str, Any]:
+    """Run what is not in the folder yet, and write ``report.json``, ``report.md`` and the plot.
+
+    Raises:
+        BenchError: a contender cannot run, its image is another, or the folder holds another comparison.
+    """
+    machine = processor()
+    runs = Runs(options, machine["name"])
+    done = runs()
+    bundle, work = options.bundles[0], options.work
+    settings = work.settings(bundle)
+    report = {
+        "title": f"{', '.join(runs.bundles)} beside PyTorch",
+        "command": command,
+        "work": work.to_json(),
+        "size": f"{settings.size.height}x{settings.size.width}",
+        "patches": {"drawn": work.drawn(bundle), "of": settings.size.patches},
+        "sampling": {
+            "steps": settings.steps,
+            "guidance": settings.guidance,
+            "guidance_schedule": settings.guidance_schedule,
+        },
+        "rounds": options.rounds,
+        "machine": machine,
+        "versions": versions(),
+        "threads": figures(done, runs.bundles, replace(work, steps=settings.steps), machine["last_cache_bytes"]),
+        "operators": _operators(options, runs),
+    }
+    folder = options.folder
+    for name, text in (("report.json", json.dumps(report, indent=1) + "\n"), ("report.md", markdown(report, PLOT))):
+        with written_whole(folder / name) as file:
+            file.write(text.encode())
+    write_plot(report["threads"], folder / PLOT)
+    for entry in report["threads"]:
+        say("\n".join((f"{entry['threads']} threads", *summary(entry), "")))
+    say(f"{folder / 'report.md'}: every stage, its floor, memory")
+    return report
+
+
+def _operators(options: BenchOptions, runs: Runs) -> dict[str, Any]:
+    """Where each bundle's stages spend their time, with the first number of threads."""
+    threads, work = options.threads[0], options.work.to_json()
+
+    def ask(contender: Contender) -> dict[str, Any]:
+        with Child(contender.name, threads) as child:
+            return child.ask("operators", source=contender.source, threads=threads, work=work)
+
+    ours = [contender for contender in options.contenders if contender.kind == OURS]
+    return {c.name: runs.once(f"t{threads}-{c.file_name}-operators", partial(ask, c)) for c in ours}

@@ -1,0 +1,103 @@
+"""Who runs: bundles on our runtime, and PyTorch on the checkpoint that they were exported from."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitdance_edge.bench.errors import BenchError
+from bitdance_edge.runtime.bundle import Bundle, sha256
+
+AGAINST = {"torch": "PyTorch eager", "torch-compile": "torch.compile"}
+OURS = "ours"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """``kind`` is ``OURS`` or one of ``AGAINST``; ``source`` a bundle's folder, or a checkpoint."""
+
+    name: str
+    kind: str
+    source: str
+
+    @property
+    def file_name(self) -> str:
+        return "".join(c if c.isalnum() or c in "-_" else "_" for c in self.name)
+
+
+def parse_against(text: str) -> list[str]:
+    """``torch,torch-compile`` to kinds.
+
+    Raises:
+        BenchError: there is none, an unknown one, or it is not installed.
+    """
+    kinds = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not kinds or (set(kinds) - AGAINST.keys()):
+        raise BenchError(f"--against is {text!r}; it must be one or more of {', '.join(AGAINST)}, comma-separated")
+    if importlib.util.find_spec("torch") is None:
+        raise BenchError(
+            "torch is not installed, and --against runs it: pip install torch==2.13.0 'bitdance-edge[bench]'"
+        )
+    return kinds
+
+
+def contenders(bundles: Sequence[Bundle], kinds: Sequence[str], checkpoint: Path) -> list[Contender]:
+    """In the order in which they take their turns: ours first."""
+    names = [bundle.name for bundle in bundles]
+    if len(set(names)) < len(names):
+        names = [str(bundle.folder) for bundle in bundles]
+    if len(set(names)) < len(names):
+        raise BenchError(f"a bundle is named twice: {', '.join(names)}; name each once")
+    ours = [Contender(name=n, kind=OURS, source=str(b.folder)) for n, b in zip(names, bundles, strict=True)]
+    return [*ours, *(Contender(name=AGAINST[kind], kind=kind, source=str(checkpoint)) for kind in kinds)]
+
+
+def require_one_model(bundles: Sequence[Bundle]) -> None:
+    """Raises BenchError where bundles are not of the same model, sampled the same way."""
+    first = bundles[0]
+    for other in bundles[1:]:
+        if (other.model, other.sampling) != (first.model, first.sampling) or _origin(other) != _origin(first):
+            raise BenchError(
+                f"{other.folder} and {first.folder} are not of one model and checkpoint; compare each by itself"
+            )
+
+
+def _origin(bundle: Bundle) -> Any:
+    known = bundle.provenance
+    return known.get("checkpoint_sha256") or known.get("checkpoint")
+
+
+def find_checkpoint(bundle: Bundle, given: str | None) -> Path:
+    """The checkpoint that a bundle was exported from: the one given, or one of its name near here or near the bundle.
+
+    Raises:
+        BenchError: none is found, or it holds other weights than the bundle's manifest says.
+    """
+    name, digest = bundle.provenance.get("checkpoint"), bundle.provenance.get("checkpoint_sha256")
+    if given is not None:
+        path = Path(given)
+        if not path.exists():
+            raise BenchError(
+                f"no checkpoint at {path}; --checkpoint names the folder that the bundle was exported from"
+            )
+        if digest is not None and sha256(_weights(path)) != digest:
+            raise BenchError(
+                f"{path} holds other weights than {bundle.folder} was exported from ({name}, SHA-256 {digest[:12]}...)"
+                ": name that checkpoint, or export the bundle again"
+            )
+        return path
+    if isinstance(name, str) and (digest is not None or "checkpoint_bytes" in bundle.provenance):
+        folder = bundle.folder.absolute()
+        places = [Path("checkpoints"), folder.parent, folder.parent.parent / "checkpoints", folder.parent.parent]
+        for path in (place / name for place in places):
+            if path.exists() and (digest is None or sha256(_weights(path)) == digest):
+                return path
+    raise BenchError(
+        f"the checkpoint that {bundle.folder} was exported from ({name or 'unknown'}) is not found; "
+        "name it with --checkpoint FOLDER"
+    )
+
+
+def _weights(path: Path) -> Path:
+    return next(path.glob("*.safetensors"), path) if path.is_dir() else path

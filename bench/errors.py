@@ -1,0 +1,7 @@
+"""Errors of the measurements."""
+
+from bitdance_edge.runtime.errors import BitDanceError
+
+
+class BenchError(BitDanceError):
+    """Nothing can be compared, or what was compared is not the same image."""

@@ -1,0 +1,51 @@
+"""What a contender gives for one image, and what that cost its process."""
+
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class StageSeconds:
+    launches: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """Tokens int8 ``[B, K, C]``, pixels uint8 ``[B, H, W, 3]``, and the wall time of each stage by itself.
+
+    ``unconditional``: tokens of the unconditional rows of the first patch, where they were drawn apart.
+    """
+
+    tokens: np.ndarray
+    pixels: np.ndarray
+    stages: dict[str, StageSeconds]
+    unconditional: np.ndarray | None = None
+
+
+def measured(make: Callable[[], Image]) -> tuple[Image, dict[str, Any]]:
+    """An image, and its wall and CPU seconds (user and system, of all threads of this process)."""
+    cpu, wall = cpu_seconds(), perf_counter()
+    image = make()
+    wall, cpu = perf_counter() - wall, cpu_seconds() - cpu
+    stages = {name: {"launches": s.launches, "seconds": s.seconds} for name, s in image.stages.items()}
+    return image, {"wall": wall, "cpu": cpu, "stages": stages}
+
+
+def cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def memory(entry: str) -> int:
+    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at its peak (unlike getrusage's, not that of its parent)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{entry}:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(entry)

@@ -1,0 +1,56 @@
+"""What cannot be compared is said in one line, before anything is run."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from benching import CHECKPOINT, bench
+
+from bitdance_edge.bench.contenders import find_checkpoint, parse_against
+from bitdance_edge.bench.errors import BenchError
+from bitdance_edge.runtime import Bundle
+
+
+def test_a_bundle_of_an_unknown_checkpoint_asks_for_it(bundle: Bundle):
+    said = bench(bundle.folder).complaint
+    assert "--checkpoint FOLDER" in said
+    assert str(bundle.folder) in said
+
+
+def test_an_unknown_contender_is_named_with_those_that_are_known(bundle: Bundle):
+    said = bench(bundle.folder, "--against", "jax").complaint
+    assert "'jax'" in said
+    assert "torch, torch-compile" in said
+
+
+def test_without_torch_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    with pytest.raises(BenchError, match="pip install torch"):
+        parse_against("torch")
+
+
+def test_a_checkpoint_with_other_weights_is_refused(tmp_path: Path, bundle: Bundle):
+    other = tmp_path / "weights.safetensors"
+    other.write_bytes(b"other")
+    known = replace(bundle, provenance={"checkpoint": "known", "checkpoint_sha256": "0" * 64})
+    with pytest.raises(BenchError, match="other weights"):
+        find_checkpoint(known, str(other))
+    with pytest.raises(BenchError, match="no checkpoint at"):
+        find_checkpoint(known, str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--threads", "two"), "--threads is 'two'"),
+        (("--rounds", "0"), "--rounds is 0"),
+        (("--patches", "1000"), "--patches is 1000"),
+        (("--max-bit-flips", "many"), "--max-bit-flips is 'many'"),
+        (("--prompt", "a cat"), "--prompt is for text-to-image"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(bundle: Bundle, arguments: tuple[str, ...], said: str):
+
+    assert said in bench(bundle.folder, "--checkpoint", CHECKPOINT, *arguments).complaint

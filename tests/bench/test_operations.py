@@ -1,0 +1,43 @@
+"""Operations counted from our graphs, held against PyTorch's own counter on the modules that they were made from."""
+
+import pytest
+import torch
+from benching import CHECKPOINT
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bitdance_edge.bench.operations import GraphCosts
+from bitdance_edge.export.profiles import PROFILES
+from bitdance_edge.export.stages import stage_exports
+from bitdance_edge.model import load_generator
+from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime.bundle import dim_size
+
+SIZES = {"R": 2, "B": 1, "N": 3, "M": 4, "T": 4, "PH": 2, "PW": 2}
+
+
+@pytest.mark.parametrize("stage", ["tokens", "time", "modulation", "head", "decoder", "encoder"])
+def test_operations_are_those_that_pytorch_counts(bundle: Bundle, stage: str):
+    model = load_generator(CHECKPOINT)
+    export = stage_exports(model, PROFILES["portable20"], torch.float32)[stage]()
+    sizes = {**SIZES, **bundle.model.default_size.dims}
+    inputs = {
+        name: torch.zeros([dim if isinstance(dim, int) else dim_size(dim, sizes) for dim in shape], dtype=dtype)
+        for name, (dtype, shape) in export.inputs.items()
+    }
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused one on CPUs is not counted
+        export.module(*export.arguments(inputs))
+    cost = GraphCosts(bundle.folder / bundle.stage(stage).graph.path).cost(sizes)
+    assert cost.operations == counter.get_total_flops()
+    assert 0 < cost.weight_bytes <= bundle.stage(stage).bytes
+
+
+def test_attention_counts_the_whole_cache(bundle: Bundle):
+    graph = GraphCosts(bundle.folder / bundle.stage("backbone").graph.path)
+    four, eight = (graph.cost({**SIZES, "T": length}).operations for length in (4, 8))
+    layers = load_generator(CHECKPOINT).backbone.layers
+    products = 2 * sum(weight.numel() for weight in layers.parameters() if weight.ndim == 2)
+    cache = bundle.cache
+    attention = 4 * cache.layers * cache.heads * cache.head_dim * cache.length
+    assert eight - four == 4 * SIZES["R"] * (products + attention)
