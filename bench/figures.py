@@ -1,6 +1,7 @@
 """From runs to figures: medians, ratios, what each stage takes, and how far that is from what the machine can do."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -119,7 +120,7 @@ def _memory(turns: Turns, bundle: Bundle | None, work: Work) -> dict[str, Any]:
     found = {"peak_bytes": peak, "resting_bytes": turns.opening["resting_bytes"]}
     if bundle is None:
         return found
-    plan = plan_memory(bundle, work.images, steps=work.steps)
+    plan = plan_memory(replace(bundle, sampling=replace(bundle.sampling, steps=work.steps)), work.images)
     allowed = WEIGHTS_FACTOR * plan.weights + plan.held - plan.weights
     taken = peak - found["resting_bytes"]
     return {

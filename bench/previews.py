@@ -20,7 +20,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from bitdance_edge.calibration.plots import save_small
 from bitdance_edge.runtime import Pipeline, Request
 from bitdance_edge.runtime.bundle import ImageSize
 from bitdance_edge.runtime.preview import WINDOW, PreviewCanvas, PreviewMap, undrawn
@@ -67,7 +66,7 @@ def nearness(pipeline: Pipeline, request: Request) -> dict[str, list[float]]:
     """PSNR of each kind for each of ``PARTS``, over what is drawn by then."""
     model, made = pipeline.bundle.model, pipeline.generate(request)
     size, tokens = model.default_size, np.stack([image.tokens for image in made])
-    pixels = np.stack([image.to_pil() for image in made])
+    pixels = np.stack([np.asarray(image.to_pil()) for image in made])
     found: dict[str, list[float]] = {"full": [], "fast": []}
     for part in PARTS:
         known = round(part * size.patches) * model.tokens_per_step
@@ -141,7 +140,7 @@ def write_picture(shown: Sequence[np.ndarray], path: Path) -> None:
     whole = Image.new("RGB", (width, sum(rows.height for rows in scaled)))
     for i, rows in enumerate(scaled):
         whole.paste(rows, (0, sum(above.height for above in scaled[:i])))
-    save_small(whole, path)
+    whole.save(path, optimize=True)
 
 
 def main() -> None:
@@ -154,7 +153,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, metavar="PNG", help="write what previews of each bundle look like")
     args = parser.parse_args()
     shown: list[np.ndarray] = []
-    results: dict[str, object] = published_sizes() if args.published else {}
+    results: dict[str, object] = {**published_sizes()} if args.published else {}
     for folder in args.bundles:
         with Pipeline.open(folder, device="cpu", threads=1) as pipeline:
             several = replace(subjects(pipeline, args.images), steps=args.steps)

@@ -35,20 +35,20 @@ def write_plots(findings: Findings, pixels: Mapping[str, np.ndarray], folder: Pa
     made = {"images.png": "Reference, calibrated, and four times their difference"}
     with written_whole(folder / "images.png") as file:
         _images(pixels).save(file, format="PNG", optimize=True)
-    _save(_bits(findings), folder / "bits.png")
+    save_chart(_bits(findings), folder / "bits.png")
     made["bits.png"] = "Bits that turn, patch by patch"
     if findings.sensitivities:
-        _save(_sensitivity(findings), folder / "sensitivity.png")
+        save_chart(_sensitivity(findings), folder / "sensitivity.png")
         made["sensitivity.png"] = "The most sensitive layers"
     if findings.steps():
-        _save(_times(findings), folder / "times.png")
+        save_chart(_times(findings), folder / "times.png")
         made["times.png"] = (
             "By sampling step: inputs of the head's layers (red), bits that turn for an error there (black)"
         )
     return made
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_chart(figure: Figure, path: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI)
     # A chart needs few colours, and has a third of the size with them.
