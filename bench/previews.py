@@ -21,7 +21,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from bitdance_edge.calibration.plots import save_small
 from bitdance_edge.runtime import Pipeline, Request
 from bitdance_edge.runtime.bundle import ImageSize
 from bitdance_edge.runtime.preview import WINDOW, PreviewCanvas, PreviewMap, undrawn
@@ -142,7 +141,7 @@ def write_picture(shown: Sequence[np.ndarray], path: Path) -> None:
     whole = Image.new("RGB", (width, sum(rows.height for rows in scaled)))
     for i, rows in enumerate(scaled):
         whole.paste(rows, (0, sum(above.height for above in scaled[:i])))
-    save_small(whole, path)
+    whole.save(path, optimize=True)
 
 
 def main() -> None:

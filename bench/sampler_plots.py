@@ -6,7 +6,6 @@ Writes steps.png, guidance.png, time.png and pictures.png, and prints the tables
 """
 
 import argparse
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bitdance_edge.calibration.plots import save_small
+from bitdance_edge.calibration.plots import save_chart
 from bitdance_edge.runtime import Pipeline, Request
 
 MODELS = ("digits-1x", "digits-4x", "digits-16x", "shapes-16x")
@@ -169,12 +168,6 @@ def tables(folder: Path) -> Iterator[str]:
             yield f"| {first} | {middle} | {r['bit_spread']:.3f} | {1000 * r['cpu_seconds_an_image']:.0f} |"
 
 
-def save(figure: Figure, path: Path) -> None:
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=80)
-    save_small(Image.open(drawn), path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="folder that bench/sampler_study.py wrote")
@@ -190,10 +183,10 @@ def main() -> None:
                 f"{r['steps']}: {share:.3f}" for r, share in zip(line, same_bits(args.study, line), strict=True)
             )
             print(f"{model} {sampler}, bits as with {line[-1]['steps']} steps: {shares}")
-    save(over(args.study, "steps", "sampling steps", schedule="constant", guidance=None), args.out / "steps.png")
-    save(over(args.study, "guidance", "guidance", steps=10), args.out / "guidance.png")
-    save(against_time(args.study), args.out / "time.png")
-    save_small(pictures(args.bundles), args.out / "pictures.png")
+    save_chart(over(args.study, "steps", "sampling steps", schedule="constant", guidance=None), args.out / "steps.png")
+    save_chart(over(args.study, "guidance", "guidance", steps=10), args.out / "guidance.png")
+    save_chart(against_time(args.study), args.out / "time.png")
+    pictures(args.bundles).save(args.out / "pictures.png", optimize=True)
 
 
 if __name__ == "__main__":

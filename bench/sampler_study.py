@@ -117,7 +117,7 @@ class Shapes:
         prompts = [scene.caption for scene in self._drawn(images)]
         return [{"prompts": prompts[first : first + batch]} for first in range(0, images, batch)]
 
-    def scores(self, pixels: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+    def scores(self, pixels: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:
         read = reading_scores(self.reader, pixels, self._drawn(len(pixels)))
         return {**read, "bit_spread": _bit_differences(tokens, self._captions(len(pixels))) / self.real_bits}
 

@@ -33,29 +33,26 @@ STAGE_COLOURS = {
 def write_plots(findings: Findings, pixels: Mapping[str, np.ndarray], folder: Path) -> dict[str, str]:
     """Write all plots; file name -> what it shows."""
     made = {"images.png": "Reference, calibrated, and four times their difference"}
-    save_small(_images(pixels), folder / "images.png")
-    _save(_bits(findings), folder / "bits.png")
+    with written_whole(folder / "images.png") as file:
+        _images(pixels).save(file, format="PNG", optimize=True)
+    save_chart(_bits(findings), folder / "bits.png")
     made["bits.png"] = "Bits that turn, patch by patch"
     if findings.sensitivities:
-        _save(_sensitivity(findings), folder / "sensitivity.png")
+        save_chart(_sensitivity(findings), folder / "sensitivity.png")
         made["sensitivity.png"] = "The most sensitive layers"
     if findings.steps():
-        _save(_times(findings), folder / "times.png")
+        save_chart(_times(findings), folder / "times.png")
         made["times.png"] = (
             "By sampling step: inputs of the head's layers (red), bits that turn for an error there (black)"
         )
     return made
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_chart(figure: Figure, path: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI)
-    save_small(Image.open(drawn), path)
-
-
-def save_small(picture: Image.Image, path: Path) -> None:
-    """Write a picture with few colours, at a third of the size."""
-    few = picture.convert("RGB").quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    # A chart needs few colours, and has a third of the size with them.
+    few = Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
     with written_whole(path) as file:
         few.save(file, format="PNG", optimize=True)
 

@@ -15,7 +15,7 @@ from bitdance_edge.export.exporter import ExportOptions
 from bitdance_edge.export.opening import open_text_to_image
 from bitdance_edge.runtime import Bundle
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "t2i_16x_swiglu"
+FIXTURE = Path(__file__).parent / "fixtures" / "t2i_16x_swiglu"
 
 
 @pytest.fixture(scope="session")
