@@ -60,4 +60,4 @@ def _distances(axes: Axes, entry: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(bars)), [label for label, _, _ in bars])
     axes.axvline(1, color="black", linewidth=1)
     axes.margins(x=0.35)
-    axes.set(xlabel="times the floor (what sets it, share of the image)", xlim=(0, None))
+    axes.set(xlabel="times the floor", xlim=(0, None))

@@ -117,7 +117,7 @@ def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
         "memory to generate 4 guided images",
         "in all",
         "onnxruntime-cpu: yes",
-        "all files of 7 stages",
+        "all files of 8 stages",
         "checkpoint",
     ):
         assert expected in output

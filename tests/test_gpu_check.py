@@ -33,7 +33,14 @@ def test_every_part_runs_on_a_cpu(bundle: Bundle) -> None:
     assert report["tokens"][0]["the same"] == 2
     assert report["machine"]["copy_bytes"] > 0
     stages = {row["stage"]: row for row in report["stages"]}
-    assert set(stages) == {"backbone (prompt)", "backbone (patch)", "head", "tokens", "decoder, with copies"}
+    assert set(stages) == {
+        "backbone (prompt)",
+        "backbone (patch)",
+        "modulation",
+        "head",
+        "tokens",
+        "decoder, with copies",
+    }
     assert all(row["floor ms"] > 0 and row["ms"] > 0 for row in stages.values())
     ours, eager = report["patches"]
     assert ours["launches a patch"] == 2 + 3  # backbone, head at each of three times, tokens
@@ -68,7 +75,7 @@ def test_every_part_runs_with_engines(gpus: Gpus, fixture: str, monkeypatch: pyt
         stages = list(gpu_check.time_stages(pipeline, request, Machine("fake", 1e9, 1e12, "float16")))
     assert patches["launches a patch"] == 1
     assert patches["host us a patch"] > 0
-    assert len(stages) == 5
+    assert len(stages) == 6
     assert gpu.alive["memory"] == gpu.alive["graphs"] == gpu.alive["lost"] == 0
 
 

@@ -108,6 +108,13 @@ def test_four_bits_need_a_newer_opset(exported: Callable[..., Bundle], tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_graphs_shaped_for_float32_on_a_cpu(bundle: Bundle, tmp_path: Path) -> None:
+    shaped = replace(bundle, profile="cpu24")
+    with pytest.raises(CalibrationError, match="profile cpu24.*exported with --profile kv24"):
+        calibrate(shaped, tmp_path / "out", options("int8"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_recipe_for_layers_that_are_not_there(bundle: Bundle, tmp_path: Path) -> None:
     recipe = replace(OPTIONS.recipe, kept=("head:head.unknown",))
     with pytest.raises(CalibrationError, match=r"layers head:head\.unknown of the recipe are not in .*named like"):

@@ -202,7 +202,7 @@ def spoilt(bundle: Bundle, weight: str, factor: float) -> None:
     replace(bundle, stages={**bundle.stages, "head": changed}).write()
 
 
-@pytest.mark.parametrize(("factor", "said"), [(-1.0, "error"), (float("nan"), "not finite from index [0, 0, 0]")])
+@pytest.mark.parametrize(("factor", "said"), [(-1.0, "error"), (float("nan"), "not finite from index [0, 0]")])
 def test_compare_names_the_first_module_that_differs(
     built_copy: Bundle, factor: float, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
