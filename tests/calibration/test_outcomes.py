@@ -110,7 +110,7 @@ def test_four_bits_need_a_newer_opset(exported: Callable[..., Bundle], tmp_path:
 
 def test_graphs_shaped_for_float32_on_a_cpu(bundle: Bundle, tmp_path: Path) -> None:
     shaped = replace(bundle, profile="cpu24")
-    with pytest.raises(CalibrationError, match="profile cpu24.*exported with --profile kv24"):
+    with pytest.raises(CalibrationError, match=r"profile cpu24.*exported with --profile kv24"):
         calibrate(shaped, tmp_path / "out", options("int8"))
     assert not (tmp_path / "out").exists()
 
