@@ -43,7 +43,7 @@ def test_every_part_runs_on_a_cpu(bundle: Bundle) -> None:
     }
     assert all(row["floor ms"] > 0 and row["ms"] > 0 for row in stages.values())
     ours, eager = report["patches"]
-    assert ours["launches a patch"] == 2 + 3  # backbone, head at each of three times, tokens
+    assert ours["launches a patch"] == 3 + 3  # backbone, modulation, head at each of three times, tokens
     assert eager["backend"] == "PyTorch, eager"
     assert ours["x eager"] == pytest.approx(eager["s an image"] / ours["s an image"])
 
