@@ -109,7 +109,13 @@ def _gemm(node: onnx.NodeProto, shapes: _Shapes) -> int:
 
 
 def _convolution(node: onnx.NodeProto, shapes: _Shapes) -> int:
-    return 2 * math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
+    kernel, given = shapes[node.input[1]], shapes[node.input[0]]
+    if all(size == 1 for size in kernel[2:]) and not any(
+        a.name == "strides" and max(a.ints) > 1 for a in node.attribute
+    ):
+        # The pixels of the result are those of the image, also where a graph does not tell how many they are.
+        return 2 * given[0] * math.prod(given[2:]) * math.prod(kernel)
+    return 2 * math.prod(shapes[node.output[0]]) * math.prod(kernel[1:])
 
 
 def _transposed_convolution(node: onnx.NodeProto, shapes: _Shapes) -> int:
