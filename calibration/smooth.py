@@ -2,8 +2,10 @@
 
 Each input channel j of a layer is divided by ``s_j = max|X_j|^a / max|W_j|^(1-a)`` and its weights are multiplied by it
 (G. Xiao et al., arXiv 2211.10438, eq. 4). The division is folded into what makes the channel: the scale (and bias) of a
-norm, the columns of a Linear, through additions, products, reshapes of leading axes and splits of the last one. A layer
-whose input cannot be traced to such constants is left as it is. Layers that share a producer share their factors.
+norm, the columns of a Linear, through additions, products, reshapes of leading axes and splits of the last one. Where a
+part of an input of the graph is added, as the head's norms are shifted by what the modulation gives, no constant of the
+graph makes that part: one product with the factors is put behind it. A layer whose input cannot be traced to any of these
+is left as it is. Layers that share a producer share their factors.
 """
 
 from collections import defaultdict
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
 from bitdance_edge.calibration.graphs import load_weight, turn_weights
 from bitdance_edge.calibration.layers import Layer
@@ -24,11 +26,15 @@ SMALLEST, LARGEST = 1e-3, 1e3  # factors are kept within; a channel that is alwa
 
 @dataclass(frozen=True)
 class Fold:
-    """A constant whose last axis (or, where ``axis`` says so, another) takes the division, from channel ``first``."""
+    """A constant whose last axis (or, where ``axis`` says so, another) takes the division, from channel ``first``.
+
+    Where ``behind`` names a tensor, the constant is yet to be made: ones that the tensor is multiplied by.
+    """
 
     constant: str
     axis: int
     first: int
+    behind: str = ""
 
 
 Found = tuple[tuple[Fold, ...], frozenset[str]]  # constants to divide, tensors on the way to them
@@ -68,6 +74,8 @@ def smoothed(
         held = np.maximum.reduce([_input_maximum(weights[site.layer.name], site.layer) for site in group])
         factors = _factors(inputs, held, strength)
         for fold in dict.fromkeys(fold for site in group for fold in site.folds):
+            if fold.behind:
+                _put_product(model, fold, len(factors))
             _scale(model, folder, fold, 1 / factors)
         for site in group:
             axis = 1 if _transposed(model, site.layer) else 0
@@ -102,6 +110,23 @@ def _scale(model: ModelProto, folder: Path, fold: Fold, factors: np.ndarray) -> 
     values[tuple(part)] = (values[tuple(part)] * factors.reshape(shape)).astype(values.dtype)
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == fold.constant)
     tensor.CopyFrom(numpy_helper.from_array(values, fold.constant))
+
+
+def _put_product(model: ModelProto, fold: Fold, width: int) -> None:
+    """Let all that read a tensor read its product with a new constant of ones."""
+    graph, product = model.graph, f"{fold.behind}/smoothed"
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name == fold.behind:
+                node.input[i] = product
+    value = ValueInfoProto()
+    value.CopyFrom(next(value for value in graph.value_info if value.name == fold.behind))
+    value.name = product
+    graph.value_info.append(value)
+    dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    graph.initializer.append(numpy_helper.from_array(np.ones(width, dtype), fold.constant))
+    made_at = next(i for i, node in enumerate(graph.node) if fold.behind in node.output)
+    graph.node.insert(made_at + 1, helper.make_node("Mul", [fold.behind, fold.constant], [product], name=product))
 
 
 def _groups(model: ModelProto, layers: list[Layer]) -> Iterator[list[Site]]:
@@ -158,6 +183,12 @@ class _Tracer:
     """Follows a tensor back to the constants that can take a factor for each channel of its last axis."""
 
     def __init__(self, model: ModelProto) -> None:
+        self.inputs = {value.name for value in model.graph.input}
+        self.last = {  # tensor -> size of its last axis, 0 where it is not known
+            value.name: value.type.tensor_type.shape.dim[-1].dim_value
+            for value in model.graph.value_info
+            if value.type.tensor_type.shape.dim
+        }
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.producers = {name: node for node in model.graph.node for name in node.output}
         self.readers: dict[str, list[str]] = defaultdict(list)  # tensor -> operators that read it
@@ -211,8 +242,16 @@ class _Tracer:
 
     def _split(self, node: NodeProto, name: str, width: int, first: int) -> Found | None:
         """A part of the last axis, whose parts are all as wide as the tensor (so that it is the last axis)."""
+        if self._given(node.input[0]):
+            whole = first == 0 and self.last.get(name) == width
+            return ((Fold(f"{name}/factors", 0, 0, behind=name),), frozenset()) if whole else None
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
         if axis < 0 or axis >= 1:
             part = list(node.output).index(name)
             return self._trace(node.input[0], width, first + part * width)
         return None
+
+    def _given(self, name: str) -> bool:
+        """Whether a tensor is an input of the graph, or one in another shape."""
+        node = self.producers.get(name)
+        return name in self.inputs or (node is not None and node.op_type == "Reshape" and self._given(node.input[0]))

@@ -18,7 +18,7 @@ from bitdance_edge.runtime import Bundle
 DRAW = Draw(images=1, seed=2, steps=3, patches=3)
 FOLDED = {
     "backbone": ("attention.wqkv", "feed_forward.w1", "feed_forward.w2"),
-    "head": ("w2",),  # what enters the others is shifted by another stage, the modulation
+    "head": ("attn.wqkv", "w1", "w2", "final_layer.linear"),
     "tokens": ("proj_in.w2",),
 }
 
@@ -44,8 +44,10 @@ def test_the_same_is_computed_and_channels_are_evener(
     channels = {name: seen.channels for name, seen in before.items() if seen.channels is not None}
     changed, done = smoothed(skeleton, path.parent, layers, channels, 0.5)
     blocks = {"backbone": 4, "head": 3, "tokens": 1}[stage]
-    assert len(done) == len(set(done)) == blocks * len(FOLDED[stage])
+    assert len(done) == len(set(done)) == blocks * len(FOLDED[stage]) - (blocks - 1) * (stage == "head")
     assert all(name.endswith(FOLDED[stage]) for name in done)
+    products = [node.name for node in changed.graph.node if node.name.endswith("/smoothed")]
+    assert len(products) == (3 if stage == "head" else 0)  # one for each shift that the modulation gives
     trial = Trial(bundle, DRAW, 1)
     outcome = trial.forced({stage: session_of(changed, path.parent, 1)})
     assert outcome.flips(trial.reference) == 0
