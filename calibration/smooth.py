@@ -4,8 +4,8 @@ Each input channel j of a layer is divided by ``s_j = max|X_j|^a / max|W_j|^(1-a
 (G. Xiao et al., arXiv 2211.10438, eq. 4). The division is folded into what makes the channel: the scale (and bias) of a
 norm, the columns of a Linear, through additions, products, reshapes of leading axes and splits of the last one. Where a
 part of an input of the graph is added, as the head's norms are shifted by what the modulation gives, no constant makes
-that part: one product with the factors is put behind it. A layer whose input cannot be traced to any of these is left as
-it is. Layers that share a producer share their factors.
+that part: one product with the factors is put behind it. A layer whose input cannot be traced to any of these is left.
+Layers that share a producer share their factors.
 """
 
 from collections import defaultdict
