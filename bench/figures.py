@@ -116,7 +116,8 @@ def _floors(turns: Turns, bundle: Bundle, best: Mapping[str, float], cache: int)
 
 def _memory(turns: Turns, bundle: Bundle | None, work: Work) -> dict[str, Any]:
     peak = max(run["peak_bytes"] for run in (turns.warm_up, *turns.rounds))
-    found = {"peak_bytes": peak, "resting_bytes": turns.opening["resting_bytes"]}
+    libraries = max(run["library_bytes"] for run in (turns.warm_up, *turns.rounds))
+    found = {"peak_bytes": peak, "resting_bytes": turns.opening["resting_bytes"] + libraries}
     if bundle is None:
         return found
     steps = work.settings(bundle).steps

@@ -19,8 +19,8 @@ import numpy as np
 from bitdance_edge.runtime.backend import Arrived, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.bundle import Bundle, StageSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError
+from bitdance_edge.runtime.freed_memory import give_back_freed
 from bitdance_edge.runtime.huge_pages import huge_pages
-from bitdance_edge.runtime.loop import LOOP_STAGES
 from bitdance_edge.runtime.processor import int8_path
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,9 @@ BFLOAT16 = 16  # of onnx.TensorProto: an element type that numpy does not have
 BEFORE_QDQ = "MatMulAddFusion;CommonSubexpressionElimination"
 UNQUANTISED = ("fp32", "fp16", "bf16")
 NO_GRAPH = "-1"  # of the run option gpu_graph_id: run, and capture nothing
+# Whose weights are read so often that putting them into huge pages pays within an image. The backbone's, read once a
+# patch, take longer to move than it gains in ten images.
+READ_OFTEN = ("head",)
 
 
 def import_onnxruntime() -> ModuleType:
@@ -51,6 +54,8 @@ def cpu_options(threads: int = 0, precision: str = "fp32") -> Any:
     options = import_onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = LOG_SEVERITY
+    # A pattern is one block for all tensors of a launch, taken beside what the first launch took, and no faster.
+    options.enable_mem_pattern = False
     # Each stage has threads of its own, which would go on waiting for work while those of the next one need the cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if precision not in UNQUANTISED:
@@ -168,8 +173,9 @@ class OnnxRuntimeStage:
     def _open(self, path: Path, options: Any, graphs: bool) -> Any:
         ort = import_onnxruntime()
         try:
-            with huge_pages() if self.place.kind == "cpu" and path.stem in LOOP_STAGES else nullcontext():
+            with huge_pages() if self.place.kind == "cpu" and path.stem in READ_OFTEN else nullcontext():
                 session = ort.InferenceSession(str(path), options, providers=self.place.providers(graphs))
+                give_back_freed()
         except Exception as error:
             if graphs:
                 raise
