@@ -21,6 +21,7 @@ from bitdance_edge.runtime.bundle import Bundle, StageSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError
 from bitdance_edge.runtime.freed_memory import give_back_freed
 from bitdance_edge.runtime.huge_pages import huge_pages
+from bitdance_edge.runtime.prepared import prepared_graph
 from bitdance_edge.runtime.processor import int8_path
 
 log = logging.getLogger(__name__)
@@ -148,12 +149,22 @@ class OnnxRuntimeStage:
     Args:
         trace: folder for an operator trace, or None.
         graphs: capture each binding's kernels as a CUDA graph; where the session does not allow it, it goes without.
+        prepared: the graph is loaded as it is.
     """
 
     def __init__(
-        self, path: Path, spec: StageSpec, place: Place, threads: int, trace: Path | None, graphs: bool
+        self,
+        path: Path,
+        spec: StageSpec,
+        place: Place,
+        threads: int,
+        trace: Path | None,
+        graphs: bool = False,
+        prepared: bool = False,
     ) -> None:
         options = cpu_options(threads, spec.precision if place.kind == "cpu" else "fp32")
+        if prepared:
+            options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
         if trace is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(trace / path.stem)
@@ -264,9 +275,13 @@ class OnnxRuntimeBackend:
         return CudaValueBuffer(value, shape, zeros.dtype)
 
     def load(self, stage: str) -> OnnxRuntimeStage:
-        path, spec = self.bundle.verified(stage), self.bundle.stage(stage)
+        spec, common = self.bundle.stage(stage), (self.place, self.threads or 0, self.trace)
+        if self.place.kind == "cpu":
+            prepared = prepared_graph(self.bundle, stage, import_onnxruntime().__version__)
+            if prepared is not None:
+                return OnnxRuntimeStage(prepared, spec, *common, prepared=True)
         graphs = self.place.kind == "cuda" and self.trace is None
-        return OnnxRuntimeStage(path, spec, self.place, self.threads or 0, self.trace, graphs)
+        return OnnxRuntimeStage(self.bundle.verified(stage), spec, *common, graphs=graphs)
 
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)  # each launch is a graph of its own already
