@@ -146,8 +146,10 @@ TRANSLATIONS: Translations = {
     torch.ops.aten.group_norm.default: group_norm,
     torch.ops.aten.linear.default: linear,
 }
-# Stage -> what is written otherwise for a CPU. The backbone runs once a patch and would take twice its memory to load.
+# Stage -> what is written otherwise for a CPU. Its decoder alone leaves all matrix products as they can be quantised.
+CPU_DECODER: Mapping[str, Translations] = {"decoder": {torch.ops.aten.conv2d.default: winograd_convolution}}
 CPU_TRANSLATIONS: Mapping[str, Translations] = {
+    "backbone": {torch.ops.aten.linear.default: pointwise_linear},
     "head": {torch.ops.aten.linear.default: pointwise_linear},
-    "decoder": {torch.ops.aten.conv2d.default: winograd_convolution},
+    **CPU_DECODER,
 }

@@ -337,7 +337,8 @@ class Pipeline:
         patches = settings.size.patches
         seeds = [image.seed for image in settings.images]
         patch_shape = (model.tokens_per_step, model.bits)
-        noise = ImageNoise(seeds, settings.steps, patch_shape, start_only=settings.sampler == "ode")
+        start_only = settings.sampler == "ode"
+        noise = ImageNoise(seeds, settings.steps, patch_shape, start_only=start_only, ahead=patches)
         request = token_request(settings)
         shown = self._previews(settings)
         with self._loop(request.shape) as loop, closing(generate_tokens(loop, request, noise)) as generated:
