@@ -36,6 +36,7 @@ NO_GRAPH = "-1"  # of the run option gpu_graph_id: run, and capture nothing
 # Whose weights are read so often that putting them into huge pages pays within an image. The backbone's, read once a
 # patch, take longer to move than it gains in ten images.
 READ_OFTEN = ("head",)
+HUGE_FROM = 16 << 20  # bytes of weights: the page table entries of fewer stay in the processor's own table
 
 
 def import_onnxruntime() -> ModuleType:
@@ -184,7 +185,7 @@ class OnnxRuntimeStage:
     def _open(self, path: Path, options: Any, graphs: bool) -> Any:
         ort = import_onnxruntime()
         try:
-            with huge_pages() if self.place.kind == "cpu" and path.stem in READ_OFTEN else nullcontext():
+            with huge_pages() if self._in_huge_pages(path.stem) else nullcontext():
                 session = ort.InferenceSession(str(path), options, providers=self.place.providers(graphs))
                 give_back_freed()
         except Exception as error:
@@ -198,6 +199,9 @@ class OnnxRuntimeStage:
                 "libraries must be found (pip install 'bitdance-edge[gpu]'); run on the CPU with device='cpu'"
             )
         return session
+
+    def _in_huge_pages(self, stage: str) -> bool:
+        return self.place.kind == "cpu" and stage in READ_OFTEN and self.spec.weight_bytes >= HUGE_FROM
 
     def bind(self, buffers: Mapping[str, Memory]) -> Launch:
         binding = self.session.io_binding()

@@ -8,6 +8,7 @@ https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 import hashlib
 import platform
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -37,6 +38,7 @@ def int8_path() -> Int8Path:
     )
 
 
+@cache
 def instructions() -> str:
     """This kind of processor and all its instructions, as one name to compare."""
     flags = _flags()
