@@ -10,7 +10,7 @@ from bitdance_edge.bench.operations import GraphCosts
 from bitdance_edge.bench.runs import ThreadRuns, Turns
 from bitdance_edge.bench.work import Work
 from bitdance_edge.runtime.bundle import Bundle
-from bitdance_edge.runtime.memory_plan import plan_memory
+from bitdance_edge.runtime.memory_plan import MemoryPlan, plan_memory
 
 WEIGHTS_FACTOR = 1.3  # memory is held to the weights so many times, plus what the plan says beside them
 # Of any model: graphs, threads and arenas of its sessions, and Python's objects (4 to 7 MB beside weights of 2 to 9).
@@ -122,9 +122,7 @@ def _memory(turns: Turns, bundle: Bundle | None, work: Work) -> dict[str, Any]:
     found = {"peak_bytes": peak, "resting_bytes": turns.opening["resting_bytes"] + libraries}
     if bundle is None:
         return found
-    steps = work.settings(bundle).steps
-    plan = plan_memory(replace(bundle, sampling=replace(bundle.sampling, steps=steps)), work.images)
-    allowed = WEIGHTS_FACTOR * plan.weights + plan.held - plan.weights + SESSION_BYTES
+    plan = memory_plan(bundle, work)
     taken = peak - found["resting_bytes"]
     return {
         **found,
@@ -132,5 +130,16 @@ def _memory(turns: Turns, bundle: Bundle | None, work: Work) -> dict[str, Any]:
         "plan_bytes": plan.held,
         "session_bytes": SESSION_BYTES,
         "taken_bytes": taken,
-        "taken_to_allowed": taken / allowed,
+        "taken_to_allowed": taken / allowed_bytes(plan),
     }
+
+
+def memory_plan(bundle: Bundle, work: Work) -> MemoryPlan:
+    """For the images and steps of this work."""
+    steps = work.settings(bundle).steps
+    return plan_memory(replace(bundle, sampling=replace(bundle.sampling, steps=steps)), work.images)
+
+
+def allowed_bytes(plan: MemoryPlan) -> float:
+    """What a process may take beyond its libraries."""
+    return WEIGHTS_FACTOR * plan.weights + plan.held - plan.weights + SESSION_BYTES

@@ -1,4 +1,4 @@
-"""What the first image of a process costs beyond later ones, by cause, in CPU seconds and as a share of an image.
+"""What the first image of a process costs beyond later ones, by cause, in CPU seconds, and the memory that it takes.
 
     python bench/opening.py bundles/digits-4x
     bitdance-edge build bundles/digits-4x --target cpu && python bench/opening.py bundles/digits-4x
@@ -15,7 +15,8 @@ from typing import Any
 
 import onnxruntime
 
-from bitdance_edge.bench.measured import cpu_seconds
+from bitdance_edge.bench.figures import allowed_bytes, memory_plan
+from bitdance_edge.bench.measured import cpu_seconds, library_bytes, memory
 from bitdance_edge.bench.ours import draw
 from bitdance_edge.bench.work import Work
 from bitdance_edge.calibration.sessions import pipeline_on
@@ -62,7 +63,7 @@ def main() -> None:
 
 def opening(args: argparse.Namespace) -> dict[str, Any]:
     work = Work(images=1, steps=args.steps, patches=args.patches, seed=1, prompt=args.prompt)
-    started = cpu_seconds()
+    resting, started = memory("VmRSS") - library_bytes(), cpu_seconds()
     bundle = Bundle.open(args.bundle)
     opened = cpu_seconds() - started
     backend = TimedBackend(bundle, args.threads)
@@ -75,11 +76,21 @@ def opening(args: argparse.Namespace) -> dict[str, Any]:
 
         first = image()
         later = median(image() for _ in range(args.later))
+        taken = memory("VmHWM") - library_bytes() - resting
     checks = {stage: checking(bundle, stage) for stage in backend.loading}
     causes = {"the manifest is read": opened, "files are found whole": sum(checks.values())}
     causes |= {f"{stage} is loaded": seconds - checks[stage] for stage, seconds in backend.loading.items()}
     causes["all is bound and touched for the first time"] = first - sum(backend.loading.values()) - later
-    return {"bundle": bundle.name, "image": later, "first": opened + first, "causes": causes}
+    plan = memory_plan(bundle, work)
+    return {
+        "bundle": bundle.name,
+        "image": later,
+        "first": opened + first,
+        "causes": causes,
+        "weights_bytes": plan.weights,
+        "taken_bytes": taken,
+        "taken_to_allowed": taken / allowed_bytes(plan),
+    }
 
 
 def table(found: dict[str, Any]) -> Iterator[str]:
@@ -90,6 +101,11 @@ def table(found: dict[str, Any]) -> Iterator[str]:
     yield "|---|---:|---:|"
     for cause, seconds in (*found["causes"].items(), ("together", more)):
         yield f"| {cause} | {seconds:.3g} | {100 * seconds / image:.1f} % |"
+    yield ""
+    yield (
+        f"Peak memory beyond the libraries {found['taken_bytes'] / 1e6:.0f} MB, {found['taken_to_allowed']:.2f} of "
+        f"what the weights ({found['weights_bytes'] / 1e6:.0f} MB) and the plan allow."
+    )
 
 
 if __name__ == "__main__":

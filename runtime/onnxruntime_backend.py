@@ -21,6 +21,7 @@ from bitdance_edge.runtime.bundle import Bundle, StageSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError
 from bitdance_edge.runtime.freed_memory import give_back_freed
 from bitdance_edge.runtime.huge_pages import huge_pages
+from bitdance_edge.runtime.loop import LOOP_STAGES
 from bitdance_edge.runtime.prepared import prepared_graph
 from bitdance_edge.runtime.processor import int8_path
 
@@ -166,6 +167,10 @@ class OnnxRuntimeStage:
         options = cpu_options(threads, spec.precision if place.kind == "cpu" else "fp32")
         if prepared:
             options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+        if place.kind == "cpu" and path.stem not in LOOP_STAGES:
+            # Reuse is planned by equal sizes and holds what it hands on until its last reuse: with activations this
+            # large that is twice the memory.
+            options.enable_mem_reuse = False
         if trace is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(trace / path.stem)
