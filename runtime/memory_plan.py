@@ -15,7 +15,7 @@ from bitdance_edge.runtime.loop import LOOP_STAGES, modulated_at_once
 
 # For the driver's context and the kernels of the libraries: set aside, not measured.
 ALLOWANCE = 600_000_000
-# Bytes of activations from which on a CPU is no faster with more images in one launch of the decoder or encoder.
+# Bytes of activations above which a CPU is no faster with more images in one launch of the decoder or encoder.
 ENOUGH_AT_ONCE = 256_000_000
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 # Bytes that a weight takes, by the narrowest element type of a stage; 4 bits with one fp16 scale for 128 weights.
