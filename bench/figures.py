@@ -10,9 +10,11 @@ from bitdance_edge.bench.operations import GraphCosts
 from bitdance_edge.bench.runs import ThreadRuns, Turns
 from bitdance_edge.bench.work import Work
 from bitdance_edge.runtime.bundle import Bundle
-from bitdance_edge.runtime.memory_plan import plan_memory
+from bitdance_edge.runtime.memory_plan import MemoryPlan, plan_memory
 
 WEIGHTS_FACTOR = 1.3  # memory is held to the weights so many times, plus what the plan says beside them
+# Of any model: graphs, threads and arenas of its sessions, and Python's objects (4 to 7 MB beside weights of 2 to 9).
+SESSION_BYTES = 7_000_000
 SHARED_FROM = 0.2  # processors that were busy for other processes
 
 
@@ -116,17 +118,28 @@ def _floors(turns: Turns, bundle: Bundle, best: Mapping[str, float], cache: int)
 
 def _memory(turns: Turns, bundle: Bundle | None, work: Work) -> dict[str, Any]:
     peak = max(run["peak_bytes"] for run in (turns.warm_up, *turns.rounds))
-    found = {"peak_bytes": peak, "resting_bytes": turns.opening["resting_bytes"]}
+    libraries = max(run["library_bytes"] for run in (turns.warm_up, *turns.rounds))
+    found = {"peak_bytes": peak, "resting_bytes": turns.opening["resting_bytes"] + libraries}
     if bundle is None:
         return found
-    steps = work.settings(bundle).steps
-    plan = plan_memory(replace(bundle, sampling=replace(bundle.sampling, steps=steps)), work.images)
-    allowed = WEIGHTS_FACTOR * plan.weights + plan.held - plan.weights
+    plan = memory_plan(bundle, work)
     taken = peak - found["resting_bytes"]
     return {
         **found,
         "weights_bytes": plan.weights,
         "plan_bytes": plan.held,
+        "session_bytes": SESSION_BYTES,
         "taken_bytes": taken,
-        "taken_to_allowed": taken / allowed,
+        "taken_to_allowed": taken / allowed_bytes(plan),
     }
+
+
+def memory_plan(bundle: Bundle, work: Work) -> MemoryPlan:
+    """For the images and steps of this work."""
+    steps = work.settings(bundle).steps
+    return plan_memory(replace(bundle, sampling=replace(bundle.sampling, steps=steps)), work.images)
+
+
+def allowed_bytes(plan: MemoryPlan) -> float:
+    """What a process may take beyond its libraries."""
+    return WEIGHTS_FACTOR * plan.weights + plan.held - plan.weights + SESSION_BYTES

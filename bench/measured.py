@@ -56,3 +56,15 @@ def memory(entry: str) -> int:
         if line.startswith(f"{entry}:"):
             return int(line.split()[1]) * 1024
     raise ValueError(entry)
+
+
+def library_bytes() -> int:
+    """Bytes of shared libraries that this process has in memory: their code comes in as it is first run."""
+    total, library = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if not name.endswith(":"):  # the head of a mapping: addresses, permissions, offset, device, inode and file
+            library = len(values) > 4 and ".so" in Path(values[4]).suffixes
+        elif name == "Rss:" and library:
+            total += int(values[0]) * 1024
+    return total

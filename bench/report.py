@@ -162,7 +162,8 @@ def _starting(contender: Mapping[str, Any]) -> str:
     return (
         f"{text}; the rest, {memory['taken_bytes'] / 1e6:.0f} MB, is {memory['taken_to_allowed']:.2f} of 1.3 times the "
         f"weights ({memory['weights_bytes'] / 1e6:.0f} MB) plus what the memory plan says beside them "
-        f"({(memory['plan_bytes'] - memory['weights_bytes']) / 1e6:.0f} MB)."
+        f"({(memory['plan_bytes'] - memory['weights_bytes']) / 1e6:.0f} MB) and {memory['session_bytes'] / 1e6:.0f} MB "
+        "for sessions."
     )
 
 

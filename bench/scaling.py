@@ -2,8 +2,8 @@
 
     python bench/scaling.py bundles/digits-4x --images 1,2,4,8,16 --patches 4,8,16 -o FOLDER
 
-Every point is measured in turn, once a round after a warm-up, with images at the largest number of patches and patches
-for one image. The last line is JSON; the folder gets it with a table and a plot.
+Every point is measured in turn, once a round, right after the same work was done for nothing; images at the largest
+number of patches, patches for one image. The last line is JSON; the folder gets it with a table and a plot.
 """
 
 import argparse
@@ -74,18 +74,19 @@ def numbers(text: str) -> list[int]:
 
 
 def measure(bundle: Bundle, points: list[Point], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Median seconds and counted operations of every point, all open at once so that they can take turns."""
+    """Median seconds and counted operations of every point; they take turns on one opened bundle, as a server would."""
     works = {
         point: Work(images=point.images, steps=args.steps, patches=point.patches, seed=1, prompt=args.prompt)
         for point in points
     }
-    opened = {point: OurContender(args.bundle, args.threads, work) for point, work in works.items()}
+    most = max(points, key=lambda point: point.images)
+    contender = OurContender(args.bundle, args.threads, works[most])
     runs: dict[Point, list[dict[str, Any]]] = {point: [] for point in points}
-    for number in tqdm(range(args.rounds + 1), desc="rounds, the first to warm up", disable=None):
-        for point, contender in opened.items():
-            cost = measured(contender.image)[1]
-            if number:
-                runs[point].append(cost)
+    for _ in tqdm(range(args.rounds), desc="rounds", disable=None):
+        for point in points:
+            contender.work = works[point]
+            contender.image()  # memory of this size is taken and bound
+            runs[point].append(measured(contender.image)[1])
     return [
         {
             "images": point.images,

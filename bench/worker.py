@@ -14,7 +14,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 
 from bitdance_edge.bench.contenders import OURS
-from bitdance_edge.bench.measured import Image, measured, memory
+from bitdance_edge.bench.measured import Image, library_bytes, measured, memory
 from bitdance_edge.bench.work import Work
 from bitdance_edge.runtime.files import written_whole
 
@@ -30,19 +30,19 @@ class Worker:
         self.contender: Runs | None = None
 
     def open(self, kind: str, source: str, bundle: str, threads: int, work: dict[str, Any]) -> dict[str, Any]:
-        """Load what runs; the libraries alone count as ``resting`` memory."""
+        """Load what runs; ``resting`` memory is that of the process without libraries, before."""
         wanted = Work.from_json(work)
         if kind == OURS:
             import onnxruntime  # noqa: F401  its libraries, before the memory is looked at
 
             from bitdance_edge.bench.ours import OurContender
 
-            resting = memory("VmRSS")
+            resting = memory("VmRSS") - library_bytes()
             self.contender = OurContender(source, threads, wanted)
         else:
             from bitdance_edge.bench.pytorch import TorchContender
 
-            resting = memory("VmRSS")
+            resting = memory("VmRSS") - library_bytes()
             self.contender = TorchContender(source, bundle, threads, wanted, compiled=kind == "torch-compile")
         return {"opened": self.contender.opened, "resting_bytes": resting}
 
@@ -56,7 +56,8 @@ class Worker:
                 arrays["unconditional"] = image.unconditional
             with written_whole(Path(save)) as file:
                 np.savez_compressed(file, allow_pickle=False, **arrays)
-        return {**cost, "tokens_sha256": _digest(image.tokens), "peak_bytes": memory("VmHWM")}
+        memories = {"peak_bytes": memory("VmHWM"), "library_bytes": library_bytes()}
+        return {**cost, "tokens_sha256": _digest(image.tokens), **memories}
 
     def survey(self, source: str, threads: int, work: dict[str, Any], reference: str) -> dict[str, Any]:
         from bitdance_edge.bench.survey import survey

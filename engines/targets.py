@@ -19,7 +19,7 @@ GPUS = {
 }
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
 RTX_DEFAULT = ("8.0", "8.6", "8.9", "12.0")
-EXAMPLES = "rtx, rtx:8.9, rtx:12.0,8.9 or trt:current"
+EXAMPLES = "rtx, rtx:8.9, rtx:12.0,8.9, trt:current or cpu"
 
 
 def ordered(capabilities: tuple[str, ...]) -> tuple[str, ...]:

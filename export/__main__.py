@@ -21,7 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", help="what a .pt file is: B-1x, B-4x, B-16x, L-1x or H-1x")
     parser.add_argument("--tokenizer", metavar="FILE", help="autoencoder weights that replace the checkpoint's own")
     parser.add_argument(
-        "--profile", default="kv24", help="kv24 (default), cpu24 for speed on a CPU, or portable20 for older TensorRT"
+        "--profile",
+        default="kv24",
+        help="kv24 (default), cpu24 for speed on a CPU (cpu24q to calibrate it), or portable20 for older TensorRT",
     )
     parser.add_argument("--dtype", default="fp32", help="fp32 (default, for CPUs), fp16 or bf16 (for TensorRT)")
     parser.add_argument("--force", action="store_true", help="replace the bundle that is already there")

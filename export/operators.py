@@ -105,7 +105,7 @@ def winograd_convolution(
     the transformed filters are smaller than the transformed image. Tiles are cut out and transformed by a convolution
     of one channel, and put together by its transpose: both run at the speed of matrix products.
     """
-    (_, inputs, height, width), (outputs, _, *kernel) = x.shape, weight.shape
+    (images, inputs, height, width), (outputs, _, *kernel) = x.shape, weight.shape
     plain = list(kernel) == [3, 3] and list(stride) == list(padding) == list(dilation) == [1, 1] and groups == 1
     fixed = all(isinstance(size, int) and size % TILE == 0 for size in (height, width))
     if not plain or not fixed or outputs > height * width // TILE**2:
@@ -119,16 +119,23 @@ def winograd_convolution(
     join = np.einsum("ai,bj->ijab", backward, backward).reshape(side * side, 1, TILE, TILE)
     turn = np.einsum("ia,jb->abij", filters, filters).reshape(9, side * side)
 
-    planes = op.Reshape(x, op.Constant(value_ints=[-1, 1, height, width]))
+    planes = _shaped(x, (inputs * images, 1, height, width))
     tiles = op.Conv(planes, _constant(cut), strides=[TILE, TILE], pads=[1, 1, 1, 1])
-    tiles = op.Reshape(tiles, op.Constant(value_ints=[-1, inputs, side * side, down * across]))
+    tiles = _shaped(tiles, (images, inputs, side * side, down * across))
     turned = op.MatMul(op.Reshape(weight, op.Constant(value_ints=[-1, 9])), _constant(turn))
     turned = op.Transpose(op.Reshape(turned, op.Constant(value_ints=[outputs, inputs, -1])), perm=[2, 0, 1])
     products = op.Transpose(op.MatMul(turned, op.Transpose(tiles, perm=[0, 2, 1, 3])), perm=[0, 2, 1, 3])
-    products = op.Reshape(products, op.Constant(value_ints=[-1, side * side, down, across]))
+    products = _shaped(products, (outputs * images, side * side, down, across))
     joined = op.ConvTranspose(products, _constant(join), strides=[TILE, TILE])
-    image = op.Reshape(joined, op.Constant(value_ints=[-1, outputs, height, width]))
+    image = _shaped(joined, (images, outputs, height, width))
     return image if bias is None else op.Add(image, op.Unsqueeze(bias, op.Constant(value_ints=[1, 2])))
+
+
+def _shaped(x: Any, shape: Sequence[Any]) -> Any:
+    """Reshape to a first dimension that may be symbolic; the graph keeps its name, from which memory is planned."""
+    reshaped = op.Reshape(x, op.Constant(value_ints=[-1, *shape[1:]]))
+    reshaped.shape = ir.Shape(shape)
+    return reshaped
 
 
 def _constant(values: np.ndarray) -> Any:
@@ -139,8 +146,10 @@ TRANSLATIONS: Translations = {
     torch.ops.aten.group_norm.default: group_norm,
     torch.ops.aten.linear.default: linear,
 }
-# Stage -> what is written otherwise for a CPU. The backbone runs once a patch and would take twice its memory to load.
+# Stage -> what is written otherwise for a CPU. Its decoder alone leaves all matrix products as they can be quantised.
+CPU_DECODER: Mapping[str, Translations] = {"decoder": {torch.ops.aten.conv2d.default: winograd_convolution}}
 CPU_TRANSLATIONS: Mapping[str, Translations] = {
+    "backbone": {torch.ops.aten.linear.default: pointwise_linear},
     "head": {torch.ops.aten.linear.default: pointwise_linear},
-    "decoder": {torch.ops.aten.conv2d.default: winograd_convolution},
+    **CPU_DECODER,
 }

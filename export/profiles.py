@@ -2,9 +2,10 @@
 
 ``kv24`` (opset 24) uses the operators that name what they do: TensorScatter for the cache, RotaryEmbedding, Attention
 and RMSNormalization (https://onnx.ai/onnx/operators). ``portable20`` (opset 20) spells the same out in older
-operators, for TensorRT before 10.15 and other consumers. ``cpu24`` is kv24 with the head's linear layers and the
-decoder's convolutions in the forms that ONNX Runtime runs fastest on a CPU in float32. Names and shapes of inputs and
-outputs are the same in all.
+operators, for TensorRT before 10.15 and other consumers. ``cpu24`` is kv24 with the linear layers of backbone and head
+and the decoder's convolutions in the forms that ONNX Runtime runs fastest on a CPU in float32; ``cpu24q`` is kv24 with
+that decoder alone, for bundles whose other stages are to be quantised. Names and shapes of inputs and outputs are the
+same in all.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitdance_edge.export.operators import CPU_TRANSLATIONS, TRANSLATIONS, Translations
+from bitdance_edge.export.operators import CPU_DECODER, CPU_TRANSLATIONS, TRANSLATIONS, Translations
 from bitdance_edge.model.order import rotate, rotate_halves
 
 # (queries or keys [R, H, T, d], cosines [S, d/2], sines [S, d/2], positions [R, T], interleaved pairs) -> rotated
@@ -80,5 +81,6 @@ def _scatter_elements(cache: Tensor, new: Tensor, first_slot: Tensor) -> Tensor:
 PROFILES = {
     "kv24": Profile(24, _rotary_embedding, _tensor_scatter, _grouped_attention),
     "cpu24": Profile(24, _rotary_embedding, _tensor_scatter, _grouped_attention, CPU_TRANSLATIONS),
+    "cpu24q": Profile(24, _rotary_embedding, _tensor_scatter, _grouped_attention, CPU_DECODER),
     "portable20": Profile(20, _rotate_by_table, _scatter_elements, _repeated_attention),
 }

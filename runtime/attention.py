@@ -1,6 +1,7 @@
 """Who sees whom in a pass of the backbone, where its tokens stand, and what of a row is padding."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -25,3 +26,29 @@ class AttentionWindow:
         # Padding sees itself alone: attention over nothing is NaN, and NaN spreads to those who look away.
         seen |= slots == start + index[:, None]
         return seen[:, None]
+
+    def patch_positions(self, start: int) -> np.ndarray:
+        """``positions`` of a patch behind the prompt, int64 ``[R, block]``."""
+        return self._offsets + start
+
+    def patch_mask(self, start: int) -> np.ndarray:
+        """``mask`` of a patch behind the prompt, the same for all its tokens, bool ``[R or 1, 1, 1, cache_length]``."""
+        hidden = self.cache_length - start - self.block
+        seen = self._ramp[..., hidden : hidden + self.cache_length]
+        return seen if self._filled is None else seen & self._filled
+
+    @cached_property
+    def _offsets(self) -> np.ndarray:
+        return np.arange(self.block) - self.padding[:, None]
+
+    @cached_property
+    def _ramp(self) -> np.ndarray:
+        """True and then False, of which a part is what a patch sees of a row without padding."""
+        return (np.arange(2 * self.cache_length) < self.cache_length)[None, None, None]
+
+    @cached_property
+    def _filled(self) -> np.ndarray | None:
+        """False where a row is padding; None where none is."""
+        if not self.padding.any():
+            return None
+        return (np.arange(self.cache_length) >= self.padding[:, None])[:, None, None]

@@ -281,10 +281,14 @@ class BackbonePass:
 
     def move(self) -> None:
         """Let the next launch append to the cache where the last one ended."""
-        cache, window = self.loop.cache, self.loop.window
-        self.positions.write(window.positions(cache.position, self.length))
-        self.mask.write(window.mask(cache.position, self.length))
-        self.cache_position.write(np.array(cache.position))
+        cache, window, start = self.loop.cache, self.loop.window, self.loop.cache.position
+        if start == 0:
+            self.positions.write(window.positions(start, self.length))
+            self.mask.write(window.mask(start, self.length))
+        else:
+            self.positions.write(window.patch_positions(start))
+            self.mask.write(window.patch_mask(start))
+        self.cache_position.write(np.array(start))
         cache.advance(self.length)
 
 

@@ -15,6 +15,8 @@ from bitdance_edge.runtime.loop import LOOP_STAGES, modulated_at_once
 
 # For the driver's context and the kernels of the libraries: set aside, not measured.
 ALLOWANCE = 600_000_000
+# Bytes of activations above which a CPU is no faster with more images in one launch of the decoder or encoder.
+ENOUGH_AT_ONCE = 256_000_000
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 # Bytes that a weight takes, by the narrowest element type of a stage; 4 bits with one fp16 scale for 128 weights.
 WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5 + 2 / 128}
@@ -133,6 +135,11 @@ def _need(bundle: Bundle, name: str, images: int, file: int | None) -> StageNeed
         tensors=tensors,
         activations=spec.activation_bytes * scale,
     )
+
+
+def decoded_at_once(spec: StageSpec, images: int) -> int:
+    """Of so many images, how many a CPU takes in one launch of the decoder or encoder."""
+    return max(1, min(images, ENOUGH_AT_ONCE // max(1, spec.activation_bytes)))
 
 
 def _tensor_bytes(spec: StageSpec, sizes: Mapping[str, int]) -> int:

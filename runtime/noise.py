@@ -7,6 +7,7 @@ numpy promises the bits of a bit generator across versions (NEP 19), not the nor
 
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -19,39 +20,74 @@ class Stream(IntEnum):
     DECODER = 2  # texture of decoders that draw some
 
 
+AT_ONCE = 8192  # normals of an image that are made together: on fewer, numpy's calls cost more than their work
+
+
 def normals(seed: int, stream: Stream, patch: int, steps: int, shape: tuple[int, ...]) -> np.ndarray:
     """Standard normal draws of one image's patch, float32 ``[steps, *shape]``.
 
     Step k starts at a counter of its own: it is the same whether one step is drawn or a hundred.
     """
+    return _normals(seed, stream, range(patch, patch + 1), steps, shape)[0]
+
+
+def _normals(seed: int, stream: Stream, patches: Sequence[int], steps: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The draws of several patches, float32 ``[patches, steps, *shape]``."""
     values = int(np.prod(shape))
     blocks = -(-values // 8)  # a Philox block is four 64-bit integers, an integer makes two normals
-    bits = np.random.Philox(key=[seed, stream], counter=[0, patch, 0, 0])
-    raw = bits.random_raw(steps * blocks * 4).reshape(steps, -1)
+    bits = np.random.Philox(key=[seed, stream])
+    start: Any = bits.state  # of a generator that has not drawn yet
+    raw = np.empty((len(patches), steps, blocks * 4), np.uint64)
+    for i, patch in enumerate(patches):
+        start["state"]["counter"] = np.array([0, patch, 0, 0], np.uint64)
+        bits.state = start
+        raw[i] = bits.random_raw(steps * blocks * 4).reshape(steps, -1)
     first, second = (raw >> np.uint64(32)) + 1.0, (raw & np.uint64(0xFFFFFFFF)).astype(np.float64)
     radius = np.sqrt(-2 * np.log(first / 2.0**32))  # Box-Muller; first is never zero
     angle = second * (2 * np.pi / 2.0**32)
     pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    return pairs.reshape(steps, -1)[:, :values].reshape(steps, *shape).astype(np.float32)
+    drawn = pairs.reshape(len(patches), steps, -1)[..., :values]
+    return drawn.reshape(len(patches), steps, *shape).astype(np.float32)
 
 
 class ImageNoise:
-    """The draws of a batch of images, each from its own seed."""
+    """The draws of a batch of images, each from its own seed.
+
+    Args:
+        start_only: for samplers without noise, whose steps get zeros.
+        ahead: patches that will be asked for one after the other; small ones are drawn together.
+    """
 
     def __init__(
-        self, seeds: Sequence[int], steps: int, patch_shape: tuple[int, int], *, start_only: bool = False
+        self,
+        seeds: Sequence[int],
+        steps: int,
+        patch_shape: tuple[int, int],
+        *,
+        start_only: bool = False,
+        ahead: int = 1,
     ) -> None:
-        """``start_only``: for samplers without noise, whose steps get zeros."""
-        self.seeds, self.steps, self.patch_shape, self.start_only = seeds, steps, patch_shape, start_only
+        self.seeds, self.steps, self.patch_shape = seeds, steps, patch_shape
+        self.drawn = 1 if start_only else steps + 1
+        self.at_once = max(1, min(ahead, AT_ONCE // (self.drawn * int(np.prod(patch_shape)))))
+        self._ahead: dict[int, np.ndarray] = {}
 
     def __call__(self, patch: int, rows_apart: bool) -> np.ndarray:
         """Draws of one patch, float32 ``[steps + 1, B, P, C]``: the start, then one a noisy step.
 
         With ``rows_apart`` the unconditional rows, which follow, have draws of their own: ``[steps + 1, 2B, P, C]``.
         """
-        streams = (Stream.IMAGE, Stream.UNCONDITIONAL) if rows_apart else (Stream.IMAGE,)
-        drawn = 1 if self.start_only else self.steps + 1
-        draws = [normals(seed, stream, patch, drawn, self.patch_shape) for stream in streams for seed in self.seeds]
-        noise = np.zeros((self.steps + 1, len(draws), *self.patch_shape), np.float32)
-        noise[:drawn] = np.stack(draws, axis=1)
+        if rows_apart:
+            return self._draw((Stream.IMAGE, Stream.UNCONDITIONAL), [patch])[0]
+        if patch not in self._ahead:
+            patches = range(patch, patch + self.at_once)
+            self._ahead = dict(zip(patches, self._draw((Stream.IMAGE,), patches), strict=True))
+        return self._ahead[patch]
+
+    def _draw(self, streams: Sequence[Stream], patches: Sequence[int]) -> np.ndarray:
+        """Of several patches, float32 ``[patches, steps + 1, rows, P, C]``."""
+        rows = [(seed, stream) for stream in streams for seed in self.seeds]
+        noise = np.zeros((len(patches), self.steps + 1, len(rows), *self.patch_shape), np.float32)
+        for row, (seed, stream) in enumerate(rows):
+            noise[:, : self.drawn, row] = _normals(seed, stream, patches, self.drawn, self.patch_shape)
         return noise

@@ -19,8 +19,10 @@ import numpy as np
 from bitdance_edge.runtime.backend import Arrived, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.bundle import Bundle, StageSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError
+from bitdance_edge.runtime.freed_memory import give_back_freed
 from bitdance_edge.runtime.huge_pages import huge_pages
 from bitdance_edge.runtime.loop import LOOP_STAGES
+from bitdance_edge.runtime.prepared import prepared_graph
 from bitdance_edge.runtime.processor import int8_path
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,10 @@ BFLOAT16 = 16  # of onnx.TensorProto: an element type that numpy does not have
 BEFORE_QDQ = "MatMulAddFusion;CommonSubexpressionElimination"
 UNQUANTISED = ("fp32", "fp16", "bf16")
 NO_GRAPH = "-1"  # of the run option gpu_graph_id: run, and capture nothing
+# Whose weights are read so often that putting them into huge pages pays within an image. The backbone's, read once a
+# patch, take longer to move than it gains in ten images.
+READ_OFTEN = ("head",)
+HUGE_FROM = 16 << 20  # bytes of weights: the page table entries of fewer stay in the processor's own table
 
 
 def import_onnxruntime() -> ModuleType:
@@ -51,6 +57,8 @@ def cpu_options(threads: int = 0, precision: str = "fp32") -> Any:
     options = import_onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = LOG_SEVERITY
+    # A pattern is one block for all tensors of a launch, taken beside what the first launch took, and no faster.
+    options.enable_mem_pattern = False
     # Each stage has threads of its own, which would go on waiting for work while those of the next one need the cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if precision not in UNQUANTISED:
@@ -143,12 +151,26 @@ class OnnxRuntimeStage:
     Args:
         trace: folder for an operator trace, or None.
         graphs: capture each binding's kernels as a CUDA graph; where the session does not allow it, it goes without.
+        prepared: the graph is loaded as it is.
     """
 
     def __init__(
-        self, path: Path, spec: StageSpec, place: Place, threads: int, trace: Path | None, graphs: bool
+        self,
+        path: Path,
+        spec: StageSpec,
+        place: Place,
+        threads: int,
+        trace: Path | None,
+        graphs: bool = False,
+        prepared: bool = False,
     ) -> None:
         options = cpu_options(threads, spec.precision if place.kind == "cpu" else "fp32")
+        if prepared:
+            options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+        if place.kind == "cpu" and path.stem not in LOOP_STAGES:
+            # Reuse is planned by equal sizes and holds what it hands on until its last reuse: with activations this
+            # large that is twice the memory.
+            options.enable_mem_reuse = False
         if trace is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(trace / path.stem)
@@ -168,8 +190,9 @@ class OnnxRuntimeStage:
     def _open(self, path: Path, options: Any, graphs: bool) -> Any:
         ort = import_onnxruntime()
         try:
-            with huge_pages() if self.place.kind == "cpu" and path.stem in LOOP_STAGES else nullcontext():
+            with huge_pages() if self._in_huge_pages(path.stem) else nullcontext():
                 session = ort.InferenceSession(str(path), options, providers=self.place.providers(graphs))
+                give_back_freed()
         except Exception as error:
             if graphs:
                 raise
@@ -181,6 +204,9 @@ class OnnxRuntimeStage:
                 "libraries must be found (pip install 'bitdance-edge[gpu]'); run on the CPU with device='cpu'"
             )
         return session
+
+    def _in_huge_pages(self, stage: str) -> bool:
+        return self.place.kind == "cpu" and stage in READ_OFTEN and self.spec.weight_bytes >= HUGE_FROM
 
     def bind(self, buffers: Mapping[str, Memory]) -> Launch:
         binding = self.session.io_binding()
@@ -258,9 +284,13 @@ class OnnxRuntimeBackend:
         return CudaValueBuffer(value, shape, zeros.dtype)
 
     def load(self, stage: str) -> OnnxRuntimeStage:
-        path, spec = self.bundle.verified(stage), self.bundle.stage(stage)
+        spec, common = self.bundle.stage(stage), (self.place, self.threads or 0, self.trace)
+        if self.place.kind == "cpu":
+            prepared = prepared_graph(self.bundle, stage, import_onnxruntime().__version__)
+            if prepared is not None:
+                return OnnxRuntimeStage(prepared, spec, *common, prepared=True)
         graphs = self.place.kind == "cuda" and self.trace is None
-        return OnnxRuntimeStage(path, spec, self.place, self.threads or 0, self.trace, graphs)
+        return OnnxRuntimeStage(self.bundle.verified(stage), spec, *common, graphs=graphs)
 
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)  # each launch is a graph of its own already

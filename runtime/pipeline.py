@@ -20,7 +20,7 @@ from bitdance_edge.runtime.errors import BackendError, Cancelled, RequestError
 from bitdance_edge.runtime.image import GeneratedImage, image_settings
 from bitdance_edge.runtime.image_stage import ImageStage
 from bitdance_edge.runtime.loop import LOOP_STAGES, BoundLoop, LoopShape, TokenRequest, generate_tokens
-from bitdance_edge.runtime.memory_plan import MemoryPlan, most_images, require_memory
+from bitdance_edge.runtime.memory_plan import MemoryPlan, decoded_at_once, most_images, require_memory
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
 from bitdance_edge.runtime.preview import UNSEEN, PreviewBudget, PreviewCanvas, PreviewMap, undrawn
 from bitdance_edge.runtime.prompt import PromptEncoder
@@ -279,7 +279,8 @@ class Pipeline:
             if plan is None or plan.beside:
                 backend = self._beside = self._beside or self.backend.beside()
             stage = self._stages[name] = backend.load(name)
-            at_once = self.max_batch if plan is None else plan.decoder_images
+            alone = decoded_at_once(self.bundle.stage(name), self.max_batch)
+            at_once = alone if plan is None else plan.decoder_images
             output = "pixels" if name == "decoder" else "tokens"
             self._image_stages[name] = ImageStage(backend, self.bundle, stage, name, output, at_once)
         return self._image_stages[name]
@@ -337,7 +338,8 @@ class Pipeline:
         patches = settings.size.patches
         seeds = [image.seed for image in settings.images]
         patch_shape = (model.tokens_per_step, model.bits)
-        noise = ImageNoise(seeds, settings.steps, patch_shape, start_only=settings.sampler == "ode")
+        start_only = settings.sampler == "ode"
+        noise = ImageNoise(seeds, settings.steps, patch_shape, start_only=start_only, ahead=patches)
         request = token_request(settings)
         shown = self._previews(settings)
         with self._loop(request.shape) as loop, closing(generate_tokens(loop, request, noise)) as generated:

@@ -191,7 +191,7 @@ def test_png_of_another_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> Non
 def test_export_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     assert "no checkpoint at" in refused("export", tmp_path / "nothing", "-o", out)
-    assert "one of kv24, cpu24, portable20" in refused("export", CHECKPOINT, "-o", out, "--profile", "kv25")
+    assert "one of kv24, cpu24, cpu24q, portable20" in refused("export", CHECKPOINT, "-o", out, "--profile", "kv25")
     assert "one of fp32, fp16, bf16" in refused("export", CHECKPOINT, "-o", out, "--dtype", "int3")
     assert "is not a checkpoint of this configuration" in refused("export", CHECKPOINT, "-o", out, "--variant", "B-4x")
     out.mkdir()

@@ -45,6 +45,13 @@ def test_each_stage_with_products_has_a_floor_below_its_time(compared: Compared,
     assert compared.report["operators"][bundle.name]["head"]
 
 
+def test_memory_is_what_the_weights_and_the_plan_say(compared: Compared, bundle: Bundle):
+    ours = contender(compared.report, bundle.name)["memory"]
+    assert 0 < ours["taken_to_allowed"] <= 1
+    assert ours["taken_bytes"] > ours["weights_bytes"]
+    assert "for sessions" in (compared.folder / "report.md").read_text()
+
+
 def test_the_folder_has_the_report_with_its_command_and_the_plot(compared: Compared):
     page = (compared.folder / "report.md").read_text()
     assert page.count(compared.report["command"]) == 1

@@ -38,6 +38,15 @@ def test_image_noise_depends_on_the_seed_alone() -> None:
     np.testing.assert_array_equal(apart[:, :3], batch)
 
 
+@pytest.mark.parametrize(("steps", "shape"), [(5, (1, 32)), (5, (4, 32)), (100, (4, 16)), (2, (3, 5))])
+def test_patches_drawn_together_have_the_bits_of_those_drawn_alone(steps: int, shape: tuple[int, int]) -> None:
+    together = ImageNoise([3, 2**62 + 1], steps, shape, ahead=8)
+    for patch in (0, 1, 2, 7, 6, 300):
+        for i, seed in enumerate(together.seeds):
+            alone = normals(seed, Stream.IMAGE, patch, steps + 1, shape)
+            np.testing.assert_array_equal(together(patch, False)[:, i], alone)
+
+
 def test_a_sampler_without_noise_starts_from_the_same_draw() -> None:
     noisy, start = (ImageNoise([3, 4], 2, (4, 16), start_only=only)(1, True) for only in (False, True))
     np.testing.assert_array_equal(start[0], noisy[0])
