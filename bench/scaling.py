@@ -3,12 +3,15 @@
     python bench/scaling.py bundles/digits-4x --images 1,2,4,8,16 --patches 4,8,16 -o FOLDER
 
 Every point is measured in turn, once a round, right after the same work was done for nothing; images at the largest
-number of patches, patches for one image. The last line is JSON; the folder gets it with a table and a plot.
+number of patches, patches for one image. What an image costs once (prompt, decoder) runs at a rate of its own, so that
+what the next patches add, in time and in operations, is shown beside the whole. The last line is JSON; the folder gets
+it with a table and a plot.
 """
 
 import argparse
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -111,10 +114,12 @@ def operations(bundle: Bundle, work: Work, threads: int) -> int:
 
 
 def scaling(rows: list[dict[str, Any]], by: str) -> dict[str, Any]:
-    """The rows, each relative to the first, and the straight line through the CPU seconds."""
+    """The rows, relative to the first and to the one before, and the straight line through the CPU seconds."""
     first = rows[0]
     for row in rows:
         row |= {f"{unit}_ratio": row[unit] / first[unit] for unit in ("wall", "cpu", "operations")}
+    for before, row in pairwise(rows):
+        row["added_cpu_per_operation"] = (row["cpu"] - before["cpu"]) / (row["operations"] - before["operations"])
     line = {}
     if len(rows) > 1:
         at, seconds = np.array([row[by] for row in rows], float), np.array([row["cpu"] for row in rows])
@@ -129,12 +134,14 @@ def table(found: dict[str, Any]) -> list[str]:
         f"{found['bundle']}, {found['steps']} steps, {found['threads']} threads, medians of {found['rounds']} rounds.",
     ]
     for by in ("images", "patches"):
-        lines += ["", f"| {by} | CPU s | wall s | GFLOP | CPU | operations | CPU / operations |", "|" + "---:|" * 7]
+        heads = f"{by} | CPU s | wall s | GFLOP | CPU | operations | CPU / operations | ms for each GFLOP added"
+        lines += ["", f"| {heads} |", "|" + "---:|" * 8]
         for row in found[by]["rows"]:
+            added = f"{1e12 * row['added_cpu_per_operation']:.3g}" if "added_cpu_per_operation" in row else ""
             lines.append(
                 f"| {row[by]} | {row['cpu']:.3g} | {row['wall']:.3g} | {row['operations'] / 1e9:.3g} "
                 f"| {row['cpu_ratio']:.2f} | {row['operations_ratio']:.2f} "
-                f"| {row['cpu_ratio'] / row['operations_ratio']:.2f} |"
+                f"| {row['cpu_ratio'] / row['operations_ratio']:.2f} | {added} |"
             )
         if line := found[by]["line"]:
             lines += [
