@@ -74,7 +74,10 @@ def run(args: argparse.Namespace) -> None:
             f"hard links to the checkpoint, so change neither: {', '.join(Path(n).name for n in bundle.links)}; "
             f"bitdance-edge pack {out} --in-place makes the bundle self-contained"
         )
-    print(f"Next:\n  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images")
+    print("Next:")
+    if bundle.profile == "cpu24":
+        print(f"  bitdance-edge build {out} --target cpu  # it opens at once from then on")
+    print(f"  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images")
 
 
 if __name__ == "__main__":
