@@ -10,7 +10,6 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from numpy.random import Philox
 
 
 class Stream(IntEnum):
@@ -36,7 +35,7 @@ def _normals(seed: int, stream: Stream, patches: Sequence[int], steps: int, shap
     """The draws of several patches, float32 ``[patches, steps, *shape]``."""
     values = int(np.prod(shape))
     blocks = -(-values // 8)  # a Philox block is four 64-bit integers, an integer makes two normals
-    bits = Philox(key=[seed, stream])
+    bits = np.random.Philox(key=[seed, stream])
     start: Any = bits.state  # of a generator that has not drawn yet
     raw = np.empty((len(patches), steps, blocks * 4), np.uint64)
     for i, patch in enumerate(patches):
