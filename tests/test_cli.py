@@ -50,6 +50,16 @@ def test_help_has_an_example_and_loads_no_torch(command: str) -> None:
     assert not any(line.endswith(" torch") for line in result.stderr.splitlines())
 
 
+def test_export_names_the_commands_that_come_next(tmp_path: Path) -> None:
+    for profile, builds in (("kv24", False), ("cpu24", True)):
+        out = tmp_path / profile
+        result = cli("export", CHECKPOINT, "-o", out, "--profile", profile, "--no-fast-previews")
+        assert result.returncode == 0, result.stderr
+        following = result.stdout.split("Next:\n")[1]
+        assert (f"bitdance-edge build {out} --target cpu" in following) is builds
+        assert f"bitdance-edge generate {out} --classes 0" in following
+
+
 def test_generate_writes_labelled_images_a_grid_and_previews(bundle: Bundle, tmp_path: Path) -> None:
     arguments = ["--classes", "0-1,7", "--count", 2, "--seed", 1, "--steps", 1]
     outputs = ["--out", tmp_path / "images", "--grid", tmp_path / "grid.png", "--previews", tmp_path / "previews"]
