@@ -5,15 +5,19 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+import torch
 from conftest import FIXTURES
+from rounding import assert_same_bits, recorded_predictions
 from safetensors.numpy import load_file
 from test_fixture_tokens import RecordedNoise, generation_order
 
+from bitdance_edge.model import load_text_to_image, text_to_image
 from bitdance_edge.runtime import Bundle, Pipeline, Request, RequestError
 from bitdance_edge.runtime.attention import AttentionWindow
 from bitdance_edge.runtime.image import read_settings, request_from_settings
 from bitdance_edge.runtime.loop import LOOP_STAGES, BoundLoop, generate_tokens
 from bitdance_edge.runtime.pipeline import token_request
+from bitdance_edge.runtime.request import Settings
 
 FIXTURE = "t2i_16x_swiglu"
 SHORT, LONG = "a cat", "a red cat on a long and winding road, 一只猫, at night"
@@ -56,9 +60,25 @@ def test_tokens_of_the_reference(exported: Callable[..., Bundle], profile: str) 
         tokens = np.concatenate(list(generate_tokens(loop, asked, noise)), axis=1)
         pixels = opened.decode(tokens, size=(height, width))
     sequence = golden["latent"].reshape(len(tokens), bundle.model.bits, -1).transpose(0, 2, 1)
-    assert np.array_equal(tokens, sequence[:, generation_order(bundle)])
+    assert_same_bits(tokens, sequence[:, generation_order(bundle)], predictions(settings, noise))
     image = np.clip(127.5 * golden["image"] + 128, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     assert np.abs(pixels.astype(int) - image).max() <= 1  # a value on the edge between two levels
+
+
+def predictions(settings: Settings, noise: RecordedNoise) -> list[np.ndarray]:
+    """What PyTorch predicts for every patch, from the same draws."""
+    model = load_text_to_image(FIXTURES / FIXTURE)
+    sides = [[image.conditional for image in settings.images], [image.unconditional for image in settings.images]]
+    with recorded_predictions(text_to_image) as found:
+        patches = model.sample_patches(
+            [torch.tensor(rows) for rows in sides],
+            (settings.size.grid_height, settings.size.grid_width),
+            steps=settings.steps,
+            guidance=settings.guidance,
+            noise=(torch.from_numpy(draw) for draw in noise.draws),
+        )
+        assert len(list(patches)) == settings.size.patches
+    return found
 
 
 def test_an_image_does_not_depend_on_the_prompts_beside_it(pipeline: Pipeline) -> None:
