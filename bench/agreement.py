@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bitdance_edge.bench.errors import BenchError
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.bundle.manifest import Bundle
 
 QUANTISED_BUDGET = 0.02  # of the bits, where no other is asked for
 

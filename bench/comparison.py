@@ -1,6 +1,7 @@
 """The whole comparison: runs, figures, and what is written of them."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,14 +12,17 @@ from bitdance_edge.bench.machine import processor
 from bitdance_edge.bench.plots import write_plot
 from bitdance_edge.bench.report import markdown, summary
 from bitdance_edge.bench.runs import BenchOptions, Runs, versions
-from bitdance_edge.commands.common import say
-from bitdance_edge.runtime.files import written_whole
+from bitdance_edge.runtime.bundle.files import written_whole
 
 PLOT = "bench.png"
 
 
-def compare(options: BenchOptions, command: str) -> dict[str, Any]:
+def compare(options: BenchOptions, command: str, note: Callable[[str], object]) -> dict[str, Any]:
     """Run what is not in the folder yet, and write ``report.json``, ``report.md`` and the plot.
+
+    Args:
+        command: the command line, for the report.
+        note: is given the lines for the person who waits.
 
     Raises:
         BenchError: a contender cannot run, its image is another, or the folder holds another comparison.
@@ -52,8 +56,8 @@ def compare(options: BenchOptions, command: str) -> dict[str, Any]:
             file.write(text.encode())
     write_plot(report["threads"], folder / PLOT)
     for entry in report["threads"]:
-        say("\n".join((f"{entry['threads']} threads", *summary(entry), "")))
-    say(f"{folder / 'report.md'}: every stage, its floor, memory")
+        note("\n".join((f"{entry['threads']} threads", *summary(entry), "")))
+    note(f"{folder / 'report.md'}: every stage, its floor, memory")
     return report
 
 

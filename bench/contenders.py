@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitdance_edge.bench.errors import BenchError
-from bitdance_edge.runtime.bundle import Bundle, sha256
+from bitdance_edge.runtime.bundle.manifest import Bundle, sha256
 
 AGAINST = {"torch": "PyTorch eager", "torch-compile": "torch.compile"}
 OURS = "ours"

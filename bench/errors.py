@@ -1,6 +1,6 @@
 """Errors of the measurements."""
 
-from bitdance_edge.runtime.errors import BitDanceError
+from bitdance_edge.errors import BitDanceError
 
 
 class BenchError(BitDanceError):

@@ -9,7 +9,7 @@ from bitdance_edge.bench.contenders import OURS
 from bitdance_edge.bench.operations import GraphCosts
 from bitdance_edge.bench.runs import ThreadRuns, Turns
 from bitdance_edge.bench.work import Work
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.memory_plan import MemoryPlan, plan_memory
 
 WEIGHTS_FACTOR = 1.3  # memory is held to the weights so many times, plus what the plan says beside them

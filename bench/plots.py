@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bitdance_edge.calibration.plots import DPI, STAGE_COLOURS
-from bitdance_edge.runtime.files import written_whole
+from bitdance_edge.runtime.bundle.files import written_whole
 
 OTHER = "#bab0ac"
 SHOWN_SHARE = 0.02  # of the image; how far lesser stages are from the floor does not matter

@@ -19,7 +19,7 @@ from bitdance_edge.bench.work import Work, padded
 from bitdance_edge.export.stages import DecoderStage
 from bitdance_edge.model import BitDance, TextToImage, load_generator
 from bitdance_edge.model.text_checkpoint import is_text_to_image, load_text_to_image
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
 from bitdance_edge.runtime.request import Settings
 from bitdance_edge.runtime.sampler import patch_guidance

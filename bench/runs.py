@@ -18,8 +18,8 @@ from bitdance_edge.bench.contenders import OURS, Contender
 from bitdance_edge.bench.errors import BenchError
 from bitdance_edge.bench.measured import busy_seconds
 from bitdance_edge.bench.work import Work
-from bitdance_edge.runtime.bundle import Bundle
-from bitdance_edge.runtime.files import written_whole
+from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.runtime.bundle.manifest import Bundle
 
 PACKAGES = ("bitdance-edge", "onnxruntime", "numpy", "torch")
 

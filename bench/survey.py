@@ -14,9 +14,9 @@ import numpy as np
 from bitdance_edge.bench.ours import draw
 from bitdance_edge.bench.work import Work
 from bitdance_edge.calibration.sessions import pipeline_on
-from bitdance_edge.runtime.bundle import Bundle, StageSpec, dim_factor
-from bitdance_edge.runtime.observed import ObservedBackend
-from bitdance_edge.runtime.onnxruntime_backend import HostBuffer, OnnxRuntimeBackend
+from bitdance_edge.runtime.backends.observed import ObservedBackend
+from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeBackend
+from bitdance_edge.runtime.bundle.manifest import Bundle, StageSpec, dim_factor
 
 
 @dataclass(frozen=True)

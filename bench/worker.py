@@ -16,7 +16,7 @@ import numpy as np
 from bitdance_edge.bench.contenders import OURS
 from bitdance_edge.bench.measured import Image, library_bytes, measured, memory
 from bitdance_edge.bench.work import Work
-from bitdance_edge.runtime.files import written_whole
+from bitdance_edge.runtime.bundle.files import written_whole
 
 
 class Runs(Protocol):

@@ -9,35 +9,31 @@ from dataclasses import dataclass
 from types import FrameType
 
 from bitdance_edge import __version__
+from bitdance_edge.errors import BitDanceError
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command: the module with its ``configure(parser)`` and ``run(args)``, and the extras that it needs."""
+    """One command: its module ``commands.NAME`` has ``configure(parser)`` and ``run(args)``; it needs these extras."""
 
-    module: str
     summary: str
     extras: str
 
 
 COMMANDS = {
-    "generate": Command("bitdance_edge.commands.generate", "images from a bundle", "cpu"),
-    "tokenize": Command("bitdance_edge.commands.tokenize", "an image to binary tokens", "cpu"),
-    "reconstruct": Command("bitdance_edge.commands.reconstruct", "an image through the tokenizer and back", "cpu"),
-    "serve": Command("bitdance_edge.serve.__main__", "an HTTP API and a page that make images", "cpu,serve"),
-    "inspect": Command("bitdance_edge.commands.inspect", "what a bundle holds and needs, or an engine is", "cpu"),
-    "export": Command("bitdance_edge.export.__main__", "a checkpoint to a bundle of ONNX graphs", "cpu,export"),
-    "calibrate": Command(
-        "bitdance_edge.commands.calibrate", "a bundle in INT8, FP8 or 4 bits, and what it lost", "calibrate"
-    ),
-    "build": Command("bitdance_edge.commands.build", "TensorRT engines of a bundle", "rtx"),
-    "profile": Command("bitdance_edge.commands.profile", "where the time of each stage goes, by module", "cpu,rtx"),
-    "compare": Command(
-        "bitdance_edge.commands.compare", "PyTorch, ONNX Runtime and TensorRT by stage", "export,compare"
-    ),
-    "bench": Command("bitdance_edge.bench.__main__", "the speed of a bundle beside PyTorch's", "bench"),
-    "pack": Command("bitdance_edge.commands.pack", "a bundle and its engines as one archive", "cpu"),
-    "train": Command("bitdance_edge.training.__main__", "train a tokenizer or a generator", "train"),
+    "generate": Command("images from a bundle", "cpu"),
+    "tokenize": Command("an image to binary tokens", "cpu"),
+    "reconstruct": Command("an image through the tokenizer and back", "cpu"),
+    "serve": Command("an HTTP API and a page that make images", "cpu,serve"),
+    "inspect": Command("what a bundle holds and needs, or an engine is", "cpu"),
+    "export": Command("a checkpoint to a bundle of ONNX graphs", "cpu,export"),
+    "calibrate": Command("a bundle in INT8, FP8 or 4 bits, and what it lost", "calibrate"),
+    "build": Command("what one device wants of a bundle: graphs or engines", "rtx"),
+    "profile": Command("where the time of each stage goes, by module", "cpu,rtx"),
+    "compare": Command("PyTorch, ONNX Runtime and TensorRT by stage", "export,compare"),
+    "bench": Command("the speed of a bundle beside PyTorch's", "bench"),
+    "pack": Command("a bundle and its engines as one archive", "cpu"),
+    "train": Command("train a tokenizer or a generator", "train"),
 }
 
 
@@ -63,7 +59,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     """Parse and run one command; errors that this project defines become one message, all others keep their trace."""
     command = COMMANDS[name]
     prog = f"bitdance-edge {name}"
-    module = importlib.import_module(command.module)
+    module = importlib.import_module(f"bitdance_edge.commands.{name}")
     parser = argparse.ArgumentParser(prog=prog, formatter_class=argparse.RawDescriptionHelpFormatter)
     module.configure(parser)
     args = parser.parse_args(argv)
@@ -81,9 +77,7 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except OSError as error:  # a disk or folder that will not do; the rooms name those that they expect
         print(f"{prog}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 1
-    except Exception as error:
-        if not type(error).__module__.startswith("bitdance_edge."):
-            raise
+    except BitDanceError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -92,7 +86,3 @@ def run_command(name: str, argv: Sequence[str]) -> int:
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     """Let a polite kill clean up as Ctrl-C does."""
     raise KeyboardInterrupt("terminated")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -22,8 +22,8 @@ from bitdance_edge.calibration.sensitivity import Sensitivity, sensitivities
 from bitdance_edge.calibration.trials import Trial
 from bitdance_edge.calibration.variants import Variants
 from bitdance_edge.calibration.written import with_losses, write_bundle
-from bitdance_edge.runtime.bundle import RECORDINGS, Bundle
-from bitdance_edge.runtime.files import folder_aside, put_in_place
+from bitdance_edge.runtime.bundle.files import folder_aside, put_in_place
+from bitdance_edge.runtime.bundle.manifest import RECORDINGS, Bundle
 from bitdance_edge.runtime.loop import LOOP_STAGES
 
 # Profile of an export -> stages whose graphs are in the forms of ``export/operators.py`` for a CPU in float32.

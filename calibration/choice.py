@@ -18,7 +18,7 @@ from bitdance_edge.calibration.smooth import smoothed
 from bitdance_edge.calibration.times import time_effects, weights
 from bitdance_edge.calibration.trials import Trial
 from bitdance_edge.calibration.variants import Variants
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.bundle.manifest import Bundle
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from bitdance_edge.calibration.ranges import Histogram
 from bitdance_edge.calibration.recording import SAMPLED_STAGES, DataSet, Sample
 from bitdance_edge.calibration.sessions import session_of, with_outputs
 from bitdance_edge.calibration.stage_run import StageRun
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.bundle.manifest import Bundle
 
 FETCHED_BYTES = 1_000_000_000  # of one sample's activations held at once; what is more takes another pass
 

@@ -1,4 +1,6 @@
-from bitdance_edge.runtime.errors import BitDanceError
+"""The error of this room."""
+
+from bitdance_edge.errors import BitDanceError
 
 
 class CalibrationError(BitDanceError):

@@ -13,7 +13,7 @@ from bitdance_edge.calibration.recipe import Recipe
 from bitdance_edge.calibration.recording import SAMPLED_STAGES
 from bitdance_edge.calibration.search import SearchResult
 from bitdance_edge.calibration.sensitivity import Sensitivity
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.memory_plan import plan_memory
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from bitdance_edge.calibration.recording import Draw
-from bitdance_edge.runtime.bundle import Bundle
-from bitdance_edge.runtime.files import written_whole
+from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.pipeline import Pipeline
 
 BATCH = 16

@@ -21,7 +21,7 @@ from onnxruntime.quantization.quant_utils import add_infer_metadata
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.formats import FORMATS, GROUP
 from bitdance_edge.calibration.layers import OPERATORS, Layer
-from bitdance_edge.runtime.bundle import MODULE_PATH
+from bitdance_edge.runtime.bundle.manifest import MODULE_PATH
 
 TYPES = {"int8": QuantType.QInt8, "fp8": QuantType.QFLOAT8E4M3FN}
 FOUR_BIT_OPSET = 21  # the first whose DequantizeLinear takes 4-bit integers in groups

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from bitdance_edge.calibration.errors import CalibrationError
+from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
 from bitdance_edge.runtime.image import load_pixels
-from bitdance_edge.runtime.onnxruntime_backend import cpu_options, import_onnxruntime
 
 BATCH = 256
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

@@ -10,9 +10,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from bitdance_edge.calibration.recording import DataSet, Draw
 from bitdance_edge.calibration.stage_run import StageRun
 from bitdance_edge.calibration.trials import Trial
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.loop import LOOP_STAGES
-from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from bitdance_edge.runtime.pipeline import Pipeline
 
 SSIM_WINDOW = 7  # pixels, the library's default

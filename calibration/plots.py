@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from bitdance_edge.calibration.findings import Findings
-from bitdance_edge.runtime.files import written_whole
+from bitdance_edge.runtime.bundle.files import written_whole
 
 SHOWN_IMAGES = 10
 SHOWN_SIDE = 64  # pixels of one image in the picture

@@ -10,7 +10,7 @@ from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.formats import PRECISIONS
 from bitdance_edge.calibration.ranges import CALIBRATORS
 from bitdance_edge.calibration.recording import Draw
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.bundle.manifest import Bundle
 
 FORMAT = 1
 

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.sessions import VariantBackend, pipeline_on
-from bitdance_edge.runtime.bundle import Bundle, ImageSize
-from bitdance_edge.runtime.files import written_whole
-from bitdance_edge.runtime.observed import ObservedBackend
-from bitdance_edge.runtime.onnxruntime_backend import HostBuffer, OnnxRuntimeBackend
+from bitdance_edge.runtime.backends.observed import ObservedBackend
+from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeBackend
+from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.runtime.bundle.manifest import Bundle, ImageSize
 from bitdance_edge.runtime.pipeline import PatchDone, Pipeline
 from bitdance_edge.runtime.request import Request
 

@@ -19,7 +19,7 @@ from bitdance_edge.calibration.sessions import session_of, with_outputs
 from bitdance_edge.calibration.stage_run import StageRun
 from bitdance_edge.calibration.trials import Trial
 from bitdance_edge.calibration.variants import Variants
-from bitdance_edge.runtime.files import written_whole
+from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.loop import LOOP_STAGES
 
 

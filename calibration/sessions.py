@@ -6,17 +6,17 @@ from typing import Any
 
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from bitdance_edge.runtime.backend import Backend, StageTime
-from bitdance_edge.runtime.backends import Choice
-from bitdance_edge.runtime.bundle import Bundle
-from bitdance_edge.runtime.errors import BackendError
-from bitdance_edge.runtime.onnxruntime_backend import (
+from bitdance_edge.runtime.backends.choice import Choice
+from bitdance_edge.runtime.backends.interface import Backend, StageTime
+from bitdance_edge.runtime.backends.onnxruntime import (
     CPU,
     OnnxRuntimeBackend,
     OnnxRuntimeStage,
     cpu_options,
     import_onnxruntime,
 )
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.errors import BackendError
 from bitdance_edge.runtime.pipeline import Pipeline
 
 QUANTIZED = {TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT8: "int8", TensorProto.INT4: "int4"}

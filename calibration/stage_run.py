@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bitdance_edge.calibration.recording import Sample
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.bundle.manifest import Bundle
 
 
 class StageRun:

@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from bitdance_edge.calibration.trials import Trial
-from bitdance_edge.runtime.files import written_whole
-from bitdance_edge.runtime.onnxruntime_backend import HostBuffer
+from bitdance_edge.runtime.backends.onnxruntime import HostBuffer
+from bitdance_edge.runtime.bundle.files import written_whole
 
 DISTURBANCE = 0.2  # standard deviation added to the head's clean prediction, whose values are around -1 and +1
 MEASURED = 24  # evaluations disturbed; those between are interpolated

@@ -10,7 +10,7 @@ from onnx import ModelProto
 from bitdance_edge.calibration.graphs import quantized_graph
 from bitdance_edge.calibration.layers import Layer
 from bitdance_edge.calibration.sessions import session_of
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.bundle.manifest import Bundle
 
 
 @dataclass(frozen=True)

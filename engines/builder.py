@@ -20,13 +20,13 @@ from bitdance_edge.engines.network import (
 from bitdance_edge.engines.progress import BuildWatch, progress_monitor
 from bitdance_edge.engines.shapes import ShapeProfile
 from bitdance_edge.engines.support import able
-from bitdance_edge.engines.targets import Target
-from bitdance_edge.runtime.bundle import Bundle
-from bitdance_edge.runtime.device import Device
+from bitdance_edge.engines.targets.tensorrt import Target
+from bitdance_edge.runtime.backends.device import Device
+from bitdance_edge.runtime.backends.tensorrt_library import Library
+from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.sidecar import Sidecar, engine_path, onnx_hashes, sidecar_path
 from bitdance_edge.runtime.errors import Cancelled
-from bitdance_edge.runtime.files import written_whole
-from bitdance_edge.runtime.sidecar import Sidecar, engine_path, onnx_hashes, sidecar_path
-from bitdance_edge.runtime.tensorrt_library import Library
 
 POLL_SECONDS = 0.1  # between two looks at the build, and the longest wait before Ctrl-C is heard
 DETAILS = "detailed"  # layer names and their ONNX nodes stay in the engine, for inspect and profile

@@ -8,8 +8,8 @@ from typing import Any
 
 from bitdance_edge.engines.failure import BuildFailure, parse_failure
 from bitdance_edge.engines.graph import GraphFacts
-from bitdance_edge.runtime.bundle import Bundle
-from bitdance_edge.runtime.tensorrt_library import Library
+from bitdance_edge.runtime.backends.tensorrt_library import Library
+from bitdance_edge.runtime.bundle.manifest import Bundle
 
 
 def parse_network(library: Library, builder: Any, stage: str, path: Path, facts: GraphFacts) -> Any:

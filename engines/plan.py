@@ -9,12 +9,12 @@ from bitdance_edge.engines.builder import StageBuild
 from bitdance_edge.engines.graph import read_graph
 from bitdance_edge.engines.shapes import shape_profiles
 from bitdance_edge.engines.support import refusal, restriction
-from bitdance_edge.engines.targets import Target
-from bitdance_edge.runtime.bundle import Bundle
-from bitdance_edge.runtime.device import Device, find_device
+from bitdance_edge.engines.targets.tensorrt import Target
+from bitdance_edge.runtime.backends.device import Device, find_device
+from bitdance_edge.runtime.backends.tensorrt_library import Library
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.sidecar import Sidecar, damage, mismatch
 from bitdance_edge.runtime.errors import EngineError
-from bitdance_edge.runtime.sidecar import Sidecar, damage, mismatch
-from bitdance_edge.runtime.tensorrt_library import Library
 
 # Upper bounds of what was measured on builds for RTX, from a few kB of weights to the 683 MB of B-4x's backbone
 # (bench/results/engines.md): kernels and descriptions beside the weights, and the builder's peak of host memory.

@@ -6,7 +6,7 @@ weights serves both.
 
 from dataclasses import dataclass
 
-from bitdance_edge.runtime.bundle import Bundle, dim_factor
+from bitdance_edge.runtime.bundle.manifest import Bundle, dim_factor
 from bitdance_edge.runtime.errors import EngineError
 from bitdance_edge.runtime.loop import modulated_at_once
 from bitdance_edge.runtime.request import MAX_STEPS

@@ -1,10 +1,10 @@
 """Which element types and operators which GPU and library can take; what it cannot is refused before the build."""
 
 from bitdance_edge.engines.graph import GraphFacts
-from bitdance_edge.engines.targets import GPUS, RTX_DEFAULT, Target
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.engines.targets.tensorrt import GPUS, RTX_DEFAULT, Target
+from bitdance_edge.runtime.backends.tensorrt_library import Library
+from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.errors import EngineError
-from bitdance_edge.runtime.tensorrt_library import Library
 
 # Element type -> the first compute capability that has it. fp8 and fp32 as the builder itself says when it refuses
 # ("HW-specific datatypes: fp8_e4m3", "FP32 GEMM is not supported"); bf16 and fp4 as the support matrices have it.

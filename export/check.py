@@ -22,7 +22,7 @@ from bitdance_edge.model.order import latent_to_patches, patches_to_latent
 from bitdance_edge.model.sampler import patch_guidance, sample_patch
 from bitdance_edge.model.tokenizer import image_from_bytes, image_to_bytes, quantize
 from bitdance_edge.runtime.attention import AttentionWindow
-from bitdance_edge.runtime.bundle import StageSpec
+from bitdance_edge.runtime.bundle.manifest import StageSpec
 from bitdance_edge.runtime.sampler import Schedule
 
 STEPS = 4  # sampling steps of the generation that is compared

@@ -1,5 +1,7 @@
 """The one error of this room."""
 
+from bitdance_edge.errors import BitDanceError
 
-class ExportError(RuntimeError):
+
+class ExportError(BitDanceError):
     """An export that cannot be done, or whose graphs do not compute what PyTorch does."""

@@ -24,8 +24,8 @@ from bitdance_edge.export.stages import Generator, stage_exports
 from bitdance_edge.export.weights import Source, WeightPlacer, hollowed
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.tensor_file import StoredTensor
-from bitdance_edge.runtime.bundle import Bundle, StageSpec
-from bitdance_edge.runtime.files import folder_aside, put_in_place
+from bitdance_edge.runtime.bundle.files import folder_aside, put_in_place
+from bitdance_edge.runtime.bundle.manifest import Bundle, StageSpec
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -12,7 +12,7 @@ from bitdance_edge.export.graph import activation_bytes, tensor_specs
 from bitdance_edge.export.stages import Generator
 from bitdance_edge.model import SamplingDefaults, TextToImage
 from bitdance_edge.model.prompt import CONDITIONAL, UNCONDITIONAL, PromptTokenizer
-from bitdance_edge.runtime.bundle import (
+from bitdance_edge.runtime.bundle.manifest import (
     CLASS_CONDITIONAL,
     TEXT_TO_IMAGE,
     CacheSpec,

@@ -13,7 +13,7 @@ from bitdance_edge.model import TextCheckpoint, load_generator
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.text_checkpoint import is_text_to_image
 from bitdance_edge.model.text_config import TextToImageConfig
-from bitdance_edge.runtime.bundle import Bundle, sha256
+from bitdance_edge.runtime.bundle.manifest import Bundle, sha256
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from tqdm import tqdm
 
-from bitdance_edge.runtime.bundle import Bundle, file_spec
+from bitdance_edge.runtime.bundle.manifest import Bundle, file_spec
 from bitdance_edge.runtime.pipeline import Pipeline
 from bitdance_edge.runtime.preview import WINDOW, PreviewMap
 from bitdance_edge.runtime.prompt import PromptEncoder

@@ -1,5 +1,7 @@
 """The one error of this room; its message names the value, what is allowed and what to do."""
 
+from bitdance_edge.errors import BitDanceError
 
-class ModelError(ValueError):
+
+class ModelError(BitDanceError):
     """A configuration or checkpoint that cannot be used."""

@@ -5,9 +5,9 @@ with Pipeline.open("bundles/digits-4x") as pipeline:
         image.save(f"{image.class_id}.png")
 """
 
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.errors import BackendError, BitDanceError, BundleError, Cancelled, EngineError, RequestError
-from bitdance_edge.runtime.files import written_whole
 from bitdance_edge.runtime.image import GeneratedImage, load_pixels, read_settings, request_from_settings, save_png
 from bitdance_edge.runtime.pipeline import Event, ImageDone, PatchDone, Pipeline, Preview
 from bitdance_edge.runtime.request import Request

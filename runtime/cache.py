@@ -1,7 +1,7 @@
 """The key-value cache: allocated once at its final size, updated in place, with an explicit position."""
 
-from bitdance_edge.runtime.backend import Backend, Buffer
-from bitdance_edge.runtime.bundle import Bundle
+from bitdance_edge.runtime.backends.interface import Backend, Buffer
+from bitdance_edge.runtime.bundle.manifest import Bundle
 
 
 class KVCache:

@@ -1,8 +1,6 @@
 """Errors of the runtime. Each message names the value, what is allowed, and the next thing to try."""
 
-
-class BitDanceError(Exception):
-    """Base of all errors that a caller can do something about."""
+from bitdance_edge.errors import BitDanceError
 
 
 class BundleError(BitDanceError):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.errors import RequestError
-from bitdance_edge.runtime.files import written_whole
 from bitdance_edge.runtime.request import ImageSpec, Request
 
 PNG_KEY = "bitdance"

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bitdance_edge.runtime.backend import Backend, Buffer, Launch, Pending, Stage
-from bitdance_edge.runtime.bundle import Bundle, ImageSize
+from bitdance_edge.runtime.backends.interface import Backend, Buffer, Launch, Pending, Stage
+from bitdance_edge.runtime.bundle.manifest import Bundle, ImageSize
 
 
 class ImageStage:

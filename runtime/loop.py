@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitdance_edge.runtime.attention import AttentionWindow
-from bitdance_edge.runtime.backend import Backend, Buffer, Captured, InOrder, Launch, Memory, Pending, Stage
-from bitdance_edge.runtime.bundle import Bundle, ImageSize
+from bitdance_edge.runtime.backends.interface import Backend, Buffer, Captured, InOrder, Launch, Memory, Pending, Stage
+from bitdance_edge.runtime.bundle.manifest import Bundle, ImageSize
 from bitdance_edge.runtime.cache import KVCache
 from bitdance_edge.runtime.sampler import Schedule, patch_guidance
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from bitdance_edge.runtime.bundle import DTYPE_BYTES, Bundle, StageSpec
+from bitdance_edge.runtime.bundle.manifest import DTYPE_BYTES, Bundle, StageSpec
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.loop import LOOP_STAGES, modulated_at_once
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from bitdance_edge.runtime.backend import Arrived, Backend, Pending, Stage, StageTime
-from bitdance_edge.runtime.backends import Choice, Wanted, choose_backend
-from bitdance_edge.runtime.bundle import Bundle, ImageSize
+from bitdance_edge.runtime.backends.choice import Choice, Wanted, choose_backend
+from bitdance_edge.runtime.backends.interface import Arrived, Backend, Pending, Stage, StageTime
+from bitdance_edge.runtime.bundle.manifest import Bundle, ImageSize
 from bitdance_edge.runtime.errors import BackendError, Cancelled, RequestError
 from bitdance_edge.runtime.image import GeneratedImage, image_settings
 from bitdance_edge.runtime.image_stage import ImageStage

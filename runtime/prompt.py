@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bitdance_edge.runtime.bundle import Bundle, ImageSize, TextSpec
+from bitdance_edge.runtime.bundle.manifest import Bundle, ImageSize, TextSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError, PromptTooLongError, RequestError
 
 PLACE = "{prompt}"  # of the prompt in the chat template

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bitdance_edge.runtime.bundle import CLASS_CONDITIONAL, Bundle, ImageSize
+from bitdance_edge.runtime.bundle.manifest import CLASS_CONDITIONAL, Bundle, ImageSize
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.preview import KINDS as PREVIEW_KINDS
 from bitdance_edge.runtime.prompt import PromptEncoder, padded

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -12,7 +13,6 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from bitdance_edge import __version__
 from bitdance_edge.serve.connection import ClientLeft
 from bitdance_edge.serve.errors import SERVER, ApiError
 from bitdance_edge.serve.guard import Guard
@@ -37,7 +37,7 @@ def create_app(service: Service) -> FastAPI:
     # FastAPI's own pages of documentation load scripts from elsewhere; /openapi.json stays.
     app = FastAPI(
         title="bitdance-edge",
-        version=__version__,
+        version=version("bitdance-edge"),
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,

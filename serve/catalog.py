@@ -7,7 +7,7 @@ from functools import cached_property
 import psutil
 
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.bundle import ImageSize
+from bitdance_edge.runtime.bundle.manifest import ImageSize
 from bitdance_edge.runtime.memory_plan import plan_memory
 from bitdance_edge.runtime.prompt import PromptEncoder
 from bitdance_edge.serve.errors import ApiError, ServeError, insufficient_memory

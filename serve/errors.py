@@ -7,7 +7,7 @@ has begun the same object comes as its last event.
 from collections.abc import Mapping
 from typing import Any
 
-from bitdance_edge.runtime.errors import BitDanceError
+from bitdance_edge.errors import BitDanceError
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 

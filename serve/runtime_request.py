@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from bitdance_edge.runtime import Bundle, Request, RequestError
-from bitdance_edge.runtime.bundle import ImageSize
+from bitdance_edge.runtime.bundle.manifest import ImageSize
 from bitdance_edge.runtime.errors import PromptTooLongError
 from bitdance_edge.runtime.request import MAX_SEED
 from bitdance_edge.serve.catalog import Model, size_name

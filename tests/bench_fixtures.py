@@ -9,7 +9,7 @@ import pytest
 from benching import CHECKPOINT, SHORT, Compared, bench
 
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.bundle import file_spec
+from bitdance_edge.runtime.bundle.manifest import file_spec
 
 
 @pytest.fixture(scope="session")

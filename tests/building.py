@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from bitdance_edge.engines.builder import Watcher, build_stage
 from bitdance_edge.engines.plan import plan_builds
-from bitdance_edge.engines.targets import Target
+from bitdance_edge.engines.targets.tensorrt import Target
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.sidecar import Sidecar
-from bitdance_edge.runtime.tensorrt_library import Library
+from bitdance_edge.runtime.backends.tensorrt_library import Library
+from bitdance_edge.runtime.bundle.sidecar import Sidecar
 
 
 def build(

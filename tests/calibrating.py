@@ -13,7 +13,7 @@ from bitdance_edge.calibration.calibrate import CalibrateOptions
 from bitdance_edge.calibration.recipe import Recipe
 from bitdance_edge.calibration.recording import Draw
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.bundle import file_spec
+from bitdance_edge.runtime.bundle.manifest import file_spec
 
 STAGES = ("tokens", "time", "backbone", "modulation", "head", "decoder", "encoder")
 DRAW = Draw(images=2, seed=3, steps=4, patches=3)

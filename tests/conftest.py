@@ -23,7 +23,7 @@ from serve_fixtures import serve as serve
 from serve_fixtures import server as server
 
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.bundle import file_spec
+from bitdance_edge.runtime.bundle.manifest import file_spec
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

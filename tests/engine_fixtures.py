@@ -18,11 +18,11 @@ from onnxruntime.quantization import (
 )
 
 from bitdance_edge.engines.graph import read_graph
-from bitdance_edge.engines.recorder import record_samples
+from bitdance_edge.engines.samples import record_samples
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.bundle import file_spec
-from bitdance_edge.runtime.sidecar import Sidecar
-from bitdance_edge.runtime.tensorrt_library import Library, load_library
+from bitdance_edge.runtime.backends.tensorrt_library import Library, load_library
+from bitdance_edge.runtime.bundle.manifest import file_spec
+from bitdance_edge.runtime.bundle.sidecar import Sidecar
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "digits-4x"
 QUANTIZED = {

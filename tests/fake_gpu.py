@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.onnxruntime_backend import cpu_options, import_onnxruntime
+from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
 
 Operation = Callable[[], None]
 GARBAGE = 0xAB

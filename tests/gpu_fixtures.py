@@ -11,10 +11,11 @@ import pytest
 from fake_gpu import FakeGpu
 
 from bitdance_edge.engines.shapes import shape_profiles
-from bitdance_edge.runtime import Bundle, backends
-from bitdance_edge.runtime.device import Device
-from bitdance_edge.runtime.sidecar import Sidecar, engine_path, onnx_hashes, sidecar_path
-from bitdance_edge.runtime.tensorrt_library import Library
+from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime.backends import choice
+from bitdance_edge.runtime.backends.device import Device
+from bitdance_edge.runtime.backends.tensorrt_library import Library
+from bitdance_edge.runtime.bundle.sidecar import Sidecar, engine_path, onnx_hashes, sidecar_path
 
 TEXT = "t2i_16x_swiglu"
 TARGET = "trt-current"
@@ -67,9 +68,9 @@ def gpus(exported: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.driver)
         monkeypatch.setitem(sys.modules, "cuda.bindings.driver", gpu.bindings)
         library = Library("tensorrt", gpu.trt, None, [])
-        monkeypatch.setattr(backends, "load_library", lambda name: library)
-        monkeypatch.setattr(backends, "find_device", lambda ordinal: Device("Fake", "8.9"))
-        monkeypatch.setattr(backends, "free_memory", lambda ordinal: gpu.size)
+        monkeypatch.setattr(choice, "load_library", lambda name: library)
+        monkeypatch.setattr(choice, "find_device", lambda ordinal: Device("Fake", "8.9"))
+        monkeypatch.setattr(choice, "free_memory", lambda ordinal: gpu.size)
         return gpu
 
     return make

@@ -17,7 +17,7 @@ class Server:
 
     def __init__(self, log: Path, *arguments: object, env: dict[str, str] | None = None) -> None:
         self.log_file = log
-        command = [sys.executable, "-m", "bitdance_edge.cli", "serve", *map(str, arguments), "--port", "0"]
+        command = [sys.executable, "-m", "bitdance_edge", "serve", *map(str, arguments), "--port", "0"]
         with log.open("wb") as errors:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env)
         assert self.process.stdout is not None

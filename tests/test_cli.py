@@ -21,7 +21,7 @@ CHECKPOINT = FIXTURES / "cc_4x_patch" / "state.safetensors"
 
 
 def cli(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bitdance_edge.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "bitdance_edge", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
 
 
@@ -40,7 +40,7 @@ def files(folder: Path) -> set[str]:
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_has_an_example_and_loads_no_torch(command: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "bitdance_edge.cli", *command.split(), "--help"],
+        [sys.executable, "-X", "importtime", "-m", "bitdance_edge", *command.split(), "--help"],
         capture_output=True,
         text=True,
         check=True,
@@ -298,7 +298,7 @@ def test_interrupted_training_saves_its_state_and_says_how_to_go_on(tmp_path: Pa
 
 def interrupt(arguments: list, folder: Path, stop: signal.Signals) -> tuple[int, str]:
     """Run a command, stop it once it has begun to write into ``folder``; its exit status and what it said."""
-    command = [sys.executable, "-m", "bitdance_edge.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "bitdance_edge", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not any(folder.rglob("*")) and process.poll() is None and time.monotonic() < deadline:

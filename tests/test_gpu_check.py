@@ -11,9 +11,9 @@ from gpu_fixtures import TEXT, Gpus
 from onnx import TensorProto, helper
 
 from bitdance_edge.runtime import Bundle, Pipeline
-from bitdance_edge.runtime.device import find_device
+from bitdance_edge.runtime.backends.device import find_device
 
-BENCH = Path(__file__).parents[1] / "bench"
+BENCH = Path(__file__).parents[1] / "bench" / "studies"
 
 
 def check(*arguments: object) -> subprocess.CompletedProcess:

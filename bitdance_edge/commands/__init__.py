@@ -1,1 +1,1 @@
-"""The commands that need no more than the runtime."""
+"""One module a command, named after it, with ``configure(parser)`` and ``run(args)``."""

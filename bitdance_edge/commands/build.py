@@ -34,9 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from bitdance_edge.engines.builder import build_stage
     from bitdance_edge.engines.plan import plan_builds
-    from bitdance_edge.engines.targets import Target
+    from bitdance_edge.engines.targets.tensorrt import Target
     from bitdance_edge.runtime import Bundle
-    from bitdance_edge.runtime.tensorrt_library import load_library
+    from bitdance_edge.runtime.backends.tensorrt_library import load_library
 
     bundle = Bundle.open(args.bundle)
     named = [name.strip() for name in args.stages.split(",")] if args.stages else None
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _prepare(bundle: "Bundle", stages: list[str], args: argparse.Namespace) -> None:
-    from bitdance_edge.engines.prepare import prepare, unprepared
+    from bitdance_edge.engines.targets.cpu import prepare, unprepared
 
     size = sum(bundle.stage(name).bytes for name in stages)
     if not args.force and not unprepared(bundle, stages):

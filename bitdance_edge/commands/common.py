@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bitdance_edge.runtime import Bundle, Pipeline, RequestError, written_whole
-from bitdance_edge.runtime.bundle import ImageSize
+from bitdance_edge.runtime.bundle.manifest import ImageSize
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,9 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from bitdance_edge.engines.compare import compare_stage
-    from bitdance_edge.engines.recorder import record_samples
-    from bitdance_edge.engines.targets import Target
+    from bitdance_edge.engines.reports.compare import compare_stage
+    from bitdance_edge.engines.samples import record_samples
+    from bitdance_edge.engines.targets.tensorrt import Target
     from bitdance_edge.runtime import Bundle, EngineError
 
     bundle, target = Bundle.open(args.bundle), Target.parse(args.target)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bitdance_edge.runtime import Bundle, RequestError
-from bitdance_edge.runtime.backends import survey
-from bitdance_edge.runtime.bundle import SamplingSpec, TensorSpec
+from bitdance_edge.runtime.backends.choice import survey
+from bitdance_edge.runtime.bundle.manifest import SamplingSpec, TensorSpec
 from bitdance_edge.runtime.memory_plan import fitted, parse_memory, plan_memory, refusal
 
 EXAMPLE = """examples:
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if Path(args.bundle).suffix == ".engine":
-        from bitdance_edge.engines.inspection import describe_engine
+        from bitdance_edge.engines.reports.inspection import describe_engine
 
         print("\n".join(describe_engine(Path(args.bundle))))
         return

@@ -28,9 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from bitdance_edge.engines.targets import Target
+    from bitdance_edge.engines.targets.tensorrt import Target
     from bitdance_edge.runtime import Bundle, RequestError
-    from bitdance_edge.runtime.pack import copy_shared_files, pack_bundle
+    from bitdance_edge.runtime.bundle.pack import copy_shared_files, pack_bundle
 
     if args.in_place:
         if args.targets is not None or args.engines_only:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from bitdance_edge.commands.common import say
 
 if TYPE_CHECKING:
-    from bitdance_edge.engines.layer_times import LayerTime
-    from bitdance_edge.engines.trtexec import ProfileRun
+    from bitdance_edge.engines.reports.layer_times import LayerTime
+    from bitdance_edge.engines.reports.trtexec import ProfileRun
     from bitdance_edge.runtime import Bundle
 
 EXAMPLE = """examples:
@@ -32,12 +32,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from bitdance_edge.engines.engine_run import open_engines
     from bitdance_edge.engines.graph import read_graph
-    from bitdance_edge.engines.layer_profiler import profile_engine
-    from bitdance_edge.engines.recorder import record_samples
-    from bitdance_edge.engines.targets import Target
-    from bitdance_edge.engines.trtexec import PROGRAMS, profile_runs, shell_script, write_inputs
+    from bitdance_edge.engines.reports.engine_run import open_engines
+    from bitdance_edge.engines.reports.layer_profiler import profile_engine
+    from bitdance_edge.engines.reports.trtexec import PROGRAMS, profile_runs, shell_script, write_inputs
+    from bitdance_edge.engines.samples import record_samples
+    from bitdance_edge.engines.targets.tensorrt import Target
     from bitdance_edge.runtime import BitDanceError, Bundle, written_whole
 
     bundle, target = Bundle.open(args.bundle), Target.parse(args.target)
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _by_program(run: "ProfileRun", bundle: "Bundle", args: argparse.Namespace) -> "list[LayerTime]":
     from bitdance_edge.engines.graph import read_graph
-    from bitdance_edge.engines.layer_times import read_layer_times
+    from bitdance_edge.engines.reports.layer_times import read_layer_times
     from bitdance_edge.runtime import EngineError
 
     log = args.out / f"{run.stage}-{run.sample}.log"
@@ -84,8 +84,8 @@ def _by_program(run: "ProfileRun", bundle: "Bundle", args: argparse.Namespace) -
 
 
 def _report(run: "ProfileRun", layers: "list[LayerTime]", args: argparse.Namespace) -> None:
-    from bitdance_edge.engines.chart import bar_chart
-    from bitdance_edge.engines.layer_times import layer_table, module_times
+    from bitdance_edge.engines.reports.chart import bar_chart
+    from bitdance_edge.engines.reports.layer_times import layer_table, module_times
     from bitdance_edge.runtime import save_png
 
     total = sum(layer.milliseconds for layer in layers)

@@ -1,10 +1,11 @@
 """What the server is and how it does: models, capabilities, health, metrics."""
 
+from importlib.metadata import version
+
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from bitdance_edge import __version__
-from bitdance_edge.runtime.bundle import ModelSpec
+from bitdance_edge.runtime.bundle.manifest import ModelSpec
 from bitdance_edge.serve.catalog import Model, size_name
 from bitdance_edge.serve.pictures import FORMATS
 from bitdance_edge.serve.routes.common import TheService, errors
@@ -46,7 +47,7 @@ async def capabilities(service: TheService) -> Capabilities:
     """Sizes, classes, defaults and limits: what a request may ask for."""
     settings = service.settings
     return Capabilities(
-        version=__version__,
+        version=version("bitdance-edge"),
         devices=[worker.backend or worker.device for worker in service.crew.workers],
         models=[_capabilities(model) for model in service.catalog.models.values()],
         output_formats=list(FORMATS),

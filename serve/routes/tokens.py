@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request
 
-from bitdance_edge.runtime.bundle import ImageSize
+from bitdance_edge.runtime.bundle.manifest import ImageSize
 from bitdance_edge.runtime.preview import sequence_to_grid
 from bitdance_edge.serve.catalog import Model, size_name
 from bitdance_edge.serve.connection import until_client_leaves

@@ -11,7 +11,7 @@ from bitdance_edge.export.profiles import PROFILES
 from bitdance_edge.export.stages import stage_exports
 from bitdance_edge.model import load_generator
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.bundle import dim_size
+from bitdance_edge.runtime.bundle.manifest import dim_size
 
 SIZES = {"R": 2, "B": 1, "N": 3, "M": 4, "T": 4, "PH": 2, "PW": 2}
 

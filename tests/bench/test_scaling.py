@@ -2,7 +2,7 @@
 
 import pytest
 
-from bitdance_edge.bench.scaling import scaling, table
+from bitdance_edge.bench.studies.scaling import scaling, table
 
 
 def rows() -> list[dict[str, float]]:

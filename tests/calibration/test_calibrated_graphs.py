@@ -14,7 +14,7 @@ from bitdance_edge.calibration.graphs import quantized_graph, read_skeleton
 from bitdance_edge.calibration.layers import OPERATORS, find_layers, module_of
 from bitdance_edge.calibration.sessions import session_of
 from bitdance_edge.runtime import Bundle, Pipeline, Request
-from bitdance_edge.runtime.onnxruntime_backend import cpu_options, import_onnxruntime
+from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
 
 STORED = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN, "int4": TensorProto.INT4}
 Calibrated = Callable[[str], Findings]

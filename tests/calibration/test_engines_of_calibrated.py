@@ -13,10 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from bitdance_edge.calibration.calibrate import calibrate
 from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.engines.plan import plan_builds
-from bitdance_edge.engines.targets import Target
+from bitdance_edge.engines.targets.tensorrt import Target
 from bitdance_edge.runtime import Bundle, EngineError
-from bitdance_edge.runtime.onnxruntime_backend import cpu_options, import_onnxruntime
-from bitdance_edge.runtime.tensorrt_library import Library
+from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
+from bitdance_edge.runtime.backends.tensorrt_library import Library
 
 STAGES = ("tokens", "time", "backbone", "modulation", "head", "decoder", "encoder")
 

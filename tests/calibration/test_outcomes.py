@@ -87,7 +87,7 @@ def test_refused_in_one_line(
 def test_fp8_for_the_default_target_is_allowed(bundle: Bundle) -> None:
     """It leaves out the GPUs that lack it, as a build does."""
     from bitdance_edge.engines.support import require_types
-    from bitdance_edge.engines.targets import Target
+    from bitdance_edge.engines.targets.tensorrt import Target
 
     require_types(frozenset({"fp8", "int8"}), Target.parse("rtx"))
 

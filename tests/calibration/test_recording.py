@@ -11,7 +11,7 @@ from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.recording import Draw, record
 from bitdance_edge.calibration.stage_run import StageRun
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 DRAW = Draw(images=3, seed=5, steps=4, patches=3)
 

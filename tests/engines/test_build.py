@@ -9,11 +9,11 @@ from building import build
 from bitdance_edge.engines.failure import BuildFailure
 from bitdance_edge.engines.network import require_aliased_cache
 from bitdance_edge.engines.plan import plan_builds
-from bitdance_edge.engines.recorder import record_samples
-from bitdance_edge.engines.targets import RTX_DEFAULT, Target
+from bitdance_edge.engines.samples import record_samples
+from bitdance_edge.engines.targets.tensorrt import RTX_DEFAULT, Target
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.sidecar import Sidecar, damage, engine_path, mismatch
-from bitdance_edge.runtime.tensorrt_library import Library
+from bitdance_edge.runtime.backends.tensorrt_library import Library
+from bitdance_edge.runtime.bundle.sidecar import Sidecar, damage, engine_path, mismatch
 
 Digits = Callable[[str], Bundle]
 Built = Callable[[str], dict[str, Sidecar]]

@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 
 from bitdance_edge.engines.plan import plan_builds
-from bitdance_edge.engines.targets import Target
+from bitdance_edge.engines.targets.tensorrt import Target
 from bitdance_edge.runtime import Bundle, EngineError
-from bitdance_edge.runtime.device import find_device
-from bitdance_edge.runtime.sidecar import Sidecar, engine_path, refuse_invalid, require_fit, sidecar_path
-from bitdance_edge.runtime.tensorrt_library import Library
+from bitdance_edge.runtime.backends.device import find_device
+from bitdance_edge.runtime.backends.tensorrt_library import Library
+from bitdance_edge.runtime.bundle.sidecar import Sidecar, engine_path, refuse_invalid, require_fit, sidecar_path
 
 
 def head_engine(bundle: Bundle) -> Path:

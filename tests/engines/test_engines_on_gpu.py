@@ -5,14 +5,15 @@ import pytest
 from gpu_fixtures import Gpus
 
 from bitdance_edge.cli import main
-from bitdance_edge.engines import engine_run
-from bitdance_edge.engines.engine_run import EngineRun, open_engines
 from bitdance_edge.engines.graph import read_graph
-from bitdance_edge.engines.layer_profiler import RUNS, profile_engine
-from bitdance_edge.engines.recorder import record_samples
-from bitdance_edge.engines.targets import Target
-from bitdance_edge.runtime import BackendError, backends
-from bitdance_edge.runtime.device import Device
+from bitdance_edge.engines.reports import engine_run
+from bitdance_edge.engines.reports.engine_run import EngineRun, open_engines
+from bitdance_edge.engines.reports.layer_profiler import RUNS, profile_engine
+from bitdance_edge.engines.samples import record_samples
+from bitdance_edge.engines.targets.tensorrt import Target
+from bitdance_edge.runtime import BackendError
+from bitdance_edge.runtime.backends import choice
+from bitdance_edge.runtime.backends.device import Device
 
 TARGET = Target.parse("trt:current")
 
@@ -20,7 +21,7 @@ TARGET = Target.parse("trt:current")
 @pytest.fixture
 def on_fake(gpus: Gpus, monkeypatch: pytest.MonkeyPatch) -> Gpus:
     monkeypatch.setattr(engine_run, "find_device", lambda: Device("Fake", "8.9"))
-    monkeypatch.setattr(engine_run, "load_library", lambda name: backends.load_library(name))
+    monkeypatch.setattr(engine_run, "load_library", lambda name: choice.load_library(name))
     return gpus
 
 

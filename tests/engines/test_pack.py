@@ -8,9 +8,9 @@ import pytest
 
 from bitdance_edge.cli import main
 from bitdance_edge.runtime import Bundle, BundleError, EngineError
-from bitdance_edge.runtime.pack import pack_bundle
-from bitdance_edge.runtime.sidecar import engine_path, require_fit
-from bitdance_edge.runtime.tensorrt_library import Library
+from bitdance_edge.runtime.backends.tensorrt_library import Library
+from bitdance_edge.runtime.bundle.pack import pack_bundle
+from bitdance_edge.runtime.bundle.sidecar import engine_path, require_fit
 
 
 def unpacked(archive: Path, folder: Path) -> Bundle:

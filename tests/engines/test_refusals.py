@@ -20,12 +20,12 @@ from bitdance_edge.engines.builder import build_stage
 from bitdance_edge.engines.failure import BuildFailure
 from bitdance_edge.engines.plan import Plan, plan_builds
 from bitdance_edge.engines.progress import BuildWatch
-from bitdance_edge.engines.targets import Target
+from bitdance_edge.engines.targets.tensorrt import Target
 from bitdance_edge.runtime import Bundle, BundleError, Cancelled, EngineError
-from bitdance_edge.runtime.bundle import file_spec
-from bitdance_edge.runtime.device import find_device
-from bitdance_edge.runtime.sidecar import Sidecar, engine_path
-from bitdance_edge.runtime.tensorrt_library import Library, load_library
+from bitdance_edge.runtime.backends.device import find_device
+from bitdance_edge.runtime.backends.tensorrt_library import Library, load_library
+from bitdance_edge.runtime.bundle.manifest import file_spec
+from bitdance_edge.runtime.bundle.sidecar import Sidecar, engine_path
 
 Digits = Callable[[str], Bundle]
 
@@ -155,7 +155,7 @@ def test_cancelled_build_leaves_nothing(unbuilt: Bundle, library: Library) -> No
 
 def test_interrupted_command_leaves_nothing(unbuilt: Bundle) -> None:
     before = files(unbuilt.folder)
-    command = [sys.executable, "-m", "bitdance_edge.cli", "build", unbuilt.folder, "--stages", "head"]
+    command = [sys.executable, "-m", "bitdance_edge", "build", unbuilt.folder, "--stages", "head"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while not process.stdout.readline().startswith("head "):  # the table is there: building begins

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 from building import build
 
-from bitdance_edge.engines.recorder import record_samples
+from bitdance_edge.engines.samples import record_samples
 from bitdance_edge.engines.shapes import shape_profiles
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.sidecar import Sidecar
-from bitdance_edge.runtime.tensorrt_library import Library
+from bitdance_edge.runtime.backends.tensorrt_library import Library
+from bitdance_edge.runtime.bundle.sidecar import Sidecar
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,18 @@ from onnx import numpy_helper
 from PIL import Image
 
 from bitdance_edge.cli import main
-from bitdance_edge.engines.chart import MOST_ROWS, bar_chart
-from bitdance_edge.engines.compare import compare_stage
 from bitdance_edge.engines.graph import read_graph
-from bitdance_edge.engines.layer_times import layer_table, module_times, read_layer_times
-from bitdance_edge.engines.layers import module_of, nodes_of
-from bitdance_edge.engines.recorder import SAMPLES, record_samples
-from bitdance_edge.engines.targets import Target
-from bitdance_edge.engines.trtexec import profile_runs, write_inputs
+from bitdance_edge.engines.reports.chart import MOST_ROWS, bar_chart
+from bitdance_edge.engines.reports.compare import compare_stage
+from bitdance_edge.engines.reports.layer_times import layer_table, module_times, read_layer_times
+from bitdance_edge.engines.reports.layers import module_of, nodes_of
+from bitdance_edge.engines.reports.trtexec import profile_runs, write_inputs
+from bitdance_edge.engines.samples import SAMPLES, record_samples
+from bitdance_edge.engines.targets.tensorrt import Target
 from bitdance_edge.model import BitDance, load_generator
 from bitdance_edge.runtime import Bundle, EngineError
-from bitdance_edge.runtime.device import find_device
-from bitdance_edge.runtime.sidecar import Sidecar
+from bitdance_edge.runtime.backends.device import find_device
+from bitdance_edge.runtime.bundle.sidecar import Sidecar
 
 Digits = Callable[[str], Bundle]
 Built = Callable[[str], dict[str, Sidecar]]
@@ -190,7 +190,7 @@ def spoilt(bundle: Bundle, weight: str, factor: float) -> None:
     """Scale one weight of the head; the manifest is told, so that the file passes for what was exported."""
     from dataclasses import replace
 
-    from bitdance_edge.runtime.bundle import file_spec
+    from bitdance_edge.runtime.bundle.manifest import file_spec
 
     spec = bundle.stages["head"]
     path = bundle.folder / spec.graph.path

@@ -16,7 +16,7 @@ from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.exporter import ExportOptions, export_bundle
 from bitdance_edge.model import load_generator
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.files import put_in_place
+from bitdance_edge.runtime.bundle.files import put_in_place
 
 CHECKPOINT = FIXTURES / "cc_4x_patch" / "state.safetensors"
 

@@ -9,22 +9,23 @@ from typing import Any
 import pytest
 from gpu_fixtures import TARGET, Gpus
 
-from bitdance_edge.runtime import BackendError, Bundle, Pipeline, Request, backends
-from bitdance_edge.runtime.device import Device, find_device
-from bitdance_edge.runtime.onnxruntime_backend import (
+from bitdance_edge.runtime import BackendError, Bundle, Pipeline, Request
+from bitdance_edge.runtime.backends import choice as backend_choice
+from bitdance_edge.runtime.backends.device import Device, find_device
+from bitdance_edge.runtime.backends.onnxruntime import (
     BFLOAT16,
     OnnxRuntimeStage,
     Place,
     element_type,
     import_onnxruntime,
 )
-from bitdance_edge.runtime.sidecar import engine_path, sidecar_path
+from bitdance_edge.runtime.bundle.sidecar import engine_path, sidecar_path
 
 
 def test_without_a_gpu_the_cpu_is_taken_and_the_reasons_are_there(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(backends, "find_device", lambda ordinal: None)
+    monkeypatch.setattr(backend_choice, "find_device", lambda ordinal: None)
     with caplog.at_level(logging.INFO, "bitdance_edge"), Pipeline.open(bundle.folder) as pipeline:
         choice = pipeline.choice
     assert (choice.backend, choice.device) == ("onnxruntime-cpu", "cpu")
@@ -53,8 +54,8 @@ def test_names_are_checked(bundle: Bundle, options: dict[str, Any], message: str
 def test_each_reason_names_the_next_command(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(backends, "find_device", lambda ordinal: Device("Fake", "8.9"))
-    reasons = "\n".join(backends.survey(bundle))
+    monkeypatch.setattr(backend_choice, "find_device", lambda ordinal: Device("Fake", "8.9"))
+    reasons = "\n".join(backend_choice.survey(bundle))
     assert "tensorrt: no: tensorrt cannot be imported" in reasons
     assert "tensorrt_rtx: no: PyCUDA cannot be imported" in reasons
     assert "CUDA_ROOT=/usr/local/cuda pip install 'bitdance-edge[cuda]'" in reasons
@@ -114,7 +115,7 @@ def test_the_backends_of_this_gpu_give_the_tokens_of_the_cpu(bundle: Bundle) -> 
     with Pipeline.open(bundle.folder, device="cpu") as pipeline:
         wanted = pipeline.generate(request)
     ran = 0
-    for name in backends.ON_GPU:
+    for name in backend_choice.ON_GPU:
         try:
             pipeline = Pipeline.open(bundle.folder, backend=name)
         except BackendError:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from fake_gpu import FakeGpu
 
-from bitdance_edge.runtime import Bundle, cuda_device, cuda_graph, cuda_memory, tensorrt_backend
+from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime.backends import cuda_device, cuda_graph, cuda_memory, tensorrt
 
 NAMES = set((Path(__file__).parent / "names-pycuda-2026.1.txt").read_text().split())
 # What the code asks of PyCUDA's own objects: contexts, streams, events and allocations.
@@ -34,7 +35,7 @@ def test_pycuda_has_every_name() -> None:
     assert {"mem_alloc", "pagelocked_empty", "memcpy_htod_async", "MemoryError", "DISABLE_TIMING"} <= used
     assert used <= NAMES
     assert METHODS <= NAMES
-    streams = after(cuda_memory, "stream") | after(cuda_memory, "arrivals") | after(tensorrt_backend, "stream")
+    streams = after(cuda_memory, "stream") | after(cuda_memory, "arrivals") | after(tensorrt, "stream")
     assert streams | after(cuda_memory, "copied") <= METHODS
 
 

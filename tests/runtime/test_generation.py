@@ -173,7 +173,7 @@ def test_bfloat16_bundle_is_refused_on_the_cpu(exported: Callable[..., Bundle]) 
 def test_cache_is_updated_in_place(bundle: Bundle) -> None:
     """ONNX Runtime says so when it copies a cache instead; two runs would then also leave the input untouched."""
     script = (
-        "import bitdance_edge.runtime.onnxruntime_backend as backend\n"
+        "import bitdance_edge.runtime.backends.onnxruntime as backend\n"
         "backend.LOG_SEVERITY = 2\n"
         "from bitdance_edge.runtime import Pipeline, Request\n"
         f"Pipeline.open({str(bundle.folder)!r}).generate(Request(classes=[3], steps=1))"

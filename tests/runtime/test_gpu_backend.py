@@ -27,7 +27,7 @@ from bitdance_edge.runtime import (
     Request,
     RequestError,
 )
-from bitdance_edge.runtime.tensorrt_backend import TensorRTBackend
+from bitdance_edge.runtime.backends.tensorrt import TensorRTBackend
 
 STEPS = 3
 NOTHING = dict.fromkeys(("memory", "graphs", "contexts", "primary context", "pinned", "streams", "events", "lost"), 0)

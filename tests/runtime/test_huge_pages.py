@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitdance_edge.runtime import huge_pages
-from bitdance_edge.runtime.huge_pages import PAGE, available, without
+from bitdance_edge.runtime.backends import huge_pages
+from bitdance_edge.runtime.backends.huge_pages import PAGE, available, without
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitdance_edge.engines.prepare import prepare, unprepared
+from bitdance_edge.engines.targets.cpu import prepare, unprepared
 from bitdance_edge.runtime import Bundle, BundleError, Pipeline, Request
-from bitdance_edge.runtime.onnxruntime_backend import OnnxRuntimeStage
-from bitdance_edge.runtime.prepared import FOLDER, record_path
+from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeStage
+from bitdance_edge.runtime.bundle.prepared import FOLDER, record_path
 
 STAGES = ("backbone", "modulation", "head", "decoder")
 

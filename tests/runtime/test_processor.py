@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bitdance_edge.runtime import processor
-from bitdance_edge.runtime.onnxruntime_backend import cpu_options
+from bitdance_edge.runtime.backends import processor
+from bitdance_edge.runtime.backends.onnxruntime import cpu_options
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bitdance_edge.runtime import Bundle, Request, RequestError
-from bitdance_edge.runtime.bundle import SamplingSpec
+from bitdance_edge.runtime.bundle.manifest import SamplingSpec
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ LOAD = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from bitdance_edge.runtime.bundle import FileSpec, StageSpec, TensorSpec
-from bitdance_edge.runtime.onnxruntime_backend import CPU, HostBuffer, OnnxRuntimeStage
+from bitdance_edge.runtime.bundle.manifest import FileSpec, StageSpec, TensorSpec
+from bitdance_edge.runtime.backends.onnxruntime import CPU, HostBuffer, OnnxRuntimeStage
 
 path, weights = Path(sys.argv[1]), int(sys.argv[2])
 x, y = (TensorSpec(name=name, dtype="float32", shape=("B", 8, {width})) for name in "xy")

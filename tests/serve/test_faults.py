@@ -85,7 +85,7 @@ def test_not_ready_before_the_warm_up_image(serve: Callable[..., Server]) -> Non
 
 
 def refused(*arguments: object, env: dict[str, str] | None = None) -> str:
-    command = [sys.executable, "-m", "bitdance_edge.cli", "serve", *map(str, arguments)]
+    command = [sys.executable, "-m", "bitdance_edge", "serve", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
     return result.stderr.strip().splitlines()[-1]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "bench" / "serve_load.py"
+SCRIPT = Path(__file__).parents[2] / "bench" / "studies" / "serve_load.py"
 
 
 def test_mixed_requests_of_many_clients_are_all_answered_with_their_own_images(digits_bundle: Path) -> None:

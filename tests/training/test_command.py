@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from bitdance_edge.commands.train import configure, run
 from bitdance_edge.model import ModelError, load_generator
-from bitdance_edge.training.__main__ import configure, run
 from bitdance_edge.training.errors import TrainingError
 
 TINY = ["--size", "16", "--steps", "4", "--batch-size", "4", "--set", "warmup_steps=1"]
@@ -91,7 +91,7 @@ def test_errors_say_what_is_missing(tmp_path: Path) -> None:
 
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    training = ["-m", "bitdance_edge.training", "digits-tokenizer", "--out", str(tmp_path), *TINY]
+    training = ["-m", "bitdance_edge", "train", "digits-tokenizer", "--out", str(tmp_path), *TINY]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *training], env=environment, capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)
@@ -100,5 +100,5 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
 
 
 def test_help_does_not_load_torch() -> None:
-    code = "import sys; import bitdance_edge.training.__main__ as m, argparse; m.configure(argparse.ArgumentParser())"
+    code = "import sys; import bitdance_edge.commands.train as m, argparse; m.configure(argparse.ArgumentParser())"
     subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], check=True)

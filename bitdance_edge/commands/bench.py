@@ -1,0 +1,118 @@
+"""``bitdance-edge bench``: a bundle against PyTorch on the same weights and noise, side by side."""
+
+import argparse
+import hashlib
+import json
+import math
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitdance_edge.bench.errors import BenchError
+from bitdance_edge.commands.common import say
+
+if TYPE_CHECKING:
+    from bitdance_edge.bench.runs import BenchOptions
+
+EXAMPLE = """examples:
+  bitdance-edge bench bundles/digits-4x --against torch
+  bitdance-edge bench bundles/digits-4x bundles/digits-4x-int8 --against torch,torch-compile --threads 1,2
+  bitdance-edge bench bundles/B-4x --against torch --checkpoint models/B-4x --steps 10 --patches 4 -o runs/B-4x
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make the same images by bundles and by PyTorch, in turn, and say what each costs, as a whole and by stage, "
+        "and how far our stages are from what this machine can do. Refuses to show a speed where the tokens differ. "
+        "What is done is kept in the output folder: started again, an interrupted comparison goes on."
+    )
+    parser.epilog = EXAMPLE
+    parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="bundle folders, all of one model")
+    parser.add_argument("--against", default="torch", metavar="KINDS", help="torch (default), torch-compile, or both")
+    parser.add_argument(
+        "--checkpoint", metavar="FOLDER", help="what the bundle was exported from (default: looked for)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each that count (default 3)")
+    parser.add_argument("--threads", default="1", metavar="N,...", help="1 (default), 2, or 1,2: one after the other")
+    parser.add_argument("--images", type=int, default=1, metavar="B", help="images at once (default 1)")
+    parser.add_argument("--steps", type=int, help="sampling steps of each patch (default: the bundle's)")
+    parser.add_argument("--patches", type=int, help="only the first patches of each image (default: all)")
+    parser.add_argument("--prompt", help="what to draw, for text-to-image bundles")
+    parser.add_argument("--seed", type=int, default=1, help="image i uses seed + i (default 1)")
+    parser.add_argument(
+        "--max-bit-flips",
+        metavar="PERCENT",
+        help="bits that may differ from PyTorch's (default: 0%% in float32; else 2%% under teacher forcing)",
+    )
+    parser.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="runs, report and plot (default: in runs/)")
+    parser.add_argument("--force", action="store_true", help="forget the runs in the folder and start anew")
+
+
+def run(args: argparse.Namespace) -> None:
+    from bitdance_edge.bench.comparison import compare
+
+    report = compare(_options(args), _command(), say)
+    print(json.dumps(report))
+
+
+def _options(args: argparse.Namespace) -> "BenchOptions":
+    """What the command line asks for, checked before anything is run."""
+    from bitdance_edge.bench.contenders import contenders, find_checkpoint, parse_against, require_one_model
+    from bitdance_edge.bench.runs import BenchOptions
+    from bitdance_edge.bench.work import Work
+    from bitdance_edge.runtime.bundle.manifest import Bundle
+
+    kinds = parse_against(args.against)
+    bundles = [Bundle.open(folder) for folder in args.bundles]
+    require_one_model(bundles)
+    for name in ("rounds", "images"):
+        if getattr(args, name) < 1:
+            raise BenchError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    work = Work(images=args.images, steps=args.steps, patches=args.patches, seed=args.seed, prompt=args.prompt)
+    for bundle in bundles:
+        work.settings(bundle)
+        work.drawn(bundle)
+    checkpoint = find_checkpoint(bundles[0], args.checkpoint)
+    return BenchOptions(
+        bundles=bundles,
+        contenders=contenders(bundles, kinds, checkpoint),
+        checkpoint=checkpoint,
+        work=work,
+        rounds=args.rounds,
+        threads=_threads(args.threads),
+        folder=args.out or _default_folder(bundles, kinds, work),
+        max_bit_flips=_share(args.max_bit_flips),
+        force=args.force,
+    )
+
+
+def _default_folder(bundles: list[Any], kinds: list[str], work: Any) -> Path:
+    """The same for the same comparison, so that it goes on where it was."""
+    asked = json.dumps([[bundle.digest for bundle in bundles], kinds, work.to_json()])
+    return Path("runs") / f"bench-{bundles[0].name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+
+
+def _threads(text: str) -> list[int]:
+    counts = [part.strip() for part in text.split(",")]
+    if not all(count.isdecimal() and int(count) >= 1 for count in counts):
+        raise BenchError(f"--threads is {text!r}; write one or more counts, for example 1 or 1,2")
+    return list(dict.fromkeys(int(count) for count in counts))
+
+
+def _share(text: str | None) -> float | None:
+    """``2%`` to 0.02."""
+    if text is None:
+        return None
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise BenchError(f"--max-bit-flips is {text!r}; write a percentage from 0% to 100%, for example 2%")
+    return share
+
+
+def _command() -> str:
+    return shlex.join(["bitdance-edge", "bench", *sys.argv[2:]]) if sys.argv[1:2] == ["bench"] else shlex.join(sys.argv)

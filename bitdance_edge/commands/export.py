@@ -1,0 +1,80 @@
+"""``bitdance-edge export``: a checkpoint to a bundle of checked ONNX graphs."""
+
+import argparse
+import time
+from pathlib import Path
+
+EXAMPLE = """examples:
+  bitdance-edge export checkpoints/digits-4x -o bundles/digits-4x
+  bitdance-edge export BitDance-14B-64x -o bundles/14B-64x --dtype bf16 --sizes 1024x1024
+  bitdance-edge export BitDance_B_4x.pt --variant B-4x -o bundles/B-4x --dtype fp16
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Export every stage of a checkpoint to ONNX, check it against PyTorch, and write a bundle."
+    parser.epilog = EXAMPLE
+    parser.add_argument(
+        "checkpoint", help="a checkpoint's folder, text-to-image ones included, or a published .pt file"
+    )
+    parser.add_argument("-o", "--out", required=True, metavar="BUNDLE", help="folder to write")
+    parser.add_argument("--variant", help="what a .pt file is: B-1x, B-4x, B-16x, L-1x or H-1x")
+    parser.add_argument("--tokenizer", metavar="FILE", help="autoencoder weights that replace the checkpoint's own")
+    parser.add_argument(
+        "--profile",
+        default="kv24",
+        help="kv24 (default), cpu24 for speed on a CPU (cpu24q to calibrate it), or portable20 for older TensorRT",
+    )
+    parser.add_argument("--dtype", default="fp32", help="fp32 (default, for CPUs), fp16 or bf16 (for TensorRT)")
+    parser.add_argument("--force", action="store_true", help="replace the bundle that is already there")
+    parser.add_argument(
+        "--no-fast-previews",
+        dest="fast_previews",
+        action="store_false",
+        help="do not draw the images that fast previews are fitted to",
+    )
+    text = parser.add_argument_group("text to image")
+    text.add_argument("--sizes", help="HEIGHTxWIDTH,... that the bundle makes (default: all of the checkpoint)")
+    text.add_argument("--max-prompt", type=int, metavar="N", help="tokens of the longest prompt, template included")
+    weights = text.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--link-weights",
+        action="store_true",
+        help="take weights from the checkpoint's files (default where --dtype is theirs)",
+    )
+    weights.add_argument("--copy-weights", action="store_true", help="write all weights into the bundle")
+
+
+def run(args: argparse.Namespace) -> None:
+    from bitdance_edge.commands.common import example_subject
+    from bitdance_edge.export.exporter import room_to_check
+    from bitdance_edge.export.opening import open_checkpoint
+
+    started = time.perf_counter()
+    opened = open_checkpoint(args)
+    bundle = opened.export(args.out)
+    out = Path(args.out)
+    print(f"{'stage':10} {'MB':>9}  {'largest error':>13}  allowed  (ONNX Runtime against PyTorch, relative)")
+    for name, stage in bundle.stages.items():
+        error, allowed = (
+            ("not run", "-") if stage.max_error is None else (f"{stage.max_error:.1e}", f"{stage.tolerance:.0e}")
+        )
+        print(f"{name:10} {stage.bytes / 1e6:9.2f}  {error:>13}  {allowed:>7}")
+    print(
+        f"\n{out}: {sum(stage.bytes for stage in bundle.stages.values()) / 1e6:.1f} MB of stages, "
+        f"{time.perf_counter() - started:.1f} s"
+    )
+    if opened.source and (room := room_to_check(opened.source)):
+        print(
+            f"not run against PyTorch: that takes {room[0] / 1e9:.0f} GB of memory, {room[1] / 1e9:.0f} GB are free; "
+            f"export on a larger machine to have it checked"
+        )
+    if bundle.links:
+        print(
+            f"hard links to the checkpoint, so change neither: {', '.join(Path(n).name for n in bundle.links)}; "
+            f"bitdance-edge pack {out} --in-place makes the bundle self-contained"
+        )
+    print("Next:")
+    if bundle.profile == "cpu24":
+        print(f"  bitdance-edge build {out} --target cpu  # it opens at once from then on")
+    print(f"  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images")

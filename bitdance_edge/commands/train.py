@@ -1,0 +1,84 @@
+"""``bitdance-edge train``: trains a recipe, or scores what it trained."""
+
+import argparse
+import json
+from pathlib import Path
+
+from bitdance_edge.training.named_recipes import RECIPES, recipe_named
+from bitdance_edge.training.recipes import overridden
+
+EXAMPLES = """examples:
+  %(prog)s digits-tokenizer --out runs/digits-tokenizer
+  %(prog)s digits-4x --tokenizer runs/digits-tokenizer --out runs/digits-4x
+  %(prog)s digits-4x --out runs/digits-4x --evaluate
+  %(prog)s shapes-16x --tokenizer checkpoints/shapes-tokenizer --out runs/shapes-16x
+  %(prog)s digits-4x --data photos --size 64 --tokenizer runs/photos-tokenizer --out runs/photos-4x --set mirror=true
+several GPUs: accelerate launch -m bitdance_edge train digits-4x ..."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Train a tokenizer or a generator, or score what was trained."
+    parser.epilog = EXAMPLES
+    parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--tokenizer", type=Path, help="folder of a trained tokenizer, for a generator")
+    parser.add_argument(
+        "--data", type=Path, help="folder with one sub-folder of images a class (default: the recipe's own)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="mixed precision (default: none)")
+    parser.add_argument(
+        "--dtype", choices=("float16", "float32"), default="float16", help="of the written weights (default: float16)"
+    )
+    recipe = parser.add_argument_group("changes to the recipe")
+    recipe.add_argument("--size", type=int, help="side of the images, pixels")
+    recipe.add_argument("--steps", type=int)
+    recipe.add_argument("--batch-size", type=int)
+    recipe.add_argument("--learning-rate", type=float)
+    recipe.add_argument("--seed", type=int)
+    recipe.add_argument("--no-augment", action="store_true", help="leave the training images as they are")
+    recipe.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of the recipe")
+    scores = parser.add_argument_group("scores")
+    scores.add_argument("--evaluate", action="store_true", help="train nothing; score the checkpoint in --out")
+    scores.add_argument(
+        "--images", type=int, help="generated images a seed (default: as many as training images, or held-out captions)"
+    )
+    scores.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the sampling (default: 0 1 2)")
+    scores.add_argument("--sampling-steps", type=int, help="default: as published")
+    scores.add_argument("--guidance", type=float, help="default: as published")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train or evaluate as asked, and write the result to standard output as JSON.
+
+    Raises:
+        TrainingError, ModelError: with a message that says what to change.
+        KeyboardInterrupt: after the state of an interrupted training has been saved.
+    """
+    import torch
+    from accelerate import PartialState
+
+    from bitdance_edge.training.runs import RunOptions, evaluate, train
+
+    recipe = overridden(recipe_named(args.recipe), _settings(args))
+    options = RunOptions(
+        out=args.out,
+        data=args.data,
+        tokenizer=args.tokenizer,
+        precision=args.precision,
+        dtype=getattr(torch, args.dtype),
+        resume=args.resume,
+    )
+    scoring = {"images": args.images, "sampling_steps": args.sampling_steps, "guidance": args.guidance}
+    result = evaluate(recipe, options, seeds=tuple(args.seeds), **scoring) if args.evaluate else train(recipe, options)
+    if PartialState().is_main_process:
+        print(json.dumps(result, indent=2))
+
+
+def _settings(args: argparse.Namespace) -> list[str]:
+    """The recipe's changes as ``NAME=VALUE``; an explicit --set comes last and so wins."""
+    named = {name: getattr(args, name) for name in ("size", "steps", "batch_size", "learning_rate", "seed")}
+    settings = [f"{name}={value}" for name, value in named.items() if value is not None]
+    if args.no_augment:
+        settings += ["rotation=0", "scaling=0", "shift=0", "mirror=false"]
+    return settings + args.set

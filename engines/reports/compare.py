@@ -1,0 +1,148 @@
+"""PyTorch, ONNX Runtime and TensorRT on the same inputs, stage by stage: where they first part, and where NaN begins.
+
+Polygraphy runs the backends. ONNX Runtime also gives the output of every PyTorch module, found by the module path that
+each ONNX node keeps, so that the first module that differs has a name.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from bitdance_edge.engines.graph import GraphFacts, read_graph
+from bitdance_edge.engines.reports.engine_run import open_engines
+from bitdance_edge.engines.targets.tensorrt import Target
+from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.sidecar import engine_path
+from bitdance_edge.runtime.errors import BitDanceError
+
+if TYPE_CHECKING:
+    from bitdance_edge.model import BitDance
+
+PIXEL_SCALE = 255.0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One tensor in two backends. ``error`` is relative to the largest value; of bits, the share that differs."""
+
+    tensor: str
+    module: str
+    error: float
+    nan_at: tuple[int, ...] | None  # first index that is not finite in the second backend
+
+
+@dataclass
+class Comparison:
+    """What was found for one sample of a stage."""
+
+    stage: str
+    sample: str
+    tolerance: float
+    differences: dict[str, list[Difference]] = field(default_factory=dict)  # "pytorch - onnxruntime" -> in graph order
+    left_out: dict[str, str] = field(default_factory=dict)  # backend -> why
+
+    def first_diverging(self, pair: str) -> Difference | None:
+        return next((found for found in self.differences[pair] if not found.error <= self.tolerance), None)
+
+    def lines(self) -> Iterator[str]:
+        title = self.stage if self.sample == "all" else f"{self.stage} ({self.sample})"
+        for pair, found in self.differences.items():
+            worst = max(found, key=lambda difference: difference.error)
+            first = self.first_diverging(pair)
+            yield (
+                f"{title:18} {pair:26} {len(found):4} tensors, largest error {worst.error:.1e} (allowed "
+                f"{self.tolerance:.0e}): {'DIFFERENT' if first else 'all finite' if pair.endswith('alone') else 'same'}"
+            )
+            if first is not None:
+                where = f" of module {first.module}" if first.module else ""
+                nan = f", not finite from index {list(first.nan_at)}" if first.nan_at is not None else ""
+                yield f"{'':18} first to differ: {first.tensor}{where}, error {first.error:.1e}{nan}"
+        for backend, reason in self.left_out.items():
+            yield f"{title:18} {backend} left out: {reason}"
+
+
+def compare_stage(
+    bundle: Bundle,
+    target: Target,
+    model: "BitDance | None",
+    stage: str,
+    sample: str,
+    inputs: Mapping[str, np.ndarray],
+) -> Comparison:
+    """Run one sample on every backend that is here, and hold each against the one before."""
+    from polygraphy.backend.onnx import BytesFromOnnx, ModifyOutputs, OnnxFromPath
+    from polygraphy.backend.onnxrt import OnnxrtRunner
+    from polygraphy.comparator import Comparator
+    from polygraphy.logger import G_LOGGER
+
+    path = bundle.verified(stage)
+    facts = read_graph(path)
+    outputs = [tensor.name for tensor in bundle.stage(stage).outputs]
+    comparison = Comparison(stage, sample, bundle.stage(stage).tolerance)
+    runners: list[Any] = []
+    if model is None:
+        comparison.left_out["pytorch"] = "give its checkpoint with --checkpoint"
+    else:
+        from bitdance_edge.engines.reports.reference import PyTorchRunner
+
+        runners.append(PyTorchRunner(model, stage, facts.results))
+    marked = list(dict.fromkeys([*facts.results.values(), *outputs]))
+    with_modules = ModifyOutputs(OnnxFromPath(str(path)), outputs=marked)
+    runners.append(OnnxrtRunner(lambda: _session(BytesFromOnnx(with_modules)()), name="onnxruntime"))
+    tensorrt = _tensorrt_runner(bundle, target, stage)
+    if isinstance(tensorrt, str):
+        comparison.left_out["tensorrt"] = tensorrt
+    else:
+        runners.append(tensorrt)
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        results = Comparator.run(runners, data_loader=[dict(inputs)])
+    made: dict[str, Any] = {name: iterations[0] for name, iterations in cast(Any, results).items()}
+    names = list(made)
+    for one, other in pairwise(names):
+        comparison.differences[f"{one} - {other}"] = list(_differences(made[one], made[other], marked, facts))
+    if len(names) == 1:  # nothing to differ from, but values can still stop being finite
+        comparison.differences[f"{names[0]} alone"] = list(_differences(made[names[0]], made[names[0]], marked, facts))
+    return comparison
+
+
+def _session(model: bytes) -> Any:
+    return import_onnxruntime().InferenceSession(model, cpu_options(), providers=["CPUExecutionProvider"])
+
+
+def _tensorrt_runner(bundle: Bundle, target: Target, stage: str) -> Any:
+    """The built engine on the runtime's own backend, which has a binding for the cache; or why there is none."""
+    engine = engine_path(bundle, target.folder, stage)
+    if not engine.is_file():
+        return f"no engine for {target.name}; build it with: bitdance-edge build {bundle.folder} --target {target.name}"
+    try:
+        backend = open_engines(bundle, target)
+    except BitDanceError as error:
+        return str(error)
+    from bitdance_edge.engines.reports.engine_runner import EngineRunner
+
+    return EngineRunner(backend, stage)
+
+
+def _differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], order: list[str], facts: GraphFacts
+) -> Iterator[Difference]:
+    modules = {tensor: module for module, tensor in facts.results.items()}
+    for tensor in order:
+        if tensor in one and tensor in other and np.shape(one[tensor]) == np.shape(other[tensor]):
+            yield _difference(tensor, modules.get(tensor, ""), np.asarray(one[tensor]), np.asarray(other[tensor]))
+
+
+def _difference(tensor: str, module: str, want: np.ndarray, got: np.ndarray) -> Difference:
+    if tensor == "tokens":  # bits: one that lies next to zero may turn, which says nothing of the others
+        return Difference(tensor, module, float(np.mean(want != got)), None)
+    scale = PIXEL_SCALE if got.dtype == np.uint8 else None
+    want, got = want.astype(np.float64), got.astype(np.float64)
+    bad = np.argwhere(~np.isfinite(got))
+    if len(bad):
+        return Difference(tensor, module, float("inf"), tuple(int(i) for i in bad[0]))
+    error = np.abs(want - got).max(initial=0.0) / (scale or np.abs(want).max(initial=0.0) or 1.0)
+    return Difference(tensor, module, float(error), None)

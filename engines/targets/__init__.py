@@ -1,0 +1,1 @@
+"""The devices that a bundle can be built for, one module each."""

@@ -1,0 +1,1 @@
+"""What runs a stage: ONNX Runtime on the CPU or CUDA, TensorRT and TensorRT-RTX, behind one interface."""

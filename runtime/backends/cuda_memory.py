@@ -1,0 +1,197 @@
+"""Tensors of a GPU that never move: buffers, the lane of work that they belong to, and its arena for activations."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bitdance_edge.runtime.backends.cuda_device import CudaDevice
+from bitdance_edge.runtime.bundle.manifest import DTYPE_BYTES
+from bitdance_edge.runtime.errors import BackendError
+
+ALIGNMENT = 256  # of the memory that a TensorRT context is given for its activations
+
+
+class Arena:
+    """One allocation that all execution contexts of a lane use in turn for their activations.
+
+    It grows to the largest need. Whoever keeps its address asks ``generation`` whether that still holds.
+    """
+
+    def __init__(self, device: CudaDevice) -> None:
+        self.device = device
+        self.size = self.generation = 0
+        self.address = 0
+
+    def reserve(self, size: int, synchronize: Callable[[], None]) -> None:
+        """Make room for ``size`` bytes; ``synchronize`` waits for those who use the room there is."""
+        if size <= self.size:
+            return
+        synchronize()
+        self.free()
+        size = -(-size // ALIGNMENT) * ALIGNMENT
+        self.address, self.size = self.device.allocate(size), size
+        self.generation += 1
+
+    def free(self) -> None:
+        if self.size:
+            self.device.release(self.address)
+        self.size = 0
+
+
+class Lane:
+    """A stream with its arena: work on one lane is done in the order in which it is queued.
+
+    Large values that are to be replaced while they are read come in by a stream of their own.
+    """
+
+    def __init__(self, device: CudaDevice) -> None:
+        self.device = device
+        self.stream: Any = device.stream()
+        self.arrivals: Any = device.stream()
+        self.arena = Arena(device)
+        self.buffers: weakref.WeakSet[CudaBuffer] = weakref.WeakSet()
+
+    def synchronize(self) -> None:
+        self.arrivals.synchronize()
+        self.stream.synchronize()
+
+    def close(self) -> None:
+        """Give everything back, whoever still holds a buffer, a result or this lane."""
+        self.synchronize()
+        self.arena.free()
+        for buffer in list(self.buffers):
+            buffer.free()
+        self.stream = self.arrivals = None
+
+
+class Slot:
+    """Pinned host memory for one copy at a time, and the event that says that it is done."""
+
+    def __init__(self, lane: Lane, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.array: Any = lane.device.pinned(shape, dtype)
+        self.copied: Any = lane.device.event()
+        self.used = False
+
+    def wait(self) -> None:
+        if self.used:
+            self.copied.synchronize()
+
+    def mark(self, stream: Any) -> None:
+        self.copied.record(stream)
+        self.used = True
+
+    def free(self) -> None:
+        """Let go of what PyCUDA can free only while the context is current."""
+        self.array = self.copied = None
+
+
+class Fetched:
+    """Values being copied to a slot, which is free again when they have been taken, or nobody wants them any more."""
+
+    def __init__(self, slot: Slot, free: list[Slot]) -> None:
+        self.slot = slot
+        self._release = weakref.finalize(self, free.append, slot)
+        self._release.atexit = False
+
+    def done(self) -> bool:
+        return self.slot.copied.query()
+
+    def wait(self) -> np.ndarray:
+        self.slot.wait()
+        values = self.slot.array.copy()
+        self._release()
+        return values
+
+
+class CudaBuffer:
+    """A tensor in device memory, written and fetched by way of pinned host memory.
+
+    With ``ahead``, new values first go to a landing place of their own, which they reach while launches that read the
+    old ones still run; from there it is a copy within the device, in its turn.
+    """
+
+    def __init__(self, lane: Lane, shape: tuple[int, ...], dtype: str, ahead: bool) -> None:
+        self.lane, self.shape, self.dtype = lane, shape, dtype
+        self.size = int(np.prod(shape)) * DTYPE_BYTES[dtype]
+        self.address = lane.device.allocate(self.size)
+        self.landing = 0
+        self._landed: Any = lane.device.event() if ahead else None
+        self._taken: Any = lane.device.event() if ahead else None
+        self._slots: list[Slot] = []  # all of them
+        self._writing: list[Slot] = []  # in turn
+        self._fetching: list[Slot] = []  # free ones
+        lane.buffers.add(self)
+        if ahead:
+            try:
+                self.landing = lane.device.allocate(self.size)
+            except BackendError:
+                self.free()
+                raise
+        lane.device.zero(self.address, self.size, lane.stream)
+
+    def __getitem__(self, index: int) -> "CudaPart":
+        return CudaPart(self, self.shape[1:], self.address + index * (self.size // self.shape[0]))
+
+    def write(self, values: np.ndarray) -> None:
+        slot = self._slot_to_write()
+        slot.array[...] = values
+        device, stream = self.lane.device, self.lane.stream
+        if not self.landing:
+            device.upload(self.address, slot.array, stream)
+            slot.mark(stream)
+            return
+        arrivals = self.lane.arrivals
+        device.upload(self.landing, slot.array, arrivals)
+        slot.mark(arrivals)
+        stream.wait_for_event(self._landed.record(arrivals))
+        device.copy(self.address, self.landing, self.size, stream)
+        arrivals.wait_for_event(self._taken.record(stream))
+
+    def fetch(self) -> Fetched:
+        slot = self._fetching.pop() if self._fetching else self._new_slot()
+        self.lane.device.download(slot.array, self.address, self.lane.stream)
+        slot.mark(self.lane.stream)
+        return Fetched(slot, self._fetching)
+
+    def read(self) -> np.ndarray:
+        return self.fetch().wait()
+
+    def free(self) -> None:
+        self.lane.synchronize()
+        for address in (self.address, self.landing):
+            if address:
+                self.lane.device.release(address)
+        self.address = self.landing = 0
+        self._landed = self._taken = None
+        for slot in self._slots:
+            slot.free()
+        for slots in (self._slots, self._writing, self._fetching):
+            slots.clear()
+
+    def _slot_to_write(self) -> Slot:
+        """One of two, in turn: the host fills one while the other is still being copied."""
+        if len(self._writing) < 2:
+            self._writing.append(self._new_slot())
+        else:
+            self._writing.reverse()
+        slot = self._writing[-1]
+        slot.wait()
+        return slot
+
+    def _new_slot(self) -> Slot:
+        # numpy has no bfloat16, and nothing on the host makes any: such tensors are bound, never written.
+        self._slots.append(Slot(self.lane, self.shape, np.dtype(self.dtype)))
+        return self._slots[-1]
+
+
+class CudaPart:
+    """A part of a buffer along its first axis, to be bound."""
+
+    def __init__(self, whole: CudaBuffer, shape: tuple[int, ...], address: int) -> None:
+        self.whole, self.shape, self.address = whole, shape, address
+
+    def __getitem__(self, index: int) -> "CudaPart":
+        size = int(np.prod(self.shape[1:])) * DTYPE_BYTES[self.whole.dtype]
+        return CudaPart(self.whole, self.shape[1:], self.address + index * size)

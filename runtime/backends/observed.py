@@ -1,0 +1,64 @@
+"""ONNX Runtime on the CPU seen from outside: what each launch is about to read, and what it has just written.
+
+Recorders keep what they are told of; experiments change it. The loop and the stages know nothing of it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import cast
+
+from bitdance_edge.runtime.backends.interface import InOrder, Launch, Memory
+from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeBackend, OnnxRuntimeStage
+
+Observer = Callable[[str, Mapping[str, HostBuffer]], None]  # (stage, its buffers as the loop has bound them)
+
+
+class ObservedBackend:
+    """A backend with ``before`` called ahead of each launch and ``after`` behind it."""
+
+    run_ahead = 0  # what is observed has happened
+
+    def __init__(
+        self, backend: OnnxRuntimeBackend, before: Observer | None = None, after: Observer | None = None
+    ) -> None:
+        self.backend, self.before, self.after = backend, before, after
+        self.name = backend.name
+
+    def empty(self, shape: tuple[int, ...], dtype: str, *, ahead: bool = False) -> HostBuffer:
+        return cast(HostBuffer, self.backend.empty(shape, dtype, ahead=ahead))
+
+    def load(self, stage: str) -> "ObservedStage":
+        return ObservedStage(self, stage, self.backend.load(stage))
+
+    def capture(self, launches: Sequence[Launch]) -> InOrder:
+        return InOrder(launches)
+
+    def beside(self) -> "ObservedBackend":
+        return self
+
+    def current(self) -> AbstractContextManager[None]:
+        return self.backend.current()
+
+    def close(self) -> None:
+        self.backend.close()
+
+
+class ObservedStage:
+    def __init__(self, observed: ObservedBackend, name: str, stage: OnnxRuntimeStage) -> None:
+        self.observed, self.name, self.stage, self.time = observed, name, stage, stage.time
+
+    def bind(self, buffers: Mapping[str, Memory]) -> Launch:
+        launch = self.stage.bind(buffers)
+        seen = cast(Mapping[str, HostBuffer], buffers)
+
+        def observed_launch() -> None:
+            if self.observed.before is not None:
+                self.observed.before(self.name, seen)
+            launch()
+            if self.observed.after is not None:
+                self.observed.after(self.name, seen)
+
+        return observed_launch
+
+    def close(self) -> None:
+        self.stage.close()

@@ -1,0 +1,305 @@
+"""ONNX Runtime, on the CPU or on a CUDA GPU: stages are sessions, their inputs and outputs bound to memory by address.
+
+On the GPU a session's run ends when its kernels have, so that launches, writes and fetches need no further order.
+https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+"""
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from bitdance_edge.runtime.backends.freed_memory import give_back_freed
+from bitdance_edge.runtime.backends.huge_pages import huge_pages
+from bitdance_edge.runtime.backends.interface import Arrived, InOrder, Launch, Memory, StageTime
+from bitdance_edge.runtime.backends.processor import int8_path
+from bitdance_edge.runtime.bundle.manifest import Bundle, StageSpec
+from bitdance_edge.runtime.bundle.prepared import prepared_graph
+from bitdance_edge.runtime.errors import BackendError, BundleError
+from bitdance_edge.runtime.loop import LOOP_STAGES
+
+log = logging.getLogger(__name__)
+
+LOG_SEVERITY = 3  # errors only
+BFLOAT16 = 16  # of onnx.TensorProto: an element type that numpy does not have
+# Optimisers that take from a product what fuses it with its Q and DQ, so that its weights would be dequantised at every
+# launch: one makes a Gemm of it and its bias, the other makes several products read one DequantizeLinear.
+BEFORE_QDQ = "MatMulAddFusion;CommonSubexpressionElimination"
+UNQUANTISED = ("fp32", "fp16", "bf16")
+NO_GRAPH = "-1"  # of the run option gpu_graph_id: run, and capture nothing
+# Whose weights are read so often that putting them into huge pages pays within an image. The backbone's, read once a
+# patch, take longer to move than it gains in ten images.
+READ_OFTEN = ("head",)
+HUGE_FROM = 16 << 20  # bytes of weights: the page table entries of fewer stay in the processor's own table
+
+
+def import_onnxruntime() -> ModuleType:
+    """The onnxruntime package, or one error that says how to get it."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise BackendError(
+            "no backend is installed: pip install 'bitdance-edge[cpu]' for ONNX Runtime on the CPU, or "
+            "'bitdance-edge[gpu]' on a machine with CUDA (one of the two, never both)"
+        ) from None
+    return onnxruntime
+
+
+def cpu_options(threads: int = 0, precision: str = "fp32") -> Any:
+    """Options of a session on the CPU; 0 threads is one a physical core, ``precision`` that of the stage."""
+    options = import_onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = LOG_SEVERITY
+    # A pattern is one block for all tensors of a launch, taken beside what the first launch took, and no faster.
+    options.enable_mem_pattern = False
+    # Each stage has threads of its own, which would go on waiting for work while those of the next one need the cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if precision not in UNQUANTISED:
+        if int8_path().widened:
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        options.add_session_config_entry("optimization.disable_specified_optimizers", BEFORE_QDQ)
+    if precision == "fp8":  # no CPU computes in it: weights are unpacked once, not at every launch
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device as ONNX Runtime names it."""
+
+    kind: str  # "cpu" or "cuda"
+    ordinal: int = 0
+
+    def providers(self, graphs: bool) -> list[Any]:
+        if self.kind == "cpu":
+            return ["CPUExecutionProvider"]
+        options = {"device_id": str(self.ordinal), "enable_cuda_graph": "1" if graphs else "0"}
+        return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+
+
+CPU = Place("cpu")
+
+
+class HostBuffer:
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def address(self) -> int:
+        return self.array.ctypes.data
+
+    def __getitem__(self, index: int) -> "HostBuffer":
+        return HostBuffer(self.array[index])
+
+    def write(self, values: np.ndarray) -> None:
+        self.array[...] = values
+
+    def fetch(self) -> Arrived:
+        return Arrived(self.array.copy())
+
+    def read(self) -> np.ndarray:
+        return self.array.copy()
+
+    def free(self) -> None:
+        self.array = self.array[:0]
+
+
+class CudaValueBuffer:
+    """Memory of the GPU, owned by an OrtValue."""
+
+    def __init__(self, value: Any, shape: tuple[int, ...], dtype: np.dtype, offset: int = 0) -> None:
+        self.value: Any = value
+        self.shape, self.dtype, self.offset = shape, dtype, offset
+
+    @property
+    def address(self) -> int:
+        return self.value.data_ptr() + self.offset
+
+    def __getitem__(self, index: int) -> "CudaValueBuffer":
+        part = self.shape[1:]
+        offset = self.offset + index * self.dtype.itemsize * int(np.prod(part))
+        return CudaValueBuffer(self.value, part, self.dtype, offset)
+
+    def write(self, values: np.ndarray) -> None:
+        whole = np.broadcast_to(np.asarray(values, self.dtype), self.shape)
+        self.value.update_inplace(np.ascontiguousarray(whole))
+
+    def fetch(self) -> Arrived:
+        return Arrived(self.value.numpy())
+
+    def read(self) -> np.ndarray:
+        return self.value.numpy()
+
+    def free(self) -> None:
+        self.value = None
+
+
+class OnnxRuntimeStage:
+    """One session.
+
+    Args:
+        trace: folder for an operator trace, or None.
+        graphs: capture each binding's kernels as a CUDA graph; where the session does not allow it, it goes without.
+        prepared: the graph is loaded as it is.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: StageSpec,
+        place: Place,
+        threads: int,
+        trace: Path | None,
+        graphs: bool = False,
+        prepared: bool = False,
+    ) -> None:
+        options = cpu_options(threads, spec.precision if place.kind == "cpu" else "fp32")
+        if prepared:
+            options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+        if place.kind == "cpu" and path.stem not in LOOP_STAGES:
+            # Reuse is planned by equal sizes and holds what it hands on until its last reuse: with activations this
+            # large that is twice the memory.
+            options.enable_mem_reuse = False
+        if trace is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(trace / path.stem)
+        self.spec, self.place, self.traced, self.time = spec, place, trace is not None, StageTime()
+        self.without_graph: str | None = None  # why launches are not CUDA graphs
+        self._graph_ids = itertools.count(1)
+        try:
+            self.session = self._open(path, options, graphs)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            if not graphs:
+                raise
+            self.without_graph = str(error).splitlines()[0]
+            log.info("launches of %s are not CUDA graphs: %s", path.stem, self.without_graph)
+            self.session = self._open(path, options, False)
+        self.graphs = graphs and self.without_graph is None
+
+    def _open(self, path: Path, options: Any, graphs: bool) -> Any:
+        ort = import_onnxruntime()
+        try:
+            with huge_pages() if self._in_huge_pages(path.stem) else nullcontext():
+                session = ort.InferenceSession(str(path), options, providers=self.place.providers(graphs))
+                give_back_freed()
+        except Exception as error:
+            if graphs:
+                raise
+            reason = str(error).splitlines()[0]
+            raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {reason}") from error
+        if self.place.kind == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+            raise BackendError(
+                f"ONNX Runtime {ort.__version__} does not get CUDA to work on this machine: its CUDA and cuDNN "
+                "libraries must be found (pip install 'bitdance-edge[gpu]'); run on the CPU with device='cpu'"
+            )
+        return session
+
+    def _in_huge_pages(self, stage: str) -> bool:
+        return self.place.kind == "cpu" and stage in READ_OFTEN and self.spec.weight_bytes >= HUGE_FROM
+
+    def bind(self, buffers: Mapping[str, Memory]) -> Launch:
+        binding = self.session.io_binding()
+        place = self.place
+        for tensor in self.spec.inputs:
+            buffer, dtype = buffers[tensor.name], element_type(tensor.dtype)
+            binding.bind_input(tensor.name, place.kind, place.ordinal, dtype, buffer.shape, buffer.address)
+        for tensor in self.spec.outputs:
+            buffer, dtype = buffers[tensor.name], element_type(tensor.dtype)
+            binding.bind_output(tensor.name, place.kind, place.ordinal, dtype, buffer.shape, buffer.address)
+        options = None
+        if place.kind == "cuda":
+            options = import_onnxruntime().RunOptions()
+            # A graph has the addresses of one binding, so that each has its own.
+            options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)) if self.graphs else NO_GRAPH)
+        return BoundSession(self.session, binding, options, list(buffers.values()), self.time)
+
+    def close(self) -> None:
+        """End the operator trace, if there is one; the file is complete then."""
+        if self.traced:
+            self.session.end_profiling()
+
+
+def element_type(dtype: str) -> Any:
+    """As a binding takes it: numpy's type, or ONNX's number for what numpy lacks."""
+    return BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
+
+
+def storage_type(dtype: str) -> np.dtype:
+    """A numpy type of the same size."""
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
+
+
+class BoundSession:
+    """Runs the graph over its buffers, and keeps them: a binding holds addresses, not the memory behind them."""
+
+    def __init__(self, session: Any, binding: Any, options: Any, memory: list[Memory], time: StageTime) -> None:
+        self.session, self.binding, self.options, self.memory, self.time = session, binding, options, memory, time
+
+    def __call__(self) -> None:
+        started = perf_counter()
+        self.session.run_with_iobinding(self.binding, self.options)
+        self.time.add(perf_counter() - started)
+
+
+@dataclass
+class OnnxRuntimeBackend:
+    """Either device through the same sessions and bindings."""
+
+    bundle: Bundle
+    threads: int | None = None
+    trace: Path | None = None
+    place: Place = CPU
+    run_ahead: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        import_onnxruntime()
+        if self.place.kind == "cpu" and any(stage.precision == "bf16" for stage in self.bundle.stages.values()):
+            raise BackendError(
+                f"{self.bundle.folder} is in bfloat16, for which ONNX Runtime has no kernels on a CPU: "
+                "export it again with --dtype fp32, or run it on a GPU"
+            )
+        if self.trace is not None:
+            self.trace.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def name(self) -> str:
+        return f"onnxruntime-{self.place.kind}"
+
+    def empty(self, shape: tuple[int, ...], dtype: str, *, ahead: bool = False) -> HostBuffer | CudaValueBuffer:
+        zeros = np.zeros(shape, storage_type(dtype))
+        if self.place.kind == "cpu":
+            return HostBuffer(zeros)
+        value = import_onnxruntime().OrtValue.ortvalue_from_numpy(zeros, self.place.kind, self.place.ordinal)
+        return CudaValueBuffer(value, shape, zeros.dtype)
+
+    def load(self, stage: str) -> OnnxRuntimeStage:
+        spec, common = self.bundle.stage(stage), (self.place, self.threads or 0, self.trace)
+        if self.place.kind == "cpu":
+            prepared = prepared_graph(self.bundle, stage, import_onnxruntime().__version__)
+            if prepared is not None:
+                return OnnxRuntimeStage(prepared, spec, *common, prepared=True)
+        graphs = self.place.kind == "cuda" and self.trace is None
+        return OnnxRuntimeStage(self.bundle.verified(stage), spec, *common, graphs=graphs)
+
+    def capture(self, launches: Sequence[Launch]) -> InOrder:
+        return InOrder(launches)  # each launch is a graph of its own already
+
+    def beside(self) -> "OnnxRuntimeBackend":
+        return self
+
+    def current(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def close(self) -> None:
+        """Sessions and buffers own what they use, and give it back with their last reference."""

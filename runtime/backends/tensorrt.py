@@ -1,0 +1,314 @@
+"""TensorRT and TensorRT-RTX engines on one GPU: bound once, launched on one stream, a patch as one CUDA graph.
+
+Every tensor has one address for as long as it lives. All contexts of a lane use one arena for their activations, which
+is right because a lane runs one launch after another. The cache's input and output are one memory; an engine that does
+not update in place (portable20) gets a second one, and what it wrote is copied back.
+"""
+
+import logging
+import mmap
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+from weakref import ReferenceType, WeakValueDictionary, ref
+
+from bitdance_edge.runtime.backends.cuda_device import CudaDevice
+from bitdance_edge.runtime.backends.cuda_graph import CaptureError, CudaGraph
+from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane
+from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
+from bitdance_edge.runtime.backends.tensorrt_library import Library
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.sidecar import engine_path, refuse_invalid, require_fit
+from bitdance_edge.runtime.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+
+class TensorRTBackend:
+    """Engines of one target on one GPU.
+
+    Args:
+        folder: the target's folder under the bundle's ``engines``.
+        capability: the GPU's compute capability, "8.9".
+    """
+
+    run_ahead = 1  # a patch is queued while the one before runs, so that the GPU never waits for the host
+
+    def __init__(self, bundle: Bundle, library: Library, folder: str, device: CudaDevice, capability: str) -> None:
+        self.bundle, self.library, self.folder = bundle, library, folder
+        self.device, self.capability = device, capability
+        self.eager_because: str | None = None  # why patches are not CUDA graphs
+        self.calls = 0  # to the device that run something: engines, or graphs of them
+        self._stages: list[TensorRTStage] = []
+        self._captured: list[CapturedLaunch] = []
+        self._siblings: list[TensorRTBackend] = []
+        with device.current():
+            self.lane = Lane(device)
+
+    @property
+    def name(self) -> str:
+        return self.library.name
+
+    def empty(self, shape: tuple[int, ...], dtype: str, *, ahead: bool = False) -> CudaBuffer:
+        return CudaBuffer(self.lane, shape, dtype, ahead)
+
+    def load(self, stage: str) -> "TensorRTStage":
+        self._stages.append(TensorRTStage(self, stage))
+        return self._stages[-1]
+
+    def capture(self, launches: Sequence[Launch]) -> "CapturedLaunch":
+        self._captured.append(CapturedLaunch(self, launches))  # type: ignore[arg-type]  all are this backend's own
+        return self._captured[-1]
+
+    def beside(self) -> "TensorRTBackend":
+        self._siblings.append(TensorRTBackend(self.bundle, self.library, self.folder, self.device, self.capability))
+        return self._siblings[-1]
+
+    def current(self) -> AbstractContextManager[None]:
+        return self.device.current()
+
+    def run_eagerly(self, reason: str) -> None:
+        """Remember, and say once, that launches are not captured."""
+        if self.eager_because is None:
+            self.eager_because = reason
+            log.warning("patches run launch by launch, not as one CUDA graph: %s", reason)
+
+    def close(self) -> None:
+        """Graphs and contexts go before the memory that they run over, engines and streams after."""
+        with self.device.current():
+            for backend in (self, *self._siblings):
+                backend.release()
+        self.device.close()
+
+    def release(self) -> None:
+        """Give back all but the device itself."""
+        for captured in list(self._captured):
+            captured.close()
+        for stage in self._stages:
+            stage.close()
+        self._stages.clear()
+        self.lane.close()
+
+    def forget(self, captured: "CapturedLaunch") -> None:
+        if captured in self._captured:
+            self._captured.remove(captured)
+
+
+class TensorRTStage:
+    """One engine, with a context for each combination of input shapes, for as long as a launch is bound to them."""
+
+    def __init__(self, backend: TensorRTBackend, name: str) -> None:
+        self.backend, self.name, self.time = backend, name, StageTime()
+        self.spec = backend.bundle.stage(name)
+        self.path = engine_path(backend.bundle, backend.folder, name)
+        library = backend.library
+        self.sidecar = require_fit(backend.bundle, self.path, library.trt, backend.capability)
+        if library.judges_engines:
+            refuse_invalid(self.path, library.trt, library.logger)
+        self.engine: Any = _deserialize(library, self.path)
+        self._contexts: WeakValueDictionary[tuple[tuple[int, ...], ...], Context] = WeakValueDictionary()
+        self._asides: dict[tuple[str, tuple[int, ...]], CudaBuffer] = {}
+
+    def bind(self, buffers: Mapping[str, Memory]) -> "BoundEngine":
+        shapes = {tensor.name: buffers[tensor.name].shape for tensor in self.spec.inputs}
+        key = tuple(shapes.values())
+        context = self._contexts.get(key)
+        if context is None:
+            context = self._contexts[key] = self._context(shapes)
+        return BoundEngine(self, context, buffers)
+
+    def aliased_input(self, output: str) -> str | None:
+        """The input whose memory an output shares, as the engine has it; older libraries have no such thing."""
+        if not hasattr(self.engine, "get_aliased_input_tensor"):
+            return None
+        return self.engine.get_aliased_input_tensor(output)
+
+    def aside(self, output: str, shape: tuple[int, ...], dtype: str) -> CudaBuffer:
+        """Memory for an output that may not be written where it belongs; one for all launches, which take turns."""
+        if (output, shape) not in self._asides:
+            self._asides[output, shape] = self.backend.empty(shape, dtype)
+        return self._asides[output, shape]
+
+    def close(self) -> None:
+        # Emptied, not only forgotten: whoever still holds a launch must not keep what lies on the GPU.
+        for context in list(self._contexts.values()):
+            context.trt = None
+        self.engine = None
+        while self._asides:
+            self._asides.popitem()[1].free()
+
+    def _context(self, shapes: Mapping[str, tuple[int, ...]]) -> "Context":
+        """A context of these shapes, and room in the arena for its activations."""
+        backend, stream = self.backend, self.backend.lane.stream
+        context = _create_context(self.backend.library.trt, self.engine)
+        if context is None:
+            raise EngineError(f"{self.path} gives no execution context: {_reason(backend.library)}")
+        placed = context.set_optimization_profile_async(self._profile(shapes), stream.handle)
+        if not placed or not all(context.set_input_shape(name, shape) for name, shape in shapes.items()):
+            raise EngineError(f"{self.path} refuses the shapes {shapes}: {_reason(backend.library)}")
+        size = int(context.update_device_memory_size_for_shapes())
+        backend.lane.arena.reserve(size, backend.lane.synchronize)
+        return Context(context)
+
+    def _profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """The optimisation profile that these shapes belong to."""
+        for index, ranges in enumerate(self.sidecar.profiles.values()):
+            if all(_within(shape, ranges[name]) for name, shape in shapes.items()):
+                return index
+        asked = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items() if name in self._varying())
+        raise EngineError(
+            f"{self.path} was built for at most {self.sidecar.max_images} images at once, and {asked} is asked for; "
+            f"generate fewer at once (max_batch), or build for more with: bitdance-edge build "
+            f"{self.backend.bundle.folder} --target {self.sidecar.target} --max-images N"
+        )
+
+    def _varying(self) -> set[str]:
+        named = {tensor.name for tensor in self.spec.inputs if any(isinstance(dim, str) for dim in tensor.shape)}
+        return {name for name in named if not name.startswith("past_key_values.")}
+
+
+@dataclass(eq=False)
+class Context:
+    """An execution context, with what it was last told of addresses."""
+
+    trt: Any
+    generation: int = 0  # of the arena
+    bound: "ReferenceType[BoundEngine] | None" = None  # weak, so that both go with the last reference to the launch
+
+
+class BoundEngine:
+    """An engine's launch over buffers at fixed addresses, which it keeps alive."""
+
+    def __init__(self, stage: TensorRTStage, context: Context, buffers: Mapping[str, Memory]) -> None:
+        self.stage, self.context, self.lane, self.memory = stage, context, stage.backend.lane, dict(buffers)
+        tensors = (*stage.spec.inputs, *stage.spec.outputs)
+        self.addresses = {tensor.name: buffers[tensor.name].address for tensor in tensors}
+        self.copies_back: list[tuple[int, CudaBuffer]] = []  # (address, where the engine wrote instead)
+        inputs = {self.addresses[tensor.name] for tensor in stage.spec.inputs}
+        for tensor in stage.spec.outputs:
+            self._settle(tensor.name, tensor.dtype, self.addresses[tensor.name] in inputs)
+
+    def _settle(self, output: str, dtype: str, shared: bool) -> None:
+        """Hold an output to the memory of the input that it aliases, or to memory of its own.
+
+        Raises:
+            EngineError: the engine updates an input in place, and the buffers given are two.
+        """
+        past = self.stage.aliased_input(output)
+        if past is not None and self.addresses[past] != self.addresses[output]:
+            raise EngineError(f"{self.stage.path} updates {past} in place, but {output} is bound to another address")
+        if past is None and shared:
+            aside = self.stage.aside(output, self.memory[output].shape, dtype)
+            self.copies_back.append((self.addresses[output], aside))
+            self.addresses[output] = aside.address
+
+    def __call__(self) -> None:
+        started = perf_counter()
+        context, lane = self.context, self.lane
+        if context.generation != lane.arena.generation:
+            context.trt.set_device_memory(lane.arena.address, lane.arena.size)
+            context.generation = lane.arena.generation
+        if context.bound is None or context.bound() is not self:
+            for name, address in self.addresses.items():
+                context.trt.set_tensor_address(name, address)
+            context.bound = ref(self)
+        if not context.trt.execute_async_v3(lane.stream.handle):
+            raise EngineError(f"{self.stage.path} does not run: {_reason(self.stage.backend.library)}")
+        for address, aside in self.copies_back:
+            lane.device.copy(address, aside.address, aside.size, lane.stream)
+        self.stage.backend.calls += 1
+        self.stage.time.add(perf_counter() - started)
+
+    def require_capturable(self) -> None:
+        """Ask the library, where it can say, whether a launch can be part of a CUDA graph (TensorRT-RTX).
+
+        Raises:
+            CaptureError: it cannot.
+        """
+        trt = self.context.trt
+        if hasattr(trt, "is_stream_capturable") and not trt.is_stream_capturable(self.lane.stream.handle):
+            raise CaptureError(f"{self.stage.name} cannot be captured in its present shapes, says the library")
+
+
+class CapturedLaunch:
+    """Launches that become one CUDA graph.
+
+    The first call runs them one by one, in which TensorRT sets up what it does once for a shape; the second captures.
+    A graph holds addresses, so it is captured again when the arena has moved.
+    """
+
+    def __init__(self, backend: TensorRTBackend, launches: Sequence[BoundEngine]) -> None:
+        self.backend, self.launches = backend, launches
+        self.graph: CudaGraph | None = None
+        self.generation = 0
+        self.warm = False
+
+    def __call__(self) -> None:
+        if self.graph is not None and self.generation != self.backend.lane.arena.generation:
+            self._drop_graph()
+        if self.graph is None and self.warm and self.backend.eager_because is None:
+            self._capture()
+        if self.graph is None:
+            for launch in self.launches:
+                launch()
+            self.warm = True
+            return
+        self.graph()
+        self.backend.calls += 1
+
+    def close(self) -> None:
+        self._drop_graph()
+        self.backend.forget(self)
+
+    def _drop_graph(self) -> None:
+        if self.graph is not None:
+            self.backend.lane.synchronize()
+            self.graph.close()
+            self.graph = None
+
+    def _capture(self) -> None:
+        calls = self.backend.calls
+        try:
+            for launch in self.launches:
+                launch.require_capturable()
+            self.graph = CudaGraph(self.backend.lane.stream, self.launches)
+            self.generation = self.backend.lane.arena.generation
+        except (CaptureError, EngineError) as error:
+            self.backend.run_eagerly(str(error))
+        self.backend.calls = calls  # what was recorded has not run
+
+
+def _deserialize(library: Library, path: Path) -> Any:
+    # Mapped rather than read: the library copies the weights to the GPU, and the host need not hold them as well.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+        engine = library.trt.Runtime(library.logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineError(f"{path} does not load: {_reason(library)}")
+    return engine
+
+
+def _create_context(trt: Any, engine: Any) -> Any:
+    """A context whose activations lie in memory of ours.
+
+    TensorRT-RTX compiles its kernels for the shapes of a context. It is told to do so before the first launch: by
+    default it starts with others and changes over in the course of time, which a captured graph would not see.
+    """
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        return engine.create_execution_context(strategy)
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    return engine.create_execution_context(config)
+
+
+def _reason(library: Library) -> str:
+    return library.log[-1] if library.log else f"{library.name} gives no reason"
+
+
+def _within(shape: Sequence[int], ranges: Sequence[Sequence[int]]) -> bool:
+    smallest, _, largest = ranges
+    return all(low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True))

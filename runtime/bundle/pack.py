@@ -1,0 +1,128 @@
+"""A bundle and its engines as one archive, the same bytes every time."""
+
+import io
+import shutil
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.runtime.bundle.manifest import MANIFEST, RECORDINGS, Bundle, sha256
+from bitdance_edge.runtime.bundle.sidecar import ENGINES, Sidecar, damage, onnx_hashes, sidecar_path
+from bitdance_edge.runtime.errors import BundleError, EngineError
+
+COPY_CHUNK = 1 << 24  # bytes
+
+
+@dataclass(frozen=True)
+class Packed:
+    files: int
+    bytes: int  # of the archive
+    left_out: int  # bytes of ONNX that an engine stands for
+    linked: int  # bytes of files that are in the archive already, and so are links
+
+
+def pack_bundle(bundle: Bundle, archive: Path, targets: Sequence[str] | None, engines_only: bool) -> Packed:
+    """Write a bundle as ``.tar``: one folder of the bundle's name, files in order of their paths, without dates.
+
+    Weights are in the ONNX files and again in each engine. With ``engines_only`` the ONNX files of a stage are left
+    out where every packed target has its engine; the manifest still names them, so the engines can be checked against
+    it. Files of equal content are stored once.
+
+    Args:
+        targets: folders of ``engines/`` to pack; None for all.
+
+    Raises:
+        BundleError: a file of the bundle is missing or altered, or the archive would be inside the bundle.
+        EngineError: an engine is damaged or of another export, or a target is not there.
+    """
+    if archive.absolute().is_relative_to(bundle.folder.absolute()):
+        raise BundleError(f"{archive} is inside the bundle {bundle.folder}; write it elsewhere")
+    engines = _engines(bundle, targets)
+    replaced = {
+        name
+        for name in bundle.stages
+        if engines_only and engines and all(name in {engine.stem for engine in built} for built in engines.values())
+    }
+    if engines_only and not replaced:
+        raise EngineError(
+            f"{bundle.folder} has no engines to stand for its ONNX files; build them with: "
+            f"bitdance-edge build {bundle.folder} --target rtx"
+        )
+    for name in bundle.stages.keys() - replaced:
+        bundle.verified(name)
+    stages = [spec for name, spec in bundle.stages.items() if name not in replaced]
+    names = {MANIFEST, *(file.path for stage in stages for file in stage.files)}
+    for engine in (engine for built in engines.values() for engine in built):
+        names |= {path.relative_to(bundle.folder).as_posix() for path in (engine, sidecar_path(engine))}
+    names |= {path.relative_to(bundle.folder).as_posix() for path in _others(bundle)}
+    if bundle.fast_preview is not None:
+        bundle.verified_file(bundle.fast_preview)
+        names.add(bundle.fast_preview.path)
+    with written_whole(archive) as file:
+        linked = _write(bundle, sorted(names), file)
+        size = file.tell()
+    return Packed(len(names), size, sum(bundle.stages[name].bytes for name in replaced), linked)
+
+
+def copy_shared_files(bundle: Bundle) -> int:
+    """Make a bundle self-contained: each file that it shares with a checkpoint becomes a copy, whole or not at all.
+
+    Returns:
+        bytes copied.
+    """
+    copied = 0
+    for name in bundle.shared_files():
+        path = bundle.folder / name
+        with path.open("rb") as source, written_whole(path) as copy:
+            shutil.copyfileobj(source, copy, COPY_CHUNK)
+        copied += path.stat().st_size
+    return copied
+
+
+def _engines(bundle: Bundle, targets: Sequence[str] | None) -> dict[str, list[Path]]:
+    """Target folder -> its engines, each of which was checked against its sidecar and the bundle."""
+    root = bundle.folder / ENGINES
+    there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if missing := [name for name in targets or () if name not in there]:
+        raise EngineError(f"no engines for {', '.join(missing)} in {root}; there are: {', '.join(there) or 'none'}")
+    found = {name: sorted((root / name).glob("*.engine")) for name in (there if targets is None else targets)}
+    for engine in (engine for built in found.values() for engine in built):
+        sidecar = Sidecar.read(engine)
+        stale = sidecar.onnx != onnx_hashes(bundle, sidecar.stage)
+        if reason := damage(sidecar, engine) or ("it was built from another export" if stale else None):
+            raise EngineError(
+                f"{engine} is not packed: {reason}; rebuild it with: "
+                f"bitdance-edge build {bundle.folder} --target {sidecar.target}"
+            )
+    return {name: built for name, built in found.items() if built}
+
+
+def _others(bundle: Bundle) -> list[Path]:
+    """What else belongs to a bundle: how it was calibrated (without what was recorded), a text model's tokenizer."""
+    recorded = bundle.folder / RECORDINGS
+    files = (path for path in (bundle.folder / "calibration").rglob("*") if path.is_file())
+    calibration = [path for path in files if not path.is_relative_to(recorded)]
+    return [*calibration, *bundle.folder.glob("tokenizer*.json")]
+
+
+def _write(bundle: Bundle, names: list[str], file: IO[bytes]) -> int:
+    """Write the files; returns the bytes of those that became links to an equal one."""
+    linked, stored = 0, {}
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name in names:
+            path = bundle.folder / name
+            entry = tarfile.TarInfo(f"{bundle.folder.absolute().name}/{name}")
+            entry.size, entry.mode = path.stat().st_size, 0o644
+            digest = sha256(path)
+            if entry.size and digest in stored:
+                entry.type, entry.linkname = tarfile.LNKTYPE, stored[digest]
+                linked, entry.size = linked + entry.size, 0
+                tar.addfile(entry, io.BytesIO())
+                continue
+            stored[digest] = entry.name
+            with path.open("rb") as content:
+                tar.addfile(entry, content)
+    return linked
