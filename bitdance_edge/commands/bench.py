@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Make the same images with bundles and with PyTorch, in turn, and report what each costs, in total and by "
         "stage, and how far a bundle's stages are from what this machine can do. Tables go to standard error; the last "
         "line on standard output is the whole report as JSON. No speed is shown where tokens differ by more than "
-        "rounding. Every finished run is kept in the output folder: the same command continues an interrupted comparison."
+        "rounding. Every finished run is kept in the output folder: the same command continues a comparison."
     )
     parser.epilog = EXAMPLE
     parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="bundle folders, all of one model")
@@ -45,8 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-bit-flips",
         metavar="PERCENT",
-        help="bits that may differ from PyTorch's by more than rounding (default: 0%% in float32; else 2%% under teacher "
-        "forcing)",
+        help="bits that may differ from PyTorch's by more than rounding (default: 0%% in float32, otherwise 2%% under "
+        "teacher forcing)",
     )
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FOLDER", help="for runs, report and plot (default: in runs/)"
