@@ -78,7 +78,7 @@ def opening(args: argparse.Namespace) -> dict[str, Any]:
         later = median(image() for _ in range(args.later))
         taken = memory("VmHWM") - library_bytes() - resting
     checks = {stage: checking(bundle, stage) for stage in backend.loading}
-    causes = {"reading the manifest": opened, "files are checked": sum(checks.values())}
+    causes = {"reading the manifest": opened, "checking the files": sum(checks.values())}
     causes |= {f"loading {stage}": seconds - checks[stage] for stage, seconds in backend.loading.items()}
     causes["binding and first use of memory"] = first - sum(backend.loading.values()) - later
     plan = memory_plan(bundle, work)
