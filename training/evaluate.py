@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bitdance_edge.model import BitDance, SamplingDefaults, Tokenizer
 from bitdance_edge.model.tokenizer import image_from_bytes, image_to_bytes
+from bitdance_edge.runtime.quality import frechet_distance
 from bitdance_edge.training.classifier import Classifier, train_classifier
 from bitdance_edge.training.data import ImageSet
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.recipes import GeneratorRecipe, TokenizerRecipe
-from bitdance_edge.training.tokenizer import SCORE_BATCH, psnr, reconstruct
+from bitdance_edge.training.tokenizer import SCORE_BATCH, mean_psnr, reconstruct
 
 CLASSIFIER_SEED = 0
 SAMPLE_BATCH = 256
@@ -58,7 +58,7 @@ def tokenizer_scores(
     ones = (bits > 0).float().mean(dim=(0, 2, 3))
     return {
         "held_out_images": len(held_out),
-        "psnr_db": round(psnr(held_out.images, rebuilt), 2),
+        "psnr_db": round(mean_psnr(held_out.images, rebuilt), 2),
         "classifier": _classifier_report(classifier, held_out),
         "class_agreement_of_reconstructions": _agreement(classifier, rebuilt, held_out.labels),
         "share_of_ones_per_bit": [round(share, 3) for share in ones.tolist()],
@@ -102,8 +102,8 @@ def generator_scores(
         "classifier": _classifier_report(classifier, held_out),
         "class_agreement": round(float(np.mean([run["class_agreement"] for run in runs])), 4),
         "frechet": round(float(np.mean([run["frechet"] for run in runs])), 3),
-        "frechet_real_floor": frechet(classifier.read(real.images)[0], reference),
-        "frechet_of_reconstructions": frechet(classifier.read(rebuilt)[0], reference),
+        "frechet_real_floor": _frechet(classifier.read(real.images)[0], reference),
+        "frechet_of_reconstructions": _frechet(classifier.read(rebuilt)[0], reference),
         "nearest_training_image": {
             "unit": "root mean square difference of pixels, 0 to 255",
             "generated": {
@@ -121,7 +121,7 @@ def _generated_scores(
 ) -> dict[str, Any]:
     return {
         "class_agreement": _agreement(classifier, images, classes),
-        "frechet": frechet(classifier.read(images)[0], reference),
+        "frechet": _frechet(classifier.read(images)[0], reference),
         "nearest": _quantiles(nearest_distances(images, train.images)),
     }
 
@@ -135,19 +135,8 @@ def _agreement(classifier: Classifier, images: Tensor, classes: Tensor) -> float
     return round((classifier.read(images)[1] == classes).float().mean().item(), 4)
 
 
-def frechet(features: Tensor, others: Tensor) -> float:
-    """Fréchet distance between Gaussians fitted to two sets of features ``[N, F]`` and ``[M, F]``, in float64."""
-    first, second = features.double().numpy(), others.double().numpy()
-    root = _root(np.cov(first, rowvar=False))
-    second_covariance = np.cov(second, rowvar=False)
-    shared = np.sqrt(np.linalg.eigvalsh(root @ second_covariance @ root).clip(min=0)).sum()
-    means = np.square(first.mean(0) - second.mean(0)).sum()
-    return round(float(means + np.trace(root @ root) + np.trace(second_covariance) - 2 * shared), 3)
-
-
-def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+def _frechet(features: Tensor, others: Tensor) -> float:
+    return round(frechet_distance(features.numpy(), others.numpy()), 3)
 
 
 def nearest_distances(images: Tensor, train: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.shape_reader import ShapeReader, reading_scores
 from bitdance_edge.training.shapes import Scene, all_scenes
 from bitdance_edge.training.text_generator import draw_captions
-from bitdance_edge.training.tokenizer import SCORE_BATCH, psnr, reconstruct
+from bitdance_edge.training.tokenizer import SCORE_BATCH, mean_psnr, reconstruct
 
 SHARES = ("color", "shape", "both", "all_right")
 DRAWN_AT_ONCE = 120
@@ -28,7 +28,7 @@ def shape_tokenizer_scores(tokenizer: Tokenizer, held_out: ImageSet) -> dict[str
         bits = torch.cat([tokenizer.encode(image_from_bytes(part)) for part in held_out.images.split(SCORE_BATCH)])
     return {
         "held_out_images": len(held_out),
-        "psnr_db": round(psnr(held_out.images, rebuilt), 2),
+        "psnr_db": round(mean_psnr(held_out.images, rebuilt), 2),
         "read_in_drawings": _read(held_out, held_out.images),
         "read_in_reconstructions": _read(held_out, rebuilt),
         "share_of_ones_per_bit": [round(share, 3) for share in (bits > 0).float().mean(dim=(0, 2, 3)).tolist()],

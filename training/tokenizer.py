@@ -1,5 +1,6 @@
 """Training of the binary autoencoder: its loss on images, its score as PSNR (paper section 3.1)."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,11 +8,13 @@ from torch.nn import functional as F
 from bitdance_edge.model import Tokenizer, TokenizerConfig
 from bitdance_edge.model.losses import commitment_loss, entropy_loss, flip_bits, straight_through_bits
 from bitdance_edge.model.tokenizer import image_from_bytes, image_to_bytes
+from bitdance_edge.runtime.quality import psnr
 from bitdance_edge.training.data import ImageSet, augment
 from bitdance_edge.training.recipes import TokenizerRecipe
 from bitdance_edge.training.trainer import Objective
 
 SCORE_BATCH = 256
+PSNR_CAP = 150.0  # dB; an image without any error would make the mean infinite
 
 
 class TokenizerObjective(Objective):
@@ -49,7 +52,7 @@ class TokenizerObjective(Objective):
         return reconstruction + recipe.entropy_weight * entropy + recipe.commitment_weight * commitment_loss(latent)
 
     def score(self, held_out: ImageSet) -> float:
-        return psnr(held_out.images, reconstruct(self.tokenizer, held_out.images))
+        return mean_psnr(held_out.images, reconstruct(self.tokenizer, held_out.images))
 
 
 @torch.no_grad()
@@ -64,7 +67,7 @@ def reconstruct(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     )
 
 
-def psnr(images: Tensor, others: Tensor) -> float:
-    """Mean over the images of the peak signal-to-noise ratio in decibels, uint8 ``[N, H, W, 3]`` both."""
-    error = (images.float() - others.float()).square().flatten(1).mean(1).clamp_min(1e-10)
-    return (10 * torch.log10(255**2 / error)).mean().item()
+def mean_psnr(images: Tensor, others: Tensor) -> float:
+    """Return the mean over the images of their PSNR in dB, each at most ``PSNR_CAP``; uint8 ``[N, H, W, 3]`` both."""
+    pairs = zip(images.numpy(), others.numpy(), strict=True)
+    return float(np.mean([min(psnr(image, other), PSNR_CAP) for image, other in pairs]))
