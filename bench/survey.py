@@ -16,7 +16,8 @@ from bitdance_edge.bench.work import Work
 from bitdance_edge.calibration.sessions import pipeline_on
 from bitdance_edge.runtime.backends.observed import ObservedBackend
 from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeBackend
-from bitdance_edge.runtime.bundle.manifest import Bundle, StageSpec, dim_factor
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.specs import StageSpec, dim_factor
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from bitdance_edge.bench.errors import BenchError
-from bitdance_edge.runtime.bundle.manifest import CLASS_CONDITIONAL, Bundle
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL
 from bitdance_edge.runtime.request import Request, Settings
 
 

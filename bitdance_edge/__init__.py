@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bitdance_edge.runtime import BitDanceError, Bundle, Pipeline, Request
+    from bitdance_edge.runtime import BitDanceError, Bundle, Pipeline, Request, Size
 
 __version__ = "0.1.0"
 
-__all__ = ["BitDanceError", "Bundle", "Pipeline", "Request"]
+__all__ = ["BitDanceError", "Bundle", "Pipeline", "Request", "Size"]
 
 
 def __getattr__(name: str) -> object:

@@ -9,7 +9,7 @@ from bitdance_edge.calibration.recording import Sample
 from bitdance_edge.calibration.search import SearchResult, fewest_kept
 from bitdance_edge.calibration.sensitivity import ImageStage, Sensitivity, ranked
 from bitdance_edge.calibration.trials import Trial
-from bitdance_edge.runtime.loop import LOOP_STAGES
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 from bitdance_edge.runtime.pipeline import Pipeline
 
 ENCODER = ("encoder",)

@@ -24,13 +24,8 @@ from bitdance_edge.calibration.variants import Variants
 from bitdance_edge.calibration.written import with_losses, write_bundle
 from bitdance_edge.runtime.bundle.files import folder_aside, put_in_place
 from bitdance_edge.runtime.bundle.manifest import RECORDINGS, Bundle
-from bitdance_edge.runtime.loop import LOOP_STAGES
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 
-# Profile of an export -> stages whose graphs are in the forms of ``export/operators.py`` for a CPU in float32.
-SHAPED_FOR_FLOAT: Mapping[str, tuple[str, ...]] = {
-    "cpu24": ("backbone", "head", "decoder"),
-    "cpu24q": ("decoder",),
-}
 # Parts of the held-out images (see ``Draw.held_out``); no two of them have an image in common.
 STAGE_PART, RANKING_PART, SEARCH_PART, TEST_PART, JUDGE_PART = range(5)
 
@@ -59,18 +54,6 @@ class CalibrateOptions:
     force: bool = False
 
 
-def _require_products(bundle: Bundle, recipe: Recipe) -> None:
-    """Raises CalibrationError where the graph of a stage that is to be quantised is of a form for float32."""
-    shaped = [stage for stage in SHAPED_FOR_FLOAT.get(bundle.profile, ()) if stage in recipe.precisions]
-    if shaped:
-        raise CalibrationError(
-            f"{bundle.folder} is of profile {bundle.profile}, whose {', '.join(shaped)} are convolutions in a form for "
-            f"float32, and no CPU runs those in lower precision: leave them as they are ("
-            f"{' '.join(f'--{stage} fp32' for stage in shaped)}), or calibrate a bundle that was exported with "
-            "--profile kv24, or cpu24q for all but the decoder"
-        )
-
-
 def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findings:
     """Write a calibrated copy of ``bundle`` with its report; the bundle itself only gains recordings.
 
@@ -80,7 +63,6 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
     """
     recipe = options.recipe
     recipe.require_stages(bundle)
-    _require_products(bundle, recipe)
     if folder.exists() and not (options.force and (folder / "bundle.json").is_file()):
         raise CalibrationError(f"{folder} exists; write to another folder, or replace a bundle with --force")
     place = options.data or bundle.folder / RECORDINGS

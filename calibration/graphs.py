@@ -21,7 +21,7 @@ from onnxruntime.quantization.quant_utils import add_infer_metadata
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.formats import FORMATS, GROUP
 from bitdance_edge.calibration.layers import OPERATORS, Layer
-from bitdance_edge.runtime.bundle.manifest import MODULE_PATH
+from bitdance_edge.runtime.bundle.module_paths import MODULE_PATH
 
 TYPES = {"int8": QuantType.QInt8, "fp8": QuantType.QFLOAT8E4M3FN}
 FOUR_BIT_OPSET = 21  # the first whose DequantizeLinear takes 4-bit integers in groups
@@ -174,7 +174,7 @@ def _with_groups(model: ModelProto, layers: list[Layer]) -> ModelProto:
     if opset < FOUR_BIT_OPSET:
         raise CalibrationError(
             f"{layers[0].stage} is of opset {opset}, and 4-bit weights need {FOUR_BIT_OPSET}: choose int8, or export "
-            "with --profile kv24"
+            "without --opset 20"
         )
     made = _grouped(model, [layer.node for layer in layers])
     renamed = {f"{layer.node}_matmul_Q4": layer.node for layer in layers}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto
 
-from bitdance_edge.runtime.bundle.manifest import MODULE_PATH
+from bitdance_edge.runtime.bundle.module_paths import MODULE_PATH
 
 OPERATORS = ("MatMul", "Gemm", "Conv")
 

@@ -12,7 +12,7 @@ from bitdance_edge.calibration.stage_run import StageRun
 from bitdance_edge.calibration.trials import Trial
 from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.loop import LOOP_STAGES
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 from bitdance_edge.runtime.pipeline import Pipeline
 
 SSIM_WINDOW = 7  # pixels, the library's default

@@ -11,6 +11,7 @@ from bitdance_edge.calibration.formats import PRECISIONS
 from bitdance_edge.calibration.ranges import CALIBRATORS
 from bitdance_edge.calibration.recording import Draw
 from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.size import Size
 
 FORMAT = 1
 
@@ -78,7 +79,7 @@ class Recipe:
             draw = data.pop("draw")
             data["kept"] = tuple(data["kept"])
             listed = {name: tuple(draw[name]) for name in ("classes", "prompts")}
-            size = None if draw["size"] is None else tuple(draw["size"])
+            size = None if draw["size"] is None else Size(**draw["size"])
             return cls(draw=Draw(**{**draw, **listed, "size": size}), **data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CalibrationError(

@@ -7,7 +7,7 @@ again. Of the head's many evaluations every patch keeps some, staggered so that 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -20,7 +20,9 @@ from bitdance_edge.calibration.sessions import VariantBackend, pipeline_on
 from bitdance_edge.runtime.backends.observed import ObservedBackend
 from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeBackend
 from bitdance_edge.runtime.bundle.files import written_whole
-from bitdance_edge.runtime.bundle.manifest import Bundle, ImageSize
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.size import Size
+from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.pipeline import PatchDone, Pipeline
 from bitdance_edge.runtime.request import Request
 
@@ -37,14 +39,14 @@ class Draw:
         classes: ids or names; none for all of a class-conditional bundle.
         prompts: of a text-to-image bundle.
         patches: of each image, from its first; None for all.
-        size: (height, width) in pixels. Where it, ``steps`` or ``guidance`` is None, the bundle's is taken.
+        size: in pixels. Where it, ``steps`` or ``guidance`` is None, the bundle's is taken.
     """
 
     images: int
     seed: int
     classes: tuple[int | str, ...] = ()
     prompts: tuple[str, ...] = ()
-    size: tuple[int, int] | None = None
+    size: Size | None = None
     patches: int | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -81,11 +83,11 @@ class Draw:
             )
 
     def image_size(self, bundle: Bundle) -> ImageSize:
-        return bundle.model.default_size if self.size is None else bundle.model.size(*self.size)
+        return bundle.model.size(self.size)
 
     def held_out(self, images: int, part: int) -> "Draw":
         """Other images by the same rules; ``part`` tells several such sets apart."""
-        return Draw(**{**asdict(self), "images": images, "seed": self.seed + HELD_OUT_SEED * (1 + part)})
+        return replace(self, images=images, seed=self.seed + HELD_OUT_SEED * (1 + part))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.calibration.plots import write_plots
-from bitdance_edge.runtime.loop import LOOP_STAGES
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 
 SHOWN_LAYERS = 12  # rows of the table of sensitive layers; the JSON has all
 

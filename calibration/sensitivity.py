@@ -20,7 +20,7 @@ from bitdance_edge.calibration.stage_run import StageRun
 from bitdance_edge.calibration.trials import Trial
 from bitdance_edge.calibration.variants import Variants
 from bitdance_edge.runtime.bundle.files import written_whole
-from bitdance_edge.runtime.loop import LOOP_STAGES
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 
 
 @dataclass(frozen=True)

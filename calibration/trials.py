@@ -15,7 +15,7 @@ from bitdance_edge.calibration.sessions import VariantBackend, pipeline_on
 from bitdance_edge.runtime.backends.observed import ObservedBackend, Observer
 from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeBackend
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.loop import LOOP_STAGES
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 from bitdance_edge.runtime.pipeline import PatchDone, Pipeline
 from bitdance_edge.runtime.request import Request
 

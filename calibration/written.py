@@ -11,7 +11,8 @@ from bitdance_edge.calibration.choice import Chosen
 from bitdance_edge.calibration.graphs import read_skeleton, write_graph
 from bitdance_edge.calibration.measure import StageLoss
 from bitdance_edge.calibration.recipe import Recipe
-from bitdance_edge.runtime.bundle.manifest import Bundle, StageSpec, file_spec
+from bitdance_edge.runtime.bundle.manifest import Bundle, file_spec
+from bitdance_edge.runtime.bundle.specs import StageSpec
 
 
 def write_bundle(bundle: Bundle, folder: Path, recipe: Recipe, chosen: Chosen, formats: Mapping[str, str]) -> Bundle:

@@ -13,12 +13,12 @@ REMEDIES = {
     "HW-specific datatypes: fp8": "build for GPUs that have it: --target rtx:8.9,12.0",
     "FP32 GEMM is not supported": "export the bundle with --dtype fp16",
     "UINT8": "keep uint8 to inputs and outputs of the stage: cast first, or last",
-    "No importer registered": "export the bundle with --profile portable20, which has older operators only",
+    "No importer registered": "export the bundle with --opset 20, which has older operators only",
     "out of memory": "close other programs or build on a machine with more memory",
     "bad_alloc": "close other programs or build on a machine with more memory",
 }
 MESSAGE_LENGTH = 400  # characters of TensorRT's own words; the log has them all
-OTHERWISE = "export the bundle with --profile portable20, or with another --dtype"
+OTHERWISE = "export the bundle with --opset 20, or with another --dtype"
 
 
 class BuildFailure(EngineError):

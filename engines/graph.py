@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto
 
-from bitdance_edge.runtime.bundle.manifest import MODULE_PATH
+from bitdance_edge.runtime.bundle.module_paths import MODULE_PATH
 
 # Element types that ask something of the GPU; float32 only where it is multiplied (see ``_types``).
 TYPES: dict[int, str] = {

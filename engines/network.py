@@ -60,7 +60,7 @@ def require_cache_in_place(library: Library, network: Any, bundle: Bundle) -> No
         if updates.get(present) != past or present not in outputs:
             raise BuildFailure(
                 f"backbone: {present} is not {past} updated in place, but another tensor; "
-                "export the bundle again with: bitdance-edge export --profile kv24"
+                "export the bundle again with: bitdance-edge export, without --opset 20"
             )
 
 

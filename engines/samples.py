@@ -12,8 +12,10 @@ import numpy as np
 from bitdance_edge.runtime.backends.interface import Backend
 from bitdance_edge.runtime.backends.observed import ObservedBackend
 from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeBackend
-from bitdance_edge.runtime.bundle.manifest import Bundle, ImageSize
-from bitdance_edge.runtime.loop import LOOP_STAGES, BoundLoop, generate_tokens
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.specs import ImageSize
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
+from bitdance_edge.runtime.loop import BoundLoop, generate_tokens
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
 from bitdance_edge.runtime.pipeline import token_request
 from bitdance_edge.runtime.request import Request

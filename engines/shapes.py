@@ -6,7 +6,8 @@ weights serves both.
 
 from dataclasses import dataclass
 
-from bitdance_edge.runtime.bundle.manifest import Bundle, dim_factor
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.specs import dim_factor
 from bitdance_edge.runtime.errors import EngineError
 from bitdance_edge.runtime.loop import modulated_at_once
 from bitdance_edge.runtime.request import MAX_STEPS
@@ -60,7 +61,7 @@ def _profiles(bundle: Bundle, stage: str) -> dict[str, dict[str, Range]]:
         # One a size: a range over all would take the memory of the tallest by the widest image.
         return {
             str(size): {name: (dim, dim, dim) for name, dim in size.dims.items()}
-            for size in (model.size(*size) for size in model.sizes)
+            for size in map(model.size, model.sizes)
         }
     dims = {name: (dim, dim, dim) for name, dim in model.default_size.dims.items()}
     return {"all": {"T": prompt, **dims}}

@@ -9,7 +9,7 @@ from bitdance_edge.runtime.errors import EngineError
 # Element type -> the first compute capability that has it. fp8 and fp32 as the builder itself says when it refuses
 # ("HW-specific datatypes: fp8_e4m3", "FP32 GEMM is not supported"); bf16 and fp4 as the support matrices have it.
 FIRST_CAPABILITY = {"fp32": (8, 0), "bf16": (8, 0), "fp8": (8, 9), "fp4": (12, 0)}
-NEWER_OPERATORS = frozenset({"TensorScatter", "Attention", "RotaryEmbedding"})  # of the kv24 profile
+NEWER_OPERATORS = frozenset({"TensorScatter", "Attention", "RotaryEmbedding"})  # of opset 24
 
 
 def refusal(facts: GraphFacts, target: Target, gpus: tuple[str, ...], library: Library, bundle: Bundle) -> str | None:
@@ -18,7 +18,7 @@ def refusal(facts: GraphFacts, target: Target, gpus: tuple[str, ...], library: L
     if unknown and not library.updates_cache_in_place:
         return (
             f"{library.name} {library.version} does not know {', '.join(sorted(unknown))} (TensorRT does from 10.15): "
-            f"export for it with: bitdance-edge export CHECKPOINT -o {bundle.folder} --profile portable20 --force"
+            f"export for it with: bitdance-edge export CHECKPOINT -o {bundle.folder} --opset 20 --force"
         )
     for kind, lacking in _lacking(facts.types, gpus).items():
         others = tuple(gpu for gpu in gpus if gpu not in lacking)

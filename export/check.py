@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitdance_edge.export.errors import ExportError
-from bitdance_edge.export.stages import Generator
+from bitdance_edge.export.stages import Generator, cache_slots
 from bitdance_edge.export.widen import widened
 from bitdance_edge.model import TextToImage
 from bitdance_edge.model.backbone import GrowingCache
@@ -22,7 +22,7 @@ from bitdance_edge.model.order import latent_to_patches, patches_to_latent
 from bitdance_edge.model.sampler import patch_guidance, sample_patch
 from bitdance_edge.model.tokenizer import image_from_bytes, image_to_bytes, quantize
 from bitdance_edge.runtime.attention import AttentionWindow
-from bitdance_edge.runtime.bundle.manifest import StageSpec
+from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.sampler import Schedule
 
 STEPS = 4  # sampling steps of the generation that is compared
@@ -189,7 +189,7 @@ class CheckedBackbone:
     """The exported backbone with its cache, fed with PyTorch's embeddings."""
 
     def __init__(self, model: Generator, exported: ExportedStages, padding: np.ndarray) -> None:
-        self.config, self.exported, self.padding = model.config, exported, padding
+        self.model, self.config, self.exported, self.padding = model, model.config, exported, padding
         self.position = 0
         self.cache = {
             tensor.name: np.zeros(tensor.sized({"R": len(padding)}), np.float32)
@@ -199,7 +199,7 @@ class CheckedBackbone:
 
     def step(self, embeddings: np.ndarray, place: dict[str, Tensor]) -> np.ndarray:
         length = embeddings.shape[1]
-        window = AttentionWindow(self.config.tokens_per_step, self.config.cache_length, self.padding)
+        window = AttentionWindow(self.config.tokens_per_step, cache_slots(self.model), self.padding)
         condition, *cache = self.exported.run(
             "backbone",
             {

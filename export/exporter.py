@@ -18,14 +18,16 @@ from bitdance_edge.export.check import StageError, check_stages
 from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.graph import export_graph
 from bitdance_edge.export.manifest import FileHashes
+from bitdance_edge.export.operators import TRANSLATIONS
+from bitdance_edge.export.opsets import DEFAULT_OPSET, OPSETS
 from bitdance_edge.export.preview import with_fast_previews
-from bitdance_edge.export.profiles import PROFILES
 from bitdance_edge.export.stages import Generator, stage_exports
 from bitdance_edge.export.weights import Source, WeightPlacer, hollowed
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.tensor_file import StoredTensor
 from bitdance_edge.runtime.bundle.files import folder_aside, put_in_place
-from bitdance_edge.runtime.bundle.manifest import Bundle, StageSpec
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.specs import StageSpec
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -33,16 +35,16 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     name: str
-    profile: str = "kv24"
+    opset: int = DEFAULT_OPSET
     precision: str = "fp32"
     link: bool = False  # take weights that are stored in this precision from the checkpoint's own files
     force: bool = False  # replace a bundle that is already there
     fast_previews: bool = True  # fit them, where the bundle can run here
 
     def __post_init__(self) -> None:
-        for field, value, allowed in (("profile", self.profile, PROFILES), ("dtype", self.precision, DTYPES)):
+        for field, value, allowed in (("opset", self.opset, OPSETS), ("dtype", self.precision, DTYPES)):
             if value not in allowed:
-                raise ExportError(f"{field} is {value!r}; it must be one of {', '.join(allowed)}")
+                raise ExportError(f"{field} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,12 +110,11 @@ class _Export:
         files = FileHashes(folder)
         stages: dict[str, StageSpec] = {}
         traced = hollowed(self.model, self.source, options.dtype)
-        profile = PROFILES[options.profile]
-        exports = stage_exports(traced, profile, options.dtype)
+        exports = stage_exports(traced, OPSETS[options.opset], options.dtype)
         with tqdm(total=len(exports) + 1, unit="stage", leave=False, disable=None) as progress:
             for name, build in exports.items():
                 progress.set_description(f"export {name}")
-                export_graph(build(), graphs / f"{name}.onnx", profile.opset, profile.translations(name), weights)
+                export_graph(build(), graphs / f"{name}.onnx", options.opset, TRANSLATIONS, weights)
                 progress.set_description(f"checksum {name}")
                 stages[name] = manifest.stage_spec(files, graphs / f"{name}.onnx", options.precision, model)
                 progress.update()
@@ -122,7 +123,7 @@ class _Export:
         bundle = Bundle(
             folder=folder,
             name=options.name,
-            profile=options.profile,
+            opset=options.opset,
             model=model,
             cache=manifest.cache_spec(self.model, options.precision),
             sampling=manifest.sampling_spec(self.model, self.model.config.sampling),

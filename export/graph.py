@@ -22,7 +22,8 @@ from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.operators import Translations
 from bitdance_edge.export.stages import TRACED, Shape, StageExport
 from bitdance_edge.export.weights import HOLLOW_FROM, WeightPlacer
-from bitdance_edge.runtime.bundle.manifest import MODULE_PATH, TensorSpec, dim_factor, dim_size
+from bitdance_edge.runtime.bundle.module_paths import MODULE_PATH
+from bitdance_edge.runtime.bundle.specs import TensorSpec, dim_factor, dim_size
 
 ONNX_DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",

@@ -9,10 +9,12 @@ import onnx
 from onnx import external_data_helper, helper
 
 from bitdance_edge.export.graph import activation_bytes, tensor_specs
-from bitdance_edge.export.stages import Generator
+from bitdance_edge.export.stages import Generator, cache_slots
 from bitdance_edge.model import SamplingDefaults, TextToImage
 from bitdance_edge.model.prompt import CONDITIONAL, UNCONDITIONAL, PromptTokenizer
-from bitdance_edge.runtime.bundle.manifest import (
+from bitdance_edge.runtime.bundle.manifest import file_spec
+from bitdance_edge.runtime.bundle.size import Size
+from bitdance_edge.runtime.bundle.specs import (
     CLASS_CONDITIONAL,
     TEXT_TO_IMAGE,
     CacheSpec,
@@ -21,7 +23,6 @@ from bitdance_edge.runtime.bundle.manifest import (
     SamplingSpec,
     StageSpec,
     TextSpec,
-    file_spec,
 )
 
 DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -73,7 +74,7 @@ def model_spec(model: Generator) -> ModelSpec:
         bits=config.bits,
         pixels_per_token=config.tokenizer.downsampling,
         patch_side=model.patch_side,
-        sizes=config.sizes,
+        sizes=tuple(Size(width=width, height=height) for height, width in config.sizes),
         prompt_tokens=config.prompt_tokens,
         num_classes=0 if isinstance(model, TextToImage) else model.config.num_classes,
         class_names=() if isinstance(model, TextToImage) else model.config.class_names,
@@ -90,7 +91,7 @@ def cache_spec(model: Generator, precision: str) -> CacheSpec:
     return CacheSpec(
         layers=layers,
         heads=heads,
-        length=model.config.cache_length,
+        length=cache_slots(model),
         head_dim=head_dim,
         dtype=DTYPE_NAMES[precision],
     )
@@ -120,7 +121,7 @@ def text_spec(prompts: PromptTokenizer, folder: Path) -> TextSpec:
         tokenizer=file_spec(folder, folder / TOKENIZER),
         conditional=CONDITIONAL,
         unconditional=UNCONDITIONAL,
-        suffixes={f"{height}x{width}": tuple(prompts.suffix(height, width)) for height, width in sizes},
+        suffixes={f"{width}x{height}": tuple(prompts.suffix(height, width)) for height, width in sizes},
         max_prompt=prompts.config.max_prompt,
         example=prompts.config.example,
     )

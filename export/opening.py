@@ -14,6 +14,7 @@ from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.text_checkpoint import is_text_to_image
 from bitdance_edge.model.text_config import TextToImageConfig
 from bitdance_edge.runtime.bundle.manifest import Bundle, sha256
+from bitdance_edge.runtime.bundle.size import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ def open_checkpoint(args: argparse.Namespace) -> OpenedCheckpoint:
     path = Path(args.checkpoint)
     options = ExportOptions(
         name=Path(args.out).name,
-        profile=args.profile,
+        opset=args.opset,
         precision=args.dtype,
         force=args.force,
         fast_previews=args.fast_previews,
@@ -67,7 +68,7 @@ def open_text_to_image(
     """Open a text-to-image folder; no weights are read.
 
     Args:
-        sizes: HEIGHTxWIDTH,... in pixels; None is all of the checkpoint's that its tokenizer can announce.
+        sizes: WIDTHxHEIGHT,... in pixels; None: all of the checkpoint's that its tokenizer can announce.
         max_prompt: tokens of the longest prompt, template included; None is the checkpoint's.
     """
     checkpoint = TextCheckpoint.open(path)
@@ -103,15 +104,13 @@ def _sizes(text: str | None, config: TextToImageConfig, prompts: PromptTokenizer
     if text is None:
         if known := tuple(size for size in config.sizes if prompts.announces(*size)):
             return known
-        raise ExportError(f"{prompts.file} has the tokens of none of this model's sizes; name some with --sizes HxW")
+        raise ExportError(f"{prompts.file} announces none of this model's sizes; name some with --sizes WIDTHxHEIGHT")
     sizes = []
     for part in text.split(","):
-        height, separator, width = part.strip().lower().partition("x")
-        if not (separator and height.isdecimal() and width.isdecimal()):
-            raise ExportError(f"--sizes has {part!r}; write HEIGHTxWIDTH,... in pixels, for example 1024x1024,512x512")
-        config.require_size(int(height), int(width))
-        prompts.suffix(int(height), int(width))
-        sizes.append((int(height), int(width)))
+        size = Size.parse(part)
+        config.require_size(size.height, size.width)
+        prompts.suffix(size.height, size.width)
+        sizes.append((size.height, size.width))
     return tuple(dict.fromkeys(sizes))
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from bitdance_edge.export.profiles import Profile
+from bitdance_edge.export.opsets import CacheOperators
 from bitdance_edge.model import BitDance, TextToImage
 from bitdance_edge.model.order import latent_to_patches, patches_to_latent
 from bitdance_edge.model.tokenizer import image_from_bytes, image_to_bytes, quantize
@@ -21,6 +21,7 @@ Generator = BitDance | TextToImage
 Shape = tuple[int | str, ...]
 Inputs = Mapping[str, tuple[torch.dtype, Shape]]
 Value = TypeVar("Value")
+SLOT_MULTIPLE = 8
 
 
 class Stage(nn.Module):
@@ -31,6 +32,11 @@ class Stage(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
+
+
+def last_rows(x: Tensor, axis: int, count: int | torch.SymInt) -> Tensor:
+    """The last ``count`` of an axis, as a Slice: an index computed by the graph would be made on the host."""
+    return x.narrow(axis, x.shape[axis] - count, count)  # type: ignore[arg-type]  symbolic sizes are allowed
 
 
 class PromptStage(Stage):
@@ -68,9 +74,9 @@ class BackboneStage(Stage):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, model: Generator, profile: Profile) -> None:
+    def __init__(self, model: Generator, operators: CacheOperators) -> None:
         super().__init__(model)
-        self.profile = profile
+        self.operators = operators
         for name, table in zip(("cos", "sin"), model.backbone.rotary(model.config.cache_length), strict=True):
             self.register_buffer(name, table.to(self.dtype), persistent=False)
 
@@ -87,16 +93,14 @@ class BackboneStage(Stage):
         updated: list[Tensor] = []
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            queries = self.profile.rotate(queries, self.cos, self.sin, positions, interleaved)
-            keys = self.profile.rotate(keys, self.cos, self.sin, positions, interleaved)
-            keys = self.profile.update_cache(cache[2 * layer], keys, cache_position)
-            values = self.profile.update_cache(cache[2 * layer + 1], values, cache_position)
+            queries = self.operators.rotate(queries, self.cos, self.sin, positions, interleaved)
+            keys = self.operators.rotate(keys, self.cos, self.sin, positions, interleaved)
+            keys = self.operators.update_cache(cache[2 * layer], keys, cache_position)
+            values = self.operators.update_cache(cache[2 * layer + 1], values, cache_position)
             updated.extend((keys, values))
-            return self.profile.attend(queries, keys, values, mask)
+            return self.operators.attend(queries, keys, values, mask)
 
-        tokens = self.model.config.tokens_per_step
-        last = torch.arange(tokens) + (embeddings.shape[1] - tokens)
-        hidden = self.model.backbone.hidden(embeddings, attend).index_select(1, last)
+        hidden = last_rows(self.model.backbone.hidden(embeddings, attend), 1, self.model.config.tokens_per_step)
         return self.model.head.cond_embed(hidden + self.model.position_term(*place).to(hidden.dtype)), *updated
 
 
@@ -132,9 +136,7 @@ class HeadStage(Stage):
         modulations: tuple[Tensor, ...],
     ) -> Tensor:
         clean = self.model.head.denoise(x.index_select(0, rows).to(self.dtype), modulations)
-        draws = torch.arange(x.shape[0])
-        conditional = clean.index_select(0, draws).float()
-        unconditional = clean.index_select(0, draws + (rows.shape[0] - x.shape[0])).float()
+        conditional, unconditional = clean[: x.shape[0]].float(), last_rows(clean, 0, x.shape[0]).float()
         guided = unconditional + guidance * (conditional - unconditional)
         a, b, c = coefficients.unbind(0)
         return a * x + b * guided + c * noise
@@ -186,12 +188,19 @@ class StageExport:
 TRACED = {"R": 6, "B": 3, "T": 67, "N": 5, "M": 7, "PH": 2, "PW": 4}
 
 
-def stage_exports(model: Generator, profile: Profile, dtype: torch.dtype) -> dict[str, Callable[[], StageExport]]:
+def cache_slots(model: Generator) -> int:
+    """Slots of the cache: those that the longest sequence needs, rounded up to what fused attention kernels take."""
+    return -(-model.config.cache_length // SLOT_MULTIPLE) * SLOT_MULTIPLE
+
+
+def stage_exports(
+    model: Generator, operators: CacheOperators, dtype: torch.dtype
+) -> dict[str, Callable[[], StageExport]]:
     """Every stage of a model, built when it is asked for."""
     config = model.config
     f32, i64 = torch.float32, torch.int64
     layout = _layout(model)
-    patch = (config.tokens_per_step, config.bits)
+    patch, slots = (config.tokens_per_step, config.bits), cache_slots(model)
     width = model.head.config.width
     condition = (dtype, ("R", config.tokens_per_step, width))
     adaln = {
@@ -204,19 +213,19 @@ def stage_exports(model: Generator, profile: Profile, dtype: torch.dtype) -> dic
         return StageExport(TokensStage(model), inputs, ("tokens", "embeddings"), (tuple(layout.token_place),))
 
     def backbone() -> StageExport:
-        cached = (dtype, ("R", layout.cache_heads, config.cache_length, layout.head_dim))
+        cached = (dtype, ("R", layout.cache_heads, slots, layout.head_dim))
         caches = [f"{layer}.{part}" for layer in range(layout.layers) for part in ("key", "value")]
         inputs = {
             "embeddings": (dtype, ("R", "T", layout.width)),
             "positions": (i64, ("R", "T")),
-            "mask": (torch.bool, ("R", 1, "T", config.cache_length)),
+            "mask": (torch.bool, ("R", 1, "T", slots)),
             "cache_position": (i64, ("R",)),
             **layout.place,
             **{f"past_key_values.{name}": cached for name in caches},
         }
         outputs = ("condition", *(f"present.{name}" for name in caches))
         grouped = (tuple(layout.place), tuple(f"past_key_values.{name}" for name in caches))
-        return StageExport(BackboneStage(model, profile), inputs, outputs, grouped)
+        return StageExport(BackboneStage(model, operators), inputs, outputs, grouped)
 
     def modulation() -> StageExport:
         inputs = {"time_embeddings": (dtype, ("M", width)), "condition": condition}

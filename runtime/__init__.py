@@ -7,6 +7,7 @@ with Pipeline.open("bundles/digits-4x") as pipeline:
 
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.errors import BackendError, BitDanceError, BundleError, Cancelled, EngineError, RequestError
 from bitdance_edge.runtime.image import GeneratedImage, load_pixels, read_settings, request_from_settings, save_png
 from bitdance_edge.runtime.pipeline import Event, ImageDone, PatchDone, Pipeline, Preview
@@ -27,6 +28,7 @@ __all__ = [
     "Preview",
     "Request",
     "RequestError",
+    "Size",
     "load_pixels",
     "read_settings",
     "request_from_settings",

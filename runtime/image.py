@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.request import ImageSpec, Request
 
@@ -69,7 +70,7 @@ def image_settings(
     bundle: str,
     digest: str,
     image: ImageSpec,
-    size: tuple[int, int],
+    size: Size,
     steps: int,
     guidance: float,
     guidance_schedule: str,
@@ -82,7 +83,7 @@ def image_settings(
         "bundle": bundle,
         "bundle_sha256": digest,
         **{key: value for key, value in shown.items() if value is not None},
-        "size": list(size),
+        "size": str(size),
         "seed": image.seed,
         "steps": steps,
         "guidance": guidance,
@@ -119,12 +120,11 @@ def request_from_settings(settings: Mapping[str, Any]) -> Request:
             tokens, bits = settings["prefix_shape"]
             packed = np.frombuffer(base64.b64decode(settings["prefix"]), np.uint8)
             prefix = np.unpackbits(packed, count=tokens * bits).reshape(tokens, bits) * 2.0 - 1.0
-        height, width = settings["size"]
         return Request(
             classes=[settings["class"]] if "class" in settings else (),
             prompts=[settings["prompt"]] if "prompt" in settings else (),
             negative_prompt=settings.get("negative_prompt"),
-            size=(height, width),
+            size=_size(settings["size"]),
             seed=settings["seed"],
             steps=settings["steps"],
             guidance=settings["guidance"],
@@ -134,6 +134,14 @@ def request_from_settings(settings: Mapping[str, Any]) -> Request:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise RequestError(f"the bitdance settings are incomplete ({error!r}); the file was edited") from None
+
+
+def _size(value: Any) -> Size:
+    """The size in settings: text, or in PNGs from before a list of height and width."""
+    if isinstance(value, str):
+        return Size.parse(value)
+    height, width = value
+    return Size(width=width, height=height)
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bitdance_edge.runtime.backends.interface import Backend, Buffer, Launch, Pending, Stage
-from bitdance_edge.runtime.bundle.manifest import Bundle, ImageSize
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.specs import ImageSize
 
 
 class ImageStage:

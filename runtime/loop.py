@@ -13,7 +13,8 @@ import numpy as np
 
 from bitdance_edge.runtime.attention import AttentionWindow
 from bitdance_edge.runtime.backends.interface import Backend, Buffer, Captured, InOrder, Launch, Memory, Pending, Stage
-from bitdance_edge.runtime.bundle.manifest import Bundle, ImageSize
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.cache import KVCache
 from bitdance_edge.runtime.sampler import Schedule, patch_guidance
 

@@ -9,9 +9,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from bitdance_edge.runtime.bundle.manifest import DTYPE_BYTES, Bundle, StageSpec
+from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.specs import StageSpec
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 from bitdance_edge.runtime.errors import RequestError
-from bitdance_edge.runtime.loop import LOOP_STAGES, modulated_at_once
+from bitdance_edge.runtime.loop import modulated_at_once
 
 # For the driver's context and the kernels of the libraries: set aside, not measured.
 ALLOWANCE = 600_000_000
@@ -127,7 +130,7 @@ def _need(bundle: Bundle, name: str, images: int, file: int | None) -> StageNeed
     if name == "modulation":
         scale = images * at_once
     if name == "head":  # the draws of every step, and where those of the next patch land
-        tensors += 2 * (steps + 1) * draws * model.tokens_per_step * model.bits * DTYPE_BYTES["float32"]
+        tensors += 2 * tensor_bytes((steps + 1, draws, model.tokens_per_step, model.bits), "float32")
     return StageNeed(
         stage=name,
         weights=spec.bytes if file is None else file,
@@ -146,10 +149,7 @@ def _tensor_bytes(spec: StageSpec, sizes: Mapping[str, int]) -> int:
     total = 0
     for tensor in (*spec.inputs, *spec.outputs):
         if not tensor.name.startswith(("past_key_values.", "present.")):
-            elements = 1
-            for dim in tensor.sized(sizes):
-                elements *= dim
-            total += elements * DTYPE_BYTES[tensor.dtype]
+            total += tensor.bytes(sizes)
     return total
 
 

@@ -15,11 +15,14 @@ import numpy as np
 
 from bitdance_edge.runtime.backends.choice import Choice, Wanted, choose_backend
 from bitdance_edge.runtime.backends.interface import Arrived, Backend, Pending, Stage, StageTime
-from bitdance_edge.runtime.bundle.manifest import Bundle, ImageSize
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.size import Size
+from bitdance_edge.runtime.bundle.specs import ImageSize
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 from bitdance_edge.runtime.errors import BackendError, Cancelled, RequestError
 from bitdance_edge.runtime.image import GeneratedImage, image_settings
 from bitdance_edge.runtime.image_stage import ImageStage
-from bitdance_edge.runtime.loop import LOOP_STAGES, BoundLoop, LoopShape, TokenRequest, generate_tokens
+from bitdance_edge.runtime.loop import BoundLoop, LoopShape, TokenRequest, generate_tokens
 from bitdance_edge.runtime.memory_plan import MemoryPlan, decoded_at_once, most_images, require_memory
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
 from bitdance_edge.runtime.preview import UNSEEN, PreviewBudget, PreviewCanvas, PreviewMap, undrawn
@@ -189,22 +192,20 @@ class Pipeline:
         pixels = np.asarray(pixels)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
             raise RequestError(f"pixels are {pixels.dtype} {list(pixels.shape)}; they must be uint8 [B, H, W, 3]")
-        size = self.bundle.model.size(*pixels.shape[1:3])
+        size = self.bundle.model.size(Size.of(pixels))
         with self._turn():
             tokens = self._image_stage("encoder")({"pixels": pixels}, size).wait()
         return tokens.reshape(len(pixels), size.tokens, -1).astype(np.int8)
 
-    def decode(
-        self, tokens: np.ndarray, seeds: list[int] | None = None, size: tuple[int, int] | None = None
-    ) -> np.ndarray:
+    def decode(self, tokens: np.ndarray, seeds: list[int] | None = None, size: Size | str | None = None) -> np.ndarray:
         """Tokens ``[B, h*w, C]`` in generation order to images uint8 ``[B, H, W, 3]``.
 
         Args:
             seeds: one an image; they matter only for decoders that draw their texture from noise (0 where not given).
-            size: (height, width) of the images in pixels; None is the bundle's default.
+            size: of the images in pixels; None: the bundle's default.
         """
         model = self.bundle.model
-        wanted = model.default_size if size is None else model.size(*size)
+        wanted = model.size(size)
         tokens = np.asarray(tokens)
         if tokens.ndim != 3 or tokens.shape[1:] != (wanted.tokens, model.bits):
             raise RequestError(
@@ -213,36 +214,32 @@ class Pipeline:
         with self._turn():
             return self._decode(tokens, seeds or [0] * len(tokens), wanted).wait()
 
-    def preview(
-        self, tokens: np.ndarray, seeds: list[int] | None = None, size: tuple[int, int] | None = None
-    ) -> np.ndarray:
+    def preview(self, tokens: np.ndarray, seeds: list[int] | None = None, size: Size | str | None = None) -> np.ndarray:
         """The first tokens ``[B, K, C]`` of images to what can be seen of them, uint8 ``[B, H, W, 3]``.
 
         Decodes with the missing tokens at zero, and grays out what is not drawn yet. ``seeds`` and ``size`` as for
         ``decode``.
         """
         model = self.bundle.model
-        whole, known = model.default_size if size is None else model.size(*size), tokens.shape[1]
+        whole, known = model.size(size), tokens.shape[1]
         padded = np.zeros((len(tokens), whole.tokens, model.bits), np.float32)
         padded[:, :known] = tokens
         pixels = self.decode(padded, seeds, size)
         pixels[:, undrawn(whole, known, model.patch_side)] = UNSEEN
         return pixels
 
-    def preview_canvas(self, images: int, size: tuple[int, int] | None = None) -> PreviewCanvas:
+    def preview_canvas(self, images: int, size: Size | str | None = None) -> PreviewCanvas:
         """Fast previews of ``images`` of one size, to be drawn patch by patch.
 
         Raises:
             RequestError: the bundle has no map for them.
         """
         model = self.bundle.model
-        whole = model.default_size if size is None else model.size(*size)
-        return PreviewCanvas(self._preview_map, images, model.bits, whole, model.patch_side)
+        return PreviewCanvas(self._preview_map, images, model.bits, model.size(size), model.patch_side)
 
     def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
         """Images through the tokenizer and back, uint8 ``[B, H, W, 3]``."""
-        height, width = np.shape(pixels)[1:3]
-        return self.decode(self.tokenize(pixels), size=(height, width))
+        return self.decode(self.tokenize(pixels), size=Size.of(pixels))
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -361,13 +358,12 @@ class Pipeline:
             yield from self._finish(settings, tokens, [None] * len(tokens))
 
     def _finish(self, settings: Settings, tokens: np.ndarray, pixels: np.ndarray | Sequence[None]) -> Iterator[Event]:
-        size = (settings.size.height, settings.size.width)
         for i, image in enumerate(settings.images):
             described: dict[str, Any] = image_settings(
                 bundle=self.bundle.name,
                 digest=self.bundle.digest,
                 image=image,
-                size=size,
+                size=settings.size.pixels,
                 steps=settings.steps,
                 guidance=settings.guidance,
                 guidance_schedule=settings.guidance_schedule,
@@ -389,8 +385,7 @@ class Pipeline:
     def _previews(self, settings: Settings) -> Callable[[Sequence[np.ndarray], Mapping[str, int]], Coming | None]:
         """Of the patches so far, and where they are in the image, the preview that is due, or None."""
         fast = settings.preview_every and settings.preview_kind == "fast"
-        size = (settings.size.height, settings.size.width)
-        canvas = self.preview_canvas(len(settings.images), size) if fast else None
+        canvas = self.preview_canvas(len(settings.images), settings.size.pixels) if fast else None
         budget = None if settings.preview_share is None else self._preview_budget(settings.preview_share)
 
         def due(done: Sequence[np.ndarray], at: Mapping[str, int]) -> Coming | None:

@@ -15,7 +15,7 @@ from time import perf_counter
 
 import numpy as np
 
-from bitdance_edge.runtime.bundle.manifest import ImageSize
+from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.errors import BundleError
 
 UNSEEN = 128  # gray of what a preview has not reached

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bitdance_edge.runtime.bundle.manifest import Bundle, ImageSize, TextSpec
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.specs import ImageSize, TextSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError, PromptTooLongError, RequestError
 
 PLACE = "{prompt}"  # of the prompt in the chat template

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bitdance_edge.runtime.bundle.manifest import CLASS_CONDITIONAL, Bundle, ImageSize
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.size import Size
+from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL, ImageSize
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.preview import KINDS as PREVIEW_KINDS
 from bitdance_edge.runtime.prompt import PromptEncoder, padded
@@ -34,7 +36,7 @@ class Request:
         guidance_schedule: "constant", or "linear" over the patches, from none at the first.
         sampler: "sde", the reference's, or "ode", its deterministic limit: no noise but what each patch starts from.
         published: take what is None from the settings that the checkpoint was published with.
-        size: (height, width) in pixels.
+        size: in pixels, as ``Size(width=, height=)`` or "WIDTHxHEIGHT".
         prefix: tokens ``[K, C]`` or ``[images, K, C]`` of -1 and +1 that start each image, K a whole number of patches.
         preview_every: show what is there after every so many patches; 0 for none.
         preview_kind: "full", by the decoder, or "fast", by a linear approximation of it.
@@ -55,7 +57,7 @@ class Request:
     guidance_schedule: str | None = None
     sampler: str | None = None
     published: bool = False
-    size: tuple[int, int] | None = None
+    size: Size | str | None = None
     prefix: np.ndarray | None = None
     preview_every: int = 0
     preview_kind: str = "full"
@@ -84,7 +86,7 @@ class Request:
         schedule = default.guidance_schedule if self.guidance_schedule is None else self.guidance_schedule
         if not isinstance(guidance, int | float) or not math.isfinite(guidance) or not 1 <= guidance <= 100:
             raise RequestError(f"guidance is {guidance!r}; it must be a number from 1 (off) to 100")
-        size = model.default_size if self.size is None else model.size(*self.size)
+        size = model.size(self.size)
         subjects = self._subjects(bundle, size, encoder)
         images = [subject for subject in subjects for _ in range(count)]
         seeds = self._image_seeds(len(images))

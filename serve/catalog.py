@@ -7,16 +7,11 @@ from functools import cached_property
 import psutil
 
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.bundle.manifest import ImageSize
+from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.memory_plan import plan_memory
 from bitdance_edge.runtime.prompt import PromptEncoder
 from bitdance_edge.serve.errors import ApiError, ServeError, insufficient_memory
 from bitdance_edge.serve.settings import ServeSettings
-
-
-def size_name(size: tuple[int, int]) -> str:
-    """As the API writes it: WIDTHxHEIGHT."""
-    return f"{size[1]}x{size[0]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +31,14 @@ class Model:
         Raises:
             ApiError: 400 invalid_size, with the sizes there are.
         """
-        offered = {size_name(size): size for size in self.bundle.model.sizes}
+        offered = {str(size): size for size in self.bundle.model.sizes}
         if asked in (None, "auto"):
             return self.bundle.model.default_size
         if asked not in offered:
             choices = ", ".join(["auto", *offered])
             message = f"size is {asked!r}; {self.id} makes {choices}"
             raise ApiError(400, "invalid_size", message, param="size")
-        return self.bundle.model.size(*offered[asked])
+        return self.bundle.model.size(offered[asked])
 
     def require_memory(self, limit: int) -> None:
         """Raises: ApiError 507 where not even one image fits."""

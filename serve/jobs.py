@@ -9,7 +9,6 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 
-from bitdance_edge.serve.catalog import size_name
 from bitdance_edge.serve.connection import NamedEvent
 from bitdance_edge.serve.errors import ApiError
 from bitdance_edge.serve.pictures import encoded
@@ -38,7 +37,7 @@ class RunningJob:
             status="queued",
             created=int(time.time()),
             model=work.model,
-            size=size_name(work.size),
+            size=str(work.size),
             output_format=asked.output_format or "png",
             seed=work.seeds[0],
             n=work.images,

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from bitdance_edge.runtime import Bundle, Request, RequestError
-from bitdance_edge.runtime.bundle.manifest import ImageSize
+from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.errors import PromptTooLongError
 from bitdance_edge.runtime.request import MAX_SEED
-from bitdance_edge.serve.catalog import Model, size_name
+from bitdance_edge.serve.catalog import Model
 from bitdance_edge.serve.errors import ApiError
 from bitdance_edge.serve.schema import GenerationFields, ImageRequest, JobRequest, Prefix
 from bitdance_edge.serve.settings import ServeSettings
@@ -46,7 +46,7 @@ def generation(asked: GenerationFields, model: Model, settings: ServeSettings) -
         guidance=sampling.guidance if asked.guidance_scale is None else asked.guidance_scale,
         guidance_schedule=asked.guidance_schedule or sampling.guidance_schedule,
         sampler=asked.sampler or sampling.sampler,
-        size=(size.height, size.width),
+        size=size.pixels,
         prefix=_kept(asked, model, size),
         previews=_previews(asked, size.patches),
         fast_previews=_fast(asked, model),
@@ -87,7 +87,7 @@ def prefix_tokens(prefix: Prefix, model: Model, size: ImageSize) -> np.ndarray:
     except (binascii.Error, ValueError):
         raise _invalid("prefix", "prefix.tokens is not base64; take it from /v1/tokens") from None
     if len(packed) != -(-size.tokens * spec.bits // 8):
-        holds = f"an image of {size_name((size.height, size.width))} has {size.tokens} tokens of {spec.bits} bits"
+        holds = f"an image of {size} has {size.tokens} tokens of {spec.bits} bits"
         raise _invalid("prefix", f"prefix.tokens has {len(packed)} bytes; {holds}")
     if prefix.patches > size.patches:
         raise _invalid("prefix", f"prefix.patches is {prefix.patches}; an image has {size.patches}")

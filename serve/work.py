@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitdance_edge.runtime import GeneratedImage, Request
+from bitdance_edge.runtime import GeneratedImage, Request, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Generation:
     guidance: float
     guidance_schedule: str
     sampler: str
-    size: tuple[int, int]  # (height, width)
+    size: Size
     prefix: np.ndarray | None  # [K, C] of -1 and +1
     previews: frozenset[int]  # patches after which to show what is there so far
     fast_previews: bool  # by the linear approximation of the decoder

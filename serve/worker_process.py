@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bitdance_edge.runtime import BitDanceError, Cancelled, Pipeline, Request, RequestError
+from bitdance_edge.runtime import BitDanceError, Cancelled, Pipeline, Request, RequestError, Size
 from bitdance_edge.runtime import ImageDone as RuntimeImage
 from bitdance_edge.runtime import PatchDone as RuntimePatch
 from bitdance_edge.runtime.preview import PreviewCanvas
@@ -60,7 +60,9 @@ def work(connection: Connection, bundles: Mapping[str, tuple[Path, int]], device
 def _warm_up(pipeline: Pipeline) -> None:
     """One image in as few steps as there are, and one through the encoder: every stage is loaded then."""
     subject = Request.example(pipeline.bundle)
-    (image,) = pipeline.generate(replace(subject, seed=0, steps=1, size=min(pipeline.bundle.model.sizes)))
+    (image,) = pipeline.generate(
+        replace(subject, seed=0, steps=1, size=min(pipeline.bundle.model.sizes, key=lambda size: size.area))
+    )
     if "encoder" in pipeline.bundle.stages and image.pixels is not None:
         pipeline.tokenize(image.pixels[None])
 
@@ -154,8 +156,7 @@ class _Desk:
 
 def _tokenized(pipeline: Pipeline, order: Tokenize) -> Iterator[Report]:
     tokens = pipeline.tokenize(order.pixels[None])
-    height, width = order.pixels.shape[:2]
-    yield Tokens(batch=order.batch, tokens=tokens[0], pixels=pipeline.decode(tokens, size=(height, width))[0])
+    yield Tokens(batch=order.batch, tokens=tokens[0], pixels=pipeline.decode(tokens, size=Size.of(order.pixels))[0])
 
 
 def _stage_reports(pipeline: Pipeline) -> dict[str, StageReport]:

@@ -39,7 +39,7 @@ def interruptible() -> None:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
-    """``exported("cc_1x", profile="kv24", precision="fp32")`` gives the bundle of a fixture model."""
+    """``exported("cc_1x", opset=24, precision="fp32")`` gives the bundle of a fixture model."""
     from bitdance_edge.export.exporter import ExportOptions
     from bitdance_edge.export.opening import OpenedCheckpoint, open_text_to_image
     from bitdance_edge.model import load_generator
@@ -48,14 +48,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
 
     def opened(fixture: str, options: ExportOptions) -> OpenedCheckpoint:
         if fixture.startswith("t2i"):
-            return open_text_to_image(FIXTURES / fixture, options, sizes="128x192,64x64", max_prompt=96)
+            return open_text_to_image(FIXTURES / fixture, options, sizes="192x128,64x64", max_prompt=96)
         model = load_generator(FIXTURES / fixture / "state.safetensors")
         return OpenedCheckpoint(model=model, options=options, provenance={"checkpoint": fixture})
 
-    def export(fixture: str, profile: str = "kv24", precision: str = "fp32") -> Bundle:
-        key = f"{fixture}-{profile}-{precision}"
+    def export(fixture: str, opset: int = 24, precision: str = "fp32") -> Bundle:
+        key = f"{fixture}-{opset}-{precision}"
         if key not in made:
-            options = ExportOptions(name=key, profile=profile, precision=precision)
+            options = ExportOptions(name=key, opset=opset, precision=precision)
             made[key] = opened(fixture, options).export(folder / key)
         return made[key]
 

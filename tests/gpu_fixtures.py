@@ -56,11 +56,11 @@ def write_engine(bundle: Bundle, stage: str, max_images: int) -> None:
 
 @pytest.fixture
 def gpus(exported: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpus:
-    """``gpus(profile="portable20", aliases=False)``: a GPU whose ``bundle`` has engines for it."""
+    """``gpus(opset=20, aliases=False)``: a GPU whose ``bundle`` has engines for it."""
 
-    def make(fixture: str = "cc_4x_patch", profile: str = "kv24", max_images: int = MAX_IMAGES, **options) -> FakeGpu:
-        folder = tmp_path / f"{fixture}-{profile}"
-        bundle = Bundle.open(shutil.copytree(exported(fixture, profile).folder, folder))
+    def make(fixture: str = "cc_4x_patch", opset: int = 24, max_images: int = MAX_IMAGES, **options) -> FakeGpu:
+        folder = tmp_path / f"{fixture}-{opset}"
+        bundle = Bundle.open(shutil.copytree(exported(fixture, opset).folder, folder))
         for stage in bundle.stages:
             write_engine(bundle, stage, max_images)
         gpu = FakeGpu(bundle, **options)

@@ -51,13 +51,12 @@ def test_help_has_an_example_and_loads_no_torch(command: str) -> None:
 
 
 def test_export_names_the_commands_that_come_next(tmp_path: Path) -> None:
-    for profile, builds in (("kv24", False), ("cpu24", True)):
-        out = tmp_path / profile
-        result = cli("export", CHECKPOINT, "-o", out, "--profile", profile, "--no-fast-previews")
-        assert result.returncode == 0, result.stderr
-        following = result.stdout.split("Next:\n")[1]
-        assert (f"bitdance-edge build {out} --target cpu" in following) is builds
-        assert f"bitdance-edge generate {out} --classes 0" in following
+    out = tmp_path / "bundle"
+    result = cli("export", CHECKPOINT, "-o", out, "--no-fast-previews")
+    assert result.returncode == 0, result.stderr
+    following = result.stdout.split("Next:\n")[1]
+    assert f"bitdance-edge build {out} --target cpu" in following
+    assert f"bitdance-edge generate {out} --classes 0" in following
 
 
 def test_generate_writes_labelled_images_a_grid_and_previews(bundle: Bundle, tmp_path: Path) -> None:
@@ -201,7 +200,7 @@ def test_png_of_another_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> Non
 def test_export_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     assert "no checkpoint at" in refused("export", tmp_path / "nothing", "-o", out)
-    assert "one of kv24, cpu24, cpu24q, portable20" in refused("export", CHECKPOINT, "-o", out, "--profile", "kv25")
+    assert "one of 24, 20" in refused("export", CHECKPOINT, "-o", out, "--opset", 25)
     assert "one of fp32, fp16, bf16" in refused("export", CHECKPOINT, "-o", out, "--dtype", "int3")
     assert "is not a checkpoint of this configuration" in refused("export", CHECKPOINT, "-o", out, "--variant", "B-4x")
     out.mkdir()

@@ -27,8 +27,9 @@ from bitdance_edge.runtime import BitDanceError, Bundle, PatchDone, Pipeline, Re
 from bitdance_edge.runtime.backends.choice import NAMES, ON_GPU, survey
 from bitdance_edge.runtime.backends.device import find_device, free_memory
 from bitdance_edge.runtime.backends.interface import Backend, Launch
-from bitdance_edge.runtime.bundle.manifest import CLASS_CONDITIONAL
-from bitdance_edge.runtime.loop import LOOP_STAGES, BoundLoop
+from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
+from bitdance_edge.runtime.loop import BoundLoop
 from bitdance_edge.runtime.noise import ImageNoise
 from bitdance_edge.runtime.pipeline import token_request
 
@@ -256,7 +257,7 @@ def time_stages(pipeline: Pipeline, request: Request, machine: Machine) -> Itera
             took = launch_ms(pipeline.backend, launch, lambda: sampler.tokens.fetch().wait())
             yield stage_row(title, took, stage_cost(bundle, stage, {**sizes, "T": length}).floor_ms(machine))
     tokens = np.ones((images, settings.size.tokens, bundle.model.bits), np.float32)
-    size = (settings.size.height, settings.size.width)
+    size = settings.size.pixels
     pipeline.decode(tokens, size=size)
     seconds = []
     for _ in range(3):

@@ -9,7 +9,7 @@ import onnx
 import sympy
 from onnx import GraphProto, NodeProto
 
-from bitdance_edge.runtime.bundle.manifest import DTYPE_BYTES, Bundle
+from bitdance_edge.runtime.bundle.manifest import Bundle
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def stage_cost(bundle: Bundle, stage: str, sizes: Mapping[str, int]) -> StageCos
     moved = spec.weight_bytes
     for tensor in (*spec.inputs, *spec.outputs):
         if not tensor.name.startswith("present."):  # written for a few slots only
-            moved += math.prod(tensor.sized(sizes)) * DTYPE_BYTES[tensor.dtype]
+            moved += tensor.bytes(sizes)
     graph = onnx.load(bundle.folder / spec.graph.path, load_external_data=False).graph
     return StageCost(moved, matrix_operations(graph, sizes))
 

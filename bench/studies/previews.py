@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from bitdance_edge.runtime import Pipeline, Request
-from bitdance_edge.runtime.bundle.manifest import ImageSize
+from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.preview import WINDOW, PreviewCanvas, PreviewMap, undrawn
 from bitdance_edge.training.shapes import all_scenes
 

@@ -17,7 +17,7 @@ import psutil
 
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from bitdance_edge.runtime.bundle.manifest import TensorSpec
+from bitdance_edge.runtime.bundle.specs import TensorSpec
 
 
 def main() -> None:

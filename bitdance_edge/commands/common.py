@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bitdance_edge.runtime import Bundle, Pipeline, RequestError, written_whole
-from bitdance_edge.runtime.bundle.manifest import ImageSize
+from bitdance_edge.runtime import Bundle, Pipeline, RequestError, Size, written_whole
+from bitdance_edge.runtime.bundle.specs import ImageSize
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,21 +36,20 @@ def open_pipeline(args: argparse.Namespace, max_batch: int | None = None) -> Pip
 
 
 def add_size_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", type=size, metavar="HxW", help="image size, if the bundle has several")
+    parser.add_argument("--size", type=size, metavar="WIDTHxHEIGHT", help="image size in pixels, width first")
 
 
 def image_size(args: argparse.Namespace, pipeline: Pipeline) -> ImageSize:
     """The size that ``--size`` names, or the bundle's default."""
-    model = pipeline.bundle.model
-    return model.default_size if args.size is None else model.size(*args.size)
+    return pipeline.bundle.model.size(args.size)
 
 
-def size(text: str) -> tuple[int, int]:
-    """HEIGHTxWIDTH to (height, width)."""
-    height, separator, width = text.lower().partition("x")
-    if not (separator and height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write HEIGHTxWIDTH, for example 256x256")
-    return int(height), int(width)
+def size(text: str) -> Size:
+    """Read WIDTHxHEIGHT for argparse."""
+    try:
+        return Size.parse(text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def split_classes(text: str, pipeline: Pipeline) -> list[int | str]:

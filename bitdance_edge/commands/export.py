@@ -21,9 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", help="what a .pt file is: B-1x, B-4x, B-16x, L-1x or H-1x")
     parser.add_argument("--tokenizer", metavar="FILE", help="autoencoder weights that replace the checkpoint's own")
     parser.add_argument(
-        "--profile",
-        default="kv24",
-        help="kv24 (default), cpu24 for speed on a CPU (cpu24q to calibrate it), or portable20 for older TensorRT",
+        "--opset", type=int, default=24, help="24 (default), or 20 for TensorRT before 10.15 and older consumers"
     )
     parser.add_argument("--dtype", default="fp32", help="fp32 (default, for CPUs), fp16 or bf16 (for TensorRT)")
     parser.add_argument("--force", action="store_true", help="replace the bundle that is already there")
@@ -34,7 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="do not draw the images that fast previews are fitted to",
     )
     text = parser.add_argument_group("text to image")
-    text.add_argument("--sizes", help="HEIGHTxWIDTH,... that the bundle makes (default: all of the checkpoint)")
+    text.add_argument(
+        "--sizes", metavar="WIDTHxHEIGHT,...", help="image sizes, width first (default: all of the checkpoint)"
+    )
     text.add_argument("--max-prompt", type=int, metavar="N", help="tokens of the longest prompt, template included")
     weights = text.add_mutually_exclusive_group()
     weights.add_argument(
@@ -75,6 +75,5 @@ def run(args: argparse.Namespace) -> None:
             f"bitdance-edge pack {out} --in-place makes the bundle self-contained"
         )
     print("Next:")
-    if bundle.profile == "cpu24":
-        print(f"  bitdance-edge build {out} --target cpu  # it opens at once from then on")
+    print(f"  bitdance-edge build {out} --target cpu  # optional: faster here, and opens at once")
     print(f"  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bitdance_edge.runtime import Bundle, RequestError
 from bitdance_edge.runtime.backends.choice import survey
-from bitdance_edge.runtime.bundle.manifest import SamplingSpec, TensorSpec
+from bitdance_edge.runtime.bundle.specs import SamplingSpec, TensorSpec
 from bitdance_edge.runtime.memory_plan import fitted, parse_memory, plan_memory, refusal
 
 EXAMPLE = """examples:
@@ -52,15 +52,15 @@ def _model(bundle: Bundle) -> Iterator[str]:
     yield f"{bundle.name}: {model.kind}, {subject}"
     if text is not None:
         yield f"  example     {text.example}"
-    for height, width in model.sizes:
-        size = model.size(height, width)
-        grid = f"{size.grid_height}x{size.grid_width} tokens of {model.bits} bits"
+    for pixels in model.sizes:
+        size = model.size(pixels)
+        grid = f"{size.grid_width}x{size.grid_height} tokens of {model.bits} bits"
         yield f"  {size!s:11} {grid}, {model.tokens_per_step} a step, {size.patches} steps an image"
     yield f"  sampling    {_sampling(sampling)}"
     published = "the same" if bundle.published_sampling == sampling else _sampling(bundle.published_sampling)
     yield f"  published   {published}"
     yield f"  previews    {'full' if bundle.fast_preview is None else 'full, fast'}"
-    yield f"  profile     {bundle.profile}"
+    yield f"  opset       {bundle.opset}"
 
 
 def _sampling(sampling: SamplingSpec) -> str:

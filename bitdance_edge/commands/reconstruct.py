@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     with open_pipeline(args) as pipeline:
         size = image_size(args, pipeline)
         if args.image.suffix == ".npy":
-            pixels = pipeline.decode(load_tokens(args.image), size=(size.height, size.width))
+            pixels = pipeline.decode(load_tokens(args.image), size=size.pixels)
             save_png(Image.fromarray(pixels[0]), args.out)
             print(args.out)
             return

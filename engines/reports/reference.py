@@ -12,13 +12,13 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 from torch import Tensor
 
-from bitdance_edge.export.profiles import PROFILES
+from bitdance_edge.export.opsets import OPSETS
 from bitdance_edge.export.stages import Generator, stage_exports
 from bitdance_edge.export.weights import STAGE_PREFIX
 
 
 class PyTorchRunner(BaseRunner):
-    """float32, by the plain operators of the portable profile: those of kv24 exist in ONNX alone.
+    """float32, by the plain operators of opset 20: some of those of 24 exist in ONNX alone.
 
     Args:
         results: module of the stage -> tensor of the ONNX graph that stands for its output.
@@ -26,7 +26,7 @@ class PyTorchRunner(BaseRunner):
 
     def __init__(self, model: Generator, stage: str, results: Mapping[str, str]) -> None:
         super().__init__(name="pytorch")
-        self.export = stage_exports(model, PROFILES["portable20"], torch.float32)[stage]()
+        self.export = stage_exports(model, OPSETS[20], torch.float32)[stage]()
         self.results = results
 
     def get_input_metadata_impl(self) -> TensorMetadata:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bitdance_edge.runtime import Bundle, ImageDone, PatchDone, Pipeline, Preview, Request
+from bitdance_edge.runtime import Bundle, ImageDone, PatchDone, Pipeline, Preview, Request, Size
 from bitdance_edge.runtime.request import MAX_SEED, MAX_STEPS
 
 CATEGORY = "BitDance"
@@ -25,7 +25,7 @@ class Tokens:
 
     tokens: np.ndarray
     seeds: list[int]
-    size: tuple[int, int]  # (height, width)
+    size: Size
 
 
 class LoadBundle:
@@ -92,7 +92,7 @@ class Generate:
     ) -> tuple[Tokens]:
         """Raises: RequestError where the bundle cannot give it; ComfyUI's own exception when interrupted."""
         model, text = pipeline.bundle.model, pipeline.bundle.text is not None
-        size = model.size(height, width) if height or width else model.default_size
+        size = model.size(Size(width=width, height=height) if height or width else None)
         request = Request(
             classes=() if text else [prompt],
             prompts=[prompt] if text else (),
@@ -101,7 +101,7 @@ class Generate:
             seed=seed,
             steps=steps or None,
             guidance=guidance or None,
-            size=(size.height, size.width),
+            size=size.pixels,
             preview_every=max(1, size.patches // PREVIEWS),
             output="tokens",
         )
@@ -118,7 +118,7 @@ class Generate:
             elif isinstance(event, ImageDone):
                 images.append(event.image)
         tokens = np.stack([image.tokens for image in images])
-        return (Tokens(tokens, [image.seed for image in images], (size.height, size.width)),)
+        return (Tokens(tokens, [image.seed for image in images], size.pixels),)
 
 
 class Decode:

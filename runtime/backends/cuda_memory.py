@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bitdance_edge.runtime.backends.cuda_device import CudaDevice
-from bitdance_edge.runtime.bundle.manifest import DTYPE_BYTES
+from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.errors import BackendError
 
 ALIGNMENT = 256  # of the memory that a TensorRT context is given for its activations
@@ -114,7 +114,7 @@ class CudaBuffer:
 
     def __init__(self, lane: Lane, shape: tuple[int, ...], dtype: str, ahead: bool) -> None:
         self.lane, self.shape, self.dtype = lane, shape, dtype
-        self.size = int(np.prod(shape)) * DTYPE_BYTES[dtype]
+        self.size = tensor_bytes(shape, dtype)
         self.address = lane.device.allocate(self.size)
         self.landing = 0
         self._landed: Any = lane.device.event() if ahead else None
@@ -193,5 +193,5 @@ class CudaPart:
         self.whole, self.shape, self.address = whole, shape, address
 
     def __getitem__(self, index: int) -> "CudaPart":
-        size = int(np.prod(self.shape[1:])) * DTYPE_BYTES[self.whole.dtype]
+        size = tensor_bytes(self.shape[1:], self.whole.dtype)
         return CudaPart(self.whole, self.shape[1:], self.address + index * size)

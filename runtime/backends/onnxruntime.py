@@ -20,10 +20,11 @@ from bitdance_edge.runtime.backends.freed_memory import give_back_freed
 from bitdance_edge.runtime.backends.huge_pages import huge_pages
 from bitdance_edge.runtime.backends.interface import Arrived, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.processor import int8_path
-from bitdance_edge.runtime.bundle.manifest import Bundle, StageSpec
+from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.prepared import prepared_graph
+from bitdance_edge.runtime.bundle.specs import StageSpec
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 from bitdance_edge.runtime.errors import BackendError, BundleError
-from bitdance_edge.runtime.loop import LOOP_STAGES
 
 log = logging.getLogger(__name__)
 

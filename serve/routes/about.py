@@ -5,8 +5,8 @@ from importlib.metadata import version
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from bitdance_edge.runtime.bundle.manifest import ModelSpec
-from bitdance_edge.serve.catalog import Model, size_name
+from bitdance_edge.runtime.bundle.specs import ImageSize, ModelSpec
+from bitdance_edge.serve.catalog import Model
 from bitdance_edge.serve.pictures import FORMATS
 from bitdance_edge.serve.routes.common import TheService, errors
 from bitdance_edge.serve.schema import (
@@ -84,7 +84,7 @@ def _capabilities(model: Model) -> ModelCapabilities:
         classes=list(spec.class_names),
         num_classes=spec.num_classes,
         negative_prompt=model.bundle.text is not None,
-        sizes=[_size(spec, *size) for size in spec.sizes],
+        sizes=[_size(spec.size(size), spec) for size in spec.sizes],
         num_inference_steps=sampling.steps,
         guidance_scale=sampling.guidance,
         guidance_schedule=sampling.guidance_schedule,
@@ -102,10 +102,9 @@ def _capabilities(model: Model) -> ModelCapabilities:
     )
 
 
-def _size(spec: ModelSpec, height: int, width: int) -> SizeCapabilities:
-    size = spec.size(height, width)
+def _size(size: ImageSize, spec: ModelSpec) -> SizeCapabilities:
     return SizeCapabilities(
-        name=size_name((height, width)),
+        name=str(size),
         grid=(size.grid_height, size.grid_width),
         patches=size.patches,
         rows_of_patches=size.grid_height // spec.patch_side,

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from bitdance_edge.serve.catalog import Model, size_name
+from bitdance_edge.serve.catalog import Model
 from bitdance_edge.serve.connection import EventStream, NamedEvent, until_client_leaves
 from bitdance_edge.serve.pictures import encoded
 from bitdance_edge.serve.routes.common import TheService, errors, event_stream
@@ -45,7 +45,7 @@ class _Answer:
     def __init__(self, asked: ImageRequest, work: Generation, model: Model) -> None:
         self.format: OutputFormat = asked.output_format or "png"
         self.quality = asked.output_compression
-        self.work, self.tokens = work, model.bundle.model.size(*work.size).tokens
+        self.work, self.tokens = work, model.bundle.model.size(work.size).tokens
 
     async def whole(self, ticket: Ticket) -> Response | ImagesResponse:
         images: dict[int, ImageData] = {}
@@ -56,7 +56,7 @@ class _Answer:
         return ImagesResponse(
             created=int(time.time()),
             output_format=self.format,
-            size=size_name(self.work.size),
+            size=str(self.work.size),
             data=[images[i] for i in range(self.work.images)],
             usage=self._usage(self.work.images),
         )
@@ -84,7 +84,7 @@ class _Answer:
             "type": kind,
             "b64_json": file,
             "created_at": int(time.time()),
-            "size": size_name(self.work.size),
+            "size": str(self.work.size),
             "quality": "auto",
             "background": "opaque",
             "output_format": self.format,

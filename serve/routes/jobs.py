@@ -24,7 +24,7 @@ async def create_job(asked: JobRequest, response: Response, service: TheService)
     """Ask for images without waiting for them."""
     model = service.catalog.get(asked.model)
     work = generation(asked, model, service.settings)
-    job = RunningJob(service.scheduler.submit(work), work, asked, model.bundle.model.size(*work.size).patches)
+    job = RunningJob(service.scheduler.submit(work), work, asked, model.bundle.model.size(work.size).patches)
     service.jobs.add(job)
     response.headers["Location"] = f"/v1/jobs/{job.state.id}"
     return job.state

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request
 
-from bitdance_edge.runtime.bundle.manifest import ImageSize
+from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.preview import sequence_to_grid
-from bitdance_edge.serve.catalog import Model, size_name
+from bitdance_edge.serve.catalog import Model
 from bitdance_edge.serve.connection import until_client_leaves
 from bitdance_edge.serve.errors import ApiError
 from bitdance_edge.serve.pictures import decoded, encoded
@@ -40,7 +40,7 @@ async def _answer(ticket: Ticket, model: Model, size: ImageSize) -> TokensRespon
     place = sequence_to_grid(np.arange(size.tokens), size.grid_height, size.grid_width, spec.patch_side).ravel()
     return TokensResponse(
         model=model.id,
-        size=size_name((size.height, size.width)),
+        size=str(size),
         grid=(size.grid_height, size.grid_width),
         bits=spec.bits,
         patches=size.patches,

@@ -7,11 +7,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bitdance_edge.bench.operations import GraphCosts
-from bitdance_edge.export.profiles import PROFILES
+from bitdance_edge.export.opsets import OPSETS
 from bitdance_edge.export.stages import stage_exports
 from bitdance_edge.model import load_generator
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.bundle.manifest import dim_size
+from bitdance_edge.runtime.bundle.specs import dim_size
 
 SIZES = {"R": 2, "B": 1, "N": 3, "M": 4, "T": 4, "PH": 2, "PW": 2}
 
@@ -19,7 +19,7 @@ SIZES = {"R": 2, "B": 1, "N": 3, "M": 4, "T": 4, "PH": 2, "PW": 2}
 @pytest.mark.parametrize("stage", ["tokens", "time", "modulation", "head", "decoder", "encoder"])
 def test_operations_are_those_that_pytorch_counts(bundle: Bundle, stage: str):
     model = load_generator(CHECKPOINT)
-    export = stage_exports(model, PROFILES["portable20"], torch.float32)[stage]()
+    export = stage_exports(model, OPSETS[20], torch.float32)[stage]()
     sizes = {**SIZES, **bundle.model.default_size.dims}
     inputs = {
         name: torch.zeros([dim if isinstance(dim, int) else dim_size(dim, sizes) for dim in shape], dtype=dtype)

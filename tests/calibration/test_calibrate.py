@@ -18,7 +18,7 @@ from bitdance_edge.calibration.sensitivity import ranked
 from bitdance_edge.calibration.trials import Trial
 from bitdance_edge.cli import main
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.loop import LOOP_STAGES
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 
 Calibrated = Callable[[str], Findings]
 Digits = Callable[[str], Bundle]

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from calibrating import DRAW, OPTIONS, altered, options
 
-from bitdance_edge.calibration.calibrate import SHAPED_FOR_FLOAT, calibrate
+from bitdance_edge.calibration.calibrate import calibrate
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.calibration.judge import Judge, JudgeOptions, frechet
 from bitdance_edge.calibration.recipe import Recipe
 from bitdance_edge.cli import main
-from bitdance_edge.export.profiles import PROFILES
 from bitdance_edge.runtime import Bundle
 
 Digits = Callable[[str], Bundle]
@@ -103,29 +102,10 @@ def test_neither_an_existing_folder_nor_a_calibrated_bundle(
 
 
 def test_four_bits_need_a_newer_opset(exported: Callable[..., Bundle], tmp_path: Path) -> None:
-    older = exported("cc_4x_patch", profile="portable20")
-    with pytest.raises(CalibrationError, match=r"opset 20, and 4-bit weights need 21: .*--profile kv24"):
+    older = exported("cc_4x_patch", opset=20)
+    with pytest.raises(CalibrationError, match=r"opset 20, and 4-bit weights need 21: .*without --opset 20"):
         calibrate(older, tmp_path / "out", options("int4"))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_graphs_shaped_for_float32_on_a_cpu(bundle: Bundle, tmp_path: Path) -> None:
-    for profile, stages in (("cpu24", "backbone, head, decoder"), ("cpu24q", "decoder")):
-        shaped = replace(bundle, profile=profile)
-        with pytest.raises(CalibrationError, match=rf"profile {profile}, whose {stages} are .*--decoder fp32.*cpu24q"):
-            calibrate(shaped, tmp_path / "out", options("int8"))
-        assert not (tmp_path / "out").exists()
-    assert {name: set(PROFILES[name].stage_translations) for name in SHAPED_FOR_FLOAT} == {
-        name: set(stages) for name, stages in SHAPED_FOR_FLOAT.items()
-    }
-
-
-def test_a_decoder_for_a_cpu_stays_where_the_rest_is_quantised(exported: Callable[..., Bundle], tmp_path: Path) -> None:
-    bundle = exported("cc_4x_patch", profile="cpu24q")
-    wanted = dict.fromkeys(("backbone", "modulation", "head"), "int8")
-    found = calibrate(bundle, tmp_path / "out", replace(OPTIONS, recipe=replace(OPTIONS.recipe, precisions=wanted)))
-    assert found.calibrated.stage("head").precision.startswith("int8")
-    assert found.calibrated.stage("decoder").graph.sha256 == bundle.stage("decoder").graph.sha256
 
 
 def test_a_recipe_for_layers_that_are_not_there(bundle: Bundle, tmp_path: Path) -> None:

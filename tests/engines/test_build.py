@@ -84,8 +84,8 @@ def test_what_is_up_to_date_is_not_built_again(digits: Digits, built: Built, lib
     assert {stage.build.stage for stage in more_images.to_build} == set(stages) - {"time"}
 
 
-def test_portable_profile_builds_with_a_copied_cache(exported: Callable[..., Bundle], library: Library) -> None:
-    sidecar = build(exported("cc_4x_patch", "portable20"), library, ["backbone"])["backbone"]
+def test_opset_20_builds_with_a_copied_cache(exported: Callable[..., Bundle], library: Library) -> None:
+    sidecar = build(exported("cc_4x_patch", 20), library, ["backbone"])["backbone"]
     assert "KV_CACHE_UPDATE" not in sidecar.layers
     assert sidecar.options["in_place_cache"] is False
 

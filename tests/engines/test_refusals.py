@@ -80,9 +80,9 @@ def test_newer_operators_for_an_older_tensorrt(
 ) -> None:
     """A library without the cache update layer, as TensorRT before 10.15."""
     older = Library("tensorrt", cast(Any, SimpleNamespace(LayerType=object, __version__="10.7.0")), None, [])
-    with pytest.raises(EngineError, match=r"tensorrt 10\.7\.0 does not know Attention.*--profile portable20"):
+    with pytest.raises(EngineError, match=r"tensorrt 10\.7\.0 does not know Attention.*--opset 20"):
         plan(digits("fp16"), older, stage="backbone").require_possible()
-    plan(exported("cc_4x_patch", "portable20"), older, stage="backbone").require_possible()
+    plan(exported("cc_4x_patch", 20), older, stage="backbone").require_possible()
 
 
 @pytest.mark.skipif(find_device() is not None, reason="this machine has a GPU")
@@ -200,7 +200,7 @@ def test_refused_node_is_named_with_its_module_and_logged(unbuilt: Bundle, libra
         build(Bundle.open(unbuilt.folder), library, ["head"])
     message = str(failure.value)
     assert "head, module head.res_blocks.1.w1, operator NoSuchOperator" in message
-    assert "--profile portable20" in message
+    assert "--opset 20" in message
     log = head_engine(unbuilt).with_suffix(".log")
     assert str(log) in message
     assert "NoSuchOperator" in log.read_text()

@@ -34,7 +34,7 @@ def test_cache_and_grouped_attention_are_layers_of_tensorrt(bundle: Bundle, side
 
 
 def test_profiles_hold_every_size_and_every_prompt(bundle: Bundle, sidecars: dict[str, Sidecar]) -> None:
-    assert list(sidecars["decoder"].profiles) == ["128x192", "64x64"]
+    assert list(sidecars["decoder"].profiles) == ["192x128", "64x64"]
     assert bundle.text is not None
     longest = bundle.model.prompt_tokens
     shortest, _, most = sidecars["backbone"].profiles["prompt"]["embeddings"]

@@ -35,7 +35,7 @@ def linked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
     folder = tmp_path_factory.mktemp("linked")
     checkpoint = checkpoint_in(folder / "checkpoint", torch.float32)
     options = ExportOptions(name="linked", link=True)
-    return checkpoint, open_text_to_image(checkpoint, options, sizes="128x192", max_prompt=96).export(folder / "bundle")
+    return checkpoint, open_text_to_image(checkpoint, options, sizes="192x128", max_prompt=96).export(folder / "bundle")
 
 
 def tokens(bundle: Bundle) -> np.ndarray:
@@ -57,7 +57,7 @@ def test_large_weights_are_the_checkpoints_own_bytes(linked: tuple[Path, Bundle]
 def test_linked_and_copied_bundles_give_the_same_tokens(linked: tuple[Path, Bundle], tmp_path: Path) -> None:
     checkpoint, bundle = linked
     options = ExportOptions(name="copied")
-    copied = open_text_to_image(checkpoint, options, sizes="128x192", max_prompt=96).export(tmp_path / "copied")
+    copied = open_text_to_image(checkpoint, options, sizes="192x128", max_prompt=96).export(tmp_path / "copied")
     assert not copied.links
     assert np.array_equal(tokens(bundle), tokens(copied))
     assert any(
@@ -99,14 +99,14 @@ def test_one_command_makes_it_self_contained(
 def test_bfloat16_weights_are_linked_and_checked(tmp_path: Path) -> None:
     checkpoint = checkpoint_in(tmp_path / "checkpoint", torch.bfloat16)
     options = ExportOptions(name="bf16", precision="bf16", link=True)
-    bundle = open_text_to_image(checkpoint, options, sizes="128x192", max_prompt=96).export(tmp_path / "bundle")
+    bundle = open_text_to_image(checkpoint, options, sizes="192x128", max_prompt=96).export(tmp_path / "bundle")
     assert len(bundle.links) == 1
     assert all(stage.max_error is not None for stage in bundle.stages.values())
 
 
 def test_link_that_would_link_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["export", str(FIXTURE), "-o", str(tmp_path / "b"), "--dtype", "fp16", "--link-weights"]
-    assert main([*arguments, "--sizes", "128x192"]) == 1
+    assert main([*arguments, "--sizes", "192x128"]) == 1
     assert "--link-weights needs weights stored as --dtype fp16; the checkpoint holds bfloat16, float32" in (
         capsys.readouterr().err
     )

@@ -134,6 +134,6 @@ def test_a_model_of_text_takes_prompts_and_sizes(nodes: dict[str, Any], exported
     asked = {"prompt": "a red fish", "negative_prompt": "blue", "width": 64, "height": 64, "seed": 3, "steps": 2}
     images = run(nodes, workflow(bundle, count=1, **asked), "3")
     with Pipeline.open(bundle.folder) as pipeline:
-        request = Request(prompts=["a red fish"], negative_prompt="blue", size=(64, 64), seed=3, steps=2)
+        request = Request(prompts=["a red fish"], negative_prompt="blue", size="64x64", seed=3, steps=2)
         (want,) = pipeline.generate(request)
     assert want.pixels is not None and np.array_equal((images[0] * 255).round().byte().numpy(), want.pixels)

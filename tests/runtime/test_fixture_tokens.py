@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 from bitdance_edge.model import generator, load_generator
 from bitdance_edge.runtime import Bundle, Pipeline
-from bitdance_edge.runtime.loop import LOOP_STAGES, BoundLoop, TokenRequest, generate_tokens
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
+from bitdance_edge.runtime.loop import BoundLoop, TokenRequest, generate_tokens
 
 
 class RecordedNoise:
@@ -32,10 +33,10 @@ class RecordedNoise:
         return np.stack(self.draws[patch * self.evaluations : (patch + 1) * self.evaluations])
 
 
-@pytest.mark.parametrize("profile", ["kv24", "cpu24", "portable20"])
+@pytest.mark.parametrize("opset", [24, 20])
 @pytest.mark.parametrize("fixture", ["cc_1x", "cc_4x_patch"])
-def test_tokens_of_the_reference(exported: Callable[..., Bundle], fixture: str, profile: str) -> None:
-    bundle = exported(fixture, profile)
+def test_tokens_of_the_reference(exported: Callable[..., Bundle], fixture: str, opset: int) -> None:
+    bundle = exported(fixture, opset)
     meta = json.loads((FIXTURES / fixture / "meta.json").read_text())
     golden = load_file(FIXTURES / fixture / "golden.safetensors")
     model = bundle.model

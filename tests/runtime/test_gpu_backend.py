@@ -177,7 +177,7 @@ def test_without_graphs_the_same_launches_run_and_it_is_said_once(
 
 @pytest.mark.parametrize("fixture", ["cc_1x", "cc_4x_patch"])
 def test_engines_that_do_not_update_in_place_get_a_second_cache(gpus: Gpus, fixture: str) -> None:
-    gpu = gpus(fixture, "portable20", aliases=False)
+    gpu = gpus(fixture, 20, aliases=False)
     with Pipeline.open(gpu.bundle.folder) as pipeline:
         found = pipeline.generate(REQUEST)
     assert same(found, on_cpu(gpu.bundle, REQUEST))

@@ -7,7 +7,7 @@ from gpu_fixtures import Gpus
 
 from bitdance_edge.cli import main
 from bitdance_edge.runtime import Bundle, Pipeline, Request, RequestError
-from bitdance_edge.runtime.bundle.manifest import CacheSpec
+from bitdance_edge.runtime.bundle.specs import CacheSpec
 from bitdance_edge.runtime.memory_plan import (
     ALLOWANCE,
     fitted,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bitdance_edge.runtime import Bundle, BundleError, Event, PatchDone, Pipeline, Preview, Request, RequestError
-from bitdance_edge.runtime.bundle.manifest import ImageSize
+from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.preview import UNSEEN, PreviewBudget, PreviewCanvas, PreviewMap, places, sequence_to_grid
 
 STEPS = 3

@@ -11,7 +11,7 @@ from bitdance_edge.engines.samples import record_samples
 from bitdance_edge.model import TextCheckpoint
 from bitdance_edge.model.prompt import CONDITIONAL, UNCONDITIONAL
 from bitdance_edge.runtime import Bundle, Request, RequestError
-from bitdance_edge.runtime.bundle.manifest import FileSpec, TextSpec
+from bitdance_edge.runtime.bundle.specs import FileSpec, TextSpec
 from bitdance_edge.runtime.prompt import PromptEncoder
 
 SHAPES = Path(__file__).parents[2] / "checkpoints" / "shapes-16x"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bitdance_edge.runtime import Bundle, Request, RequestError
-from bitdance_edge.runtime.bundle.manifest import SamplingSpec
+from bitdance_edge.runtime.bundle.specs import SamplingSpec
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,8 @@ from bitdance_edge.runtime.bundle.manifest import SamplingSpec
         ({"guidance": float("inf")}, "guidance is inf"),
         ({"guidance": 0.5}, "guidance is 0.5"),
         ({"guidance": "much"}, "guidance is 'much'"),
-        ({"size": (64, 32)}, "size is 64x32; this bundle makes 32x32 only"),
+        ({"size": "64x32"}, "size is 64x32; this bundle makes 32x32 only"),
+        ({"size": (64, 32)}, r"size is \(64, 32\); give Size"),
         ({"output": "jpeg"}, "output is 'jpeg'; it must be one of image, tokens"),
         ({"preview_every": -1}, "preview_every is -1"),
         ({"preview_kind": "quick"}, "preview_kind is 'quick'; it must be one of full, fast"),
@@ -51,7 +52,7 @@ def test_bad_value_is_named(bundle: Bundle, fields: dict, message: str) -> None:
 
 
 def test_defaults_come_from_the_bundle(bundle: Bundle) -> None:
-    settings = Request(classes=["3"], size=(32, 32)).resolve(bundle)
+    settings = Request(classes=["3"], size="32x32").resolve(bundle)
     assert (settings.steps, settings.guidance, settings.guidance_schedule) == (100, 4.0, "linear")
     assert settings.images[0].class_id == 3
     assert 0 <= settings.images[0].seed < 2**32

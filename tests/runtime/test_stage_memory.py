@@ -14,7 +14,7 @@ LOAD = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from bitdance_edge.runtime.bundle.manifest import FileSpec, StageSpec, TensorSpec
+from bitdance_edge.runtime.bundle.specs import FileSpec, StageSpec, TensorSpec
 from bitdance_edge.runtime.backends.onnxruntime import CPU, HostBuffer, OnnxRuntimeStage
 
 path, weights = Path(sys.argv[1]), int(sys.argv[2])

@@ -12,10 +12,11 @@ from safetensors.numpy import load_file
 from test_fixture_tokens import RecordedNoise, generation_order
 
 from bitdance_edge.model import load_text_to_image, text_to_image
-from bitdance_edge.runtime import Bundle, Pipeline, Request, RequestError
+from bitdance_edge.runtime import Bundle, Pipeline, Request, RequestError, Size
 from bitdance_edge.runtime.attention import AttentionWindow
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 from bitdance_edge.runtime.image import read_settings, request_from_settings
-from bitdance_edge.runtime.loop import LOOP_STAGES, BoundLoop, generate_tokens
+from bitdance_edge.runtime.loop import BoundLoop, generate_tokens
 from bitdance_edge.runtime.pipeline import token_request
 from bitdance_edge.runtime.request import Settings
 
@@ -34,19 +35,20 @@ def tokens_of(pipeline: Pipeline, request: Request) -> list[np.ndarray]:
     return [image.tokens for image in pipeline.generate(request)]
 
 
-@pytest.mark.parametrize("profile", ["kv24", "portable20"])
-def test_tokens_of_the_reference(exported: Callable[..., Bundle], profile: str) -> None:
+@pytest.mark.parametrize("opset", [24, 20])
+def test_tokens_of_the_reference(exported: Callable[..., Bundle], opset: int) -> None:
     """Guided, conditional and unconditional prompts of 57 and 29 positions in one batch; the reference runs two."""
-    bundle = exported(FIXTURE, profile)
+    bundle = exported(FIXTURE, opset)
     meta = json.loads((FIXTURES / FIXTURE / "meta.json").read_text())
     golden = load_file(FIXTURES / FIXTURE / "golden.safetensors")
     patch_shape = (bundle.model.tokens_per_step, bundle.model.bits)
     noise = RecordedNoise(golden["noise"], meta["noise_shapes"], meta["sample_steps"] + 1, patch_shape)
     height, width = meta["image_size"]
+    size = Size(width=width, height=height)
     request = Request(
         prompts=[meta["prompt"]],
         count=meta["num_images"],
-        size=(height, width),
+        size=size,
         steps=meta["sample_steps"],
         guidance=meta["guidance_scale"],
         seed=0,
@@ -58,7 +60,7 @@ def test_tokens_of_the_reference(exported: Callable[..., Bundle], profile: str) 
         asked = token_request(settings)
         loop = BoundLoop(opened.backend, bundle, stages, asked.shape)
         tokens = np.concatenate(list(generate_tokens(loop, asked, noise)), axis=1)
-        pixels = opened.decode(tokens, size=(height, width))
+        pixels = opened.decode(tokens, size=size)
     sequence = golden["latent"].reshape(len(tokens), bundle.model.bits, -1).transpose(0, 2, 1)
     assert_same_bits(tokens, sequence[:, generation_order(bundle)], predictions(settings, noise))
     image = np.clip(127.5 * golden["image"] + 128, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
@@ -109,10 +111,10 @@ def test_prompt_negative_prompt_and_guidance_matter(pipeline: Pipeline) -> None:
     assert len(set(results)) == len(variants)
 
 
-@pytest.mark.parametrize("size", [(128, 192), (64, 64)])
-def test_every_size_of_the_bundle(pipeline: Pipeline, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [Size(width=192, height=128), "64x64"])
+def test_every_size_of_the_bundle(pipeline: Pipeline, size: Size | str) -> None:
     (image,) = pipeline.generate(Request(prompts=[SHORT], size=size, seed=1, steps=STEPS))
-    assert image.pixels is not None and image.pixels.shape == (*size, 3)
+    assert image.pixels is not None and str(Size.of(image.pixels)) == str(size)
     assert pipeline.tokenize(image.pixels[None]).shape == (1, *image.tokens.shape)
 
 
@@ -126,11 +128,11 @@ def test_an_image_is_completed_from_its_first_patches(pipeline: Pipeline) -> Non
 
 
 def test_png_settings_make_the_image_again(pipeline: Pipeline, tmp_path) -> None:
-    request = Request(prompts=[SHORT], negative_prompt="grey", size=(64, 64), seed=9, steps=STEPS)
+    request = Request(prompts=[SHORT], negative_prompt="grey", size="64x64", seed=9, steps=STEPS)
     (image,) = pipeline.generate(request)
     image.save(tmp_path / "cat.png")
     settings = read_settings(tmp_path / "cat.png")
-    assert (settings["prompt"], settings["negative_prompt"], settings["size"]) == (SHORT, "grey", [64, 64])
+    assert (settings["prompt"], settings["negative_prompt"], settings["size"]) == (SHORT, "grey", "64x64")
     assert np.array_equal(tokens_of(pipeline, request_from_settings(settings))[0], image.tokens)
 
 
@@ -141,7 +143,7 @@ def test_png_settings_make_the_image_again(pipeline: Pipeline, tmp_path) -> None
         ({"prompts": ["  "]}, "a prompt is empty"),
         ({"prompts": ["a" * 500]}, r"the prompt has \d+ tokens; this bundle takes \d+: .*--max-prompt above 96"),
         ({"prompts": [SHORT], "negative_prompt": "b" * 500}, "--max-prompt above 96"),
-        ({"prompts": [SHORT], "size": (192, 128)}, "size is 192x128; this bundle makes 128x192, 64x64 only"),
+        ({"prompts": [SHORT], "size": "128x192"}, "size is 128x192; this bundle makes 192x128, 64x64 only"),
         ({"classes": [3]}, "draws prompts, not classes"),
         ({"prompts": [3]}, "prompts must be strings"),
     ],

@@ -1,21 +1,17 @@
-"""How the backbone's cache and attention are written down as ONNX operators.
+"""The ONNX operators that write down the backbone's cache, rotation and attention, by opset.
 
-``kv24`` (opset 24) uses the operators that name what they do: TensorScatter for the cache, RotaryEmbedding, Attention
-and RMSNormalization (https://onnx.ai/onnx/operators). ``portable20`` (opset 20) spells the same out in older
-operators, for TensorRT before 10.15 and other consumers. ``cpu24`` is kv24 with the linear layers of backbone and head
-and the decoder's convolutions in the forms that ONNX Runtime runs fastest on a CPU in float32; ``cpu24q`` is kv24 with
-that decoder alone, for bundles whose other stages are to be quantised. Names and shapes of inputs and outputs are the
-same in all.
+Opset 24 has operators that name what they do: TensorScatter for the cache, RotaryEmbedding, Attention and
+RMSNormalization (https://onnx.ai/onnx/operators). Opset 20 spells the same out in older operators, for TensorRT before
+10.15 and other consumers. Names and shapes of inputs and outputs are the same in both.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitdance_edge.export.operators import CPU_DECODER, CPU_TRANSLATIONS, TRANSLATIONS, Translations
 from bitdance_edge.model.order import rotate, rotate_halves
 
 # (queries or keys [R, H, T, d], cosines [S, d/2], sines [S, d/2], positions [R, T], interleaved pairs) -> rotated
@@ -27,16 +23,10 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Profile:
-    opset: int
+class CacheOperators:
     rotate: Rotate
     update_cache: UpdateCache
     attend: Attention
-    stage_translations: Mapping[str, Translations] = field(default_factory=dict)
-
-    def translations(self, stage: str) -> dict[Callable, Callable]:
-        """Operators of PyTorch that a stage's graph has in other forms than the exporter's."""
-        return {**TRANSLATIONS, **self.stage_translations.get(stage, {})}
 
 
 def _rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
@@ -78,9 +68,8 @@ def _scatter_elements(cache: Tensor, new: Tensor, first_slot: Tensor) -> Tensor:
     return cache.scatter(2, slots[:, None, :, None].expand_as(new), new)
 
 
-PROFILES = {
-    "kv24": Profile(24, _rotary_embedding, _tensor_scatter, _grouped_attention),
-    "cpu24": Profile(24, _rotary_embedding, _tensor_scatter, _grouped_attention, CPU_TRANSLATIONS),
-    "cpu24q": Profile(24, _rotary_embedding, _tensor_scatter, _grouped_attention, CPU_DECODER),
-    "portable20": Profile(20, _rotate_by_table, _scatter_elements, _repeated_attention),
+DEFAULT_OPSET = 24
+OPSETS = {
+    24: CacheOperators(_rotary_embedding, _tensor_scatter, _grouped_attention),
+    20: CacheOperators(_rotate_by_table, _scatter_elements, _repeated_attention),
 }

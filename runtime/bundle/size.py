@@ -1,0 +1,43 @@
+"""The size of an image in pixels: WIDTHxHEIGHT as text and keywords in Python, so that a swap cannot go unseen."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitdance_edge.runtime.errors import RequestError
+
+MOST = 65_536  # pixels of a side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    width: int
+    height: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Size":
+        """Read ``WIDTHxHEIGHT``.
+
+        Raises:
+            RequestError: the text is not a size.
+        """
+        width, separator, height = text.strip().lower().partition("x")
+        sides = [
+            side for side in (width, height) if side.isascii() and side.isdecimal() and len(side) <= len(str(MOST))
+        ]
+        if not separator or len(sides) != 2 or not all(1 <= int(side) <= MOST for side in sides):
+            raise RequestError(f"{text[:40]!r} is not a size; write WIDTHxHEIGHT in pixels, for example 1280x768")
+        return cls(width=int(width), height=int(height))
+
+    @classmethod
+    def of(cls, pixels: np.ndarray) -> "Size":
+        """The size of pixels ``[..., H, W, 3]``."""
+        return cls(width=pixels.shape[-2], height=pixels.shape[-3])
+
+    @property
+    def area(self) -> int:
+        """Pixels of the image."""
+        return self.width * self.height
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
