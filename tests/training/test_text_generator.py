@@ -105,7 +105,7 @@ def test_a_run_leaves_a_published_folder_that_is_scored(
     assert report["data"]["source"] == "drawn by training/shapes.py"
     monkeypatch.setattr(text_evaluate, "SINGLES_DRAWN", 1)
     scores = evaluate(shapes_recipe, RunOptions(out=folder), images=6, seeds=(4, 5))
-    assert scores == json.loads((folder / "scores.json").read_text())
+    assert scores == json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     assert (scores["held_out_captions"], [run["things"] for run in scores["per_seed"]]) == (6, [12, 12])
     model = load_text_to_image(folder)
     prompts = PromptTokenizer.open(folder / "tokenizer.json", model.config)
