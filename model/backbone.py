@@ -101,7 +101,7 @@ class ClassBackbone(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def embed_classes(self, classes: Tensor) -> Tensor:
-        """Turn class ids int64 ``[R]`` into the prompt ``[R, class_tokens + P - 1, D]``; ``num_classes`` is "no class"."""
+        """Embed class ids int64 ``[R]`` (``num_classes``: none) as the prompt ``[R, class_tokens + P - 1, D]``."""
         prompt = self.cls_embedding(classes).unflatten(1, (self.config.class_tokens, -1))
         if self.config.tokens_per_step > 1:
             prompt = torch.cat([prompt, self.query_token.expand(prompt.shape[0], -1, -1)], dim=1)
@@ -127,7 +127,7 @@ class ClassBackbone(nn.Module):
         return self.pos_for_diff(patch * tokens + torch.arange(tokens, device=patch.device))
 
     def forward(self, classes: Tensor, tokens: Tensor) -> Tensor:
-        """Return the teacher-forced condition of every token, ``[B, h*w, D]``, of classes ``[B]``, bits ``[B, h*w, C]``."""
+        """Return every token's teacher-forced condition ``[B, h*w, D]`` of classes ``[B]`` and bits ``[B, h*w, C]``."""
         config = self.config
         inputs = self.embed_tokens(tokens[:, : -config.tokens_per_step])
         sequence = torch.cat([self.embed_classes(classes), inputs], dim=1)

@@ -82,8 +82,8 @@ class BitDance(nn.Module):
 
         Args:
             classes: int64 ``[B]``.
-            noise: standard normal draws ``[B, P, C]`` in the order of use. Under the linear schedule the first patch has
-                guidance 1; conditional and unconditional rows then have their own noise, ``[2B, P, C]``.
+            noise: standard normal draws ``[B, P, C]`` in the order of use. Under the linear schedule the first patch
+                has guidance 1; conditional and unconditional rows then have their own noise, ``[2B, P, C]``.
 
         Yields:
             bits ``[B, P, C]`` of each patch.

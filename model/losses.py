@@ -53,7 +53,7 @@ def drop_classes(classes: Tensor, rate: float, no_class: int) -> Tensor:
 
 
 def training_times(config: GeneratorConfig | TextToImageConfig, draw: Tensor) -> Tensor:
-    """Turn normal draws (``logit_normal``) or uniform draws (``uniform``) into times in (0, 1), shifted as configured."""
+    """Turn normal (``logit_normal``) or uniform (``uniform``) draws into times in (0, 1), shifted as configured."""
     uniform = config.time_schedule == "uniform"
     times = draw if uniform else torch.sigmoid(draw * config.time_std + config.time_mean)
     return times if config.time_shift == 1.0 else shift_times(times, config.time_shift)

@@ -21,7 +21,7 @@ def latent_to_sequence(latent: Tensor, patch_side: int) -> Tensor:
 
 
 def sequence_to_latent(sequence: Tensor, height: int, width: int, patch_side: int) -> Tensor:
-    """Turn ``[B, h*w, C]`` back into ``[B, C, h, w]``, contiguous: GroupNorm loses accuracy on channels-last strides."""
+    """Turn ``[B, h*w, C]`` into ``[B, C, h, w]``, contiguous: GroupNorm loses accuracy on channels-last strides."""
     # The index in the sequence of each raster cell: a patch is itself a raster of p x p tokens.
     index = torch.arange(height * width).view(height // patch_side, width // patch_side, patch_side, patch_side)
     index = index.transpose(1, 2).reshape(-1).to(sequence.device)
@@ -56,7 +56,7 @@ def rotary_table(grid: int, unrotated: int, head_dim: int, base: float, patch_si
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate interleaved pairs of ``x`` ``[B, H, T, d]`` by the angles of ``cos`` and ``sin``, ``[T, d/2]`` broadcast."""
+    """Rotate interleaved pairs of ``x`` ``[B, H, T, d]`` by the angles of ``cos`` and ``sin``, ``[T, d/2]`` each."""
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 

@@ -22,7 +22,7 @@ def shift_times(times: Tensor, shift: float) -> Tensor:
 
 
 def time_grid(steps: int, shift: float) -> Tensor:
-    """Return the ``steps + 1`` times at which the head is evaluated, float32, from 0 to ``LAST_TIME`` unshifted."""
+    """Return the ``steps + 1`` times at which the head is evaluated, float32, from 0."""
     return shift_times(torch.linspace(0, LAST_TIME, steps + 1), shift)
 
 

@@ -9,14 +9,16 @@ from torch import Tensor
 from bitdance_edge.training.data import ImageSet
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.generator import GeneratorObjective
-from bitdance_edge.training.recipes import GeneratorRecipe, Recipe, TokenizerRecipe
+from bitdance_edge.training.recipes import GeneratorRecipe, TokenizerRecipe, TrainingRecipe
 from bitdance_edge.training.tokenizer import TokenizerObjective
 from bitdance_edge.training.trainer import STATE_FILE, Objective, Trainer
 
 Sets = tuple[ImageSet, ImageSet]
 
 
-def trained(objective: Objective, recipe: Recipe, sets: Sets, folder: Path, resume: bool = False) -> dict[str, Tensor]:
+def trained(
+    objective: Objective, recipe: TrainingRecipe, sets: Sets, folder: Path, resume: bool = False
+) -> dict[str, Tensor]:
     Trainer(objective, recipe, *sets, folder, resume=resume).run()
     return objective.state_dict()
 
