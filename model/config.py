@@ -53,10 +53,10 @@ class TokenizerConfig:
         levels.drop("resolution")
         config = levels.build(
             cls,
-            bits=levels.whole("z_channels", values.get("latent_dim")),
-            channels=levels.whole("ch"),
-            channel_multipliers=levels.wholes("ch_mult"),
-            blocks_per_level=levels.whole("num_res_blocks"),
+            bits=levels.integer("z_channels", values.get("latent_dim")),
+            channels=levels.integer("ch"),
+            channel_multipliers=levels.integers("ch_mult"),
+            blocks_per_level=levels.integer("num_res_blocks"),
             gan_decoder=fields.flag("gan_decoder", False),
         )
         levels.require_empty()
@@ -130,12 +130,12 @@ class HeadConfig:
         fields = Fields(values, source)
         return fields.build(
             cls,
-            bits=fields.whole("ch_target"),
-            condition_width=fields.whole("ch_cond"),
-            width=fields.whole("ch_latent"),
-            blocks=fields.whole("depth_latent"),
-            adaln_groups=fields.whole("depth_adanln"),
-            tokens_per_step=fields.whole("parallel_num"),
+            bits=fields.integer("ch_target"),
+            condition_width=fields.integer("ch_cond"),
+            width=fields.integer("ch_latent"),
+            blocks=fields.integer("depth_latent"),
+            adaln_groups=fields.integer("depth_adanln"),
+            tokens_per_step=fields.integer("parallel_num"),
             head_dim=128,
             swiglu=fields.flag("use_swiglu", False),
             bounded=True,
@@ -159,7 +159,7 @@ class SamplingDefaults:
             ModelError: a key is missing or unknown, or its value is not allowed.
         """
         defaults = cls(
-            steps=fields.whole("steps"),
+            steps=fields.integer("steps"),
             guidance=fields.number("guidance"),
             guidance_schedule=fields.choice("guidance_schedule", GUIDANCE_SCHEDULES),
             sampler=fields.choice("sampler", SAMPLERS, "sde"),

@@ -40,11 +40,11 @@ class Fields:
         self.source = source
         self.prefix = prefix
 
-    def whole(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None) -> int:
         """Take a whole number of at least 1."""
         return self._take(key, default, _is_size, "a whole number from 1")
 
-    def wholes(self, key: str) -> tuple[int, ...]:
+    def integers(self, key: str) -> tuple[int, ...]:
         """Take a list of at least one whole number, each at least 1."""
         return tuple(self._take(key, None, _is_list_of(_is_size), "a list of whole numbers from 1"))
 

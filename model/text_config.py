@@ -56,7 +56,7 @@ class QwenConfig:
         fields = Fields(values, source)
         for key, supported in QWEN_CHOICES.items():
             fields.only(key, supported)
-        sizes = {name: fields.whole(key) for name, key in QWEN_KEYS.items()}
+        sizes = {name: fields.integer(key) for name, key in QWEN_KEYS.items()}
         rope = fields.optional_part("rope_parameters") or fields  # newer releases of the writing library nest them
         if rope is not fields:
             rope.only("rope_type", "default")
@@ -65,7 +65,7 @@ class QwenConfig:
         return fields.build(
             cls,
             **sizes,
-            head_dim=fields.whole("head_dim", sizes["width"] // sizes["heads"]),
+            head_dim=fields.integer("head_dim", sizes["width"] // sizes["heads"]),
             rotary_base=rope.number("rope_theta", values.get("rope_theta")),
             norm_eps=fields.number("rms_norm_eps"),
         )
@@ -216,13 +216,13 @@ class TextToImageConfig:
                 _published_sizes(head_config, tokenizer),
                 tokenizer.downsampling * int(head_config.tokens_per_step**0.5),
             ),
-            max_prompt=ours.whole("max_prompt", PUBLISHED_MAX_PROMPT),
+            max_prompt=ours.integer("max_prompt", PUBLISHED_MAX_PROMPT),
             example=ours.text("example", PUBLISHED_EXAMPLE),
             time_shift=times.number("time_shift", 1.0),
             time_schedule=times.choice("time_schedule", TIME_SCHEDULES, "logit_normal"),
             time_mean=times.number("P_mean", 0.0),
             time_std=times.number("P_std", 1.0),
-            targets_per_token=times.whole("diff_batch_mul", 1),
+            targets_per_token=times.integer("diff_batch_mul", 1),
             sampling=SamplingDefaults.from_json(ours.part("sampling", asdict(PUBLISHED_SAMPLING))),
             published_sampling=SamplingDefaults.optional(ours.optional_part("published_sampling")),
         )

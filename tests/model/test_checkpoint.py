@@ -135,6 +135,12 @@ def test_saved_checkpoint_loads_to_the_same_weights(tmp_path: Path, state: dict[
     assert all(torch.equal(saved[key], state[key]) for key in state)
 
 
+def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match=r"cannot write .*file.out \(.*\); choose a folder that you may write to"):
+        save_generator(load_generator(FIXTURE / "state.safetensors"), tmp_path / "file" / "out")
+
+
 @pytest.mark.parametrize("name", GENERATORS)
 def test_published_sizes(name: str) -> None:
     """Parameters of backbone and head, as the authors give them (242M, 260M, 260M, 527M, 1.0B)."""
