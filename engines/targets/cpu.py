@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
 from bitdance_edge.runtime.backends.processor import instructions
-from bitdance_edge.runtime.bundle.files import folder_aside, put_in_place
+from bitdance_edge.runtime.bundle.files import put_in_place, staged_folder
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.prepared import (
     FOLDER,
@@ -42,11 +42,11 @@ def prepare(bundle: Bundle, stages: Sequence[str]) -> list[Prepared]:
     if needed > free:
         raise EngineError(f"{folder} takes about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free")
     try:
-        with folder_aside(folder) as aside:
-            made = [_prepare(bundle, stage, aside) for stage in tqdm(stages, unit="stage", leave=False, disable=None)]
+        with staged_folder(folder) as staged:
+            made = [_prepare(bundle, stage, staged) for stage in tqdm(stages, unit="stage", leave=False, disable=None)]
             for record in made:
-                record_path(aside, record.stage).write_text(record.to_json())
-            put_in_place(aside, folder)
+                record_path(staged, record.stage).write_text(record.to_json())
+            put_in_place(staged, folder)
     except OSError as error:
         raise EngineError(f"cannot write {folder}: {error.strerror or error}") from error
     return made
