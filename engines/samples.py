@@ -17,8 +17,8 @@ from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 from bitdance_edge.runtime.loop import BoundLoop, generate_tokens
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
-from bitdance_edge.runtime.pipeline import token_request
 from bitdance_edge.runtime.request import Request
+from bitdance_edge.runtime.streaming import token_request
 
 STEPS = 4  # sampling steps of the recorded generation; shapes but for the time table's do not depend on it
 PATCHES = 2  # the prompt, then a patch

@@ -22,8 +22,11 @@ class AttentionWindow:
         """True where a token may look, bool ``[R, 1, length, cache_length]``."""
         index, slots = np.arange(length), np.arange(self.cache_length)
         last_seen = start + np.where(index < length - self.block, index, length - 1)
-        seen = (slots <= last_seen[:, None]) & (slots >= self.padding[:, None, None])
-        # Padding sees itself alone: attention over nothing is NaN, and NaN spreads to those who look away.
+        seen = slots <= last_seen[:, None]
+        if not self.padding.any():  # the same for all rows: a view of one
+            return np.broadcast_to(seen, (len(self.padding), 1, *seen.shape))
+        seen = seen & (slots >= self.padding[:, None, None])
+        # Padding sees itself alone: attention over nothing is NaN, which would spread to the tokens that ignore it.
         seen |= slots == start + index[:, None]
         return seen[:, None]
 

@@ -125,7 +125,7 @@ class Backend(Protocol):
         """One launch that runs these in order, in a single call to the device where that is possible."""
         ...
 
-    def beside(self) -> "Backend":
+    def second_lane(self) -> "Backend":
         """The same device for work that need not wait for the loop, nor the loop for it: decoding."""
         ...
 

@@ -33,7 +33,7 @@ class ObservedBackend:
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)
 
-    def beside(self) -> "ObservedBackend":
+    def second_lane(self) -> "ObservedBackend":
         return self
 
     def current(self) -> AbstractContextManager[None]:

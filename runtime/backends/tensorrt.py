@@ -63,7 +63,7 @@ class TensorRTBackend:
         self._captured.append(CapturedLaunch(self, launches))  # type: ignore[arg-type]  all are this backend's own
         return self._captured[-1]
 
-    def beside(self) -> "TensorRTBackend":
+    def second_lane(self) -> "TensorRTBackend":
         self._siblings.append(TensorRTBackend(self.bundle, self.library, self.folder, self.device, self.capability))
         return self._siblings[-1]
 

@@ -28,6 +28,7 @@ from bitdance_edge.runtime import (
     RequestError,
 )
 from bitdance_edge.runtime.backends.tensorrt import TensorRTBackend
+from bitdance_edge.runtime.bundle.stage_names import StageName
 
 STEPS = 3
 NOTHING = dict.fromkeys(("memory", "graphs", "contexts", "primary context", "pinned", "streams", "events", "lost"), 0)
@@ -140,7 +141,9 @@ def test_decoding_waits_for_no_patch_and_no_patch_for_it(gpus: Gpus) -> None:
     request = Request(classes=[1, 2], seed=3, steps=STEPS)
     with Pipeline.open(gpu.bundle.folder, max_batch=1) as pipeline:
         events = list(pipeline.stream(request))
-        assert backend_of(pipeline).lane.stream is not pipeline._image_stages["decoder"].backend.lane.stream  # type: ignore[attr-defined]
+        assert (
+            backend_of(pipeline).lane.stream is not pipeline.loaded.image_stage(StageName.DECODER).backend.lane.stream
+        )  # type: ignore[attr-defined]
     first_image = next(i for i, event in enumerate(events) if isinstance(event, ImageDone))
     second_batch = next(i for i, e in enumerate(events) if isinstance(e, PatchDone) and e.first_image == 1)
     assert second_batch < first_image  # of the fake, whose decoder finishes only when it is waited for

@@ -17,8 +17,8 @@ from bitdance_edge.runtime.attention import AttentionWindow
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 from bitdance_edge.runtime.image import read_settings, request_from_settings
 from bitdance_edge.runtime.loop import BoundLoop, generate_tokens
-from bitdance_edge.runtime.pipeline import token_request
 from bitdance_edge.runtime.request import Settings
+from bitdance_edge.runtime.streaming import token_request
 
 FIXTURE = "t2i_16x_swiglu"
 SHORT, LONG = "a cat", "a red cat on a long and winding road, 一只猫, at night"
