@@ -175,5 +175,5 @@ def _activations(bundle: Bundle, stage: str, images: int, guided: bool) -> int:
 
 
 def decoded_at_once(spec: StageSpec, images: int) -> int:
-    """Of so many images, how many a CPU takes in one launch of the decoder or encoder."""
+    """The number of ``images`` that a CPU takes in one launch of the decoder or encoder."""
     return max(1, min(images, ENOUGH_AT_ONCE // max(1, spec.activation_bytes)))

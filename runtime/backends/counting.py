@@ -42,7 +42,7 @@ class CountedBuffer:
         return np.broadcast_to(np.zeros((), np.int8), self.shape)  # one byte, however large the shape
 
     def free(self) -> None:
-        """There is nothing to give back."""
+        """There is nothing to free."""
 
 
 class CountingBackend:
@@ -89,7 +89,7 @@ class CountingBackend:
         return nullcontext()
 
     def close(self) -> None:
-        """There is nothing to give back."""
+        """There is nothing to free."""
 
 
 class CountedStage:
@@ -114,7 +114,7 @@ class CountedStage:
         return nothing
 
     def close(self) -> None:
-        """There is nothing to give back."""
+        """There is nothing to free."""
 
 
 def nothing() -> None:
