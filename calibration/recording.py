@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.sessions import VariantBackend, pipeline_on
+from bitdance_edge.runtime import PatchDone, Pipeline
 from bitdance_edge.runtime.backends.observed import ObservedBackend
 from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeBackend
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.bundle.specs import ImageSize
-from bitdance_edge.runtime.pipeline import PatchDone, Pipeline
 from bitdance_edge.runtime.request import Request
 
 SAMPLED_STAGES = ("modulation", "head")  # whose samples belong to sampling times

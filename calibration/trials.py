@@ -12,11 +12,11 @@ import numpy as np
 
 from bitdance_edge.calibration.recording import Draw
 from bitdance_edge.calibration.sessions import VariantBackend, pipeline_on
+from bitdance_edge.runtime import PatchDone, Pipeline
 from bitdance_edge.runtime.backends.observed import ObservedBackend, Observer
 from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeBackend
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
-from bitdance_edge.runtime.pipeline import PatchDone, Pipeline
 from bitdance_edge.runtime.request import Request
 
 BATCH = 16

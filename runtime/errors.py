@@ -8,19 +8,27 @@ class BundleError(BitDanceError):
 
 
 class RequestError(BitDanceError):
-    """A request that this bundle cannot serve."""
+    """A request that this bundle, or this machine, cannot serve."""
 
 
 class PromptTooLongError(RequestError):
-    """A prompt of more tokens than the bundle takes."""
+    """A prompt with more tokens than the bundle takes."""
 
 
 class BackendError(BitDanceError):
     """No backend that can run this bundle here."""
 
 
+class StorageError(BitDanceError):
+    """A file or folder that cannot be written: the disk is full, or permission is missing."""
+
+
+class OutOfMemoryError(BackendError):
+    """A device that has less memory left than the work takes."""
+
+
 class EngineError(BitDanceError):
-    """An engine that cannot be built, is missing, or is of another bundle, library or GPU."""
+    """An engine that cannot be built, is missing, or belongs to another bundle, library or GPU."""
 
 
 class Cancelled(BitDanceError):

@@ -8,7 +8,8 @@ from bitdance_edge.runtime import Bundle, EngineError, RequestError
 from bitdance_edge.runtime.backends.choice import survey
 from bitdance_edge.runtime.bundle.record import built_folders, records
 from bitdance_edge.runtime.bundle.specs import SamplingSpec, TensorSpec
-from bitdance_edge.runtime.memory_plan import fitted, parse_memory, plan_memory, refusal
+from bitdance_edge.runtime.memory_fit import fitted, parse_memory, refusal
+from bitdance_edge.runtime.memory_plan import plan_memory
 
 EXAMPLE = """examples:
   bitdance-edge inspect bundles/digits-4x

@@ -1,6 +1,6 @@
-"""ONNX Runtime on the CPU seen from outside: what each launch is about to read, and what it has just written.
+"""ONNX Runtime on the CPU with observers: they see what each launch is about to read, and what it has just written.
 
-Recorders keep what they are told of; experiments change it. The loop and the stages know nothing of it.
+Recorders keep these values, experiments change them. The loop and the stages do not know of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,9 @@ Observer = Callable[[str, Mapping[str, HostBuffer]], None]  # (stage, its buffer
 
 
 class ObservedBackend:
-    """A backend with ``before`` called ahead of each launch and ``after`` behind it."""
+    """A backend that calls ``before`` ahead of each launch and ``after`` when it is done."""
 
-    run_ahead = 0  # what is observed has happened
+    run_ahead = 0
 
     def __init__(
         self, backend: OnnxRuntimeBackend, before: Observer | None = None, after: Observer | None = None
@@ -33,7 +33,7 @@ class ObservedBackend:
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)
 
-    def beside(self) -> "ObservedBackend":
+    def second_lane(self) -> "ObservedBackend":
         return self
 
     def current(self) -> AbstractContextManager[None]:
@@ -44,6 +44,8 @@ class ObservedBackend:
 
 
 class ObservedStage:
+    """A stage whose launches are observed."""
+
     def __init__(self, observed: ObservedBackend, name: str, stage: OnnxRuntimeStage) -> None:
         self.observed, self.name, self.stage, self.time = observed, name, stage, stage.time
 
