@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from serving import Server
-from test_queue import wait_until
+from serve_fixtures import TOKEN
+from serving import Server, wait_until
 
-from bitdance_edge.runtime import Bundle, Pipeline, Request
+from bitdance_edge.runtime import Pipeline, Request
 
 CHROMIUM = shutil.which("chromium")
 DOCS = Path(__file__).parents[2] / "docs"
@@ -131,7 +131,7 @@ def test_cancel_stops_the_images_and_the_page_goes_on(open_page: Callable[..., P
     caption(page, "patch")
     page.keyboard.press("Escape")
     caption(page, re.compile(r"Cancelled after \d+ of 160 patches"))
-    wait_until(lambda: server.metric("bitdance_running_requests") == 0)
+    wait_until(lambda: server.running() == 0)
     expect(page.locator("#generate")).to_be_enabled()
     expect(page.locator("#history li")).to_have_count(0)
 
@@ -178,8 +178,8 @@ def test_errors_are_shown_at_the_field_they_are_about(open_page: Callable[..., P
     expect(page.locator("#complete .error")).to_contain_text("PNG, JPEG or WebP")
 
 
-def test_a_lost_worker_is_told_above_the_images(browser: Browser, serve: Callable[..., Server]) -> None:
-    server = serve("--max-steps", 1000).wait_ready()
+def test_a_lost_worker_is_reported_above_the_images(browser: Browser, small_server: Server) -> None:
+    server = small_server
     page = browser.new_page()
     page.goto(server.url)
     page.wait_for_selector("body[data-ready]")
@@ -254,15 +254,13 @@ def test_on_a_phone_everything_fits_and_follows_the_colour_scheme(
     shoot(page, f"page-phone-{scheme}")
 
 
-def test_a_token_is_asked_for_and_kept(browser: Browser, serve: Callable[..., Server], tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("a-long-secret-token\n")
-    server = serve("--token-file", tmp_path / "token")
+def test_a_token_is_asked_for_and_kept(browser: Browser, guarded_server: Server) -> None:
     page = browser.new_page()
-    page.goto(server.url)
+    page.goto(guarded_server.url)
     page.fill("#token", "wrong-wrong")
     page.keyboard.press("Enter")
     expect(page.locator("#token")).to_have_value("")  # asked again
-    page.fill("#token", "a-long-secret-token")
+    page.fill("#token", TOKEN)
     page.keyboard.press("Enter")
     page.wait_for_selector("body[data-ready]")
     page.reload()
@@ -271,21 +269,17 @@ def test_a_token_is_asked_for_and_kept(browser: Browser, serve: Callable[..., Se
 
 
 def test_a_model_of_text_has_a_prompt_a_negative_prompt_and_sizes(
-    open_page: Callable[..., Page], exported: Callable[..., Bundle], tmp_path: Path
+    open_page: Callable[..., Page], text_server: Server
 ) -> None:
-    server = Server(tmp_path / "log", exported("t2i_16x_swiglu").folder).wait_ready()
-    try:
-        page = open_page(server.url)
-        expect(page.locator("#chips-field")).to_be_hidden()
-        page.fill("#steps", "2")
+    page = open_page(text_server.url)
+    expect(page.locator("#chips-field")).to_be_hidden()
+    page.fill("#steps", "2")
+    page.click("#generate")
+    expect(page.locator("#prompt-field .error")).to_be_visible()
+    page.get_by_label("Prompt", exact=True).fill("a red fish")
+    page.get_by_label("Negative prompt").fill("blue")
+    for width, height in ((192, 128), (64, 64)):
+        page.select_option("#size", f"{width}x{height}")
         page.click("#generate")
-        expect(page.locator("#prompt-field .error")).to_be_visible()
-        page.get_by_label("Prompt", exact=True).fill("a red fish")
-        page.get_by_label("Negative prompt").fill("blue")
-        for width, height in ((192, 128), (64, 64)):
-            page.select_option("#size", f"{width}x{height}")
-            page.click("#generate")
-            caption(page, f"{width}\xa0×\xa0{height}")
-            assert page.locator("#frames canvas").evaluate("c => [c.width, c.height]") == [width, height]
-    finally:
-        server.stop()
+        caption(page, f"{width}\xa0×\xa0{height}")
+        assert page.locator("#frames canvas").evaluate("c => [c.width, c.height]") == [width, height]
