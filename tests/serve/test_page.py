@@ -1,4 +1,4 @@
-"""The page in a browser: Debian's chromium, driven by Playwright. ``--screenshots`` writes those in docs/."""
+"""The page in Debian's Chromium, driven by Playwright. ``--screenshots`` writes the screenshots in docs/."""
 
 import io
 import re
@@ -36,7 +36,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
-    """``open_page(width=390)`` opens the page; nothing may fail in its scripts or be fetched from elsewhere."""
+    """``open_page(width=390)`` opens the page; no script may fail, and nothing may be fetched from another host."""
     pages, faults = [], []
 
     def visit(url: str = server.url, width: int = 1360, height: int = 900, **options: Any) -> Page:
@@ -55,7 +55,7 @@ def open_page(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]
     assert not faults
 
 
-# Keeps the caption and the first image at each change of the caption: a fast machine is done before one could ask.
+# Records the caption and the first image at each change of the caption, which a test may be too slow to see.
 WATCH = """() => {
     window.watched = [];
     const caption = document.querySelector("#caption");
@@ -65,6 +65,16 @@ WATCH = """() => {
     }).observe(caption, {childList: true, characterData: true, subtree: true});
 }"""
 
+# Lets the page read no more events once 9 to 15 of 16 patches of 6 images are made.
+STALL = """() => {
+    const read = ReadableStreamDefaultReader.prototype.read;
+    const caption = document.querySelector("#caption");
+    ReadableStreamDefaultReader.prototype.read = function () {
+        const stalled = /patch (5[4-9]|[678][0-9]|90) of 96/.test(caption.textContent);
+        return stalled ? new Promise(() => {}) : read.call(this);
+    };
+}"""
+
 
 def of_the_page(requested: str, url: str) -> bool:
     return requested.startswith((url, "data:", "blob:"))
@@ -72,7 +82,7 @@ def of_the_page(requested: str, url: str) -> bool:
 
 @pytest.fixture
 def shoot(pytestconfig: pytest.Config, tmp_path: Path) -> Callable[..., None]:
-    """``shoot(page, "page")`` takes a picture, into docs/ where --screenshots asks for it."""
+    """``shoot(page, "page")`` takes a screenshot, with --screenshots into docs/."""
     folder = DOCS if pytestconfig.getoption("--screenshots") else tmp_path
 
     def take(page: Page, name: str, **options: Any) -> None:
@@ -91,21 +101,21 @@ def caption(page: Page, text: "str | re.Pattern[str]") -> None:
 
 
 def seen(page: Page, index: int = 0) -> str:
-    """What a canvas of the stage shows now, as a data URL."""
+    """The present content of a canvas of the stage, as a data URL."""
     return page.locator("#frames canvas").nth(index).evaluate("canvas => canvas.toDataURL()")
 
 
 def pixels(page: Page, index: int = 0) -> np.ndarray:
-    """The canvas of a whole image, uint8 [32, 32, 3]."""
+    """The canvas of a finished image, uint8 [32, 32, 3]."""
     read = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
     values = page.locator("#frames canvas").nth(index).evaluate(read)
     return np.array(values, np.uint8).reshape(32, 32, 4)[..., :3]
 
 
 def test_an_image_grows_patch_by_patch_and_is_the_one_of_its_seed(
-    open_page: Callable[..., Page], reference: Pipeline, shoot: Callable[..., None]
+    open_page: Callable[..., Page], reference: Pipeline
 ) -> None:
-    page = open_page(color_scheme="light")
+    page = open_page()
     choose(page, "3")
     page.fill("#n", "6")
     page.fill("#seed", "21")
@@ -113,7 +123,6 @@ def test_an_image_grows_patch_by_patch_and_is_the_one_of_its_seed(
     page.evaluate(WATCH)
     page.click("#generate")
     caption(page, "3 · seed 21–26 · 60 steps")
-    shoot(page, "page")
     partial = {image for text, image in page.evaluate("() => window.watched") if re.search(r"patch \d+ of 96", text)}
     assert len(partial | {seen(page)}) >= 3
     expect(page.locator("#history li")).to_have_count(6)
@@ -121,6 +130,22 @@ def test_an_image_grows_patch_by_patch_and_is_the_one_of_its_seed(
     wanted = reference.generate(Request(classes=["3"], seed=21, count=6, steps=60))
     for index, want in enumerate(wanted):
         assert want.pixels is not None and np.array_equal(pixels(page, index), want.pixels)
+
+
+def test_patches_not_yet_made_are_clear(open_page: Callable[..., Page], shoot: Callable[..., None]) -> None:
+    page = open_page(color_scheme="light")
+    choose(page, "3")
+    page.fill("#n", "6")
+    page.fill("#seed", "21")
+    page.fill("#steps", "60")
+    page.evaluate(STALL)
+    page.click("#generate")
+    caption(page, re.compile(r"patch (5[4-9]|[678]\d|90) of 96"))
+    shoot(page, "page")
+    for canvas in page.locator("#frames canvas").all():
+        label = re.fullmatch(r"Image \d, patch (\d+) of 16", canvas.get_attribute("aria-label") or "")
+        clear = "c => c.getContext('2d').getImageData(0, 0, 32, 32).data.filter((v, i) => i % 4 == 3 && !v).length"
+        assert label is not None and canvas.evaluate(clear) == (16 - int(label[1])) * 8 * 8
 
 
 def test_cancel_stops_the_images_and_the_page_goes_on(open_page: Callable[..., Page], server: Server) -> None:
@@ -161,7 +186,7 @@ def test_a_dropped_image_shows_its_bits_and_is_completed(
     shoot(page, "page-dark")
 
 
-def test_errors_are_shown_at_the_field_they_are_about(open_page: Callable[..., Page]) -> None:
+def test_errors_are_shown_at_their_field(open_page: Callable[..., Page]) -> None:
     page = open_page()
     page.fill("#steps", "999")
     page.click("#generate")
