@@ -17,10 +17,13 @@ from engine_fixtures import digits as digits
 from engine_fixtures import library as library
 from gpu_fixtures import gpus as gpus
 from serve_fixtures import digits_bundle as digits_bundle
+from serve_fixtures import guarded_server as guarded_server
 from serve_fixtures import pool as pool
 from serve_fixtures import reference as reference
 from serve_fixtures import serve as serve
 from serve_fixtures import server as server
+from serve_fixtures import small_server as small_server
+from serve_fixtures import text_server as text_server
 
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.bundle.manifest import file_spec
