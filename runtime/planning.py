@@ -27,7 +27,8 @@ def images_together(bundle: Bundle, backend: Backend, choice: Choice, max_batch:
     if choice.max_images is not None and max_batch > choice.max_images:
         raise RequestError(
             f"max_batch is {max_batch}, and the engines of {choice.target} take at most {choice.max_images} images at "
-            f"once; build for more with: bitdance-edge build {bundle.folder} --max-images {max_batch}"
+            f"once; build for more with: bitdance-edge build {bundle.folder} --target {choice.target} "
+            f"--max-images {max_batch}"
         )
     return max_batch
 
