@@ -20,7 +20,7 @@ DIFFERENCE_GAIN = 4
 SHOWN_LAYERS = 16
 DPI = 80
 COLOURS = 64
-STAGE_COLOURS = {
+STAGE_COLOURS: dict[str, str] = {
     StageName.TOKENS: "#59a14f",
     StageName.TIME: "#edc948",
     StageName.BACKBONE: "#4e79a7",

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bitdance_edge.calibration.judge import Judge, JudgeOptions, frechet
-from bitdance_edge.runtime import Pipeline, Request
+from bitdance_edge.calibration.judge import Judge, JudgeOptions
+from bitdance_edge.runtime import Pipeline, Request, Size
 from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.runtime.quality import frechet_distance
 from bitdance_edge.training.data import digits
 from bitdance_edge.training.shape_reader import ShapeReader, reading_scores
 from bitdance_edge.training.shapes import all_scenes, render
@@ -79,7 +80,7 @@ class Digits:
 
     def __init__(self, pipeline: Pipeline, judge: Path) -> None:
         options = JudgeOptions(features=judge / "features.onnx", references=judge / "references", floor=judge / "real")
-        self.judge = Judge(options, 32, 32, threads=1)
+        self.judge = Judge(options, Size(width=32, height=32), threads=1)
         train = digits(32).split()[0]
         self.real = _spreads(self.judge.read(train.images.numpy())[0], train.labels.numpy())
         self.real_bits = _bit_differences(pipeline.tokenize(train.images.numpy()), train.labels.numpy())
@@ -91,10 +92,10 @@ class Digits:
     def scores(self, pixels: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:
         wanted = np.arange(len(pixels)) % 10
         features, read = self.judge.read(pixels)
-        halves = [frechet(half, self.judge.reference) for half in np.split(features, 2)]
+        halves = [frechet_distance(half, self.judge.reference) for half in np.split(features, 2)]
         return {
             "class_agreement": float(np.mean(read == wanted)),
-            "frechet": frechet(features, self.judge.reference),
+            "frechet": frechet_distance(features, self.judge.reference),
             "frechet_of_halves": halves,
             "frechet_floor": self.judge.floor(len(pixels))[0],
             "feature_spread": _spreads(features, wanted) / self.real,
