@@ -19,7 +19,6 @@ from bitdance_edge.runtime.backends.onnxruntime import (
     CPU,
     BoundSession,
     OnnxRuntimeBackend,
-    OnnxRuntimeStage,
     cpu_options,
     element_type,
     import_onnxruntime,
@@ -46,14 +45,13 @@ class BundleSessions:
             BackendError: no CPU computes in the bundle's element type.
         """
         self.bundle, self.threads = bundle, threads
-        self._backend = OnnxRuntimeBackend(bundle, threads)
+        self._backend = OnnxRuntimeBackend(bundle, threads, builds=False)
         self._open: dict[str, Any] = {}
 
     def __getitem__(self, stage: str) -> Any:
         """The session of a stage, whose files are checked before it is opened."""
         if stage not in self._open:
-            path, spec = self.bundle.verified(stage), self.bundle.stage(stage)
-            self._open[stage] = OnnxRuntimeStage(path, spec, CPU, self.threads or 0, None).session
+            self._open[stage] = self._backend.load(stage).session
         return self._open[stage]
 
     def run(self, stage: str) -> "StageRun":

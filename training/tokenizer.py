@@ -1,4 +1,4 @@
-"""Training of the binary autoencoder: its loss on images, its score as PSNR (paper section 3.1)."""
+"""Training of the binary autoencoder: its loss, and its score, which is PSNR (paper section 3.1)."""
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ PSNR_CAP = 150.0  # dB; an image without any error would make the mean infinite
 class TokenizerObjective(Objective):
     """Absolute plus squared error of the pixels, entropy of the codes, distance of the latent from its bits.
 
-    The paper's perceptual and adversarial losses are left out: they need a pretrained network, and sharpen textures
+    The paper's perceptual and adversarial losses are omitted: they need a pretrained network, and they sharpen textures
     that images of this size do not have.
     """
 
@@ -44,7 +44,7 @@ class TokenizerObjective(Objective):
         pixels = augment(image_from_bytes(images), recipe)
         latent = self.tokenizer.encoder(pixels)
         bits = straight_through_bits(latent)
-        if recipe.flip_rate:  # a generator's bits are not all right; gradients pass the flips unturned
+        if recipe.flip_rate:  # a generator's bits have errors; gradients ignore the flips
             bits = bits + (flip_bits(bits, recipe.flip_rate) - bits).detach()
         decoded = self.tokenizer.decode(bits)
         reconstruction = F.l1_loss(decoded, pixels) + F.mse_loss(decoded, pixels)
@@ -57,7 +57,7 @@ class TokenizerObjective(Objective):
 
 @torch.no_grad()
 def reconstruct(tokenizer: Tokenizer, images: Tensor) -> Tensor:
-    """uint8 images ``[N, H, W, 3]`` through bits and back to uint8, in batches, on the tokenizer's device."""
+    """Encode and decode uint8 images ``[N, H, W, 3]``, in batches, on the tokenizer's device."""
     device = next(tokenizer.parameters()).device
     return torch.cat(
         [
@@ -65,6 +65,13 @@ def reconstruct(tokenizer: Tokenizer, images: Tensor) -> Tensor:
             for batch in images.split(SCORE_BATCH)
         ]
     )
+
+
+@torch.no_grad()
+def share_of_ones(tokenizer: Tokenizer, images: Tensor) -> list[float]:
+    """Return the share of +1 of each bit over all tokens of uint8 images ``[N, H, W, 3]``."""
+    bits = torch.cat([tokenizer.encode(image_from_bytes(batch)) for batch in images.split(SCORE_BATCH)])
+    return [round(share, 3) for share in (bits > 0).float().mean(dim=(0, 2, 3)).tolist()]
 
 
 def mean_psnr(images: Tensor, others: Tensor) -> float:

@@ -24,7 +24,7 @@ MEBIBYTE = 2**20
 
 
 def read_json(folder: str, name: str) -> dict[str, Any]:
-    return json.loads((CHECKPOINTS / folder / name).read_text())
+    return json.loads((CHECKPOINTS / folder / name).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", AGREEMENT)
