@@ -49,8 +49,8 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
     """Write a calibrated copy of ``bundle`` with its report; the bundle itself only gains recordings.
 
     Raises:
-        CalibrationError: nothing to calibrate, no images, values that are not finite, or ``folder`` exists or cannot
-            be written.
+        CalibrationError: nothing to calibrate, no images, values that are not finite, or ``folder`` exists.
+        StorageError: ``folder`` or the recordings cannot be written.
         BundleError, BackendError, RequestError: the bundle cannot be run here with these settings.
     """
     recipe, draw, threads = options.recipe, options.recipe.draw, options.threads
@@ -71,8 +71,8 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
     found, searches = _search(chosen, ranking, held_out, options, data)
     chosen = chosen.without(reasons(searches))
     recipe = replace(recipe, kept=tuple(dict.fromkeys((*recipe.kept, *reasons(searches)))))
-    with replacing(folder) as fresh:
-        written = write_bundle(bundle, fresh, recipe, chosen)
+    with replacing(folder) as staged:
+        written = write_bundle(bundle, staged, recipe, chosen)
         calibrated = BundleSessions(written, threads)
         trial = Trial(sessions, draw.held_out(options.test_images, Part.TEST))
         losses, pixels = measure(sessions, calibrated, chosen, held_out, trial)
@@ -90,7 +90,7 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
             losses=losses,
             judged=None if judge is None else judge_both(judge, sessions, calibrated, judged, data),
         )
-        write_report(findings, pixels, fresh / FOLDER)
+        write_report(findings, pixels, staged / FOLDER)
     return findings
 
 

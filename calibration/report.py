@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bitdance_edge.calibration.errors import writing
 from bitdance_edge.calibration.findings import Findings, summary
 from bitdance_edge.calibration.plots import write_plots
 from bitdance_edge.calibration.search import ranked
+from bitdance_edge.calibration.write import writing
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
 
 SHOWN_LAYERS = 12  # rows of the table of sensitive layers; the JSON has all
@@ -23,7 +23,7 @@ def write_report(findings: Findings, pixels: Mapping[str, np.ndarray], folder: P
         pixels: uint8 ``[images, H, W, 3]`` by the names ``reference`` and ``calibrated``.
 
     Raises:
-        CalibrationError: the folder cannot be written.
+        StorageError: the folder cannot be written.
     """
     plots = write_plots(findings, pixels, folder)
     report, page = json.dumps(_rounded(findings.to_json()), indent=1), "\n".join(_markdown(findings, plots))

@@ -14,11 +14,10 @@ from pathlib import Path
 import onnx
 
 from bitdance_edge.calibration.choose import Chosen
-from bitdance_edge.calibration.errors import writing
 from bitdance_edge.calibration.graphs import load_weights, read_skeleton
 from bitdance_edge.calibration.measure import StageLoss
 from bitdance_edge.calibration.recipe import CalibrationRecipe
-from bitdance_edge.runtime.bundle.files import folder_aside, put_in_place
+from bitdance_edge.runtime.bundle.files import cannot_write, put_in_place, staged_folder
 from bitdance_edge.runtime.bundle.manifest import Bundle, file_spec
 from bitdance_edge.runtime.bundle.specs import StageSpec
 
@@ -31,14 +30,23 @@ def replacing(folder: Path) -> Iterator[Path]:
     """Give a new folder to fill, and put it in the place of ``folder`` afterwards; after an error it is removed.
 
     Raises:
-        CalibrationError: the folder cannot be made, or not be put in place.
+        StorageError: the folder cannot be made, or not be put in place.
     """
     with ExitStack() as stack:
         with writing(folder):
-            fresh = stack.enter_context(folder_aside(folder))
-        yield fresh
+            staged = stack.enter_context(staged_folder(folder))
+        yield staged
         with writing(folder):
-            put_in_place(fresh, folder)
+            put_in_place(staged, folder)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raise StorageError where the code inside, which only writes, cannot write to ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 def write_bundle(bundle: Bundle, folder: Path, recipe: CalibrationRecipe, chosen: Chosen) -> Bundle:
@@ -49,7 +57,7 @@ def write_bundle(bundle: Bundle, folder: Path, recipe: CalibrationRecipe, chosen
         chosen: without them.
 
     Raises:
-        CalibrationError: the folder cannot be written.
+        StorageError: the folder cannot be written.
     """
     stages = {name: _write_stage(bundle, name, folder, recipe, chosen) for name in bundle.stages}
     carried = [bundle.text.tokenizer] if bundle.text is not None else []
