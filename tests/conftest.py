@@ -10,6 +10,7 @@ import pytest
 from bench_fixtures import altered as altered
 from bench_fixtures import compared as compared
 from calibration_fixtures import calibrated as calibrated
+from calibration_fixtures import recordings as recordings
 from calibration_fixtures import text_bundle as text_bundle
 from engine_fixtures import built as built
 from engine_fixtures import built_copy as built_copy

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import cast
 
-from bitdance_edge.runtime.backends.interface import InOrder, Launch, Memory
-from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeBackend, OnnxRuntimeStage
+from bitdance_edge.runtime.backends.interface import Backend, InOrder, Launch, Memory, Stage
+from bitdance_edge.runtime.backends.onnxruntime import HostBuffer
 
 Observer = Callable[[str, Mapping[str, HostBuffer]], None]  # (stage, its buffers as the loop has bound them)
 
@@ -18,9 +18,7 @@ class ObservedBackend:
 
     run_ahead = 0
 
-    def __init__(
-        self, backend: OnnxRuntimeBackend, before: Observer | None = None, after: Observer | None = None
-    ) -> None:
+    def __init__(self, backend: Backend, before: Observer | None = None, after: Observer | None = None) -> None:
         self.backend, self.before, self.after = backend, before, after
         self.name = backend.name
 
@@ -46,7 +44,7 @@ class ObservedBackend:
 class ObservedStage:
     """A stage whose launches are observed."""
 
-    def __init__(self, observed: ObservedBackend, name: str, stage: OnnxRuntimeStage) -> None:
+    def __init__(self, observed: ObservedBackend, name: str, stage: Stage) -> None:
         self.observed, self.name, self.stage, self.time = observed, name, stage, stage.time
 
     def bind(self, buffers: Mapping[str, Memory]) -> Launch:
