@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from bitdance_edge.export.errors import ExportError
-from bitdance_edge.export.stages import Generator, cache_slots
+from bitdance_edge.export.signatures import cache_slots
+from bitdance_edge.export.stages import Generator
 from bitdance_edge.export.widen import widened
 from bitdance_edge.model import TextToImage
 from bitdance_edge.model.backbone import GrowingCache

@@ -18,10 +18,10 @@ from bitdance_edge.export.check import StageError, check_stages
 from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.graph import export_graph
 from bitdance_edge.export.manifest import FileHashes
-from bitdance_edge.export.operators import TRANSLATIONS
 from bitdance_edge.export.opsets import DEFAULT_OPSET, OPSETS
 from bitdance_edge.export.preview import with_fast_previews
-from bitdance_edge.export.stages import Generator, stage_exports
+from bitdance_edge.export.signatures import stage_exports
+from bitdance_edge.export.stages import Generator
 from bitdance_edge.export.weights import Source, WeightPlacer, hollowed
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.tensor_file import StoredTensor
@@ -114,7 +114,7 @@ class _Export:
         with tqdm(total=len(exports) + 1, unit="stage", leave=False, disable=None) as progress:
             for name, build in exports.items():
                 progress.set_description(f"export {name}")
-                export_graph(build(), graphs / f"{name}.onnx", options.opset, TRANSLATIONS, weights)
+                export_graph(build(), graphs / f"{name}.onnx", options.opset, weights)
                 progress.set_description(f"checksum {name}")
                 stages[name] = manifest.stage_spec(files, graphs / f"{name}.onnx", options.precision, model)
                 progress.update()
