@@ -440,7 +440,8 @@ def _batch(bundle: Bundle, choice: Choice, max_batch: int | None) -> int:
     if max_batch is not None and choice.max_images is not None and max_batch > choice.max_images:
         raise RequestError(
             f"max_batch is {max_batch}, and the engines of {choice.target} take at most {choice.max_images} images at "
-            f"once; build for more with: bitdance-edge build {bundle.folder} --max-images {max_batch}"
+            f"once; build for more with: bitdance-edge build {bundle.folder} --target {choice.target} "
+            f"--max-images {max_batch}"
         )
     if choice.free_bytes is None:
         return max_batch or min(limit, DEFAULT_BATCH)

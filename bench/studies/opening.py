@@ -20,9 +20,9 @@ from bitdance_edge.bench.measured import cpu_seconds, library_bytes, memory
 from bitdance_edge.bench.ours import draw
 from bitdance_edge.bench.work import Work
 from bitdance_edge.calibration.sessions import pipeline_on
+from bitdance_edge.runtime.backends.built_graphs import BuiltGraphs
 from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeStage
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.bundle.prepared import prepared_graph
 
 
 class TimedBackend(OnnxRuntimeBackend):
@@ -42,7 +42,7 @@ class TimedBackend(OnnxRuntimeBackend):
 def checking(bundle: Bundle, stage: str) -> float:
     """CPU seconds of finding the files of a stage whole, as its loading does."""
     started = cpu_seconds()
-    if prepared_graph(bundle, stage, onnxruntime.__version__) is None:
+    if BuiltGraphs.find(bundle, "cpu", onnxruntime.__version__).graph(stage) is None:
         bundle.verified(stage)
     return cpu_seconds() - started
 

@@ -49,8 +49,9 @@ def prepare(bundle_path: str, folder: Path) -> None:
     """Engines, recorded inputs and what ONNX Runtime makes of them."""
     from bitdance_edge.engines.samples import record_samples
     from bitdance_edge.runtime import Bundle
+    from bitdance_edge.runtime.backends.engine_fit import engine_path
     from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
-    from bitdance_edge.runtime.bundle.sidecar import Sidecar, engine_path
+    from bitdance_edge.runtime.bundle.record import BuildRecord, record_path, target_folder
 
     build = ["build", bundle_path, "--target", "rtx", "--stages", ",".join(STAGES)]
     subprocess.run([sys.executable, "-m", "bitdance_edge", *build], check=True)
@@ -69,9 +70,9 @@ def prepare(bundle_path: str, folder: Path) -> None:
             **{f"in:{k}": v for k, v in inputs.items()},
             **{f"out:{k}": v for k, v in outputs.items()},
         )
-        engine = engine_path(bundle, "rtx", stage)
+        engine = engine_path(target_folder(bundle, "rtx"), stage)
         shutil.copyfile(engine, folder / engine.name)
-        profile = list(Sidecar.read(engine).profiles).index(sample)
+        profile = list(BuildRecord.read(record_path(engine.parent, stage)).profiles).index(sample)
         samples.append(
             {"name": name, "engine": engine.name, "profile": profile, "tolerance": bundle.stage(stage).tolerance}
         )

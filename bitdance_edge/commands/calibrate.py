@@ -190,6 +190,8 @@ def _share(text: str | None) -> float | None:
 def _require_target(name: str, recipe: "Recipe", bundle: str) -> None:
     """Refuse, before any work, a precision that the target's GPUs do not have."""
     from bitdance_edge.engines.support import require_types
-    from bitdance_edge.engines.targets.tensorrt import Target
+    from bitdance_edge.engines.targets import parse_engine_target
 
-    require_types(frozenset(recipe.precisions.values()), Target.parse(name))
+    target = parse_engine_target(name)
+    types = frozenset(recipe.precisions.values())
+    require_types(types, target.name, target.runs_on, all_of_them=bool(target.capabilities))

@@ -8,7 +8,7 @@ import numpy as np
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
-from bitdance_edge.engines.reports.engine_run import EngineRun
+from bitdance_edge.engines.engine_run import EngineRun
 from bitdance_edge.runtime.backends.tensorrt import TensorRTBackend
 
 

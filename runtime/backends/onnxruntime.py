@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
@@ -16,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from bitdance_edge.runtime.backends.built_graphs import BuiltGraphs
 from bitdance_edge.runtime.backends.freed_memory import give_back_freed
 from bitdance_edge.runtime.backends.huge_pages import huge_pages
 from bitdance_edge.runtime.backends.interface import Arrived, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.processor import int8_path
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.bundle.prepared import prepared_graph
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 from bitdance_edge.runtime.errors import BackendError, BundleError
@@ -72,11 +73,16 @@ def cpu_options(threads: int = 0, precision: str = "fp32") -> Any:
 
 
 @dataclass(frozen=True)
-class Place:
+class Provider:
     """A device as ONNX Runtime names it."""
 
     kind: str  # "cpu" or "cuda"
     ordinal: int = 0
+
+    @property
+    def target(self) -> str:
+        """The target whose builds run here."""
+        return self.kind
 
     def providers(self, graphs: bool) -> list[Any]:
         if self.kind == "cpu":
@@ -85,7 +91,7 @@ class Place:
         return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
 
-CPU = Place("cpu")
+CPU = Provider("cpu")
 
 
 class HostBuffer:
@@ -152,21 +158,21 @@ class OnnxRuntimeStage:
     Args:
         trace: folder for an operator trace, or None.
         graphs: capture each binding's kernels as a CUDA graph; where the session does not allow it, it goes without.
-        prepared: the graph is loaded as it is.
+        optimised: the graph was optimised when it was built, and is loaded unchanged.
     """
 
     def __init__(
         self,
         path: Path,
         spec: StageSpec,
-        place: Place,
+        place: Provider,
         threads: int,
         trace: Path | None,
         graphs: bool = False,
-        prepared: bool = False,
+        optimised: bool = False,
     ) -> None:
         options = cpu_options(threads, spec.precision if place.kind == "cpu" else "fp32")
-        if prepared:
+        if optimised:
             options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
         if place.kind == "cpu" and path.stem not in LOOP_STAGES:
             # Reuse is planned by equal sizes and holds what it hands on until its last reuse: with activations this
@@ -260,7 +266,8 @@ class OnnxRuntimeBackend:
     bundle: Bundle
     threads: int | None = None
     trace: Path | None = None
-    place: Place = CPU
+    place: Provider = CPU
+    builds: bool = True  # run what was built for this device where it fits; False: the bundle's own graphs
     run_ahead: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -284,14 +291,23 @@ class OnnxRuntimeBackend:
         value = import_onnxruntime().OrtValue.ortvalue_from_numpy(zeros, self.place.kind, self.place.ordinal)
         return CudaValueBuffer(value, shape, zeros.dtype)
 
+    @cached_property
+    def built(self) -> BuiltGraphs:
+        """What was built of the bundle for this device."""
+        return BuiltGraphs.find(self.bundle, self.place.target, import_onnxruntime().__version__)
+
     def load(self, stage: str) -> OnnxRuntimeStage:
-        spec, common = self.bundle.stage(stage), (self.place, self.threads or 0, self.trace)
-        if self.place.kind == "cpu":
-            prepared = prepared_graph(self.bundle, stage, import_onnxruntime().__version__)
-            if prepared is not None:
-                return OnnxRuntimeStage(prepared, spec, *common, prepared=True)
+        spec, graph = self.bundle.stage(stage), self.built.graph(stage) if self.builds else None
         graphs = self.place.kind == "cuda" and self.trace is None
-        return OnnxRuntimeStage(self.bundle.verified(stage), spec, *common, graphs=graphs)
+        return OnnxRuntimeStage(
+            graph or self.bundle.verified(stage),
+            spec,
+            self.place,
+            self.threads or 0,
+            self.trace,
+            graphs=graphs,
+            optimised=graph is not None and self.place.kind == "cpu",
+        )
 
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)  # each launch is a graph of its own already

@@ -18,10 +18,10 @@ from weakref import ReferenceType, WeakValueDictionary, ref
 from bitdance_edge.runtime.backends.cuda_device import CudaDevice
 from bitdance_edge.runtime.backends.cuda_graph import CaptureError, CudaGraph
 from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane
+from bitdance_edge.runtime.backends.engine_fit import engine_path, refuse_invalid, require_fit
 from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.tensorrt_library import Library
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.bundle.sidecar import engine_path, refuse_invalid, require_fit
 from bitdance_edge.runtime.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -31,13 +31,13 @@ class TensorRTBackend:
     """Engines of one target on one GPU.
 
     Args:
-        folder: the target's folder under the bundle's ``engines``.
+        folder: of the target's engines and their records.
         capability: the GPU's compute capability, "8.9".
     """
 
     run_ahead = 1  # a patch is queued while the one before runs, so that the GPU never waits for the host
 
-    def __init__(self, bundle: Bundle, library: Library, folder: str, device: CudaDevice, capability: str) -> None:
+    def __init__(self, bundle: Bundle, library: Library, folder: Path, device: CudaDevice, capability: str) -> None:
         self.bundle, self.library, self.folder = bundle, library, folder
         self.device, self.capability = device, capability
         self.eager_because: str | None = None  # why patches are not CUDA graphs
@@ -103,9 +103,9 @@ class TensorRTStage:
     def __init__(self, backend: TensorRTBackend, name: str) -> None:
         self.backend, self.name, self.time = backend, name, StageTime()
         self.spec = backend.bundle.stage(name)
-        self.path = engine_path(backend.bundle, backend.folder, name)
+        self.path = engine_path(backend.folder, name)
         library = backend.library
-        self.sidecar = require_fit(backend.bundle, self.path, library.trt, backend.capability)
+        self.record = require_fit(backend.bundle, backend.folder, name, library.trt, backend.capability)
         if library.judges_engines:
             refuse_invalid(self.path, library.trt, library.logger)
         self.engine: Any = _deserialize(library, self.path)
@@ -155,14 +155,14 @@ class TensorRTStage:
 
     def _profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """The optimisation profile that these shapes belong to."""
-        for index, ranges in enumerate(self.sidecar.profiles.values()):
+        for index, ranges in enumerate(self.record.profiles.values()):
             if all(_within(shape, ranges[name]) for name, shape in shapes.items()):
                 return index
         asked = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items() if name in self._varying())
         raise EngineError(
-            f"{self.path} was built for at most {self.sidecar.max_images} images at once, and {asked} is asked for; "
+            f"{self.path} was built for at most {self.record.max_images} images at once, and {asked} is asked for; "
             f"generate fewer at once (max_batch), or build for more with: bitdance-edge build "
-            f"{self.backend.bundle.folder} --target {self.sidecar.target} --max-images N"
+            f"{self.backend.bundle.folder} --target {self.record.target} --max-images N"
         )
 
     def _varying(self) -> set[str]:

@@ -63,7 +63,10 @@ def test_truncated_manifest(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format=99), "format 99; this version reads 3 and 4: export it again with: bitdance-edge export cc_4x_patch"),
+        (
+            lambda m: m.update(format=99),
+            "format 99; this version reads 3 and 4: export it again with: bitdance-edge export cc_4x_patch",
+        ),
         (lambda m: m.pop("cache"), "lacks cache"),
         (lambda m: m.update(surprise=1), "unknown surprise"),
         (lambda m: m["model"].update(bits="many"), "model.bits is 'many'; int is expected"),

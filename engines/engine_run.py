@@ -1,22 +1,22 @@
 """One engine by itself on the GPU of this machine, on given inputs, through the runtime's own backend."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from bitdance_edge.engines.targets.tensorrt import Target
 from bitdance_edge.runtime.backends.cuda_device import CudaDevice, import_pycuda
-from bitdance_edge.runtime.backends.device import find_device
+from bitdance_edge.runtime.backends.device import Device, find_device
 from bitdance_edge.runtime.backends.interface import Buffer
 from bitdance_edge.runtime.backends.tensorrt import BoundEngine, TensorRTBackend, TensorRTStage
-from bitdance_edge.runtime.backends.tensorrt_library import load_library
+from bitdance_edge.runtime.backends.tensorrt_library import Library, load_library
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.errors import BackendError
 
 
-def open_engines(bundle: Bundle, target: Target) -> TensorRTBackend:
-    """The backend for a target's engines; none is loaded yet.
+def open_engines(bundle: Bundle, folder: Path, library: str) -> TensorRTBackend:
+    """The backend for the engines in a target's folder; none is loaded yet.
 
     Raises:
         BackendError: no GPU answers, or PyCUDA is not installed.
@@ -25,9 +25,31 @@ def open_engines(bundle: Bundle, target: Target) -> TensorRTBackend:
     device = find_device()
     if device is None:
         raise BackendError("no NVIDIA driver answers here")
-    library = load_library(target.library)
     import_pycuda()
-    return TensorRTBackend(bundle, library, target.folder, CudaDevice(0), device.capability)
+    return TensorRTBackend(bundle, load_library(library), folder, CudaDevice(0), device.capability)
+
+
+def engine_run(
+    bundle: Bundle, stage: str, folder: Path, library: Library, device: Device
+) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]:
+    """A stage's engine in a folder as a function of its inputs; each call opens the GPU and leaves nothing on it.
+
+    Raises:
+        BackendError: PyCUDA is not installed.
+    """
+    import_pycuda()
+
+    def run(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        backend = TensorRTBackend(bundle, library, folder, CudaDevice(0), device.capability)
+        try:
+            with backend.current():
+                made = EngineRun.bind(backend.load(stage), inputs)
+                made.launch()
+                return {tensor.name: made.buffers[tensor.name].read() for tensor in bundle.stage(stage).outputs}
+        finally:
+            backend.close()
+
+    return run
 
 
 @dataclass(frozen=True)
