@@ -22,7 +22,7 @@ from bitdance_edge.calibration.sensitivity import Sensitivity, sensitivities
 from bitdance_edge.calibration.trials import Trial
 from bitdance_edge.calibration.variants import Variants
 from bitdance_edge.calibration.written import with_losses, write_bundle
-from bitdance_edge.runtime.bundle.files import folder_aside, put_in_place
+from bitdance_edge.runtime.bundle.files import put_in_place, staged_folder
 from bitdance_edge.runtime.bundle.manifest import RECORDINGS, Bundle
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 
@@ -84,8 +84,8 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
     kept = tuple(dict.fromkeys((*recipe.kept, *(name for search in searches.values() for name in search.kept))))
     formats = {name: number for name, number in chosen.formats.items() if name not in kept}
     try:
-        with folder_aside(folder) as aside:
-            written = write_bundle(bundle, aside, replace(recipe, kept=kept), chosen, formats)
+        with staged_folder(folder) as staged:
+            written = write_bundle(bundle, staged, replace(recipe, kept=kept), chosen, formats)
             losses = stage_losses(bundle, written, held_out, options.threads)
             written = with_losses(written, losses)
             trial = Trial(bundle, recipe.draw.held_out(options.test_images, TEST_PART), options.threads)
@@ -109,8 +109,8 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
                 smoothed=chosen.smoothed,
                 judged=_judged(judge, bundle, written, options, place) if judge else None,
             )
-            write_report(findings, pixels, aside / "calibration")
-            put_in_place(aside, folder)
+            write_report(findings, pixels, staged / "calibration")
+            put_in_place(staged, folder)
     except OSError as error:
         raise CalibrationError(
             f"cannot write {folder}: {error.strerror or error}; free some space or choose another folder"

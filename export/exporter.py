@@ -25,7 +25,7 @@ from bitdance_edge.export.stages import Generator
 from bitdance_edge.export.weights import Source, WeightPlacer, hollowed
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.tensor_file import StoredTensor
-from bitdance_edge.runtime.bundle.files import folder_aside, put_in_place
+from bitdance_edge.runtime.bundle.files import put_in_place, staged_folder
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
 
@@ -80,10 +80,10 @@ def export_bundle(
         raise ExportError(f"{folder} exists and is not a bundle; --force replaces bundles only")
     source = model.state_dict() if source is None else source
     try:
-        with folder_aside(folder) as aside:
+        with staged_folder(folder) as staged:
             _require_space(source, folder, options)
-            bundle = _Export(model, aside, options, prompts, source).write(provenance)
-            put_in_place(aside, folder)
+            bundle = _Export(model, staged, options, prompts, source).write(provenance)
+            put_in_place(staged, folder)
     except OSError as error:
         raise ExportError(
             f"cannot write {folder}: {error.strerror or error}; free some space or choose another folder"

@@ -19,6 +19,14 @@ class BackendError(BitDanceError):
     """No backend that can run this bundle here."""
 
 
+class StorageError(BitDanceError):
+    """A file or folder that cannot be written: the disk is full, or permission is missing."""
+
+
+class OutOfMemoryError(BackendError):
+    """A device that has less memory left than the work takes."""
+
+
 class EngineError(BitDanceError):
     """An engine that cannot be built, is missing, or is of another bundle, library or GPU."""
 

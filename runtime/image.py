@@ -54,7 +54,8 @@ def save_png(image: Image.Image, path: str | Path, info: PngImagePlugin.PngInfo 
     """Write a PNG, whole or not at all.
 
     Raises:
-        RequestError: not a ``.png`` name, or the folder cannot be written.
+        RequestError: not a ``.png`` name.
+        StorageError: the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":

@@ -140,7 +140,7 @@ def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
         (["--steps", "0"], "steps is 0; it must be a whole number from 1 to 1000"),
         (["--guidance", "nan"], "guidance is nan"),
         (["--size", "64x64"], "this bundle makes 32x32 only"),
-        (["--size", "big"], "'big' is not a size; write HEIGHTxWIDTH"),
+        (["--size", "big"], "'big' is not a size; write WIDTHxHEIGHT"),
         (["--seed", "-4"], "seed is -4"),
         (["--prefix", "nothing.npy"], "nothing.npy cannot be read as tokens"),
         (["--prefix-patches", "3"], "give --prefix too"),
