@@ -11,7 +11,7 @@ from bitdance_edge.engines.check import BuildCheck, tolerance
 from bitdance_edge.engines.plan import PlannedStage
 from bitdance_edge.engines.progress import BuildWatch
 from bitdance_edge.engines.targets.interface import Built, Job, Target
-from bitdance_edge.runtime.bundle.files import folder_aside, written_whole
+from bitdance_edge.runtime.bundle.files import staged_folder, written_whole
 from bitdance_edge.runtime.bundle.record import BuildRecord, BuiltFile, record_path, source_hashes, target_folder
 from bitdance_edge.runtime.errors import EngineError
 
@@ -39,7 +39,7 @@ def build_stage(
     job.bundle.verified(job.stage)
     folder = target_folder(job.bundle, target.name)
     try:
-        with folder_aside(folder / job.stage) as staging:
+        with staged_folder(folder / job.stage) as staging:
 
             def work() -> BuildRecord:
                 built = target.build(job, staging, watch)
