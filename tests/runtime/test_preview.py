@@ -95,6 +95,7 @@ def test_a_map_that_is_linear_is_found_again() -> None:
     assert np.abs(found.weights[-1] - true.weights[-1] + 0.5).max() < 0.5  # bytes are cut, half a level below
 
 
+@pytest.mark.serial
 def test_full_previews_stay_within_their_share(bundle: Bundle) -> None:
     request = Request(classes=range(8), seed=5, steps=20, preview_share=0.1)
     with Pipeline.open(bundle.folder, threads=1) as pipeline:
