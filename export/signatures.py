@@ -1,8 +1,8 @@
-"""What each stage takes and gives, and how it is traced: element type and dimensions of every tensor."""
+"""The inputs and outputs of each stage, as it is traced: element type and dimensions of every tensor."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -50,8 +50,8 @@ def cache_slots(model: Generator) -> int:
 
 def stage_exports(
     model: Generator, operators: CacheOperators, dtype: torch.dtype
-) -> dict[StageName, Callable[[], StageExport]]:
-    """Every stage of a model, built when it is asked for."""
+) -> dict[str, Callable[[], StageExport]]:
+    """Name -> function that builds the stage of a model, in ``dtype``."""
     layout = _layout(model)
     return {
         StageName.PROMPT: lambda: StageExport(stages.PromptStage(model), layout.prompt, ("embeddings",)),
@@ -171,7 +171,7 @@ def _patch(model: Generator) -> tuple[torch.dtype, Shape]:
 
 
 def _modulations(model: Generator, dtype: torch.dtype) -> Inputs:
-    linears = (*model.head.ada_ln_blocks, model.head.final_layer.ada_ln_modulation)
+    linears = [cast(nn.Linear, each) for each in (*model.head.ada_ln_blocks, model.head.final_layer.ada_ln_modulation)]
     return {
         f"modulation.{i}": (dtype, ("R", model.config.tokens_per_step, linear.out_features))
         for i, linear in enumerate(linears)
