@@ -3,7 +3,7 @@
     python bench/studies/engine_builds.py BUNDLE --target rtx:8.9
 
 Each stage is built by ``bitdance-edge build --stages STAGE --force`` in a process of its own, so that its peak memory
-is its own; the peak includes Python, TensorRT's libraries (about 0.3 GB) and the plan's check of the ONNX files.
+is measured alone; the peak includes Python, TensorRT's libraries (about 0.3 GB) and the plan's check of the ONNX files.
 """
 
 import argparse

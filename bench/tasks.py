@@ -1,6 +1,7 @@
-"""A child process: one contender with its own threads and memory, which does one thing after another when it is told.
+"""What a child process does: runs one contender, or measures the machine. ``child`` is the parent's end.
 
-Orders come as a line of JSON on standard input, answers leave as one on standard output; it ends with its input.
+A request is a line of JSON on standard input, an answer one on standard output; the process ends with its input. Its
+memory is measured, so it imports little, and libraries only in the task that needs them.
 """
 
 import hashlib
@@ -13,10 +14,13 @@ from typing import Any, Protocol, TextIO
 
 import numpy as np
 
+from bitdance_edge.bench.bits import Predictions
 from bitdance_edge.bench.contenders import OURS
 from bitdance_edge.bench.measured import Image, library_bytes, measured, memory
 from bitdance_edge.bench.work import Work
+from bitdance_edge.errors import BitDanceError
 from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.runtime.bundle.manifest import Bundle
 
 
 class Runs(Protocol):
@@ -25,15 +29,17 @@ class Runs(Protocol):
     def image(self) -> Image: ...
 
 
-class Worker:
+class Tasks:
+    """A method for each task; its result is the answer."""
+
     def __init__(self) -> None:
         self.contender: Runs | None = None
 
     def open(self, kind: str, source: str, bundle: str, threads: int, work: dict[str, Any]) -> dict[str, Any]:
-        """Load what runs; ``resting`` memory is that of the process without libraries, before."""
+        """Load the contender; ``resting_bytes`` is the process's memory before that, without libraries."""
         wanted = Work.from_json(work)
         if kind == OURS:
-            import onnxruntime  # noqa: F401  its libraries, before the memory is looked at
+            import onnxruntime  # noqa: F401  its libraries, before the memory is read
 
             from bitdance_edge.bench.ours import OurContender
 
@@ -47,23 +53,27 @@ class Worker:
         return {"opened": self.contender.opened, "resting_bytes": resting}
 
     def image(self, save: str | None) -> dict[str, Any]:
-        """One image; with ``save``, tokens and pixels go to that file."""
+        """Make one image; with ``save``, tokens, pixels and predictions go to that file."""
         assert self.contender is not None, "nothing is open"
         image, cost = measured(self.contender.image)
         if save is not None:
-            arrays = {"tokens": image.tokens, "pixels": image.pixels}
-            if image.unconditional is not None:
-                arrays["unconditional"] = image.unconditional
+            predictions = {} if image.predictions is None else image.predictions.arrays()
             with written_whole(Path(save)) as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
+                np.savez_compressed(file, allow_pickle=False, tokens=image.tokens, pixels=image.pixels, **predictions)
         memories = {"peak_bytes": memory("VmHWM"), "library_bytes": library_bytes()}
         return {**cost, "tokens_sha256": _digest(image.tokens), **memories}
 
-    def survey(self, source: str, threads: int, work: dict[str, Any], reference: str) -> dict[str, Any]:
-        from bitdance_edge.bench.survey import survey
+    def teacher_forcing(self, source: str, threads: int, work: dict[str, Any], reference: str) -> dict[str, Any]:
+        """Compare a bundle's bits with those of the file ``reference``, and count its launches."""
+        from bitdance_edge.bench.teacher_forcing import teacher_forced
 
         with np.load(reference, allow_pickle=False) as saved:
-            return survey(source, threads, Work.from_json(work), saved["tokens"], saved.get("unconditional"))
+            predictions = Predictions.load(saved)
+        counts, launches = teacher_forced(Bundle.open(source), threads, Work.from_json(work), predictions)
+        return {
+            "bits": counts.to_json(),
+            "launches": [{"stage": item.stage, "sizes": item.sizes, "count": item.count} for item in launches],
+        }
 
     def operators(self, source: str, threads: int, work: dict[str, Any]) -> dict[str, Any]:
         from bitdance_edge.bench.operators import operator_shares
@@ -82,21 +92,19 @@ def _digest(tokens: np.ndarray) -> str:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
-    worker = Worker()
+    tasks = Tasks()
     for line in sys.stdin:
-        order = json.loads(line)
-        _answer(answers, _done(worker, order.pop("do"), order))
+        options = json.loads(line)
+        _answer(answers, _done(tasks, options.pop("task"), options))
 
 
-def _done(worker: Worker, what: str, options: dict[str, Any]) -> dict[str, Any]:
-    """What came of an order; errors that this project defines go to the parent, all others keep their trace."""
+def _done(tasks: Tasks, task: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Run a task; the project's own errors are answers, any other keeps its trace."""
     try:
-        return {"done": getattr(worker, what)(**options)}
-    except Exception as error:
-        if not type(error).__module__.startswith("bitdance_edge."):
-            raise
+        return {"done": getattr(tasks, task)(**options)}
+    except BitDanceError as error:
         return {"error": str(error)}
 
 
