@@ -11,7 +11,7 @@ from bitdance_edge.engines.check import BuildCheck, tolerance
 from bitdance_edge.engines.plan import PlannedStage
 from bitdance_edge.engines.progress import BuildWatch
 from bitdance_edge.engines.targets.interface import Built, Job, Target
-from bitdance_edge.runtime.bundle.files import staged_folder, written_whole
+from bitdance_edge.runtime.bundle.files import cannot_write, staged_folder, written_whole
 from bitdance_edge.runtime.bundle.record import BuildRecord, BuiltFile, record_path, source_hashes, target_folder
 from bitdance_edge.runtime.errors import EngineError
 
@@ -32,33 +32,34 @@ def build_stage(
     Raises:
         BundleError: the graph is not the one in the manifest.
         BuildFailure: the library refuses the stage, or what it built differs from the bundle's own.
-        EngineError: the folder cannot be written.
+        EngineError: another build of the same stage and target was put in place at the same moment.
+        StorageError: the folder cannot be written.
         Cancelled: ``cancel`` was set. KeyboardInterrupt passes through after the library has stopped.
     """
     job, watch = planned.job, BuildWatch(cancel)
     job.bundle.verified(job.stage)
     folder = target_folder(job.bundle, target.name)
     try:
-        with staged_folder(folder / job.stage) as staging:
-
-            def work() -> BuildRecord:
-                built = target.build(job, staging, watch)
-                record = _record(job, target, built, watch.seconds)
-                with watch.phase_of("checking"):
-                    _write(record, staging)
-                    return replace(record, error=check.error(target, job, record, staging))
-
-            record = _in_thread(work, watch, watcher)
+        with staged_folder(folder / job.stage) as staged:
+            record = _in_thread(lambda: _build_and_check(job, target, check, staged, watch), watch, watcher)
             watch.require_wanted(job.stage)
-            return _put_in_place(record, staging, folder)
+            return _put_in_place(record, staged, folder)
     except OSError as error:
-        raise EngineError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise cannot_write(folder, error) from error
     finally:
         _remove_empty(folder)
 
 
+def _build_and_check(job: Job, target: Target, check: BuildCheck, staged: Path, watch: BuildWatch) -> BuildRecord:
+    built = target.build(job, staged, watch)
+    record = _record(job, target, built, watch.seconds)
+    _write(record, staged)
+    with watch.phase_of("checking"):
+        return replace(record, error=check.error(target, job, record, staged))
+
+
 def _in_thread(work: Callable[[], BuildRecord], watch: BuildWatch, watcher: Watcher) -> BuildRecord:
-    """Run the build beside this thread, which alone hears Ctrl-C, and stop it before passing the interrupt on."""
+    """Run the build in a thread of its own; this one receives Ctrl-C, and raises it when the build has stopped."""
     with ThreadPoolExecutor(1) as pool:
         future: Future[BuildRecord] = pool.submit(work)
         try:
@@ -91,14 +92,27 @@ def _record(job: Job, target: Target, built: Built, seconds: float) -> BuildReco
     )
 
 
-def _put_in_place(record: BuildRecord, staging: Path, folder: Path) -> BuildRecord:
-    """Move the files, then write the record: what has none is never used."""
-    record_path(folder, record.stage).unlink(missing_ok=True)
-    for file in record.files:
-        (staging / file.name).replace(folder / file.name)
-    # Looked at again where they lie: renaming a file changes what the file system says of it.
-    placed = replace(record, files=tuple(BuiltFile.of(folder / file.name) for file in record.files))
-    _write(placed, folder)
+def _put_in_place(record: BuildRecord, staged: Path, folder: Path) -> BuildRecord:
+    """Move the files, then write the record: files without a record are never used."""
+    path = record_path(folder, record.stage)
+    path.unlink(missing_ok=True)
+    try:
+        for file in record.files:
+            (staged / file.name).replace(folder / file.name)
+        # Described again in their place: renaming a file changes what the file system says of it.
+        placed = replace(record, files=tuple(BuiltFile.of(folder / file.name) for file in record.files))
+        _write(placed, folder)
+    except BaseException:
+        for file in record.files:
+            (folder / file.name).unlink(missing_ok=True)
+        raise
+    # Of two processes that build the same, the one that writes its record last sees the files of the other.
+    if damage := placed.damage(folder):
+        path.unlink(missing_ok=True)
+        raise EngineError(
+            f"another process built {record.stage} for {record.target} at the same time ({damage}); when it has "
+            "ended, run the same command again"
+        )
     return placed
 
 

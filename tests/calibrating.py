@@ -45,7 +45,7 @@ def altered(
 ) -> Bundle:
     """A copy of a bundle with one weight changed."""
     copied = Bundle.open(
-        shutil.copytree(bundle.folder, folder, ignore=shutil.ignore_patterns("engines", "calibration"))
+        shutil.copytree(bundle.folder, folder, ignore=shutil.ignore_patterns("targets", "calibration"))
     )
     path = folder / copied.stages[stage].graph.path
     model = onnx.load(path)

@@ -1,4 +1,4 @@
-"""PyTorch, ONNX Runtime and TensorRT on the same inputs, stage by stage: where they first differ, and where NaN begins.
+"""PyTorch, ONNX Runtime and a build on the same inputs, stage by stage: where they first differ, where NaN begins.
 
 Polygraphy runs the backends. ONNX Runtime also gives the output of every PyTorch module, found by the module path that
 each ONNX node keeps, so that the first module that differs has a name.
@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from bitdance_edge.engines.check import relative_error
-from bitdance_edge.engines.engine_run import open_engines
 from bitdance_edge.engines.graph import GraphFacts, read_graph
-from bitdance_edge.engines.targets.cpu import optimised_session
 from bitdance_edge.engines.targets.interface import Target
-from bitdance_edge.engines.targets.tensorrt import TensorRTTarget
 from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, record_path, target_folder
@@ -95,7 +92,7 @@ def compare_stage(
     with_modules = ModifyOutputs(OnnxFromPath(str(path)), outputs=marked)
     runners.append(OnnxrtRunner(lambda: _session(BytesFromOnnx(with_modules)()), name="onnxruntime"))
     try:
-        runners.append(_built_runner(bundle, target, stage))
+        runners.append(_built_runner(bundle, target, stage, facts))
     except BitDanceError as error:
         comparison.omitted[target.name] = str(error)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
@@ -113,28 +110,25 @@ def _session(model: bytes) -> Any:
     return import_onnxruntime().InferenceSession(model, cpu_options(), providers=["CPUExecutionProvider"])
 
 
-def _built_runner(bundle: Bundle, target: Target, stage: str) -> Any:
+def _built_runner(bundle: Bundle, target: Target, stage: str, facts: GraphFacts) -> Any:
     """What was built of a stage as a runner.
 
     Raises:
         BitDanceError: nothing was built, or it does not run here.
     """
-    from polygraphy.backend.onnxrt import OnnxrtRunner
+    from bitdance_edge.engines.reports.stage_runner import StageRunner
 
     folder = target_folder(bundle, target.name)
-    if not record_path(folder, stage).is_file():
+    path = record_path(folder, stage)
+    if not path.is_file():
         raise EngineError(
             f"nothing was built for {target.name}: bitdance-edge build {bundle.folder} --target {target.name}"
         )
-    if isinstance(target, TensorRTTarget):
-        from bitdance_edge.engines.reports.engine_runner import EngineRunner
-
-        return EngineRunner(open_engines(bundle, folder, target.library), stage)
-    record = BuildRecord.read(record_path(folder, stage))
+    record = BuildRecord.read(path)
     if unfit := record.damage(folder) or record.mismatch(bundle, target.library_version):
         raise EngineError(f"{unfit}; {record.rebuild_command(bundle)}")
-    graph, precision = folder / record.files[0].name, bundle.stage(stage).precision
-    return OnnxrtRunner(lambda: optimised_session(graph, precision), name=target.name)
+    job = target.job(bundle, stage, facts, record.max_images or 1)
+    return StageRunner(target.name, bundle.stage(stage), target.open(job, record, folder))
 
 
 def _differences(

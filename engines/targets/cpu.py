@@ -5,18 +5,15 @@ version of the library and one set of instructions; elsewhere the bundle's own g
 https://onnxruntime.ai/docs/performance/model-optimizations/graph-optimizations.html
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from bitdance_edge.engines.failure import BuildFailure
 from bitdance_edge.engines.graph import GraphFacts
 from bitdance_edge.engines.progress import BuildWatch
 from bitdance_edge.engines.rewriting import INLINE_UP_TO, Graph
 from bitdance_edge.engines.targets.cpu_forms import apply_fast_forms
 from bitdance_edge.engines.targets.interface import Built, Estimate, Job, Run
+from bitdance_edge.engines.targets.onnx_session import load, open_session, run_of
 from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
 from bitdance_edge.runtime.backends.processor import instructions
 from bitdance_edge.runtime.bundle.manifest import Bundle
@@ -63,47 +60,23 @@ class CpuTarget:
         return tuple(devices) == (instructions(),)
 
     def build(self, job: Job, folder: Path, watch: BuildWatch) -> Built:
-        ort, source, path = import_onnxruntime(), job.graph, folder / f"{job.stage}.onnx"
-        precision = job.bundle.stage(job.stage).precision
+        graph, path, rewritten = job.graph, folder / f"{job.stage}.onnx", folder / f"{job.stage}.rewritten.onnx"
         weights = path.with_name(f"{path.name}.data")
-        rewritten = folder / f"{job.stage}.rewritten.onnx"
         with watch.phase_of("rewriting"):
-            graph = Graph.read(source)
-            if apply_fast_forms(graph, job.stage):
-                graph.save(rewritten)
-                source = rewritten
-        options = cpu_options(1, precision)
+            changed = Graph.read(graph)
+            if apply_fast_forms(changed, job.stage):
+                changed.save(rewritten)
+                graph = rewritten
+        options = cpu_options(1, job.bundle.stage(job.stage).precision)
         options.optimized_model_filepath = str(path)
         for name, value in (("file_name", weights.name), ("min_size_in_bytes", str(INLINE_UP_TO))):
             options.add_session_config_entry(f"session.optimized_model_external_initializers_{name}", value)
         with watch.phase_of("optimising"):
-            try:
-                ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-            except Exception as error:  # onnxruntime's exceptions share no base class of their own
-                raise BuildFailure(
-                    f"{job.stage}: ONNX Runtime refuses the graph: {str(error).splitlines()[0]}"
-                ) from error
+            load(graph, options)
         for left in folder.glob(f"{rewritten.name}*"):
             left.unlink()
         return Built(files=[file for file in (path, weights) if file.exists()], devices=(instructions(),))
 
     def open(self, job: Job, record: BuildRecord, folder: Path) -> Run:
-        return run_of(optimised_session(folder / record.files[0].name, job.bundle.stage(job.stage).precision))
-
-
-def optimised_session(graph: Path, precision: str) -> Any:
-    """A session on the CPU of a graph that was optimised already."""
-    ort = import_onnxruntime()
-    options = cpu_options(0, precision)
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-
-
-def run_of(session: Any) -> Run:
-    """A session as a function of its inputs."""
-    names = [output.name for output in session.get_outputs()]
-
-    def run(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-
-    return run
+        graph = folder / record.files[0].name
+        return run_of(open_session(graph, job.bundle.stage(job.stage).precision, optimised=True))

@@ -14,9 +14,9 @@ from onnx import NodeProto, TensorProto
 from bitdance_edge.engines.graph import GraphFacts
 from bitdance_edge.engines.progress import BuildWatch
 from bitdance_edge.engines.rewriting import Graph, make_node
-from bitdance_edge.engines.targets.cpu import run_of
 from bitdance_edge.engines.targets.interface import Built, Estimate, Job, Run
-from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
+from bitdance_edge.engines.targets.onnx_session import open_session, run_of
+from bitdance_edge.runtime.backends.onnxruntime import import_onnxruntime
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord
 from bitdance_edge.runtime.bundle.stage_names import StageName
@@ -67,9 +67,7 @@ class CudaTarget:
         """On the CPU, whose arithmetic in float32 and float16 is that of the bundle's own check."""
         if "bf16" in job.facts.types:
             raise BackendError("ONNX Runtime has no bfloat16 kernels on a CPU, so the graph is not run here")
-        graph, options = folder / record.files[0].name, cpu_options(0, job.bundle.stage(job.stage).precision)
-        session = import_onnxruntime().InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-        return run_of(session)
+        return run_of(open_session(folder / record.files[0].name, job.bundle.stage(job.stage).precision))
 
 
 def normalise_by_reductions(graph: Graph, node: NodeProto) -> None:

@@ -104,6 +104,7 @@ class Target(Protocol):
         """Load what was built into a folder, with its record, to be checked on this machine.
 
         Raises:
-            BitDanceError: it cannot run here; the message says why.
+            BackendError: it cannot run on this machine; the message says why.
+            BuildFailure: it does not load.
         """
         ...

@@ -24,7 +24,7 @@ from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, target_folder
 from bitdance_edge.runtime.bundle.stage_names import StageName
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.errors import BackendError, EngineError
 
 DETAILS = "detailed"  # layer names and their ONNX nodes stay in the engine, for inspect and profile
 # Upper bounds of what was measured on builds for RTX, from a few kB of weights to the 683 MB of B-4x's backbone
@@ -118,9 +118,12 @@ class TensorRTTarget:
     def open(self, job: Job, record: BuildRecord, folder: Path) -> Run:
         device = find_device()
         if device is None:
-            raise EngineError("no NVIDIA driver answers here, so engines are not run")
+            raise BackendError("no NVIDIA driver answers here, so engines are not run")
         if device.capability not in record.devices:
-            raise EngineError(f"the GPU of this machine has compute capability {device.capability}")
+            raise BackendError(
+                f"the GPU of this machine has compute capability {device.capability}, and the engines are for "
+                f"{', '.join(record.devices)}"
+            )
         return engine_run(job.bundle, job.stage, folder, self.loaded, device)
 
     def _serialized(self, job: Job, library: Library, watch: BuildWatch) -> tuple[Any, Any]:

@@ -8,16 +8,19 @@ run, some of what is refused here. Knows files and names; imports no library.
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bitdance_edge.runtime.bundle import schema
 from bitdance_edge.runtime.bundle.manifest import Bundle, sha256
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.errors import BundleError, EngineError
 
 FORMAT = 1
 TARGETS = "targets"
+Parser = Callable[[Any, str], Any]  # of a JSON value and its place, for messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +121,10 @@ class BuildRecord:
             raise EngineError(f"{path} cannot be read ({error}); {again}") from None
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise EngineError(f"{path} is not a record of format {FORMAT}; {again}")
-        if data.keys() != {field.name for field in fields(cls)}:
-            raise EngineError(f"{path} lacks fields or has unknown ones: another version wrote it; {again}")
         try:
-            files = tuple(BuiltFile(**file) for file in data["files"])
-            return cls(**{**data, "devices": tuple(data["devices"]), "files": files})
-        except TypeError:
-            raise EngineError(f"{path} is not whole; {again}") from None
+            return schema.record(cls, data, str(path), PARSERS)
+        except BundleError as error:
+            raise EngineError(f"{str(error).split(';')[0]}; {again}") from None
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
@@ -149,6 +149,61 @@ class BuildRecord:
         images = ["--max-images", str(self.max_images)] if self.max_images not in (None, 1) else []
         command = ["bitdance-edge", "build", str(bundle.folder), "--target", self.target, *images, "--force"]
         return f"build it again with: {shlex.join(command)}"
+
+
+def _file(value: Any, at: str) -> BuiltFile:
+    found = schema.record(BuiltFile, value, at)
+    if found.name in ("", ".", "..") or set(found.name) & set("/\\"):
+        raise BundleError(f"{at}.name is {found.name!r}; a record names only files in its own folder")
+    return found
+
+
+def _files(value: Any, at: str) -> tuple[BuiltFile, ...]:
+    if not (files := _several(_file)(value, at)):
+        raise BundleError(f"{at} is empty; at least a graph or an engine is expected")
+    return tuple(files)
+
+
+def _stage(value: Any, at: str) -> str:
+    if value not in list(StageName):
+        raise BundleError(f"{at} is {value!r}; it must be one of {', '.join(StageName)}")
+    return StageName(value)
+
+
+def _exactly(kind: type) -> Parser:
+    def parse(value: Any, at: str) -> Any:
+        if type(value) is not kind:
+            raise BundleError(f"{at} is {value!r}; {kind.__name__} is expected")
+        return value
+
+    return parse
+
+
+def _number(value: Any, at: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BundleError(f"{at} is {value!r}; a number is expected")
+    return float(value)
+
+
+def _several(parse: Parser) -> Parser:
+    return lambda value, at: [parse(item, f"{at}[{i}]") for i, item in enumerate(_exactly(list)(value, at))]
+
+
+def _named(parse: Parser) -> Parser:
+    return lambda value, at: {name: parse(item, f"{at}.{name}") for name, item in schema.mapping(value, at).items()}
+
+
+PARSERS: Mapping[str, Parser] = {
+    "stage": _stage,
+    "devices": lambda value, at: tuple(_several(_exactly(str))(value, at)),
+    "sources": _named(_exactly(str)),
+    "files": _files,
+    "max_images": schema.optional(_exactly(int)),
+    "profiles": _named(_named(_several(_several(_exactly(int))))),
+    "layers": _named(_named(_exactly(int))),
+    "options": schema.mapping,
+    "error": schema.optional(_number),
+}
 
 
 def source_hashes(bundle: Bundle, stage: str) -> dict[str, str]:

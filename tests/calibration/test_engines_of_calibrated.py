@@ -13,37 +13,32 @@ from onnx import TensorProto, helper, numpy_helper
 from bitdance_edge.calibration.calibrate import calibrate
 from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.engines.plan import plan_builds
-from bitdance_edge.engines.targets.tensorrt import Target
+from bitdance_edge.engines.targets import parse_target
 from bitdance_edge.runtime import Bundle, EngineError
 from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
-from bitdance_edge.runtime.backends.tensorrt_library import Library
 
 STAGES = ("tokens", "time", "backbone", "modulation", "head", "decoder", "encoder")
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8", "int4"])
-def test_engines_are_built_of_every_stage(
-    calibrated: Callable[[str], Findings], library: Library, precision: str
-) -> None:
-    made = build(calibrated(precision).calibrated, library, STAGES)
-    for stage, sidecar in made.items():
+def test_engines_are_built_of_every_stage(calibrated: Callable[[str], Findings], precision: str) -> None:
+    made = build(calibrated(precision).calibrated, "rtx", STAGES)
+    for stage, record in made.items():
         expected = "int8" if stage == "encoder" and precision == "int4" else precision  # it has convolutions only
-        assert sidecar.precision.startswith(expected), (stage, sidecar.precision)
+        assert record.precision.startswith(expected), (stage, record.precision)
 
 
-def test_a_half_precision_bundle_keeps_its_type_beside_int8(
-    digits: Callable[[str], Bundle], library: Library, tmp_path: Path
-) -> None:
+def test_a_half_precision_bundle_keeps_its_type_beside_int8(digits: Callable[[str], Bundle], tmp_path: Path) -> None:
     recipe = replace(OPTIONS.recipe, precisions={"head": "int8", "backbone": "int8"}, weigh_times=False)
     asked = replace(OPTIONS, recipe=recipe, test_images=1, held_out=1, data=tmp_path / "recordings")
     found = calibrate(digits("fp16"), tmp_path / "out", asked)
     assert found.bits.forced < 0.05
-    made = build(found.calibrated, library, ("head", "backbone"))
-    assert {sidecar.precision for sidecar in made.values()} == {"int8+fp16"}
+    made = build(found.calibrated, "rtx", ("head", "backbone"))
+    assert {record.precision for record in made.values()} == {"int8+fp16"}
 
 
-def test_fp8_is_refused_where_a_gpu_has_none(calibrated: Callable[[str], Findings], library: Library) -> None:
-    plan = plan_builds(calibrated("fp8").calibrated, Target.parse("rtx:8.6"), library, ["head"], 1, force=True)
+def test_fp8_is_refused_where_a_gpu_has_none(calibrated: Callable[[str], Findings]) -> None:
+    plan = plan_builds(calibrated("fp8").calibrated, parse_target("rtx:8.6"), ["head"], 1, force=True)
     with pytest.raises(EngineError, match=r"fp8 needs compute capability 8\.9, not 8\.6"):
         plan.require_possible()
 

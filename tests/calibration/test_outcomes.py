@@ -85,10 +85,10 @@ def test_refused_in_one_line(
 
 def test_fp8_for_the_default_target_is_allowed(bundle: Bundle) -> None:
     """It leaves out the GPUs that lack it, as a build does."""
+    from bitdance_edge.engines.gpus import DEFAULT_GPUS
     from bitdance_edge.engines.support import require_types
-    from bitdance_edge.engines.targets.tensorrt import Target
 
-    require_types(frozenset({"fp8", "int8"}), Target.parse("rtx"))
+    require_types(frozenset({"fp8", "int8"}), "rtx", DEFAULT_GPUS, all_of_them=False)
 
 
 def test_neither_an_existing_folder_nor_a_calibrated_bundle(

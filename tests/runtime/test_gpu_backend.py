@@ -281,7 +281,7 @@ def test_engines_say_how_many_images_they_take(gpus: Gpus, exported: Callable[..
     with Pipeline.open(gpu.bundle.folder) as pipeline:
         assert pipeline.max_batch == MAX_IMAGES
         assert pipeline.choice.target == TARGET
-    with pytest.raises(RequestError, match=r"max_batch is 5, and the engines of trt-current take at most 4"):
+    with pytest.raises(RequestError, match=r"max_batch is 5, and the engines of trt:current take at most 4"):
         Pipeline.open(gpu.bundle.folder, max_batch=5)
     assert gpu.alive == NOTHING
     with Pipeline.open(gpu.bundle.folder) as pipeline, pipeline.backend.current():
