@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
+from sharing import made_once, run_folder
 
 from bitdance_edge.engines.graph import read_graph
 from bitdance_edge.engines.samples import record_samples
@@ -42,16 +44,17 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
     from bitdance_edge.export.exporter import ExportOptions, export_bundle
     from bitdance_edge.model import load_generator
 
-    folder, made = tmp_path_factory.mktemp("digits"), {}
+    folder, made = run_folder(tmp_path_factory) / "digits", {}
+
+    def make(precision: str, target: Path) -> None:
+        if precision in QUANTIZED:
+            quantized(get("fp32"), target, precision)
+        else:
+            export_bundle(load_generator(CHECKPOINT), target, ExportOptions(name=precision, precision=precision), {})
 
     def get(precision: str) -> Bundle:
         if precision not in made:
-            target = folder / precision
-            if precision in QUANTIZED:
-                made[precision] = quantized(get("fp32"), target, precision)
-            else:
-                options = ExportOptions(name=precision, precision=precision)
-                made[precision] = export_bundle(load_generator(CHECKPOINT), target, options, {})
+            made[precision] = Bundle.open(made_once(folder / precision, partial(make, precision)))
         return made[precision]
 
     return get

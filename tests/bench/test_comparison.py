@@ -8,6 +8,8 @@ from benching import Compared, bench
 
 from bitdance_edge.runtime import Bundle
 
+pytestmark = pytest.mark.serial
+
 
 def contender(report: dict, name: str) -> dict:
     return next(entry for entry in report["threads"][0]["contenders"] if entry["name"] == name)

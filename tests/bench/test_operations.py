@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bitdance_edge.bench.operations import GraphCosts
 from bitdance_edge.export.opsets import OPSETS
-from bitdance_edge.export.stages import stage_exports
+from bitdance_edge.export.signatures import stage_exports
 from bitdance_edge.model import load_generator
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.bundle.specs import dim_size
