@@ -100,7 +100,7 @@ class _SessionBackend:
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)
 
-    def beside(self) -> "_SessionBackend":
+    def second_lane(self) -> "_SessionBackend":
         return self
 
     def current(self) -> AbstractContextManager[None]:

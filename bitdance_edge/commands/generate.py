@@ -36,6 +36,7 @@ from bitdance_edge.runtime import (
     save_png,
 )
 
+SLOW = 2.0  # seconds from which what a build would bring is said
 EXAMPLE = """examples:
   bitdance-edge generate bundles/digits-4x --classes all --count 8 --seed 1 --grid digits.png
   bitdance-edge generate bundles/digits-4x --classes 3 --prefix three.png --prefix-patches 8 --out completed
@@ -102,6 +103,8 @@ def run(args: argparse.Namespace) -> None:
             for stage, spent in pipeline.times().items():
                 each = 1000 * spent.seconds / spent.launches
                 say(f"{stage:9} {spent.launches:7} launches {each:9.3f} ms each {1000 * spent.seconds:10.1f} ms")
+        if pipeline.choice.advice and time.perf_counter() - started > SLOW:
+            say(pipeline.choice.advice)
     say(f"{len(images)} images in {seconds:.2f} s, {seconds / len(images):.2f} s each, seed {images[0].seed}")
 
 
