@@ -121,7 +121,9 @@ def _builds(bundle: Bundle) -> Iterator[str]:
             yield f"  {folder.name}: {error}"
             continue
         stages = ", ".join(record.stage for record in built)
-        for_what = f"{built[0].target} with {built[0].library} {built[0].library_version}" if built else folder.name
+        for_what = (
+            f"{built[0].target} with {built[0].library} {built[0].library_version}".rstrip() if built else folder.name
+        )
         yield f"  {for_what}: {stages or 'nothing'}, {sum(record.bytes for record in built) / 1e6:.1f} MB"
     if not folders:
         yield f"  nothing yet; for this processor: bitdance-edge build {bundle.folder} --target cpu"
