@@ -1,6 +1,7 @@
 # make demo: images from two shipped checkpoints. make test: everything that is checked. Both set themselves up.
 
 PYTHON ?= python3
+TEST_PROCESSES ?= 2
 VENV := .venv
 RUN := $(VENV)/bin
 ROOMS := model training export calibration bench engines runtime serve
@@ -22,8 +23,10 @@ demo: bundles/digits-4x/bundle.json bundles/shapes-16x/bundle.json
 bundles/%/bundle.json: checkpoints/%/config.json | $(VENV)/demo.stamp
 	$(RUN)/bitdance-edge export checkpoints/$* -o bundles/$* --force
 
+# Two processes share the tests; those that measure time follow alone.
 test: lint
-	$(RUN)/pytest -q
+	$(RUN)/pytest -q -m "not serial" --numprocesses $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+	$(RUN)/pytest -q -m serial
 
 lint: setup build/types
 	$(RUN)/ruff check .

@@ -1,62 +1,67 @@
 """How far two contenders' images are the same: their bits, and their pixels."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bitdance_edge.bench.bits import BitCounts, Predictions, compare_tokens
 from bitdance_edge.bench.errors import BenchError
 from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.quality import psnr
 
-QUANTISED_BUDGET = 0.02  # of the bits, where no other is asked for
+QUANTISED_BUDGET = 0.02  # of the bits, unless --max-bit-flips says otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Of one contender with the reference; shares are of all compared bits.
+    """How far one contender agrees with the reference.
 
     Attributes:
-        forced: share that turns under teacher forcing; None where that was not measured.
-        first_patch: the first patch, from 1, in which a bit differs; None where none does.
-        levels: largest difference of a pixel's levels of 255; psnr is None where no pixel differs.
-        calibration: the share under teacher forcing and in free generation that the bundle's own report says.
+        free: bits of free generation.
+        first_patch: the first patch, from 1, with a wrong bit; None where there is none.
+        forced: bits under teacher forcing; None where that was not measured.
+        levels: largest difference of a pixel's levels of 255.
+        psnr: in dB; None where no pixel differs.
+        calibration: the shares of flipped bits, ``forced`` and ``free``, that the bundle's own report states.
     """
 
-    bits: int
-    different: int
+    free: BitCounts
     first_patch: int | None
-    forced: float | None
+    forced: BitCounts | None
     levels: int
     psnr: float | None
     calibration: Mapping[str, float] | None
 
-    @property
-    def free(self) -> float:
-        return self.different / self.bits
-
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "free": self.free}
+        return {
+            "free": self.free.to_json(),
+            "first_patch": self.first_patch,
+            "forced": None if self.forced is None else self.forced.to_json(),
+            "levels": self.levels,
+            "psnr": self.psnr,
+            "calibration": self.calibration,
+        }
 
 
 def agreement(
-    reference: Path, other: Path, tokens_per_step: int, forced: Sequence[float] | None, bundle: Bundle | None
+    reference: Path, other: Path, tokens_per_step: int, forced: BitCounts | None, bundle: Bundle | None
 ) -> Agreement:
-    """Compare two files of tokens and pixels."""
+    """Compare two files of tokens and pixels; the reference's holds its predictions too."""
     with np.load(reference, allow_pickle=False) as want, np.load(other, allow_pickle=False) as got:
-        differ = want["tokens"] != got["tokens"]
-        pixels = want["pixels"].astype(int) - got["pixels"]
-    patches = np.flatnonzero(differ.any(axis=(0, 2)))
-    square = float(np.mean(np.square(pixels)))
+        counts, patch = compare_tokens(got["tokens"], want["tokens"], Predictions.load(want), tokens_per_step)
+        pixels = want["pixels"], got["pixels"]
+    levels = int(np.abs(pixels[0].astype(int) - pixels[1]).max())
     return Agreement(
-        bits=differ.size,
-        different=int(differ.sum()),
-        first_patch=int(patches[0]) // tokens_per_step + 1 if len(patches) else None,
-        forced=None if forced is None else float(np.mean(forced)),
-        levels=int(np.abs(pixels).max()),
-        psnr=10 * float(np.log10(255**2 / square)) if square else None,
+        free=counts,
+        first_patch=None if patch is None else patch + 1,
+        forced=forced,
+        levels=levels,
+        psnr=psnr(*pixels) if levels else None,
         calibration=None if bundle is None else _calibration(bundle),
     )
 
@@ -66,7 +71,7 @@ def _calibration(bundle: Bundle) -> dict[str, float] | None:
     if not report.is_file():
         return None
     try:
-        bits = json.loads(report.read_text())["bits"]
+        bits = json.loads(report.read_text(encoding="utf-8"))["bits"]
         return {"forced": float(bits["forced"]), "free": float(bits["free"])}
     except (ValueError, KeyError, TypeError):
         raise BenchError(
@@ -76,30 +81,33 @@ def _calibration(bundle: Bundle) -> dict[str, float] | None:
 
 def quantised(bundle: Bundle) -> bool:
     """Whether a stage of the generation is not in float32, so that its bits are not expected to be PyTorch's."""
-    return any(stage.precision != "fp32" for name, stage in bundle.stages.items() if name != "encoder")
+    return any(stage.precision != "fp32" for name, stage in bundle.stages.items() if name != StageName.ENCODER)
 
 
 def require_same(bundle: Bundle, found: Agreement, allowed: float | None) -> None:
     """Refuse to compare the speed of different images.
 
-    A float32 bundle is held to its free generation, any other to teacher forcing: a bit that turns there changes all
-    patches after it, which says nothing of the rounding.
+    A float32 bundle is judged by its free generation, any other under teacher forcing: in free generation one flipped
+    bit changes all patches after it, which says nothing of the precision.
 
     Args:
-        allowed: share of bits that may differ; None is none in float32, ``QUANTISED_BUDGET`` else.
+        allowed: share of the compared bits that may be wrong; None: 0 in float32, else ``QUANTISED_BUDGET``.
 
     Raises:
-        BenchError: more do.
+        BenchError: more are wrong.
     """
     rounded = quantised(bundle)
     limit = allowed if allowed is not None else QUANTISED_BUDGET if rounded else 0.0
-    share = found.free if not rounded or found.forced is None else found.forced
-    if share <= limit:
+    counts = found.free if not rounded or found.forced is None else found.forced
+    if counts.wrong_share <= limit:
         return
     how = "under teacher forcing" if rounded else f"from patch {found.first_patch} on"
-    forced = "" if rounded or found.forced is None else f" ({100 * found.forced:.3g} % under teacher forcing)"
+    forced = (
+        "" if rounded or found.forced is None else f" ({100 * found.forced.wrong_share:.3g} % under teacher forcing)"
+    )
     raise BenchError(
-        f"{bundle.folder}: {100 * share:.3g} % of {found.bits} bits differ from PyTorch's {how}{forced}, "
-        f"{100 * limit:g} % may. No speed is shown for another image: see which stage with bitdance-edge compare, "
-        f"or allow it with --max-bit-flips {100 * share * 1.01:.3g}%"
+        f"{bundle.folder}: {100 * counts.wrong_share:.3g} % of {counts.compared} bits differ from PyTorch's by more "
+        f"than rounding {how}{forced}; at most {100 * limit:g} % may. No speed is shown for a different image: find "
+        f"the stage with bitdance-edge compare {bundle.folder}, or allow it with "
+        f"--max-bit-flips {100 * counts.wrong_share * 1.01:.3g}%"
     )

@@ -1,4 +1,4 @@
-"""The parent's end of a child process (``worker``)."""
+"""The parent's end of a process that runs ``tasks`` with its own threads and memory."""
 
 import json
 import os
@@ -14,10 +14,10 @@ GRACE = 5.0  # seconds to end in
 
 
 class Child:
-    """One process that does what it is asked, one thing at a time.
+    """The parent's end of one process, which answers one request at a time.
 
     Args:
-        name: whose process it is, for errors.
+        name: what it runs, for errors.
         threads: of the libraries in it.
     """
 
@@ -25,19 +25,23 @@ class Child:
         self.name = name
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bitdance_edge.bench.worker"],
+            [sys.executable, "-m", "bitdance_edge.bench.tasks"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
         )
 
-    def ask(self, what: str, **options: Any) -> dict[str, Any]:
-        """Raises BenchError where it cannot be done, or the process died (its own trace stands above)."""
+    def ask(self, task: str, **options: Any) -> dict[str, Any]:
+        """Have the process do one of ``Tasks``.
+
+        Raises:
+            BenchError: the task fails, or the process has died (its own trace is above on standard error).
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
-            self.process.stdin.write(json.dumps({"do": what, **options}) + "\n")
+            self.process.stdin.write(json.dumps({"task": task, **options}) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:
@@ -45,7 +49,7 @@ class Child:
         if not line:
             status = self.process.wait()
             killed = " (killed: out of memory?)" if status < 0 else ""
-            raise BenchError(f"the process of {self.name} ended with status {status}{killed} while asked for {what}")
+            raise BenchError(f"the process of {self.name} ended with status {status}{killed} during the task {task!r}")
         answer = json.loads(line)
         if "error" in answer:
             raise BenchError(f"{self.name}: {answer['error']}")

@@ -1,4 +1,4 @@
-"""The whole comparison: runs, figures, and what is written of them."""
+"""The whole comparison: runs, figures, and the report of them."""
 
 import json
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from bitdance_edge.bench.figures import figures
 from bitdance_edge.bench.machine import processor
 from bitdance_edge.bench.plots import write_plot
 from bitdance_edge.bench.report import markdown, summary
+from bitdance_edge.bench.run_folder import once
 from bitdance_edge.bench.runs import BenchOptions, Runs, versions
 from bitdance_edge.runtime.bundle.files import written_whole
 
@@ -18,14 +19,14 @@ PLOT = "bench.png"
 
 
 def compare(options: BenchOptions, command: str, note: Callable[[str], object]) -> dict[str, Any]:
-    """Run what is not in the folder yet, and write ``report.json``, ``report.md`` and the plot.
+    """Run what the folder does not hold yet, and write ``report.json``, ``report.md`` and the plot.
 
     Args:
         command: the command line, for the report.
-        note: is given the lines for the person who waits.
+        note: called with lines for the terminal.
 
     Raises:
-        BenchError: a contender cannot run, its image is another, or the folder holds another comparison.
+        BenchError: a contender cannot run or makes a different image, or the folder holds another comparison.
     """
     machine = processor()
     runs = Runs(options, machine["name"])
@@ -33,10 +34,10 @@ def compare(options: BenchOptions, command: str, note: Callable[[str], object]) 
     bundle, work = options.bundles[0], options.work
     settings = work.settings(bundle)
     report = {
-        "title": f"{', '.join(runs.bundles)} beside PyTorch",
+        "title": f"{', '.join(runs.bundles)} and PyTorch",
         "command": command,
         "work": work.to_json(),
-        "size": f"{settings.size.height}x{settings.size.width}",
+        "size": str(settings.size),
         "patches": {"drawn": work.drawn(bundle), "of": settings.size.patches},
         "sampling": {
             "steps": settings.steps,
@@ -62,7 +63,7 @@ def compare(options: BenchOptions, command: str, note: Callable[[str], object]) 
 
 
 def _operators(options: BenchOptions, runs: Runs) -> dict[str, Any]:
-    """Where each bundle's stages spend their time, with the first number of threads."""
+    """Trace where each bundle's stages spend their time, with the first number of threads."""
     threads, work = options.threads[0], options.work.to_json()
 
     def ask(contender: Contender) -> dict[str, Any]:
@@ -70,4 +71,4 @@ def _operators(options: BenchOptions, runs: Runs) -> dict[str, Any]:
             return child.ask("operators", source=contender.source, threads=threads, work=work)
 
     ours = [contender for contender in options.contenders if contender.kind == OURS]
-    return {c.name: runs.once(f"t{threads}-{c.file_name}-operators", partial(ask, c)) for c in ours}
+    return {c.name: once(runs.kept.of(c, threads, "operators.json"), partial(ask, c)) for c in ours}

@@ -1,4 +1,4 @@
-"""Who runs: bundles on our runtime, and PyTorch on the checkpoint that they were exported from."""
+"""What is compared: bundles on this project's runtime, and PyTorch on the checkpoint that they were exported from."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -27,39 +27,48 @@ class Contender:
 
 
 def parse_against(text: str) -> list[str]:
-    """``torch,torch-compile`` to kinds.
+    """Read kinds from ``torch,torch-compile``.
 
     Raises:
-        BenchError: there is none, an unknown one, or it is not installed.
+        BenchError: there is no kind, an unknown one, or PyTorch is not installed.
     """
     kinds = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not kinds or (set(kinds) - AGAINST.keys()):
         raise BenchError(f"--against is {text!r}; it must be one or more of {', '.join(AGAINST)}, comma-separated")
     if importlib.util.find_spec("torch") is None:
         raise BenchError(
-            "torch is not installed, and --against runs it: pip install torch==2.13.0 'bitdance-edge[bench]'"
+            "torch is not installed, and --against needs it: pip install torch==2.13.0 'bitdance-edge[bench]'"
         )
     return kinds
 
 
 def contenders(bundles: Sequence[Bundle], kinds: Sequence[str], checkpoint: Path) -> list[Contender]:
-    """In the order in which they take their turns: ours first."""
+    """List the contenders in the order of their turns: bundles first.
+
+    Raises:
+        BenchError: a bundle is given twice.
+    """
     names = [bundle.name for bundle in bundles]
     if len(set(names)) < len(names):
         names = [str(bundle.folder) for bundle in bundles]
     if len(set(names)) < len(names):
-        raise BenchError(f"a bundle is named twice: {', '.join(names)}; name each once")
+        raise BenchError(f"a bundle is given twice: {', '.join(names)}; give each once")
     ours = [Contender(name=n, kind=OURS, source=str(b.folder)) for n, b in zip(names, bundles, strict=True)]
     return [*ours, *(Contender(name=AGAINST[kind], kind=kind, source=str(checkpoint)) for kind in kinds)]
 
 
 def require_one_model(bundles: Sequence[Bundle]) -> None:
-    """Raises BenchError where bundles are not of the same model, sampled the same way."""
+    """Refuse bundles of different models or sampling.
+
+    Raises:
+        BenchError: they differ.
+    """
     first = bundles[0]
     for other in bundles[1:]:
         if (other.model, other.sampling) != (first.model, first.sampling) or _origin(other) != _origin(first):
             raise BenchError(
-                f"{other.folder} and {first.folder} are not of one model and checkpoint; compare each by itself"
+                f"{other.folder} and {first.folder} are not of one model and checkpoint; run "
+                "bitdance-edge bench for each of them"
             )
 
 
@@ -69,10 +78,10 @@ def _origin(bundle: Bundle) -> Any:
 
 
 def find_checkpoint(bundle: Bundle, given: str | None) -> Path:
-    """The checkpoint that a bundle was exported from: the one given, or one of its name near here or near the bundle.
+    """Find the checkpoint that a bundle was exported from: as given, or by name next to the bundle or in checkpoints/.
 
     Raises:
-        BenchError: none is found, or it holds other weights than the bundle's manifest says.
+        BenchError: none is found, or its weights are not those that the bundle's manifest states.
     """
     name, digest = bundle.provenance.get("checkpoint"), bundle.provenance.get("checkpoint_sha256")
     if given is not None:

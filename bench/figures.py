@@ -1,4 +1,4 @@
-"""From runs to figures: medians, ratios, what each stage takes, and how far that is from what the machine can do."""
+"""From runs to figures: medians, ratios, the time of each stage, and how far that is from what the machine can do."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,14 +12,14 @@ from bitdance_edge.bench.work import Work
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.memory_plan import MemoryPlan, plan_memory
 
-WEIGHTS_FACTOR = 1.3  # memory is held to the weights so many times, plus what the plan says beside them
-# Of any model: graphs, threads and arenas of its sessions, and Python's objects (4 to 7 MB beside weights of 2 to 9).
+WEIGHTS_FACTOR = 1.3  # memory may reach this many times the weights, plus what the plan says for everything else
+# For any model: graphs, threads and arenas of its sessions, and Python's objects (4 to 7 MB at weights of 2 to 9 MB).
 SESSION_BYTES = 7_000_000
 SHARED_FROM = 0.2  # processors that were busy for other processes
 
 
 def figures(runs: Sequence[ThreadRuns], bundles: Mapping[str, Bundle], work: Work, cache: int) -> list[dict[str, Any]]:
-    """One entry a number of threads; ``cache`` is the machine's last cache in bytes."""
+    """Return one entry for each number of threads; ``cache`` is the machine's last cache in bytes."""
     return [_of_threads(run, bundles, work, cache) for run in runs]
 
 
@@ -43,7 +43,7 @@ def _of_threads(run: ThreadRuns, bundles: Mapping[str, Bundle], work: Work, cach
 
 
 def _ratio(ours: Turns, theirs: Turns) -> dict[str, float]:
-    """Median over the rounds of the ratio of two runs that stood side by side."""
+    """Return the median over the rounds of the ratio of two adjacent runs."""
     pairs = list(zip(ours.rounds, theirs.rounds, strict=True))
     return {unit: median(a[unit] / b[unit] for a, b in pairs) for unit in ("cpu", "wall")}
 
@@ -86,11 +86,11 @@ def _of_contender(
 
 
 def _floors(turns: Turns, bundle: Bundle, best: Mapping[str, float], cache: int) -> dict[str, dict[str, Any]]:
-    """The least time of each stage's launches together, and what sets it.
+    """Return the least total time of each stage's launches, and what sets it.
 
-    A launch takes at least its operations at the machine's float32 rate (which is no bound for stages in another
-    precision), and at least the bytes of the weights that its products read at the read bandwidth (which is no bound
-    for weights that stay in a cache).
+    A launch takes at least its operations at the machine's float32 rate (no bound for stages in another precision), and
+    at least the bytes of the weights that its products read at the read bandwidth (no bound for weights that stay in a
+    cache).
     """
     floors = {}
     for stage in dict.fromkeys(item["stage"] for item in turns.launches):
@@ -135,11 +135,11 @@ def _memory(turns: Turns, bundle: Bundle | None, work: Work) -> dict[str, Any]:
 
 
 def memory_plan(bundle: Bundle, work: Work) -> MemoryPlan:
-    """For the images and steps of this work."""
+    """Plan the memory for the images and steps of this work."""
     steps = work.settings(bundle).steps
     return plan_memory(replace(bundle, sampling=replace(bundle.sampling, steps=steps)), work.images)
 
 
 def allowed_bytes(plan: MemoryPlan) -> float:
-    """What a process may take beyond its libraries."""
+    """Return the bytes that a process may take beyond its libraries."""
     return WEIGHTS_FACTOR * plan.weights + plan.held - plan.weights + SESSION_BYTES

@@ -1,6 +1,6 @@
-"""What this machine can do: its float32 matrix rate and read bandwidth, and the instructions that decide about int8.
+"""What this machine can do: its float32 matrix rate and read bandwidth, and the instructions that matter for INT8.
 
-The rate is the best of the libraries that are here, so that no contender can be ahead of it by a better library.
+Each figure is the best of the installed libraries, so that no contender exceeds it by using a better library.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,8 +25,8 @@ INSTRUCTIONS = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 VNNI": "avx512_vn
 
 
 def processor() -> dict[str, Any]:
-    """Name, logical processors, last cache in bytes, and which of the instruction sets that matter it has."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    """Return name, logical processors, last cache in bytes, and whether it has each instruction set that matters."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     said = dict(reversed([line.split(":", 1) for line in lines if ":" in line]))  # of the first processor
     said = {key.strip(): value.strip() for key, value in said.items()}
     flags = set(said.get("flags", "").split())
@@ -40,14 +40,17 @@ def processor() -> dict[str, Any]:
 
 def _last_cache() -> int:
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
-    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    sizes = [
+        path.read_text(encoding="utf-8").strip()
+        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    ]
     return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=0)
 
 
 def abilities(threads: int) -> dict[str, Any]:
-    """GFLOP/s and GB/s by library, with as many threads (the environment of this process says so to numpy's).
+    """Measure GFLOP/s and GB/s by library with this number of threads (numpy takes it from the environment).
 
-    One thread is timed in CPU seconds, so that other processes do not make the machine look slower than it is.
+    One thread is timed in CPU seconds, so that other processes do not make the machine look slower.
     """
     torch.set_num_threads(threads)
     clock = process_time if threads == 1 else perf_counter
@@ -81,7 +84,7 @@ def _products(threads: int) -> dict[str, Callable[[], object]]:
 
 
 def _product_session(weight: np.ndarray, threads: int) -> onnxruntime.InferenceSession:
-    """A product with a constant, whose packing is done once when it is loaded, as in our stages."""
+    """Make a product with a constant that is packed once when it is loaded, as in a bundle's stages."""
     shape = list(weight.shape)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["left", "weight"], ["out"])],

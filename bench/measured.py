@@ -1,4 +1,4 @@
-"""What a contender gives for one image, and what that cost its process."""
+"""What a contender makes, and what that cost its process."""
 
 import os
 import resource
@@ -9,6 +9,8 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+
+from bitdance_edge.bench.bits import Predictions
 
 
 @dataclass
@@ -21,17 +23,17 @@ class StageSeconds:
 class Image:
     """Tokens int8 ``[B, K, C]``, pixels uint8 ``[B, H, W, 3]``, and the wall time of each stage by itself.
 
-    ``unconditional``: tokens of the unconditional rows of the first patch, where they were drawn apart.
+    ``predictions``: of a reference, before their sign is taken.
     """
 
     tokens: np.ndarray
     pixels: np.ndarray
     stages: dict[str, StageSeconds]
-    unconditional: np.ndarray | None = None
+    predictions: Predictions | None = None
 
 
 def measured(make: Callable[[], Image]) -> tuple[Image, dict[str, Any]]:
-    """An image, and its wall and CPU seconds (user and system, of all threads of this process)."""
+    """Make an image and return it with its wall and CPU seconds (user and system, of all threads of this process)."""
     cpu, wall = cpu_seconds(), perf_counter()
     image = make()
     wall, cpu = perf_counter() - wall, cpu_seconds() - cpu
@@ -45,26 +47,27 @@ def cpu_seconds() -> float:
 
 
 def busy_seconds() -> float:
-    """CPU seconds that all processes of this machine have taken since it started (user, nice, system)."""
-    user, nice, system = Path("/proc/stat").read_text().split(maxsplit=4)[1:4]
+    """Return the CPU seconds of all processes of this machine since it started (user, nice, system)."""
+    user, nice, system = Path("/proc/stat").read_text(encoding="utf-8").split(maxsplit=4)[1:4]
     return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(entry: str) -> int:
-    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at its peak (unlike getrusage's, not that of its parent)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    """Return bytes of this process: ``VmRSS`` now, ``VmHWM`` at its peak (not that of its parent, as getrusage's)."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{entry}:"):
             return int(line.split()[1]) * 1024
     raise ValueError(entry)
 
 
 def library_bytes() -> int:
-    """Bytes of shared libraries that this process has in memory: their code comes in as it is first run."""
+    """Return bytes of shared libraries that this process has in memory: their code is loaded when it first runs."""
     total, library = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        name, *values = line.split()
-        if not name.endswith(":"):  # the head of a mapping: addresses, permissions, offset, device, inode and file
-            library = len(values) > 4 and ".so" in Path(values[4]).suffixes
-        elif name == "Rss:" and library:
-            total += int(values[0]) * 1024
+    with Path("/proc/self/smaps").open(encoding="utf-8") as lines:  # by line: the whole text would count in the peak
+        for line in lines:
+            name, *values = line.split()
+            if not name.endswith(":"):  # the head of a mapping: addresses, permissions, offset, device, inode and file
+                library = len(values) > 4 and ".so" in Path(values[4]).suffixes
+            elif name == "Rss:" and library:
+                total += int(values[0]) * 1024
     return total

@@ -1,7 +1,7 @@
 """Operations of a graph file and bytes of the weights that its products read, for given sizes.
 
-Counted from the graph that runs, not from the model: a multiplication and an addition are two operations; products,
-convolutions and attention count, what works element by element does not.
+They are counted from the graph that runs, not from the model. A multiplication and an addition are two operations;
+products, convolutions and attention count, elementwise operators do not.
 """
 
 import math
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import onnx
 import sympy
-from onnx import helper
 
 from bitdance_edge.bench.errors import BenchError
+from bitdance_edge.runtime.bundle.dtypes import ONNX_NUMBERS, tensor_bytes
 
 Shape = tuple[int, ...]
-# What hands its first input's shape on: between a weight and its product, or where a calibration put it.
+# Operators whose result has the shape of their first input: between a weight and its product, or put by calibration.
 SAME_SHAPE = ("DequantizeLinear", "QuantizeLinear", "Cast", "Identity", "Relu", "Mul", "Div", "Add", "Sub", "Clip")
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Attention", "MatMulNBits", "MatMulInteger")
 
@@ -27,7 +27,7 @@ class Cost:
     """Of one launch."""
 
     operations: int
-    weight_bytes: int  # of products alone: of a table that is looked up, next to nothing is read
+    weight_bytes: int  # of products only: a lookup reads next to nothing of its table
 
 
 class GraphCosts:
@@ -42,10 +42,10 @@ class GraphCosts:
         self.values = {value.name: value.type.tensor_type.shape for value in values}
 
     def cost(self, sizes: Mapping[str, int]) -> Cost:
-        """Of a launch with these named dimensions.
+        """Count a launch with these named dimensions.
 
         Raises:
-            BenchError: the graph has a product whose shape it does not tell.
+            BenchError: the graph does not give the shape of a product.
         """
         shapes = _Shapes(self, sizes)
         products = [node for node in self.graph.node if node.op_type in PRODUCTS]
@@ -54,7 +54,7 @@ class GraphCosts:
         return Cost(operations, sum(_bytes(self.weights[name]) for name in read))
 
     def _sources(self, name: str) -> set[str]:
-        """The weights behind a product's input: itself, or what is unpacked or turned on the way."""
+        """Find the weights behind a product's input: itself, or what is dequantised or reshaped on the way."""
         if name in self.weights:
             return {name}
         node = self.producers.get(name)
@@ -86,7 +86,8 @@ class _Shapes:
             return tuple(shape[axis] for axis in (order or reversed(range(len(shape)))))
         kind = "an unknown node" if node is None else node.op_type
         raise BenchError(
-            f"{costs.path} does not tell the shape of {name} (of {kind}); its operations cannot be counted"
+            f"{costs.path} does not give the shape of {name} (from {kind}), so its operations cannot be counted; "
+            "export the bundle again"
         )
 
 
@@ -103,8 +104,8 @@ def _matmul(node: onnx.NodeProto, shapes: _Shapes) -> int:
 
 
 def _gemm(node: onnx.NodeProto, shapes: _Shapes) -> int:
-    turned = next((a.i for a in node.attribute if a.name == "transA"), 0)
-    inner = shapes[node.input[0]][0 if turned else 1]
+    transposed = next((a.i for a in node.attribute if a.name == "transA"), 0)
+    inner = shapes[node.input[0]][0 if transposed else 1]
     return 2 * math.prod(shapes[node.output[0]]) * inner
 
 
@@ -113,7 +114,7 @@ def _convolution(node: onnx.NodeProto, shapes: _Shapes) -> int:
     if all(size == 1 for size in kernel[2:]) and not any(
         a.name == "strides" and max(a.ints) > 1 for a in node.attribute
     ):
-        # The pixels of the result are those of the image, also where a graph does not tell how many they are.
+        # The result has as many pixels as the input, even where the graph does not give its shape.
         return 2 * given[0] * math.prod(given[2:]) * math.prod(kernel)
     return 2 * math.prod(shapes[node.output[0]]) * math.prod(kernel[1:])
 
@@ -123,7 +124,7 @@ def _transposed_convolution(node: onnx.NodeProto, shapes: _Shapes) -> int:
 
 
 def _attention(node: onnx.NodeProto, shapes: _Shapes) -> int:
-    """Over the whole cache, masked or not: that is what is computed."""
+    """Count the whole cache, masked or not, because all of it is computed."""
     queries, keys = shapes[node.input[0]], shapes[node.input[1]]  # [R, H, T, d], [R, G, S, d]
     return 4 * math.prod(queries) * keys[2]
 
@@ -145,6 +146,4 @@ _OPERATIONS: dict[str, Callable[[onnx.NodeProto, _Shapes], int]] = {
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
-    if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
-        return math.prod(tensor.dims) // 2
-    return math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return tensor_bytes(tensor.dims, ONNX_NUMBERS[tensor.data_type])

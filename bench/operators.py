@@ -1,6 +1,6 @@
-"""Which operators a stage's time goes to: ONNX Runtime's own trace of a short generation.
+"""The operators that a stage's time goes to, from ONNX Runtime's trace of a short generation.
 
-Shares only: tracing itself takes time, so that seconds come from the untraced runs.
+Only shares are reported: tracing itself takes time, so seconds come from the untraced runs.
 """
 
 import json
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from bitdance_edge.bench.ours import draw
 from bitdance_edge.bench.work import Work
+from bitdance_edge.runtime import Pipeline
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.pipeline import Pipeline
 
 TRACED_STEPS, TRACED_PATCHES = 6, 2
 
 
 def operator_shares(folder: str, threads: int, work: Work) -> dict[str, dict[str, float]]:
-    """Stage -> operator -> share of the time of all its operators, largest first."""
+    """Return stage -> operator -> share of the time of all its operators, largest first."""
     bundle = Bundle.open(folder)
     steps = min(work.settings(bundle).steps, TRACED_STEPS)
     short = replace(work, steps=steps, patches=min(work.drawn(bundle), TRACED_PATCHES))
@@ -35,7 +35,7 @@ def operator_shares(folder: str, threads: int, work: Work) -> dict[str, dict[str
 
 def _shares(trace: Path) -> dict[str, float]:
     spent: Counter[str] = Counter()
-    for event in json.loads(trace.read_text()):
+    for event in json.loads(trace.read_text(encoding="utf-8")):
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             spent[event["args"]["op_name"]] += event["dur"]
     return {name: time / spent.total() for name, time in spent.most_common() if spent.total()}

@@ -1,4 +1,4 @@
-"""A bundle on our runtime, as a product would run it: ONNX Runtime on the CPU."""
+"""A bundle on this project's runtime, as a product would run it: ONNX Runtime on the CPU."""
 
 from contextlib import closing
 from time import perf_counter
@@ -7,8 +7,8 @@ import numpy as np
 
 from bitdance_edge.bench.measured import Image, StageSeconds
 from bitdance_edge.bench.work import Work, padded
+from bitdance_edge.runtime import PatchDone, Pipeline
 from bitdance_edge.runtime.backends.interface import StageTime
-from bitdance_edge.runtime.pipeline import PatchDone, Pipeline
 
 
 class OurContender:
@@ -30,7 +30,7 @@ class OurContender:
 
 
 def draw(pipeline: Pipeline, work: Work) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens int8 ``[B, K, C]`` and pixels uint8 ``[B, H, W, 3]`` of the patches that are drawn."""
+    """Return tokens int8 ``[B, K, C]`` and pixels uint8 ``[B, H, W, 3]`` of the patches that are drawn."""
     bundle = pipeline.bundle
     request, patches, wanted = work.request(bundle), [], work.drawn(bundle)
     with closing(pipeline.stream(request)) as events:  # type: ignore[type-var]  a generator

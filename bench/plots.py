@@ -1,4 +1,4 @@
-"""The picture of a comparison: each contender's time by stage, and how far our stages are from the floor."""
+"""The plot of a comparison: each contender's time by stage, and how far a bundle's stages are from the floor."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from bitdance_edge.calibration.plots import DPI, STAGE_COLOURS
 from bitdance_edge.runtime.bundle.files import written_whole
 
 OTHER = "#bab0ac"
-SHOWN_SHARE = 0.02  # of the image; how far lesser stages are from the floor does not matter
+SHOWN_SHARE = 0.02  # of the image; the distance of smaller stages from the floor does not matter
 
 
 def write_plot(threads: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """One row a number of threads."""
+    """Draw one row for each number of threads."""
     figure = Figure(figsize=(10, 0.6 + 2.6 * len(threads)), layout="constrained")
     rows = figure.subplots(len(threads), 2, squeeze=False)
     for (bars, floors), entry in zip(rows, threads, strict=True):
@@ -46,7 +46,7 @@ def _stacked(axes: Axes, entry: Mapping[str, Any]) -> None:
 
 
 def _distances(axes: Axes, entry: Mapping[str, Any]) -> None:
-    """Bars from 1, the floor."""
+    """Draw each stage's time as a multiple of its floor."""
     bars = [
         (f"{contender['name']}: {name}" if several else name, name, stage)
         for several in [sum(contender["kind"] == "ours" for contender in entry["contenders"]) > 1]

@@ -1,11 +1,11 @@
 """PyTorch on the checkpoint: the plain path of ``model/``, or with head and decoder compiled.
 
-The times of stages are taken inside the whole image, each without those that it calls; what is left is PyTorch's own
-overhead between them. ``cond_embed``, which our backbone stage does once a patch, is part of the head here: the
-published head does it at every evaluation.
+Stages are timed inside the whole image, each without the stages that it calls; the rest is PyTorch's own overhead
+between them. ``cond_embed``, which our backbone stage runs once a patch, is part of the head here: the published head
+runs it at every evaluation.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from time import perf_counter
 from typing import Any
@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bitdance_edge.bench.bits import Predictions, recorded_predictions
 from bitdance_edge.bench.measured import Image, StageSeconds
 from bitdance_edge.bench.work import Work, padded
 from bitdance_edge.export.stages import DecoderStage
-from bitdance_edge.model import BitDance, TextToImage, load_generator
+from bitdance_edge.model import BitDance, TextToImage, generator, load_generator, text_to_image
 from bitdance_edge.model.text_checkpoint import is_text_to_image, load_text_to_image
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
@@ -26,9 +27,10 @@ from bitdance_edge.runtime.sampler import patch_guidance
 
 
 class TorchContender:
-    """
+    """The model as it was trained, asked for the same images as a bundle.
+
     Args:
-        bundle: says what is asked for: sizes, sampling, prompts. Its weights are not read.
+        bundle: gives sizes, sampling and prompts; its weights are not read.
         compiled: ``torch.compile`` for head and decoder; the backbone, whose cache grows every step, stays eager.
     """
 
@@ -44,24 +46,19 @@ class TorchContender:
         if compiled:
             for module in (self.model.head, self.model.tokenizer.decoder):
                 setattr(module, "forward", torch.compile(module.forward))  # noqa: B010  a method, to the checker
-        self.first_rows: list[np.ndarray] = []  # of the first patch, conditional and unconditional
         self._time_stages(inside_head=not compiled)
 
     @torch.no_grad()
     def image(self) -> Image:
         self.timers.stages.clear()
-        self.first_rows.clear()
         settings, patches = self.work.settings(self.bundle), self.work.drawn(self.bundle)
-        drawn = [patch.numpy() for patch in islice(self._patches(settings, patches), patches)]
-        tokens = np.concatenate(drawn, axis=1)
-        pixels = self._pixels(tokens, settings)
-        rows = self.first_rows[0] if self.first_rows else drawn[0]
-        apart = self._apart(settings, 0) and len(rows) > len(tokens)
+        with recorded_predictions(generator if isinstance(self.model, BitDance) else text_to_image) as predicted:
+            tokens = np.concatenate([p.numpy() for p in islice(self._patches(settings, patches), patches)], axis=1)
         return Image(
             tokens=tokens.astype(np.int8),
-            pixels=pixels,
+            pixels=self._pixels(tokens, settings),
             stages=dict(self.timers.stages),
-            unconditional=rows[len(tokens) :] if apart else None,
+            predictions=Predictions.of(predicted, len(tokens)),
         )
 
     def _patches(self, settings: Settings, patches: int) -> Iterator[Tensor]:
@@ -109,28 +106,23 @@ class TorchContender:
             wrap(model.head.time_embed, "forward", "time")
         embeds_tokens = model.backbone if isinstance(model, BitDance) else model
         wrap(model.backbone, "embed_classes" if isinstance(model, BitDance) else "embed_tokens", "prompt")
-        wrap(embeds_tokens, "embed_tokens", "tokens", lambda tokens: self.first_rows or self._keep(tokens))
-
-    def _keep(self, tokens: Tensor) -> None:
-        self.first_rows.append(tokens.numpy().copy())
+        wrap(embeds_tokens, "embed_tokens", "tokens")
 
 
 class StageTimers:
-    """Wall time of functions, each without that of the timed functions that it calls."""
+    """Takes the wall time of functions, each without that of the timed functions that it calls."""
 
     def __init__(self) -> None:
         self.stages: dict[str, StageSeconds] = {}
         self._inner = [0.0]
 
-    def wrap(self, owner: object, name: str, stage: str, see: Callable[[Any], object] | None = None) -> None:
-        """Time ``owner.name`` as ``stage``; ``see`` is shown its first argument."""
+    def wrap(self, owner: object, name: str, stage: str) -> None:
+        """Time ``owner.name`` as ``stage``."""
         if isinstance(getattr(owner, name), nn.Module):
             owner, name = getattr(owner, name), "forward"
         function = getattr(owner, name)
 
         def timed(*args: Any, **options: Any) -> Any:
-            if see is not None:
-                see(args[0])
             self._inner.append(0.0)
             started = perf_counter()
             result = function(*args, **options)

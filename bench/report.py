@@ -1,7 +1,9 @@
-"""A comparison for people: the lines on the terminal and the Markdown page."""
+"""The report of a comparison: the lines on the terminal and the Markdown page."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from bitdance_edge.bench.bits import ROUNDING
 
 SHOWN_OPERATORS = 3
 
@@ -17,14 +19,14 @@ def _page(report: Mapping[str, Any], plot: str) -> Iterator[str]:
     yield ""
     yield _what(report)
     yield ""
-    yield f"![Seconds by stage, and our distance to the floor]({plot})"
+    yield f"![Seconds by stage, and distance to the floor]({plot})"
     for entry in report["threads"]:
         yield from ("", f"## {_threads(entry['threads'])}", "", *summary(entry))
         for contender in entry["contenders"]:
             yield from _contender(contender)
     for name, stages in report["operators"].items():
         yield from ("", f"## Where the stages of {name} spend their time", "")
-        yield "Operators as ONNX Runtime runs them, share of the stage, traced in a short generation."
+        yield "Operators as ONNX Runtime runs them, by share of the stage, traced in a short generation."
         yield ""
         for stage, shares in stages.items():
             first = [f"{op} {100 * share:.0f} %" for op, share in list(shares.items())[:SHOWN_OPERATORS]]
@@ -64,23 +66,19 @@ def _what(report: Mapping[str, Any]) -> str:
 
 
 def summary(entry: Mapping[str, Any]) -> Iterator[str]:
-    """The table of whole images with one number of threads."""
+    """Yield the table of whole images with one number of threads."""
     references = [c["name"] for c in entry["contenders"] if c["kind"] != "ours"]
     machine = entry["machine"]
     yield f"The machine: {machine['gflops']:.1f} GFLOP/s in float32, reads {machine['gbytes']:.1f} GB/s."
     if entry["shared"]:
         yield (
             f"**It was shared**: other processes kept {entry['others']:.1f} processors busy. Wall times are longer "
-            "than they would be alone"
-            + (
-                "; CPU seconds hold."
-                if entry["threads"] == 1
-                else ", and so are CPU seconds: threads wait for each other."
-            )
+            "than on an idle machine"
+            + ("; CPU seconds are not." if entry["threads"] == 1 else ", and so are CPU seconds: threads wait.")
         )
     yield ""
     ratios = "".join(f" CPU / {name} | wall / {name} |" for name in references)
-    yield f"| | CPU s | wall s | wall, least to most |{ratios} bits that differ | pixels |"
+    yield f"| | CPU s | wall s | wall, range |{ratios} bits that differ | pixels |"
     yield "|---|---:|---:|---|" + "---:|---:|" * len(references) + "---|---|"
     for contender in entry["contenders"]:
         walls = [run["wall"] for run in contender["rounds"]]
@@ -103,12 +101,17 @@ def _seconds(value: float) -> str:
 def _bits(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "reference"
-    parts = [f"{found['different']} of {found['bits']}"]
+    parts = [_counts(found["free"])]
     if found["forced"] is not None:
-        parts.append(f"{100 * found['forced']:.3g} % under teacher forcing")
+        parts.append(f"{_counts(found['forced'])} under teacher forcing")
     if found["calibration"] is not None:
         parts.append(f"{100 * found['calibration']['forced']:.3g} % in its calibration report")
     return "; ".join(parts)
+
+
+def _counts(bits: Mapping[str, Any]) -> str:
+    rounding = f" ({bits['within_rounding']} within rounding)" if bits["within_rounding"] else ""
+    return f"{bits['different']}{rounding} of {bits['compared']}"
 
 
 def _pixels(found: Mapping[str, Any] | None) -> str:
@@ -161,20 +164,22 @@ def _starting(contender: Mapping[str, Any]) -> str:
         return text + "."
     return (
         f"{text}; the rest, {memory['taken_bytes'] / 1e6:.0f} MB, is {memory['taken_to_allowed']:.2f} of 1.3 times the "
-        f"weights ({memory['weights_bytes'] / 1e6:.0f} MB) plus what the memory plan says beside them "
+        f"weights ({memory['weights_bytes'] / 1e6:.0f} MB) plus what the memory plan adds "
         f"({(memory['plan_bytes'] - memory['weights_bytes']) / 1e6:.0f} MB) and {memory['session_bytes'] / 1e6:.0f} MB "
         "for sessions."
     )
 
 
 def _method(report: Mapping[str, Any]) -> Iterator[str]:
-    yield "- Every contender is a process of its own, and they take turns; CPU seconds are user and system time of all"
-    yield "  its threads. A ratio is the median over the rounds of two runs that stood side by side."
-    yield "- PyTorch's stages are timed inside its whole image. `cond_embed`, once a patch in our backbone stage, is in"
-    yield "  its head, which does it at every evaluation; compiled, the head is timed with its modulation."
+    yield "- Every contender is a process of its own, and they take turns. CPU seconds are user and system time of all"
+    yield "  its threads. A ratio is the median over the rounds of the ratio of two adjacent runs."
+    yield "- PyTorch's stages are timed inside its whole image. `cond_embed` runs once a patch in a bundle's backbone"
+    yield "  and at every evaluation in PyTorch's head; compiled, the head is timed with its modulation."
     yield "- A stage's floor is the larger of its operations (counted from its graph) at the machine's float32 rate and"
     yield "  the bytes of its weights at the read bandwidth, both the best of several libraries, before and after the"
     yield "  runs. Weights that fit the last cache set no floor, nor does the float32 rate for another precision."
-    yield "- Under teacher forcing every patch is drawn on top of the reference's patches."
+    yield f"- A bit that differs is within rounding where the reference predicts at most {ROUNDING:g} before the sign"
+    yield "  is taken. The patches that follow one in the same image are sampled on top of it, and are not compared."
+    yield "- Under teacher forcing every patch is sampled on top of the reference's patches."
     if any(c["kind"] == "torch-compile" for entry in report["threads"] for c in entry["contenders"]):
         yield "- `torch.compile` compiles head and decoder; the backbone, whose cache grows every step, stays eager."

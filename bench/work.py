@@ -14,7 +14,7 @@ from bitdance_edge.runtime.request import Request, Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """``images`` at once, the first ``patches`` patches of each (None: all); what is not drawn is decoded as zero."""
+    """``images`` at once, the first ``patches`` patches of each (None: all); the other tokens are decoded as zero."""
 
     images: int
     steps: int | None  # None: the bundle's
@@ -30,27 +30,27 @@ class Work:
         return cls(**data)
 
     def request(self, bundle: Bundle) -> Request:
-        """Images 0, 1, ... are of classes 0, 1, ..., again from 0 where there are fewer; or all of the prompt.
+        """Ask for images of classes 0, 1, ... (starting over after the last), or all of the prompt.
 
         Raises:
-            BenchError: a prompt for classes, or none where one is needed.
+            BenchError: a prompt for a class-conditional bundle, or none for a text-to-image one.
         """
         model = bundle.model
         # The one sampler that the PyTorch model has.
         shared = {"seed": self.seed, "steps": self.steps, "sampler": "sde", "output": "tokens"}
         if model.kind == CLASS_CONDITIONAL:
             if self.prompt is not None:
-                raise BenchError(f"--prompt is for text-to-image bundles; {bundle.folder} draws classes: leave it away")
+                raise BenchError(f"--prompt is for text-to-image bundles; {bundle.folder} draws classes: omit --prompt")
             return Request(classes=[i % model.num_classes for i in range(self.images)], **shared)
         if self.prompt is None:
-            raise BenchError(f"{bundle.folder} draws prompts; say which with --prompt 'a red circle'")
+            raise BenchError(f"{bundle.folder} needs a prompt: --prompt 'a red circle'")
         return Request(prompts=[self.prompt], count=self.images, **shared)
 
     def settings(self, bundle: Bundle) -> Settings:
         return self.request(bundle).resolve(bundle)
 
     def drawn(self, bundle: Bundle) -> int:
-        """How many patches of each image are drawn.
+        """Return the number of patches of each image that are drawn.
 
         Raises:
             BenchError: the image has fewer.
@@ -62,7 +62,7 @@ class Work:
 
 
 def padded(tokens: np.ndarray, bundle: Bundle) -> np.ndarray:
-    """Tokens ``[B, K, C]`` as float32 ``[B, h*w, C]``, with those that are not drawn at zero."""
+    """Return tokens ``[B, K, C]`` as float32 ``[B, h*w, C]``, zero where none were drawn."""
     whole = np.zeros((len(tokens), bundle.model.default_size.tokens, bundle.model.bits), np.float32)
     whole[:, : tokens.shape[1]] = tokens
     return whole

@@ -25,14 +25,14 @@ COMMANDS = {
     "tokenize": Command("an image to binary tokens", "cpu"),
     "reconstruct": Command("an image through the tokenizer and back", "cpu"),
     "serve": Command("an HTTP API and a page that make images", "cpu,serve"),
-    "inspect": Command("what a bundle holds and needs, or an engine is", "cpu"),
+    "inspect": Command("what a bundle holds and needs, or what a build is", "cpu"),
     "export": Command("a checkpoint to a bundle of ONNX graphs", "cpu,export"),
     "calibrate": Command("a bundle in INT8, FP8 or 4 bits, and what it lost", "calibrate"),
     "build": Command("what one device wants of a bundle: graphs or engines", "rtx"),
     "profile": Command("where the time of each stage goes, by module", "cpu,rtx"),
     "compare": Command("PyTorch, ONNX Runtime and TensorRT by stage", "export,compare"),
     "bench": Command("the speed of a bundle beside PyTorch's", "bench"),
-    "pack": Command("a bundle and its engines as one archive", "cpu"),
+    "pack": Command("a bundle and what was built of it as one archive", "cpu"),
     "train": Command("train a tokenizer or a generator", "train"),
 }
 

@@ -1,14 +1,13 @@
 """What an ONNX file says that an engine build needs to know: its element types, and the module of each node."""
 
-import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import GraphProto, NodeProto, TensorProto
+from onnx import GraphProto, TensorProto
 
-from bitdance_edge.runtime.bundle.module_paths import MODULE_PATH
+from bitdance_edge.runtime.bundle.module_paths import enclosing_modules
 
 # Element types that ask something of the GPU; float32 only where it is multiplied (see ``_types``).
 TYPES: dict[int, str] = {
@@ -20,12 +19,8 @@ TYPES: dict[int, str] = {
     TensorProto.INT4: "int4",
     TensorProto.UINT4: "int4",
 }
-MULTIPLIED = (
-    "MatMul",
-    "Gemm",
-    "Conv",
-    "DequantizeLinear",
-)  # the last: what it gives is multiplied, in its scale's type
+# Of DequantizeLinear: what it gives is multiplied, in the type of its scale.
+MULTIPLIED = ("MatMul", "Gemm", "Conv", "DequantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -74,11 +69,11 @@ def _modules(graph: GraphProto) -> dict[str, str]:
     made_in: dict[str, str] = {}
     modules = {}
     for node in graph.node:
-        scopes = _scopes(node)
-        if scopes is None:
+        enclosing = enclosing_modules(node.metadata_props)
+        if enclosing is None:
             module = next((made_in[name] for name in node.input if name in made_in), "")
         else:
-            module = scopes[-1] if scopes else ""
+            module = enclosing[-1] if enclosing else ""
         modules[node.name] = module
         made_in.update(dict.fromkeys(node.output, module))
     return modules
@@ -87,15 +82,6 @@ def _modules(graph: GraphProto) -> dict[str, str]:
 def _results(graph: GraphProto) -> dict[str, str]:
     last: dict[str, tuple[int, str]] = {}
     for i, node in enumerate(graph.node):
-        for module in _scopes(node) or ():
+        for module in enclosing_modules(node.metadata_props) or ():
             last[module] = (i, node.output[0])
-    return {module: tensor for module, (_, tensor) in sorted(last.items(), key=lambda item: item[1][0]) if module}
-
-
-def _scopes(node: NodeProto) -> list[str] | None:
-    """The modules that a node was traced in, outermost first; None where it does not say."""
-    for entry in node.metadata_props:
-        if entry.key == MODULE_PATH:
-            *modules, _ = ast.literal_eval(entry.value)  # root first, the traced operation last
-            return modules
-    return None
+    return {module: tensor for module, (_, tensor) in sorted(last.items(), key=lambda item: item[1][0])}

@@ -2,18 +2,22 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from bitdance_edge.runtime.errors import Cancelled
+
 
 class BuildWatch:
-    """Written by TensorRT's thread, read by the one that waits for it."""
+    """Written by the thread that builds, read by the one that waits for it."""
 
     def __init__(self, cancel: threading.Event) -> None:
         self.cancel = cancel
         self.started = time.perf_counter()
         self._phases: list[list] = []  # open phases, outermost first: name, steps done, steps
-        self._idle = "parsing"  # what is going on while no phase is open
+        self._idle = "starting"  # what is going on while no phase is open
         self._lock = threading.Lock()
 
     @property
@@ -42,6 +46,25 @@ class BuildWatch:
     def finish(self, name: str) -> None:
         with self._lock:
             self._phases = [phase for phase in self._phases if phase[0] != name]
+
+    def require_wanted(self, what: str) -> None:
+        """Raises: Cancelled: ``cancel`` is set."""
+        if self.cancel.is_set():
+            raise Cancelled(f"cancelled at {what}; nothing was written")
+
+    @contextmanager
+    def phase_of(self, name: str) -> Iterator[None]:
+        """A phase of one step, begun only if nobody has cancelled.
+
+        Raises:
+            Cancelled: ``cancel`` is set.
+        """
+        self.require_wanted(name)
+        self.start(name, 1)
+        try:
+            yield
+        finally:
+            self.finish(name)
 
 
 def progress_monitor(trt: ModuleType, watch: BuildWatch) -> Any:

@@ -1,4 +1,4 @@
-"""What each stage is given in a real generation, kept as it was: the samples that profiles and comparisons run on.
+"""What each stage is given in a real generation: the inputs that builds are checked with, and profiles run on.
 
 One guided image, its first patches, a few sampling steps, on ONNX Runtime; then the decoder and the encoder on what
 came out. A sample is taken just before the launch, of buffers as the loop has bound them.
@@ -17,8 +17,10 @@ from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 from bitdance_edge.runtime.loop import BoundLoop, generate_tokens
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
-from bitdance_edge.runtime.pipeline import token_request
 from bitdance_edge.runtime.request import Request
+from bitdance_edge.runtime.streaming import token_request
+
+Sample = dict[str, np.ndarray]  # inputs of one launch by name
 
 STEPS = 4  # sampling steps of the recorded generation; shapes but for the time table's do not depend on it
 PATCHES = 2  # the prompt, then a patch
@@ -44,7 +46,7 @@ class Recorder:
     """Keeps what stages are given at the launches of ``SAMPLES``."""
 
     bundle: Bundle
-    samples: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
+    samples: dict[tuple[str, str], Sample] = field(default_factory=dict)
     launches: dict[str, int] = field(default_factory=dict)
 
     def note(self, stage: str, buffers: Mapping[str, HostBuffer]) -> None:
@@ -56,7 +58,7 @@ class Recorder:
                 self.samples[stage, name] = {tensor.name: buffers[tensor.name].read() for tensor in inputs}
 
 
-def record_samples(bundle: Bundle) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+def record_samples(bundle: Bundle) -> dict[tuple[str, str], Sample]:
     """Inputs of every stage, by (stage, sample): names as in ``SAMPLES``, arrays as in the bundle's manifest.
 
     Raises:
@@ -64,7 +66,7 @@ def record_samples(bundle: Bundle) -> dict[tuple[str, str], dict[str, np.ndarray
         BundleError: a file is not the one in the manifest.
     """
     recorder = Recorder(bundle)
-    backend = ObservedBackend(OnnxRuntimeBackend(bundle), before=recorder.note)
+    backend = ObservedBackend(OnnxRuntimeBackend(bundle, builds=False), before=recorder.note)
     model = bundle.model
     settings = replace(Request.example(bundle), seed=SEED, steps=STEPS, guidance=GUIDANCE).resolve(bundle)
     size = settings.size

@@ -1,7 +1,7 @@
 """Which element types and operators which GPU and library can take; what it cannot is refused before the build."""
 
+from bitdance_edge.engines.gpus import DEFAULT_GPUS, GPUS
 from bitdance_edge.engines.graph import GraphFacts
-from bitdance_edge.engines.targets.tensorrt import GPUS, RTX_DEFAULT, Target
 from bitdance_edge.runtime.backends.tensorrt_library import Library
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.errors import EngineError
@@ -12,8 +12,14 @@ FIRST_CAPABILITY = {"fp32": (8, 0), "bf16": (8, 0), "fp8": (8, 9), "fp4": (12, 0
 NEWER_OPERATORS = frozenset({"TensorScatter", "Attention", "RotaryEmbedding"})  # of opset 24
 
 
-def refusal(facts: GraphFacts, target: Target, gpus: tuple[str, ...], library: Library, bundle: Bundle) -> str | None:
-    """Why a stage cannot be built for GPUs of these compute capabilities, with the command that would work."""
+def lacking_support(
+    facts: GraphFacts, gpus: tuple[str, ...], library: Library, bundle: Bundle, *, all_of_them: bool
+) -> str | None:
+    """Why a stage cannot be built for GPUs of these compute capabilities, with the command that would work.
+
+    Args:
+        all_of_them: the engine must run on each; else those that lack something are left out.
+    """
     unknown = NEWER_OPERATORS & set(facts.operators.values())
     if unknown and not library.updates_cache_in_place:
         return (
@@ -22,25 +28,24 @@ def refusal(facts: GraphFacts, target: Target, gpus: tuple[str, ...], library: L
         )
     for kind, lacking in _lacking(facts.types, gpus).items():
         others = tuple(gpu for gpu in gpus if gpu not in lacking)
-        # The default target leaves out what cannot run; a target that names a GPU means that GPU.
-        if not others or target.capabilities or target.library == "tensorrt":
+        if not others or all_of_them:
             needed = ".".join(map(str, FIRST_CAPABILITY[kind]))
             return f"{kind} needs compute capability {needed}, not {', '.join(lacking)}: {_way(kind, others, bundle)}"
     return None
 
 
-def require_types(types: frozenset[str], target: Target) -> None:
+def require_types(types: frozenset[str], target: str, gpus: tuple[str, ...], *, all_of_them: bool) -> None:
     """Refuse element types that no GPU of a target has, or not all of those that it names.
 
     Raises:
         EngineError: names the type, the GPUs, and a target that works.
     """
-    for kind, lacking in _lacking(types, target.runs_on).items():
-        if target.capabilities or len(lacking) == len(target.runs_on):
+    for kind, lacking in _lacking(types, gpus).items():
+        if all_of_them or len(lacking) == len(gpus):
             first = FIRST_CAPABILITY[kind]
             fits = ",".join(gpu for gpu in GPUS if tuple(map(int, gpu.split("."))) >= first)
             raise EngineError(
-                f"target {target.name} has GPUs without {kind}: compute capability {', '.join(lacking)}; choose "
+                f"target {target} has GPUs without {kind}: compute capability {', '.join(lacking)}; choose "
                 f"another precision, or GPUs that have it: --target rtx:{fits}"
             )
 
@@ -51,10 +56,10 @@ def able(facts: GraphFacts, gpus: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(gpu for gpu in gpus if gpu not in lacking)
 
 
-def restriction(facts: GraphFacts, target: Target) -> str | None:
+def restriction(facts: GraphFacts, gpus: tuple[str, ...]) -> str | None:
     """The GPUs of the default target on which an engine of these element types will not run."""
-    kept = able(facts, target.runs_on)
-    lacking = [gpu for gpu in target.runs_on if gpu not in kept]
+    kept = able(facts, gpus)
+    lacking = [gpu for gpu in gpus if gpu not in kept]
     return f"not for compute capability {', '.join(lacking)}" if lacking else None
 
 
@@ -73,6 +78,6 @@ def _way(kind: str, others: tuple[str, ...], bundle: Bundle) -> str:
         return f"build for the others: bitdance-edge build {bundle.folder} --target rtx:{','.join(others)}"
     if kind in ("fp8", "fp4"):
         first = FIRST_CAPABILITY[kind]
-        fits = ",".join(gpu for gpu in RTX_DEFAULT if tuple(map(int, gpu.split("."))) >= first)
+        fits = ",".join(gpu for gpu in DEFAULT_GPUS if tuple(map(int, gpu.split("."))) >= first)
         return f"build for GPUs that have it: bitdance-edge build {bundle.folder} --target rtx:{fits}"
     return f"export in fp16: bitdance-edge export CHECKPOINT -o {bundle.folder} --dtype fp16 --force"

@@ -1,8 +1,7 @@
-"""A model to a bundle: every stage traced, checked against PyTorch, and only then put in its place."""
+"""A model to a bundle: every stage traced and checked against PyTorch, then the folder renamed into place."""
 
 import copy
 import math
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,20 +13,22 @@ import torch
 from tqdm import tqdm
 
 from bitdance_edge.export import manifest
-from bitdance_edge.export.check import StageError, check_stages
+from bitdance_edge.export.check import check_stages
 from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.graph import export_graph
 from bitdance_edge.export.manifest import FileHashes
-from bitdance_edge.export.operators import TRANSLATIONS
 from bitdance_edge.export.opsets import DEFAULT_OPSET, OPSETS
 from bitdance_edge.export.preview import with_fast_previews
-from bitdance_edge.export.stages import Generator, stage_exports
+from bitdance_edge.export.signatures import stage_exports
+from bitdance_edge.export.stage_error import StageError
+from bitdance_edge.export.stages import Generator
 from bitdance_edge.export.weights import Source, WeightPlacer, hollowed
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.tensor_file import StoredTensor
-from bitdance_edge.runtime.bundle.files import folder_aside, put_in_place
+from bitdance_edge.runtime.bundle.files import cannot_write, put_in_place, staged_folder
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
+from bitdance_edge.runtime.host_memory import available_memory
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -62,16 +63,18 @@ def export_bundle(
 ) -> Bundle:
     """Export every stage of ``model`` and write a bundle.
 
-    The bundle is written under another name beside ``folder`` and renamed when every stage has passed its check; an
-    export that fails or is interrupted leaves nothing.
+    The bundle is written under a temporary name next to ``folder`` and renamed when every stage has passed its check;
+    an export that fails or is interrupted leaves nothing.
 
     Args:
         model: class-conditional in float32, or text-to-image with its weights as they are stored.
         prompts: of a text-to-image model.
-        source: where the weights are stored, for those that are linked or read one at a time; None takes the model's.
+        source: where the weights are stored, for those that are linked or read one at a time; None: the model's.
 
     Raises:
-        ExportError: the folder exists (and not ``force``), cannot be written, or a stage differs from PyTorch.
+        ExportError: the folder exists (and not ``force``), there is too little space for the weights, a file of the
+            checkpoint cannot be read, or a stage differs from PyTorch.
+        StorageError: the folder cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and not options.force:
@@ -79,15 +82,17 @@ def export_bundle(
     if folder.exists() and not (folder / "bundle.json").is_file():
         raise ExportError(f"{folder} exists and is not a bundle; --force replaces bundles only")
     source = model.state_dict() if source is None else source
+    read = {weight.file for weight in source.values() if isinstance(weight, StoredTensor)}
+    read |= set() if prompts is None else {prompts.file}
     try:
-        with folder_aside(folder) as aside:
+        with staged_folder(folder) as staged:
             _require_space(source, folder, options)
-            bundle = _Export(model, aside, options, prompts, source).write(provenance)
-            put_in_place(aside, folder)
+            bundle = _Export(model, staged, options, prompts, source).write(provenance)
+            put_in_place(staged, folder)
     except OSError as error:
-        raise ExportError(
-            f"cannot write {folder}: {error.strerror or error}; free some space or choose another folder"
-        ) from error
+        if error.filename is not None and Path(str(error.filename)) in read:
+            raise ExportError(f"cannot read {error.filename}: {error.strerror}") from error
+        raise cannot_write(folder, error) from error
     return replace(bundle, folder=folder)
 
 
@@ -114,7 +119,7 @@ class _Export:
         with tqdm(total=len(exports) + 1, unit="stage", leave=False, disable=None) as progress:
             for name, build in exports.items():
                 progress.set_description(f"export {name}")
-                export_graph(build(), graphs / f"{name}.onnx", options.opset, TRANSLATIONS, weights)
+                export_graph(build(), graphs / f"{name}.onnx", options.opset, weights)
                 progress.set_description(f"checksum {name}")
                 stages[name] = manifest.stage_spec(files, graphs / f"{name}.onnx", options.precision, model)
                 progress.update()
@@ -141,12 +146,12 @@ class _Export:
         )
         bundle.write()
         bundle = Bundle.open(folder)
-        runs_here = options.precision != "bf16" and room_to_check(self.source) is None
+        runs_here = options.precision != "bf16" and can_check(self.source)
         return with_fast_previews(bundle) if options.fast_previews and runs_here else bundle
 
     def _check(self, stages: dict[str, StageSpec], note: Callable[[str], object]) -> dict[str, StageError]:
-        """The errors by stage; none where the weights in float32, twice, are more than this machine has free."""
-        if room_to_check(self.source) is not None:
+        """Compare with PyTorch and return the errors by stage; none where this machine has too little memory."""
+        if not can_check(self.source):
             return {}
         model = self.model
         if any(value.dtype != torch.float32 for value in model.parameters()):
@@ -154,19 +159,15 @@ class _Export:
         return check_stages(model, self.folder, stages, self.options.precision, note)
 
 
-def room_to_check(source: Source) -> tuple[int, int] | None:
-    """(bytes needed, bytes available) where the stages cannot be run beside PyTorch here; None where they can."""
-    needed = 2 * sum(math.prod(weight.shape) for weight in source.values()) * torch.float32.itemsize
+def memory_to_check(source: Source) -> int:
+    """Bytes that the check takes: the weights in float32, once for PyTorch and once for ONNX Runtime."""
+    return 2 * sum(math.prod(weight.shape) for weight in source.values()) * torch.float32.itemsize
+
+
+def can_check(source: Source) -> bool:
+    """Whether this machine has the memory for the check; so it is taken to be where free memory is not known."""
     available = available_memory()
-    return (needed, available) if needed > available else None
-
-
-def available_memory() -> int:
-    """Bytes that can be taken without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return available is None or memory_to_check(source) <= available
 
 
 def _with_error(stage: StageSpec, error: StageError | None) -> StageSpec:
@@ -174,7 +175,7 @@ def _with_error(stage: StageSpec, error: StageError | None) -> StageSpec:
 
 
 def _require_space(source: Source, folder: Path, options: ExportOptions) -> None:
-    """Refuse before hours of work what would not fit on the disk."""
+    """Refuse before the work what would not fit on the disk."""
     existing = next(parent for parent in folder.absolute().parents if parent.exists())
     linked = {
         key

@@ -1,72 +1,69 @@
-"""One stage module to one ONNX file, and what the file says of itself."""
+"""One stage module to one ONNX file."""
 
 import ast
 import contextlib
+import functools
 import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
-import sympy
 import torch
-from onnx import TensorProto, helper
 from onnxscript.optimizer import optimize_ir
 from torch.export import Dim
+from torch.onnx._internal.exporter import _core
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from bitdance_edge.export.errors import ExportError
-from bitdance_edge.export.operators import Translations
-from bitdance_edge.export.stages import TRACED, Shape, StageExport
+from bitdance_edge.export.operators import TRANSLATIONS
+from bitdance_edge.export.signatures import TRACED, Shape, StageExport
 from bitdance_edge.export.weights import HOLLOW_FROM, WeightPlacer
 from bitdance_edge.runtime.bundle.module_paths import MODULE_PATH
-from bitdance_edge.runtime.bundle.specs import TensorSpec, dim_factor, dim_size
-
-ONNX_DTYPES: dict[int, str] = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.BFLOAT16: "bfloat16",
-    TensorProto.INT64: "int64",
-    TensorProto.UINT8: "uint8",
-    TensorProto.BOOL: "bool",
-}
-
+from bitdance_edge.runtime.bundle.specs import dim_factor, dim_size
 
 SYMBOL = re.compile(r"\b[a-z]+\d+\b")  # of the tracer, such as s32
 
 
-def export_graph(stage: StageExport, path: Path, opset: int, translations: Translations, weights: WeightPlacer) -> None:
+def export_graph(stage: StageExport, path: Path, opset: int, weights: WeightPlacer) -> None:
     """Trace a stage and write ``path``; its weights stand beside it in ``<path>.data`` or in linked files."""
     # Never looked at: what is traced is their shapes, and memory that is not written to is not taken.
     arguments = {name: torch.empty(_traced(shape), dtype=dtype) for name, (dtype, shape) in stage.inputs.items()}
-    shapes = {name: _dynamic(shape) for name, (_, shape) in stage.inputs.items()}
+    shapes = {name: _dynamic(shape, stage.least) for name, (_, shape) in stage.inputs.items()}
     hollow = {name for name, parameter in stage.module.named_parameters() if parameter.numel() > HOLLOW_FROM}
 
     def should_fold(node: ir.Node) -> bool | None:
         return False if any(value is not None and value.name in hollow for value in node.inputs) else None
 
     with _quiet():
-        program = torch.onnx.export(
+        program = _core.export(
             stage.module.eval(),
             stage.arguments(arguments),
-            dynamo=True,
+            registry=_translations(opset),
             opset_version=opset,
             dynamic_shapes=stage.arguments(shapes),
             input_names=list(stage.inputs),
             output_names=list(stage.outputs),
             verbose=False,
             optimize=False,
-            custom_translation_table=dict(translations),
         )
-        assert program is not None
         _name_dimensions(program, stage)
         optimize_ir(program.model, should_fold=should_fold)
     weights.place(program.model, path)
     ir.save(program.model, path)
     _strip_traces(path)
+
+
+@functools.cache
+def _translations(opset: int) -> ONNXRegistry:
+    """How PyTorch's operators are written to ONNX, made once: ``torch.onnx.export`` parses 500 functions every time."""
+    registry = ONNXRegistry.from_torchlib(opset_version=opset)
+    for operator, translation in TRANSLATIONS.items():
+        registry.register_op(operator, translation)
+    return registry
 
 
 def _name_dimensions(program: torch.onnx.ONNXProgram, stage: StageExport) -> None:
@@ -94,13 +91,13 @@ def _traced(shape: Shape) -> list[int]:
     return [dim if isinstance(dim, int) else dim_size(dim, TRACED) for dim in shape]
 
 
-def _dynamic(shape: Shape) -> dict[int, Any]:
+def _dynamic(shape: Shape, least: Mapping[str, int]) -> dict[int, Any]:
     """Axis -> dimension for torch.export; a multiple such as ``16*PH`` is derived from the one it names."""
     axes = {}
     for axis, dim in enumerate(shape):
         if isinstance(dim, str):
             factor, name = dim_factor(dim)
-            base = Dim(name, min=1, max=65536)
+            base = Dim(name, min=least.get(name, 1), max=65536)
             axes[axis] = factor * base if factor > 1 else base
     return axes
 
@@ -135,53 +132,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         exporter.setLevel(level)
-
-
-def tensor_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of a graph file, as the bundle records them."""
-    graph = onnx.load(path, load_external_data=False).graph
-
-    def spec(value: onnx.ValueInfoProto) -> TensorSpec:
-        tensor = value.type.tensor_type
-        shape = tuple(_dimension(dim.dim_param) if dim.dim_param else dim.dim_value for dim in tensor.shape.dim)
-        return TensorSpec(name=value.name, dtype=ONNX_DTYPES[tensor.elem_type], shape=shape)
-
-    return tuple(map(spec, graph.input)), tuple(map(spec, graph.output))
-
-
-def _dimension(expression: str) -> str:
-    """A name, or a multiple of one as ``16*PH``: what a bundle may say of a dimension."""
-    factor, rest = sympy.parse_expr(expression, local_dict={name: sympy.Symbol(name) for name in TRACED}).as_coeff_Mul()
-    if not rest.is_Symbol:
-        raise ExportError(f"the exporter derived dimension {expression}; a bundle holds names and their multiples only")
-    return str(rest) if factor == 1 else f"{factor}*{rest}"
-
-
-def activation_bytes(path: Path, sizes: dict[str, int]) -> int:
-    """Most bytes of intermediate tensors alive at once, if the graph runs node by node with these sizes.
-
-    A figure for planning: a runtime that fuses operators needs less, one that works in tiles or copies needs more.
-    """
-    graph = onnx.load(path, load_external_data=False).graph
-    produced = {name for node in graph.node for name in node.output}
-    held = {value.name: _bytes(value, sizes) for value in graph.value_info if value.name in produced}
-    last_use = {name: i for i, node in enumerate(graph.node) for name in node.input}
-    alive = peak = 0
-    for i, node in enumerate(graph.node):
-        alive += sum(held.get(name, 0) for name in node.output)
-        peak = max(peak, alive)
-        alive -= sum(held.get(name, 0) for name in {*node.input, *node.output} if last_use.get(name, i) == i)
-    return peak
-
-
-def _bytes(value: onnx.ValueInfoProto, sizes: dict[str, int]) -> int:
-    tensor = value.type.tensor_type
-    elements = 1
-    for dim in tensor.shape.dim:
-        elements *= _size(dim.dim_param, sizes) if dim.dim_param else dim.dim_value
-    return elements * helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
-
-
-def _size(expression: str, sizes: dict[str, int]) -> int:
-    """A named dimension, or what the exporter derived from some, as a number."""
-    return int(sympy.parse_expr(expression, local_dict=sizes))

@@ -1,17 +1,18 @@
 """What a bundle's manifest says of a model and of its exported graphs."""
 
-import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
-from onnx import external_data_helper, helper
+from onnx import external_data_helper
 
-from bitdance_edge.export.graph import activation_bytes, tensor_specs
-from bitdance_edge.export.stages import Generator, cache_slots
+from bitdance_edge.export.graph_tensors import activation_bytes, tensor_specs
+from bitdance_edge.export.signatures import cache_slots
+from bitdance_edge.export.stages import Generator
 from bitdance_edge.model import SamplingDefaults, TextToImage
 from bitdance_edge.model.prompt import CONDITIONAL, UNCONDITIONAL, PromptTokenizer
+from bitdance_edge.runtime.bundle.dtypes import ONNX_NUMBERS, tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import file_spec
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.bundle.specs import (
@@ -57,13 +58,9 @@ def stage_spec(files: FileHashes, path: Path, precision: str, model: ModelSpec) 
         outputs=outputs,
         max_error=None,
         tolerance=0.0,
-        weight_bytes=sum(_bytes(tensor) for tensor in external),
+        weight_bytes=sum(tensor_bytes(tensor.dims, ONNX_NUMBERS[tensor.data_type]) for tensor in external),
         activation_bytes=activation_bytes(path, sizes),
     )
-
-
-def _bytes(tensor: onnx.TensorProto) -> int:
-    return math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def model_spec(model: Generator) -> ModelSpec:

@@ -1,9 +1,9 @@
-"""From a checkpoint and the export's arguments to what is exported: a model of either kind."""
+"""From a checkpoint's path and options to the model that is exported, of either kind."""
 
-import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.exporter import ExportOptions, export_bundle
@@ -16,6 +16,28 @@ from bitdance_edge.model.text_config import TextToImageConfig
 from bitdance_edge.runtime.bundle.manifest import Bundle, sha256
 from bitdance_edge.runtime.bundle.size import Size
 
+WEIGHTS = ("link", "copy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """How a checkpoint is opened; the first two are of class-conditional models, the others of text-to-image ones.
+
+    Attributes:
+        variant: of a .pt file.
+        tokenizer: autoencoder weights that replace the checkpoint's own.
+        sizes: WIDTHxHEIGHT,... in pixels; None: all of the checkpoint's that its tokenizer can announce.
+        max_prompt: tokens of the longest prompt, template included; None: the checkpoint's.
+        weights: "link" them, which needs some stored in the precision of the export, or "copy" all; None: link those
+            that can be linked.
+    """
+
+    variant: str | None = None
+    tokenizer: str | None = None
+    sizes: str | None = None
+    max_prompt: int | None = None
+    weights: Literal["link", "copy"] | None = None
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedCheckpoint:
@@ -25,40 +47,45 @@ class OpenedCheckpoint:
     prompts: PromptTokenizer | None = None  # of a text-to-image model
     source: Source | None = None  # where its weights are stored
 
+    @property
+    def weights(self) -> Source:
+        """All weights by name, as they are stored."""
+        return self.model.state_dict() if self.source is None else self.source
+
     def export(self, folder: str | Path) -> Bundle:
-        """``export_bundle`` of all this."""
+        """Export it as ``export_bundle`` does."""
         return export_bundle(
             self.model, folder, self.options, self.provenance, prompts=self.prompts, source=self.source
         )
 
 
-def open_checkpoint(args: argparse.Namespace) -> OpenedCheckpoint:
-    """Open what the command line names.
+def open_checkpoint(path: Path, options: ExportOptions, asked: CheckpointOptions) -> OpenedCheckpoint:
+    """Open a checkpoint of either kind.
 
     Raises:
         ModelError: it is not a whole checkpoint.
-        ExportError: an argument is of the other kind of model.
+        ExportError: an option is of the other kind of model, or not one that this model has.
     """
-    path = Path(args.checkpoint)
-    options = ExportOptions(
-        name=Path(args.out).name,
-        opset=args.opset,
-        precision=args.dtype,
-        force=args.force,
-        fast_previews=args.fast_previews,
-    )
     if is_text_to_image(path):
-        _refuse(args, ("variant", "tokenizer"), "text-to-image folders say what they are and hold their autoencoder")
-        options = replace(options, link=not args.copy_weights)
-        opened = open_text_to_image(path, options, sizes=args.sizes, max_prompt=args.max_prompt)
-        if args.link_weights:
+        _refuse(
+            path,
+            {"variant": asked.variant, "tokenizer": asked.tokenizer},
+            "text-to-image folders say what they are and hold their autoencoder",
+        )
+        options = replace(options, link=asked.weights != "copy")
+        opened = open_text_to_image(path, options, sizes=asked.sizes, max_prompt=asked.max_prompt)
+        if asked.weights == "link":
             _require_linkable(opened)
         return opened
-    text_only = ("sizes", "max_prompt", "link_weights", "copy_weights")
-    _refuse(args, text_only, "it is for text-to-image folders (with vision_head_config.json or model_index.json)")
-    model = load_generator(path, variant=args.variant, tokenizer=args.tokenizer)
-    weights = next(path.glob("*.safetensors"), path) if path.is_dir() else path
-    provenance = {"checkpoint": path.name, "checkpoint_sha256": sha256(weights), "variant": args.variant}
+    weights = {f"{way}-weights": asked.weights == way for way in WEIGHTS}
+    _refuse(
+        path,
+        {"sizes": asked.sizes, "max-prompt": asked.max_prompt, **weights},
+        "it is for text-to-image folders (with vision_head_config.json or model_index.json)",
+    )
+    model = load_generator(path, variant=asked.variant, tokenizer=asked.tokenizer)
+    stored = next(path.glob("*.safetensors"), path) if path.is_dir() else path
+    provenance = {"checkpoint": path.name, "checkpoint_sha256": sha256(stored), "variant": asked.variant}
     return OpenedCheckpoint(model=model, options=options, provenance=provenance)
 
 
@@ -69,7 +96,7 @@ def open_text_to_image(
 
     Args:
         sizes: WIDTHxHEIGHT,... in pixels; None: all of the checkpoint's that its tokenizer can announce.
-        max_prompt: tokens of the longest prompt, template included; None is the checkpoint's.
+        max_prompt: tokens of the longest prompt, template included; None: the checkpoint's.
     """
     checkpoint = TextCheckpoint.open(path)
     config = checkpoint.config
@@ -89,18 +116,18 @@ def open_text_to_image(
 
 
 def _require_linkable(opened: OpenedCheckpoint) -> None:
-    """``--link-weights`` that would link nothing is refused."""
+    """Refuse to link weights where none can be linked."""
     stored = {weight.dtype for weight in (opened.source or {}).values()}
     if opened.options.dtype not in stored:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in stored))
         raise ExportError(
             f"--link-weights needs weights stored as --dtype {opened.options.precision}; the checkpoint holds {names}: "
-            "choose that, or leave --link-weights away"
+            "choose that, or omit --link-weights"
         )
 
 
 def _sizes(text: str | None, config: TextToImageConfig, prompts: PromptTokenizer) -> tuple[tuple[int, int], ...]:
-    """The sizes asked for, or all of the checkpoint's that its tokenizer can announce."""
+    """The sizes asked for, (height, width) each, or all of the checkpoint's that its tokenizer can announce."""
     if text is None:
         if known := tuple(size for size in config.sizes if prompts.announces(*size)):
             return known
@@ -114,7 +141,8 @@ def _sizes(text: str | None, config: TextToImageConfig, prompts: PromptTokenizer
     return tuple(dict.fromkeys(sizes))
 
 
-def _refuse(args: argparse.Namespace, names: tuple[str, ...], reason: str) -> None:
-    for name in names:
-        if getattr(args, name) not in (None, False):
-            raise ExportError(f"--{name.replace('_', '-')} has no effect on {args.checkpoint}: {reason}; leave it away")
+def _refuse(path: Path, given: Mapping[str, object], reason: str) -> None:
+    """Refuse options that have no effect on this kind of model: name -> value, None or False where it is omitted."""
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise ExportError(f"--{name} has no effect on {path}: {reason}; omit it")

@@ -1,4 +1,4 @@
-"""Operators that are written to ONNX otherwise than the exporter would."""
+"""Operators that are written to ONNX in another way than the exporter's."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,9 +6,7 @@ from typing import Any
 import torch
 from onnxscript import opset18
 
-op: Any = opset18  # its type hints are those of decorated functions, not of traced ones
-
-Translations = Mapping[Callable, Callable]
+op: Any = opset18  # its type hints are for decorated functions, not for traced ones
 
 
 def group_norm(
@@ -43,7 +41,7 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     return product if bias is None else op.Add(product, bias)
 
 
-TRANSLATIONS: Translations = {
+TRANSLATIONS: Mapping[Callable, Callable] = {
     torch.ops.aten.group_norm.default: group_norm,
     torch.ops.aten.linear.default: linear,
 }

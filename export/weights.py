@@ -1,10 +1,11 @@
-"""Weights during an export: traced without being there, then written one at a time or linked where they are stored.
+"""Weights during an export: placeholders while a stage is traced, then written one at a time or linked.
 
-A trace needs shapes alone. Large weights are stood in for by tensors that repeat one value and so take no memory; in
-the finished graph each is replaced by what it stands for: a byte range of the checkpoint's own file, or a copy that is
-read, converted and written before the next one is touched.
+A trace needs shapes alone. For large weights it gets tensors that repeat one value and so take no memory; in the
+finished graph each is replaced by a byte range of the checkpoint's own file, or by a copy that is read, converted and
+written before the next one is read.
 """
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ def read(weight: Tensor | StoredTensor) -> Tensor:
 
 
 def hollowed(model: Any, source: Source, dtype: torch.dtype) -> Any:
-    """A model of the same configuration in ``dtype`` whose large weights take no memory."""
+    """Make a model of the same configuration in ``dtype`` whose large weights take no memory."""
     with torch.device("meta"):
         hollow = type(model)(model.config)
     state = {}
@@ -86,7 +87,7 @@ class WeightPlacer:
 
     @staticmethod
     def _require_real(graph: ir.Model) -> None:
-        """A stand-in that slipped through under another name would be written as zeros."""
+        """Refuse a placeholder that was not replaced because it has another name: it would be written as zeros."""
         for name, value in graph.graph.initializers.items():
             raw = getattr(value.const_value, "raw", None)
             if isinstance(raw, Tensor) and raw.numel() > 1 and not any(raw.stride()):
@@ -110,7 +111,7 @@ class WeightPlacer:
         )
 
     def _copied(self, graph: ir.Model, value: ir.Value, weight: Tensor | StoredTensor) -> None:
-        """Values to be read when they are written; where the graph only ever transposes them, transposed."""
+        """Set values that are read when they are written; transposed where the graph only ever transposes them."""
         name, shape = str(value.name), tuple(weight.shape)
         transposes = [node for node in value.consumers() if _is_transpose(node)]
         if transposes and len(transposes) == len(value.consumers()):
@@ -163,7 +164,7 @@ def _hard_link(source: Path, link: Path) -> None:
     try:
         os.link(source, link)
     except OSError as error:
-        raise ExportError(
-            f"cannot link {source} into {link.parent} ({error.strerror}): hard links need both on one file system; "
-            "export onto that of the checkpoint, or with --copy-weights"
-        ) from None
+        reason = error.strerror or str(error)
+        if error.errno == errno.EXDEV:
+            reason = "they are on two file systems, and a hard link needs both on one"
+        raise ExportError(f"cannot link {source} into {link.parent}: {reason}; export with --copy-weights") from None

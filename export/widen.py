@@ -4,38 +4,49 @@ ONNX Runtime's CPU backend runs no bfloat16 operator, so a bfloat16 export is ch
 what is not checked is the rounding of bfloat16 arithmetic itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, TensorProto, ValueInfoProto, external_data_helper, numpy_helper
+import onnxruntime as ort
+from onnx import AttributeProto, GraphProto, TensorProto, ValueInfoProto, external_data_helper, helper, numpy_helper
+
+from bitdance_edge.runtime.bundle.external_data import read_external
 
 
-def widened(path: Path) -> bytes:
-    """The model at ``path`` (and its external weights) with every bfloat16 turned into float32, serialised.
+class WidenedStage:
+    """A stage in float32 whose external weights are inputs, given to it at every run.
 
-    Raises:
-        ValueError: over 2 GiB in float32, which one serialised model cannot hold.
+    One serialised model holds 2 GiB at most, and ONNX Runtime copies constants; inputs it reads in place.
     """
-    model = onnx.load(path, load_external_data=False)
-    for tensor in model.graph.initializer:
-        if external_data_helper.uses_external_data(tensor):
-            _read_external(tensor, path.parent)
-    _widen(model.graph)
-    if model.ByteSize() >= 2**31:
-        raise ValueError(f"{path} holds {model.ByteSize()} bytes in float32, more than one serialised model can")
-    return model.SerializeToString()
+
+    def __init__(self, path: Path, options: ort.SessionOptions) -> None:
+        model = onnx.load(path, load_external_data=False)
+        self.weights: dict[str, np.ndarray] = {}
+        kept: list[TensorProto] = []
+        for tensor in model.graph.initializer:
+            if external_data_helper.uses_external_data(tensor):
+                self.weights[tensor.name] = _widened_values(tensor, path.parent)
+                model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+            else:
+                kept.append(tensor)
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
+        _widen(model.graph)
+        self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> Sequence[Any]:
+        """The named outputs, or all, as of an ``InferenceSession``."""
+        return self.session.run(outputs, {**feeds, **self.weights})
 
 
-def _read_external(tensor: TensorProto, folder: Path) -> None:
-    """Take the values in; ``onnx`` itself refuses files that are hard links, as those of a checkpoint may be."""
-    info = external_data_helper.ExternalDataInfo(tensor)
-    with (folder / info.location).open("rb") as file:
-        file.seek(info.offset or 0)
-        tensor.raw_data = file.read(info.length)
-    tensor.ClearField("data_location")
-    tensor.ClearField("external_data")
+def _widened_values(tensor: TensorProto, folder: Path) -> np.ndarray:
+    stored = TensorProto(data_type=tensor.data_type, dims=tensor.dims)
+    stored.raw_data = read_external(tensor.external_data, folder)
+    values = numpy_helper.to_array(stored)
+    return values.astype(np.float32) if tensor.data_type == TensorProto.BFLOAT16 else values
 
 
 def _widen(graph: GraphProto) -> None:

@@ -1,12 +1,8 @@
 """The PyTorch modules as trained: tokenizer, backbone, head, sampler, variants, checkpoint loading."""
 
 from bitdance_edge.model.checkpoint import load_generator, load_tokenizer, save_generator, save_tokenizer
-from bitdance_edge.model.config import (
-    GeneratorConfig,
-    HeadConfig,
-    SamplingDefaults,
-    TokenizerConfig,
-)
+from bitdance_edge.model.class_config import GeneratorConfig
+from bitdance_edge.model.config import HeadConfig, SamplingDefaults, TokenizerConfig
 from bitdance_edge.model.errors import ModelError
 from bitdance_edge.model.generator import BitDance
 from bitdance_edge.model.head import DiffusionHead

@@ -1,7 +1,7 @@
 """Class-conditional transformer that turns a class and the tokens so far into the condition of the next patch.
 
-The weights know nothing of caches or masks: how queries meet keys is a callable (``Attend``), so that training, cached
-decoding and each export profile run the same modules.
+The modules know no cache and no mask: attention is a callable (``Attend``), so that training, cached decoding and each
+exported form run the same modules.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitdance_edge.model.config import ROTARY_BASE, GeneratorConfig
+from bitdance_edge.model.class_config import ROTARY_BASE, GeneratorConfig
 from bitdance_edge.model.order import rotary_table, rotate
 
 # (layer, queries, keys, values), each [R, H, T, d] -> attended values [R, H, T, d]
@@ -64,7 +64,10 @@ class Block(nn.Module):
 
 
 class ClassBackbone(nn.Module):
-    """R rows are images, twice that under guidance (conditional rows first); D is the width, P the tokens per step."""
+    """Transformer over R rows, D wide, with P tokens a step; R is the images, twice that under guidance.
+
+    Conditional rows come first.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -90,7 +93,7 @@ class ClassBackbone(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def initialize(self) -> None:
-        """Weights before training, as the reference draws them."""
+        """Draw the weights as the reference does before training."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -98,33 +101,33 @@ class ClassBackbone(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def embed_classes(self, classes: Tensor) -> Tensor:
-        """Class ids int64 ``[R]`` (``num_classes`` is "no class") to the prompt ``[R, class_tokens + P - 1, D]``."""
+        """Embed class ids int64 ``[R]`` (``num_classes``: none) as the prompt ``[R, class_tokens + P - 1, D]``."""
         prompt = self.cls_embedding(classes).unflatten(1, (self.config.class_tokens, -1))
         if self.config.tokens_per_step > 1:
             prompt = torch.cat([prompt, self.query_token.expand(prompt.shape[0], -1, -1)], dim=1)
         return self.emb_norm(prompt)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """Bits ``[R, T, C]`` of -1 and +1 to ``[R, T, D]``."""
+        """Turn bits ``[R, T, C]`` of -1 and +1 into embeddings ``[R, T, D]``."""
         return self.emb_norm(self.proj_in(tokens))
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the first ``length`` positions, float32 ``[length, head_dim / 2]`` each."""
+        """Return cosines and sines of the first ``length`` positions, float32 ``[length, head_dim / 2]`` each."""
         return self.cos[:length], self.sin[:length]
 
     def hidden(self, embeddings: Tensor, attend: Attend) -> Tensor:
-        """Embeddings ``[R, T, D]`` through all layers and the final norm."""
+        """Run embeddings ``[R, T, D]`` through all layers and the final norm."""
         for layer, block in enumerate(self.layers):
             embeddings = block(embeddings, layer, attend)
         return self.norm(embeddings)
 
     def position_term(self, patch: Tensor) -> Tensor:
-        """What the head's condition adds for the tokens of one patch: ``patch`` int64 ``[1]`` to ``[P, D]``."""
+        """Return what is added to the head's condition at one patch: ``patch`` int64 ``[1]`` to ``[P, D]``."""
         tokens = self.config.tokens_per_step
         return self.pos_for_diff(patch * tokens + torch.arange(tokens, device=patch.device))
 
     def forward(self, classes: Tensor, tokens: Tensor) -> Tensor:
-        """Teacher-forced condition of every token: classes ``[B]``, tokens ``[B, h*w, C]`` to ``[B, h*w, D]``."""
+        """Return every token's teacher-forced condition ``[B, h*w, D]`` of classes ``[B]`` and bits ``[B, h*w, C]``."""
         config = self.config
         inputs = self.embed_tokens(tokens[:, : -config.tokens_per_step])
         sequence = torch.cat([self.embed_classes(classes), inputs], dim=1)
@@ -140,10 +143,10 @@ class ClassBackbone(nn.Module):
 
 
 def block_causal_mask(causal: int, blocked: int, block: int) -> Tensor:
-    """Boolean ``[causal + blocked]`` squared, True where a token may look.
+    """Return the attention mask, bool ``[T, T]`` with T = causal + blocked; True where a token (row) sees another.
 
-    The first ``causal`` tokens see themselves and what stands before; then blocks of ``block`` tokens see each other
-    and all before. The first block is the last class token with the queries.
+    The first ``causal`` tokens see themselves and those before them. The others form blocks of ``block`` tokens, which
+    see their own block and everything before it. The first block is the last class token and the queries.
     """
     index = torch.arange(causal + blocked)
     last_seen = torch.where(index < causal, index, causal + (index - causal) // block * block + block - 1)
@@ -151,7 +154,7 @@ def block_causal_mask(causal: int, blocked: int, block: int) -> Tensor:
 
 
 class Backbone(Protocol):
-    """What a cache needs of either backbone."""
+    """The part of either backbone that a cache uses."""
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]: ...
 
@@ -161,7 +164,7 @@ class Backbone(Protocol):
 
 
 class GrowingCache:
-    """Keys and values of the steps so far, by concatenation: the plain path that faster caches are held against."""
+    """Keys and values of the steps so far, concatenated: the plain path that faster caches are checked against."""
 
     def __init__(self, tokens_per_step: int) -> None:
         self.tokens = tokens_per_step
@@ -169,7 +172,7 @@ class GrowingCache:
         self.position = 0
 
     def step(self, backbone: Backbone, embeddings: Tensor) -> Tensor:
-        """Run ``[R, T, D]`` on top of the cache; the hidden states of the last P positions ``[R, P, D]``."""
+        """Run ``[R, T, D]`` after the cached positions and return the last P hidden states, ``[R, P, D]``."""
         length = embeddings.shape[1]
         cos, sin = (
             table[self.position :].to(embeddings.device, embeddings.dtype)

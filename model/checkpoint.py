@@ -1,57 +1,50 @@
-"""Checkpoints under the key names of the reference, read without executing anything from the file.
+"""Class-conditional checkpoints under the reference's key names, read without executing anything from the file.
 
 A generator is a folder of ``config.json`` and one safetensors file, or an ImageNet ``.pt``; a tokenizer is a
 safetensors file with its ``config.json``, or the autoencoder's ``.pt``.
 """
 
-import json
 import pickle
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitdance_edge.model.config import GeneratorConfig, TokenizerConfig
+from bitdance_edge.model.class_config import GeneratorConfig
+from bitdance_edge.model.config import TokenizerConfig
 from bitdance_edge.model.errors import ModelError
+from bitdance_edge.model.fields import read_json
+from bitdance_edge.model.files import SHOWN, moved_into, require_matching, write_json
 from bitdance_edge.model.generator import BitDance
 from bitdance_edge.model.tokenizer import Tokenizer
 from bitdance_edge.model.variants import GENERATORS, TOKENIZERS
 
-# Our module -> the prefix under which the reference keeps its weights; the backbone's keys carry none, so it is last.
+# Our prefix of a key -> the reference's; the backbone's keys have none there, so it comes last.
 PREFIXES = {"tokenizer.": "vae.", "head.": "head.net.", "backbone.": ""}
-SHOWN = 4  # keys of each kind that an error lists
-
-
-class Shaped(Protocol):
-    @property
-    def shape(self) -> Sequence[int]: ...
 
 
 def load_generator(path: str | Path, *, variant: str | None = None, tokenizer: str | Path | None = None) -> BitDance:
     """Load a class-conditional generator in float32, ready to sample.
 
     Args:
-        path: a folder with ``config.json`` and one ``.safetensors``; or a ``.safetensors`` or ``.pt`` file.
-        variant: one of ``GENERATORS``; needed where no ``config.json`` stands beside the weights.
-        tokenizer: autoencoder weights that replace those inside the checkpoint.
+        path: a folder with ``config.json`` and one ``.safetensors``, or a ``.safetensors`` or ``.pt`` file.
+        variant: one of ``GENERATORS``; needed where there is no ``config.json`` next to the weights.
+        tokenizer: autoencoder weights that replace those of the checkpoint.
 
     Raises:
-        ModelError: nothing there, unreadable, or keys and shapes that are not the configuration's.
+        ModelError: the checkpoint is missing or unreadable, or its keys and shapes do not match the configuration.
     """
     weights, config_file = _locate(Path(path))
     if variant is not None:
         config = _named(variant, GENERATORS)
     elif config_file is not None:
-        config = GeneratorConfig.from_json(read_json(config_file))
+        config = GeneratorConfig.from_json(read_json(config_file), str(config_file))
     else:
-        raise ModelError(
-            f"{path} has no config.json beside it; name what it is with --variant, one of {', '.join(GENERATORS)}"
-        )
+        raise ModelError(f"{path} has no config.json next to it; give --variant, one of {', '.join(GENERATORS)}")
     state = {_our_key(key): value for key, value in _read_state(weights, ("ema", "model")).items()}
     if tokenizer is not None:
         replacement = load_tokenizer(tokenizer, config=config.tokenizer).state_dict()
@@ -63,10 +56,9 @@ def load_generator(path: str | Path, *, variant: str | None = None, tokenizer: s
 
 
 def load_tokenizer(path: str | Path, *, variant: str | None = None, config: TokenizerConfig | None = None) -> Tokenizer:
-    """Load an autoencoder in float32; arguments and errors as for ``load_generator``.
+    """Load an autoencoder in float32; arguments and errors are those of ``load_generator``.
 
-    An autoencoder's ``.pt`` also keeps what its training needed (discriminator, loss network): only ``encoder.`` and
-    ``decoder.`` are read.
+    An autoencoder's ``.pt`` also holds discriminator and loss network; only ``encoder.`` and ``decoder.`` are read.
     """
     weights, config_file = _locate(Path(path))
     config = config or _tokenizer_config(path, variant, config_file)
@@ -85,18 +77,16 @@ def _tokenizer_config(path: str | Path, variant: str | None, config_file: Path |
     if variant is not None:
         return _named(variant, TOKENIZERS)
     if config_file is None:
-        raise ModelError(
-            f"{path} has no config.json beside it; name what it is with --variant, one of {', '.join(TOKENIZERS)}"
-        )
-    fields = read_json(config_file)
-    if "ddconfig" not in fields:
-        raise ModelError(f"{config_file} has no 'ddconfig'; it does not describe a tokenizer")
-    bits = {"z_channels": fields["latent_dim"]} if "latent_dim" in fields else {}
-    return TokenizerConfig.from_json({**bits, **fields["ddconfig"]}, fields.get("gan_decoder", False))
+        raise ModelError(f"{path} has no config.json next to it; give --variant, one of {', '.join(TOKENIZERS)}")
+    return TokenizerConfig.from_json(read_json(config_file), str(config_file))
 
 
 def save_generator(model: BitDance, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write ``config.json`` and ``model.safetensors`` under the reference's key names, each whole or not at all."""
+    """Write ``config.json`` and ``model.safetensors`` under the reference's key names, each completely or not at all.
+
+    Raises:
+        ModelError: the folder cannot be written.
+    """
     _save(
         {_published_key(key): value for key, value in model.state_dict().items()},
         model.config.to_json(),
@@ -106,9 +96,8 @@ def save_generator(model: BitDance, folder: str | Path, dtype: torch.dtype = tor
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a tokenizer's ``config.json`` and ``model.safetensors``."""
-    config = {"ddconfig": tokenizer.config.to_json(), "gan_decoder": tokenizer.config.gan_decoder}
-    _save(tokenizer.state_dict(), config, Path(folder), dtype)
+    """Write a tokenizer's ``config.json`` and ``model.safetensors``; errors are those of ``save_generator``."""
+    _save(tokenizer.state_dict(), tokenizer.config.to_json(), Path(folder), dtype)
 
 
 def _our_key(key: str) -> str:
@@ -126,7 +115,7 @@ def _named(variant: str, table: Mapping[str, Any]) -> Any:
 
 
 def _locate(path: Path) -> tuple[Path, Path | None]:
-    """The weights file, and the ``config.json`` that belongs to it if there is one."""
+    """The weights file, and its ``config.json`` if there is one."""
     if path.is_dir():
         files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.pt"))
         if len(files) != 1:
@@ -141,27 +130,24 @@ def _locate(path: Path) -> tuple[Path, Path | None]:
     return weights, next((config for config in configs if config.is_file()), None)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ModelError(f"{path} is missing; the checkpoint is not whole: copy it again")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from None
-
-
 def _read_state(path: Path, entries: tuple[str, ...]) -> dict[str, Tensor]:
     """The tensors of a file; of a ``.pt``, those under the first of ``entries`` that it has."""
+    if path.suffix not in (".safetensors", ".pt"):
+        raise ModelError(f"{path} is not a checkpoint; checkpoints are .safetensors or .pt files")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        if path.suffix != ".pt":
-            raise ModelError(f"{path}: checkpoints are .safetensors or .pt files")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
-        raise ModelError(f"{path} holds more than tensors and is not opened ({reason}); ask for safetensors") from None
-    except (SafetensorError, RuntimeError, OSError, EOFError) as error:
+        raise ModelError(
+            f"{path} holds more than tensors and is not opened ({reason}); use a .safetensors file"
+        ) from None
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read: {error.strerror or error}; check its permissions and the disk"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(
             f"{path} cannot be read ({reason}); it may be truncated: compare its size, copy it again"
@@ -173,47 +159,19 @@ def _read_state(path: Path, entries: tuple[str, ...]) -> dict[str, Tensor]:
     raise ModelError(f"{path} has none of the entries {', '.join(entries)}; it holds {found}")
 
 
-def _assign(module: torch.nn.Module, state: dict[str, Tensor], path: Path, shown: Callable[[str], str]) -> None:
-    """Put ``state`` into ``module`` in float32, or say in one error how the two differ."""
+def _assign(module: torch.nn.Module, state: dict[str, Tensor], path: Path, published: Callable[[str], str]) -> None:
+    """Load ``state`` into ``module`` in float32, or raise one error with all differences."""
     try:
-        require_matching(module.state_dict(), state, path, shown)
+        require_matching(module.state_dict(), state, path, published)
     except ModelError as error:
         hint = _likely_variant(state) if isinstance(module, BitDance) else None
-        advice = f"\nIts sizes are those of {hint}: try --variant {hint}" if hint else ""
+        advice = f"\nKeys and shapes are those of {hint}: try --variant {hint}" if hint else ""
         raise ModelError(f"{error}{advice}") from None
     module.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
 
 
-def require_matching(
-    wanted: Mapping[str, Shaped], state: Mapping[str, Shaped], path: Path, shown: Callable[[str], str]
-) -> None:
-    """Refuse, in one error, weights that are missing, unexpected or of another shape.
-
-    Args:
-        shown: our key of a tensor to the one in the file.
-    """
-    missing = [f"{shown(key)} {_shape(wanted[key])}" for key in wanted if key not in state]
-    unexpected = [f"{shown(key)} {_shape(state[key])}" for key in state if key not in wanted]
-    reshaped = [
-        f"{shown(key)} {_shape(state[key])}, expected {_shape(wanted[key])}"
-        for key in wanted
-        if key in state and tuple(state[key].shape) != tuple(wanted[key].shape)
-    ]
-    complaints = [
-        f"{len(keys)} {kind}: {'; '.join(keys[:SHOWN])}{'; ...' if len(keys) > SHOWN else ''}"
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-        if keys
-    ]
-    if complaints:
-        raise ModelError(f"{path} is not a checkpoint of this configuration.\n" + "\n".join(complaints))
-
-
-def _shape(tensor: Shaped) -> str:
-    return f"[{', '.join(map(str, tensor.shape))}]"
-
-
 def _likely_variant(state: dict[str, Tensor]) -> str | None:
-    """The published variant whose keys and shapes are exactly these."""
+    """The published variant with exactly these keys and shapes."""
     shapes = {key: value.shape for key, value in state.items()}
     for name, config in GENERATORS.items():
         with torch.device("meta"):
@@ -225,13 +183,6 @@ def _likely_variant(state: dict[str, Tensor]) -> str | None:
 
 def _save(state: dict[str, Tensor], config: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
     weights = {key: value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as aside:
-            save_file(weights, Path(aside) / "model.safetensors")
-            (Path(aside) / "model.safetensors").chmod(0o644)
-            (Path(aside) / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-            for name in ("model.safetensors", "config.json"):
-                (Path(aside) / name).replace(folder / name)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"cannot write {folder} ({error}); free some space or choose another folder") from None
+    with moved_into(folder) as unfinished:
+        save_file(weights, unfinished / "model.safetensors")
+        write_json(unfinished / "config.json", config)

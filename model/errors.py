@@ -1,4 +1,4 @@
-"""The one error of this room; its message names the value, what is allowed and what to do."""
+"""The error of this room; its message names the value, what is allowed and what to do."""
 
 from bitdance_edge.errors import BitDanceError
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bitdance_edge.model.backbone import ClassBackbone, GrowingCache
-from bitdance_edge.model.config import GeneratorConfig
+from bitdance_edge.model.class_config import GeneratorConfig
 from bitdance_edge.model.head import DiffusionHead
 from bitdance_edge.model.losses import flow_loss, training_times
 from bitdance_edge.model.order import latent_to_sequence, sequence_to_latent
@@ -15,6 +15,8 @@ from bitdance_edge.model.tokenizer import Tokenizer, quantize
 
 
 class BitDance(nn.Module):
+    """B images, R rows of the backbone, P tokens a patch, C bits a token, D the width of the backbone."""
+
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
@@ -24,41 +26,41 @@ class BitDance(nn.Module):
 
     @property
     def patch_side(self) -> int:
-        """Side of the square that tokens are ordered by; raster order is a square of one."""
+        """Side of a patch in tokens; 1 is raster order."""
         return int(self.config.tokens_per_step**0.5) if self.config.patch_order else 1
 
     def initialize(self) -> None:
-        """Weights of backbone and head before training; the tokenizer keeps its own."""
+        """Draw the weights of backbone and head before training; those of the tokenizer stay."""
         self.backbone.initialize()
         self.head.initialize()
 
     def to_sequence(self, latent: Tensor) -> Tensor:
-        """Bits ``[B, C, h, w]`` to ``[B, h*w, C]`` in generation order."""
+        """Turn bits ``[B, C, h, w]`` into ``[B, h*w, C]``, in generation order."""
         return latent_to_sequence(latent, self.patch_side)
 
     def to_latent(self, sequence: Tensor) -> Tensor:
-        """Bits ``[B, h*w, C]`` in generation order to ``[B, C, h, w]``."""
+        """Turn bits ``[B, h*w, C]``, in generation order, into ``[B, C, h, w]``."""
         return sequence_to_latent(sequence, self.config.grid, self.config.grid, self.patch_side)
 
     def embed_prompt(self, classes: Tensor) -> Tensor:
-        """Class ids int64 ``[R]`` to the prompt ``[R, class_tokens + P - 1, D]``."""
+        """Turn class ids int64 ``[R]`` into the prompt ``[R, class_tokens + P - 1, D]``."""
         return self.backbone.embed_classes(classes)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """Bits ``[R, P, C]`` to ``[R, P, D]``; the backbone's rotary table knows their place."""
+        """Turn bits ``[R, P, C]`` into ``[R, P, D]``, without position: the backbone rotates queries and keys by it."""
         return self.backbone.embed_tokens(tokens)
 
     def position_term(self, patch_index: Tensor) -> Tensor:
-        """What the head's condition adds for the tokens of one patch: int64 ``[1]`` to ``[P, D]``."""
+        """Return what is added to the head's condition at one patch: int64 ``[1]`` to ``[P, D]``."""
         return self.backbone.position_term(patch_index)
 
     def loss(self, classes: Tensor, inputs: Tensor, targets: Tensor, time_draws: Tensor, noise: Tensor) -> Tensor:
-        """Training loss of the generator.
+        """Return the training loss of the generator, a scalar.
 
         Args:
             classes: int64 ``[B]``.
-            inputs: bits ``[B, h*w, C]`` that the backbone sees (perhaps flipped); targets: the true ones.
-            time_draws: ``[M*B*S]`` normal or uniform draws, M noisy copies of each of S patches.
+            inputs: bits ``[B, h*w, C]`` that the backbone sees, some of them flipped; targets: the true bits.
+            time_draws: normal or uniform draws ``[M*B*S]``, for M noisy copies of each of S patches.
             noise: standard normal ``[M*B*S, P, C]``.
         """
         config = self.config
@@ -68,7 +70,7 @@ class BitDance(nn.Module):
         return flow_loss(self.head, condition, target, training_times(config, time_draws), noise)
 
     def sample(self, classes: Tensor, *, steps: int, guidance: float, schedule: str, noise: Iterator[Tensor]) -> Tensor:
-        """All tokens ``[B, h*w, C]`` in generation order; arguments as for ``sample_patches``."""
+        """Generate all bits ``[B, h*w, C]``, in generation order; arguments are those of ``sample_patches``."""
         patches = self.sample_patches(classes, steps=steps, guidance=guidance, schedule=schedule, noise=noise)
         return torch.cat(list(patches), dim=1)
 
@@ -80,8 +82,8 @@ class BitDance(nn.Module):
 
         Args:
             classes: int64 ``[B]``.
-            noise: standard normal draws in the order of use, ``[B, P, C]`` each; while a guided patch has guidance 1
-                (the first, under the linear schedule) conditional and unconditional rows draw apart: ``[2B, P, C]``.
+            noise: standard normal draws ``[B, P, C]`` in the order of use. Under the linear schedule the first patch
+                has guidance 1; conditional and unconditional rows then have their own noise, ``[2B, P, C]``.
 
         Yields:
             bits ``[B, P, C]`` of each patch.

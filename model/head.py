@@ -16,7 +16,7 @@ TIME_FEATURES = 256
 
 
 def timestep_embedding(times: Tensor) -> Tensor:
-    """Sinusoids of ``1000 * times``: float32 ``[N]`` to ``[N, 256]``, cosines first."""
+    """Return the sinusoids of ``1000 * times``: ``[N]`` to float32 ``[N, 256]``, cosines first."""
     half = TIME_FEATURES // 2
     exponents = torch.arange(half, dtype=torch.float32, device=times.device) / half
     frequencies = torch.exp(-math.log(10_000.0) * exponents)
@@ -30,12 +30,12 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, times: Tensor) -> Tensor:
-        """Times ``[N]`` to ``[N, W]``; the sinusoids are float32 whatever the network runs in."""
+        """Embed times ``[N]`` as ``[N, W]``; the sinusoids are float32 in a network of any dtype."""
         return self.mlp(timestep_embedding(times).to(next(self.parameters()).dtype))
 
 
 class HeadAttention(nn.Module):
-    """Attention among the P tokens of a patch, which lie one after the other in the rows of ``x`` ``[B * P, W]``."""
+    """Attention among the P tokens of a patch, which are P consecutive rows of ``x`` ``[B * P, W]``."""
 
     def __init__(self, width: int, head_dim: int, tokens: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class DiffusionHead(nn.Module):
         self.final_layer = FinalLayer(config.width, config.bits)
 
     def initialize(self) -> None:
-        """Weights before training: the head starts as zero, so that the first losses are those of the mean token."""
+        """Draw the weights before training: the head starts as zero, so that it first predicts the mean token."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -130,17 +130,18 @@ class DiffusionHead(nn.Module):
                 nn.init.zeros_(parameter)
 
     def modulate(self, embedding: Tensor) -> tuple[Tensor, ...]:
-        """adaLN: the sum of time and condition ``[..., W]`` to what modulates each group of blocks and the final layer.
+        """Compute adaLN's scales, shifts and gates of each group of blocks, then of the final layer.
 
-        Each is ``[..., n * W]``: scales, shifts and gates side by side. They do not depend on the noisy tokens.
+        ``embedding`` ``[..., W]`` is time plus condition. Each result is ``[..., n * W]``: n modulations, concatenated.
+        They do not depend on the noisy tokens.
         """
         y = F.silu(embedding)
         return tuple(linear(y) for linear in (*self.ada_ln_blocks, self.final_layer.ada_ln_modulation))
 
     def denoise(self, x: Tensor, modulations: tuple[Tensor, ...]) -> Tensor:
-        """Noisy tokens ``[B, P, C]`` and their modulations ``[B, P, n * W]`` to clean tokens ``[B, P, C]``."""
+        """Predict clean tokens ``[B, P, C]`` from noisy ones ``[B, P, C]`` and modulations ``[B, P, n * W]``."""
         shape = x.shape
-        x = self.input_proj(x.flatten(0, 1))  # rows of matrices: a runtime then adds the bias while it multiplies
+        x = self.input_proj(x.flatten(0, 1))  # as a matrix: runtimes fuse the bias into its product
         per_group = self.config.blocks_per_adaln
         *groups, last = modulations
         for group, modulation in enumerate(groups):
@@ -151,5 +152,5 @@ class DiffusionHead(nn.Module):
         return 2 * torch.sigmoid(x) - 1 if self.config.bounded else x
 
     def forward(self, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
-        """Noisy tokens ``[B, P, C]``, times ``[B]`` and condition ``[B, P, D]`` to clean tokens ``[B, P, C]``."""
+        """Predict clean tokens ``[B, P, C]`` from noisy ones ``[B, P, C]``, times ``[B]``, condition ``[B, P, D]``."""
         return self.denoise(x, self.modulate(self.time_embed(times)[:, None] + self.cond_embed(condition)))

@@ -1,10 +1,10 @@
-"""What tokenizer and generator are trained on (paper sections 3.1 and 3.3)."""
+"""The training losses of tokenizer and generator (paper sections 3.1 and 3.3)."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitdance_edge.model.config import GeneratorConfig
+from bitdance_edge.model.class_config import GeneratorConfig
 from bitdance_edge.model.head import DiffusionHead
 from bitdance_edge.model.sampler import shift_times, velocity
 from bitdance_edge.model.text_config import TextToImageConfig
@@ -14,20 +14,20 @@ ENTROPY_TEMPERATURE = 0.01
 
 
 def straight_through_bits(latent: Tensor) -> Tensor:
-    """The bits of the latent, through which gradients pass as if nothing had been rounded."""
+    """Return the bits of the latent; gradients pass through as if nothing were rounded."""
     return latent + (quantize(latent) - latent).detach()
 
 
 def commitment_loss(latent: Tensor) -> Tensor:
-    """Mean squared distance of the latent ``[B, C, h, w]`` from its own bits."""
+    """Return the mean squared distance of the latent ``[B, C, h, w]`` from its own bits."""
     return F.mse_loss(latent, quantize(latent).detach())
 
 
 def entropy_loss(latent: Tensor, groups: int) -> Tensor:
-    """Low where each token is sure of its code while the batch uses all codes.
+    """Return the mean entropy of a token's codes minus the entropy of their mean over the batch.
 
-    The codes of a group of C / groups bits are enumerated; their probabilities are softmax(2 * x * code / 0.01).
-    The loss is the mean entropy of a token's codes minus the entropy of the batch's mean.
+    It is low where each token is certain of its code and the batch uses all codes. The codes of a group of C / groups
+    bits are enumerated, with probabilities softmax(2 * x * code / 0.01); the latent is ``[B, C, h, w]``.
     """
     bits = latent.shape[1] // groups
     codes = torch.arange(2**bits, device=latent.device)
@@ -42,25 +42,25 @@ def entropy_loss(latent: Tensor, groups: int) -> Tensor:
 
 
 def flip_bits(tokens: Tensor, max_rate: float) -> Tensor:
-    """Flip each bit with probability ``u * max_rate``, u uniform per bit: what generated tokens may look like."""
+    """Flip each bit with probability ``u * max_rate``, u uniform per bit, as errors of a generator would."""
     return torch.where(torch.rand_like(tokens) < max_rate * torch.rand_like(tokens), -tokens, tokens)
 
 
 def drop_classes(classes: Tensor, rate: float, no_class: int) -> Tensor:
-    """Replace each class by "no class" with the given probability, so that guidance has something to push away from."""
+    """Replace each class by ``no_class`` with probability ``rate``, which trains the unconditional rows of guidance."""
     dropped = torch.rand(classes.shape, device=classes.device) < rate
     return torch.where(dropped, no_class, classes)
 
 
 def training_times(config: GeneratorConfig | TextToImageConfig, draw: Tensor) -> Tensor:
-    """Times in (0, 1) from normal draws (``logit_normal``) or uniform draws (``uniform``), shifted as configured."""
+    """Turn normal (``logit_normal``) or uniform (``uniform``) draws into times in (0, 1), shifted as configured."""
     uniform = config.time_schedule == "uniform"
     times = draw if uniform else torch.sigmoid(draw * config.time_std + config.time_mean)
     return times if config.time_shift == 1.0 else shift_times(times, config.time_shift)
 
 
 def flow_loss(head: DiffusionHead, condition: Tensor, target: Tensor, times: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the velocity, as a number.
+    """Return the mean squared error of the velocity, a scalar.
 
     Args:
         condition: ``[N, P, D]``; target: bits ``[N, P, C]``; times: ``[N]``; noise: standard normal ``[N, P, C]``.

@@ -1,4 +1,4 @@
-"""Prompts as token ids: the chat template of the text-to-image models and the tokens that announce an image.
+"""Prompts as token ids: the chat template of the text-to-image models and the tokens that start an image.
 
 Reads ``tokenizer.json`` with the ``tokenizers`` library (https://huggingface.co/docs/tokenizers).
 """
@@ -28,20 +28,21 @@ class PromptTokenizer:
         """Read ``tokenizer.json`` and check that it knows the tokens that start an image.
 
         Raises:
-            ModelError: the file is missing or unreadable, or tokens are not in it.
+            ModelError: the file is missing or is not a tokenizer, or lacks tokens.
         """
         file = Path(file)
         if not file.is_file():
             raise ModelError(f"no tokenizer at {file}; a text-to-image checkpoint has a tokenizer.json: copy it again")
+        content = file.read_bytes()
         try:
-            opened = cls(file, Tokenizer.from_file(str(file)), config)
-        except Exception as error:  # tokenizers raises bare Exception
-            raise ModelError(f"{file} cannot be read ({error}); it may be truncated: copy it again") from None
+            opened = cls(file, Tokenizer.from_buffer(content), config)
+        except Exception as error:  # tokenizers raises plain Exception
+            raise ModelError(f"{file} is not a tokenizer ({error}); it may be truncated: copy it again") from None
         opened._require_tokens()
         return opened
 
     def conditional(self, prompt: str, height: int, width: int) -> list[int]:
-        """Ids of a prompt for an image of this size in pixels."""
+        """Return the ids of a prompt for an image of ``height`` x ``width`` pixels."""
         return self.encode(CONDITIONAL.format(prompt=prompt)) + self.suffix(height, width)
 
     def unconditional(self, height: int, width: int) -> list[int]:
@@ -51,7 +52,7 @@ class PromptTokenizer:
         return self.tokenizer.encode(text).ids
 
     def suffix(self, height: int, width: int) -> list[int]:
-        """What stands between the text and the image: ids of start, height, width and the P - 1 queries.
+        """Return the ids between text and image: its start, its height and width, and the P - 1 queries.
 
         Raises:
             ModelError: the tokenizer has no token for this height or width (in pixels).
@@ -60,11 +61,13 @@ class PromptTokenizer:
         vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
         tokens = ["<|vision_start|>", *sides, *self._queries()]
         if missing := [token for token in tokens if token not in vocabulary]:
-            raise ModelError(f"size {height}x{width} has no token in this tokenizer: it lacks {' and '.join(missing)}")
+            raise ModelError(
+                f"size {width}x{height} has no token in this tokenizer, which lacks {' and '.join(missing)}"
+            )
         return [vocabulary[token] for token in tokens]
 
     def announces(self, height: int, width: int) -> bool:
-        """Whether the tokenizer has the tokens of this size in pixels."""
+        """Return whether the tokenizer has tokens for an image of ``height`` x ``width`` pixels."""
         return all(self.tokenizer.token_to_id(side) is not None for side in self._sides(height, width))
 
     def _sides(self, height: int, width: int) -> list[str]:
@@ -81,12 +84,12 @@ class PromptTokenizer:
         if missing:
             shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
             raise ModelError(
-                f"{self.file} lacks {shown}; {self.config.tokens_per_step} tokens a step need {len(needed)} of their "
-                "kind: take the tokenizer.json that was published with these weights"
+                f"{self.file} lacks {shown}; {self.config.tokens_per_step} tokens a step need {len(needed)} such "
+                "tokens: use the tokenizer.json that was published with these weights"
             )
         largest = max(self.tokenizer.get_vocab(with_added_tokens=True).values())
         if largest >= self.config.backbone.vocabulary:
             raise ModelError(
                 f"{self.file} has token ids up to {largest}, but the model embeds {self.config.backbone.vocabulary} "
-                "(vocab_size): they do not belong together"
+                "(vocab_size); use the tokenizer.json that was published with these weights"
             )

@@ -1,7 +1,7 @@
-"""Qwen3 as the backbone of text to image (https://arxiv.org/abs/2505.09388), under the key names it is published with.
+"""Qwen3 as the text-to-image backbone (https://arxiv.org/abs/2505.09388), under its published key names.
 
-As in ``backbone.py`` the weights know nothing of caches or masks: how queries meet keys is a callable. There are more
-query heads than key-value heads; ``Attend`` gets both as they are.
+As in ``backbone.py``, the modules know no cache and no mask: attention is a callable. There are more query heads than
+key-value heads; ``Attend`` gets the key-value heads unrepeated.
 """
 
 import torch
@@ -59,7 +59,7 @@ class QwenLayer(nn.Module):
 
 
 class QwenBackbone(nn.Module):
-    """R rows, D the width. The output layer over the vocabulary is not part of it: no text is generated."""
+    """Language model over R rows, D wide, without the output layer over the vocabulary: no text is generated."""
 
     rotary_interleaved = False
     rotate = staticmethod(rotate_halves)
@@ -72,20 +72,20 @@ class QwenBackbone(nn.Module):
         self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
 
     def initialize(self) -> None:
-        """Weights before training."""
+        """Draw the weights before training."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions 0 to ``length - 1``, float32 ``[length, head_dim / 2]`` each."""
+        """Return cosines and sines of positions 0 to ``length - 1``, float32 ``[length, head_dim / 2]`` each."""
         pairs = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device="cpu")
         frequencies = 1.0 / self.config.rotary_base ** (pairs / self.config.head_dim)
         angles = torch.arange(length, dtype=torch.float32, device="cpu")[:, None] * frequencies
         return angles.cos(), angles.sin()
 
     def hidden(self, embeddings: Tensor, attend: Attend) -> Tensor:
-        """Embeddings ``[R, T, D]`` through all layers and the final norm."""
+        """Run embeddings ``[R, T, D]`` through all layers and the final norm."""
         for layer, block in enumerate(self.layers):
             embeddings = block(embeddings, layer, attend)
         return self.norm(embeddings)

@@ -1,7 +1,7 @@
-"""Euler-Maruyama sampling of a patch, step by step as the paper writes it (section 3.3).
+"""Euler-Maruyama sampling of a patch, step by step as in the paper (section 3.3).
 
-This is the plain path: drift and score by name, in float32. The runtime folds the same steps into three numbers each
-and is held against this.
+This is the plain path: drift and score by name, in float32. The runtime folds each step into three numbers and is
+checked against it.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-LAST_TIME = 0.95  # the grid's end; the last step crosses what is left without noise
+LAST_TIME = 0.95  # end of the grid; the last step, from there to 1, adds no noise
 LAST_STEP = 1 - LAST_TIME
 
 # (noisy tokens [R, P, C], times [R]) -> clean tokens [R, P, C]
@@ -17,17 +17,17 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 def shift_times(times: Tensor, shift: float) -> Tensor:
-    """Move times in [0, 1] towards the noise for shift > 1; 1 changes nothing."""
+    """Move times in [0, 1] towards the noise for shift > 1; a shift of 1 changes nothing."""
     return (1 / shift) / (1 / shift + (1 / times - 1))
 
 
 def time_grid(steps: int, shift: float) -> Tensor:
-    """The ``steps + 1`` times at which the head is evaluated, float32, from 0."""
+    """Return the ``steps + 1`` times at which the head is evaluated, float32, from 0."""
     return shift_times(torch.linspace(0, LAST_TIME, steps + 1), shift)
 
 
 def velocity(clean: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
-    """Rectified-flow velocity towards ``clean``; the floor keeps it finite next to time 1."""
+    """Return the rectified-flow velocity towards ``clean``; the floor keeps it finite near time 1."""
     return (clean - noisy) / (1 - time).clamp_min(LAST_STEP)
 
 
@@ -41,14 +41,14 @@ def euler_maruyama_step(x: Tensor, v: Tensor, time: Tensor, dt: Tensor, noise: T
 
 
 def sample_patch(predict: Predict, noise: Iterator[Tensor], steps: int, shift: float, guidance: float) -> Tensor:
-    """Draw one patch before its sign is taken.
+    """Sample one patch, without taking the sign.
 
-    With guidance above 1, ``predict`` gets the same noisy tokens twice, conditional rows first, and the two answers
+    With guidance above 1, ``predict`` gets the same noisy tokens twice, conditional rows first, and the two predictions
     are combined; the result has the rows of one draw.
 
     Args:
         predict: the head with its condition bound, called ``steps + 1`` times.
-        noise: standard normal draws ``[B, P, C]``: the start, then one a step; the last step takes none.
+        noise: standard normal draws ``[B, P, C]``: one to start from, then one a step; the last step takes none.
 
     Returns:
         float32 ``[B, P, C]``.
@@ -72,5 +72,5 @@ def sample_patch(predict: Predict, noise: Iterator[Tensor], steps: int, shift: f
 
 
 def patch_guidance(guidance: float, schedule: str, patch: int, patches: int) -> float:
-    """Guidance of one patch: constant, or growing linearly from exactly 1 at the first patch."""
+    """Return the guidance of one patch: ``constant``, or ``linear`` from exactly 1 at the first patch."""
     return guidance if schedule == "constant" else 1 + (guidance - 1) * patch / patches

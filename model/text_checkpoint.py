@@ -1,23 +1,20 @@
-"""Text-to-image checkpoints: the published folder, or the diffusers port's, by safetensors only.
+"""Text-to-image checkpoints: the published folder or the diffusers port's; weights are safetensors only.
 
 Published: ``config.json`` with ``model*.safetensors``, ``ae_config.json`` and ``ae.safetensors``,
 ``vision_head_config.json`` and ``vision_head.safetensors``, ``projector.safetensors``, ``tokenizer.json``.
-The port keeps the same in one sub-folder a component, each with a ``config.json``, and a ``model_index.json``.
+The port has one sub-folder for each component, with its ``config.json``, and a ``model_index.json``.
 """
 
-import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from bitdance_edge.model.checkpoint import SHOWN, read_json, require_matching
 from bitdance_edge.model.errors import ModelError
+from bitdance_edge.model.fields import Fields, read_json
+from bitdance_edge.model.files import SHOWN, moved_into, require_matching, write_json
 from bitdance_edge.model.tensor_file import StoredTensor, read_header
 from bitdance_edge.model.text_config import TextToImageConfig
 from bitdance_edge.model.text_to_image import TextToImage
@@ -25,13 +22,13 @@ from bitdance_edge.model.text_to_image import TextToImage
 
 @dataclass(frozen=True)
 class Component:
-    """Where one module of the model is kept, in either layout."""
+    """The files of one module, in either layout."""
 
-    config: str  # of the published folder; empty where the module has none
-    weights: str
-    ported: str  # sub-folder of the diffusers port
-    stored: str  # prefix of its keys in the file
-    ours: str  # prefix of its keys in TextToImage
+    config: str  # in the published folder; empty where the module has none
+    weights: str  # in the published folder; may be a pattern
+    ported: str  # sub-folder in the diffusers port
+    stored: str  # prefix of the keys in the file
+    ours: str  # prefix of the keys in TextToImage
 
 
 COMPONENTS = {
@@ -40,19 +37,19 @@ COMPONENTS = {
     "autoencoder": Component("ae_config.json", "ae.safetensors", "autoencoder", "", "tokenizer."),
     "projector": Component("", "projector.safetensors", "projector", "", "projector."),
 }
-# Stored beside what is needed: the output layer over the vocabulary, and tables that are computed here.
+# Stored and not needed: the output layer over the vocabulary, and tables that are computed here.
 UNUSED = ("lm_head.weight", "rotary_emb.inv_freq")
 MARKERS = ("vision_head_config.json", "model_index.json")
 
 
 def is_text_to_image(path: str | Path) -> bool:
-    """Whether a checkpoint is a text-to-image folder of either layout."""
+    """Return whether a path is a text-to-image folder, of either layout."""
     return any((Path(path) / marker).is_file() for marker in MARKERS)
 
 
 @dataclass(frozen=True)
 class TextCheckpoint:
-    """A checkpoint whose headers were read and found to be whole: no weights are in memory yet."""
+    """A checkpoint whose headers were read and checked; its weights are not in memory yet."""
 
     folder: Path
     config: TextToImageConfig
@@ -64,18 +61,23 @@ class TextCheckpoint:
         """Read configurations and headers.
 
         Raises:
-            ModelError: a file is missing, truncated or of another model, or its shapes are not the configuration's.
+            ModelError: a file is missing, truncated or of another model, or shapes do not match the configuration.
         """
         folder = Path(folder)
         if not is_text_to_image(folder):
-            raise ModelError(f"{folder} is no text-to-image checkpoint; it has neither {' nor '.join(MARKERS)}")
+            raise ModelError(f"{folder} is not a text-to-image checkpoint; it has neither {' nor '.join(MARKERS)}")
         ported = not (folder / MARKERS[0]).is_file()
         language, head, autoencoder = (
-            read_json(folder / part.ported / "config.json" if ported else folder / part.config)
+            folder / part.ported / "config.json" if ported else folder / part.config
             for part in COMPONENTS.values()
             if part.config
         )
-        config = TextToImageConfig.from_json(language, head, autoencoder)
+        config = TextToImageConfig.from_json(
+            read_json(language),
+            read_json(head),
+            read_json(autoencoder),
+            (str(language), str(head), str(autoencoder)),
+        )
         tensors = {}
         for name, part in COMPONENTS.items():
             for key, tensor in _stored_tensors(folder, name, part, ported):
@@ -88,11 +90,11 @@ class TextCheckpoint:
         return cls(folder, config, tensors, prompt_file)
 
     def load(self, dtype: torch.dtype | None = None) -> TextToImage:
-        """The model, ready to sample.
+        """Load the model, ready to sample.
 
         Args:
-            dtype: of all weights; None leaves each as it is stored and maps it from its file, so that a model larger
-                than the memory can be opened.
+            dtype: of all weights. None: each keeps its stored type and is mapped from its file, so that a model larger
+                than memory can be opened.
         """
         with torch.device("meta"):
             model = TextToImage(self.config)
@@ -104,43 +106,39 @@ class TextCheckpoint:
 
 
 def load_text_to_image(folder: str | Path) -> TextToImage:
-    """Load a text-to-image checkpoint in float32; errors as for ``TextCheckpoint.open``."""
+    """Load a text-to-image checkpoint in float32; errors are those of ``TextCheckpoint.open``."""
     return TextCheckpoint.open(folder).load(torch.float32)
 
 
 def save_text_to_image(
     model: TextToImage, folder: str | Path, tokenizer_json: str, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write the published folder, each file whole or not at all; ``tokenizer_json`` is the text of that file."""
-    folder = Path(folder)
+    """Write the published folder, each file completely or not at all; ``tokenizer_json`` is the text of that file.
+
+    Raises:
+        ModelError: the folder cannot be written.
+    """
     state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in model.state_dict().items()}
     configs = {
         "config.json": model.config.language_json(),
         "vision_head_config.json": model.config.head_json(),
         "ae_config.json": model.config.autoencoder_json(),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as aside:
-            for part in COMPONENTS.values():
-                weights = {
-                    part.stored + key.removeprefix(part.ours): value
-                    for key, value in state.items()
-                    if key.startswith(part.ours)
-                }
-                save_file(weights, Path(aside) / part.weights.replace("*", ""), {"format": "pt"})
-            for name, fields in configs.items():
-                (Path(aside) / name).write_text(json.dumps(fields, indent=1) + "\n")
-            (Path(aside) / "tokenizer.json").write_text(tokenizer_json)
-            for file in sorted(Path(aside).iterdir()):
-                file.chmod(0o644)
-                file.replace(folder / file.name)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"cannot write {folder} ({error}); free some space or choose another folder") from None
+    with moved_into(Path(folder)) as unfinished:
+        for part in COMPONENTS.values():
+            weights = {
+                part.stored + key.removeprefix(part.ours): value
+                for key, value in state.items()
+                if key.startswith(part.ours)
+            }
+            save_file(weights, unfinished / part.weights.replace("*", ""), {"format": "pt"})
+        for name, fields in configs.items():
+            write_json(unfinished / name, fields)
+        (unfinished / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
 
 
 def stored_key(key: str) -> str:
-    """The key of a tensor as its file has it."""
+    """Return the key in the file for a key of ``TextToImage``."""
     part = next(part for part in COMPONENTS.values() if key.startswith(part.ours))
     return part.stored + key.removeprefix(part.ours)
 
@@ -149,18 +147,18 @@ def _stored_tensors(folder: Path, name: str, part: Component, ported: bool) -> I
     folder, pattern = (folder / part.ported, "*.safetensors") if ported else (folder, part.weights)
     files = _shards(folder) if ported or part.weights.startswith("model") else sorted(folder.glob(pattern))
     if not files:
-        raise ModelError(f"{folder} has no {pattern}, the weights of the {name}; copy the whole checkpoint again")
+        raise ModelError(f"{folder} has no {pattern}, the weights of the {name}; copy the checkpoint again")
     for file in files:
         yield from read_header(file).items()
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The files of a sharded module, all of which its index names."""
+    """The weight files of a module: those that its index names, or the only one."""
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if not indices:
         return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
-    weight_map: dict[str, Any] = read_json(indices[0]).get("weight_map", {})
-    files = sorted({folder / name for name in weight_map.values()})
+    weight_map = Fields(read_json(indices[0]), str(indices[0])).part("weight_map").left
+    files = sorted({folder / str(name) for name in weight_map.values()})
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise ModelError(

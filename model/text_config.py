@@ -1,14 +1,16 @@
-"""Hyper-parameters of the text-to-image network, read from the JSON files that stand in a published folder.
+"""Hyper-parameters of the text-to-image network, read from the three JSON files of a published folder.
 
-Knows shapes, nothing of weights or files. What is ours (image sizes, sampling defaults, longest prompt) stands in
-``config.json`` under ``bitdance``; a published folder has no such entry and gets the authors' settings.
+Knows shapes, not weights or files. What this project adds (image sizes, sampling defaults, longest prompt) is the
+entry ``bitdance`` of ``config.json``; a published folder has no such entry and gets the authors' settings.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bitdance_edge.model.config import HeadConfig, SamplingDefaults, TokenizerConfig, optional_defaults
+from bitdance_edge.model.config import TIME_SCHEDULES, HeadConfig, SamplingDefaults, TokenizerConfig
 from bitdance_edge.model.errors import ModelError
+from bitdance_edge.model.fields import Fields
 
 # (height, width) in pixels, as released (paper section 4.2, modeling/t2i_pipeline.py of the authors' code)
 SIZES_1024 = (
@@ -20,6 +22,7 @@ SIZES_512 = ((512, 512), (1024, 256), (896, 256), (640, 384), (256, 1024), (256,
 PUBLISHED_SAMPLING = SamplingDefaults(steps=50, guidance=7.5, guidance_schedule="constant")
 PUBLISHED_MAX_PROMPT = 512
 PUBLISHED_EXAMPLE = "a lighthouse on a cliff above a stormy sea"
+FILES = ("config.json", "vision_head_config.json", "ae_config.json")  # language model, head, autoencoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,25 +47,28 @@ class QwenConfig:
             )
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "QwenConfig":
+    def from_json(cls, values: Mapping[str, Any], source: str = "config.json") -> "QwenConfig":
         """Read the language model's ``config.json``.
 
         Raises:
-            ModelError: another architecture, a missing key, or a choice that no Qwen3 release makes.
+            ModelError: another architecture, a missing key, or a value that no Qwen3 release has.
         """
-        for key, only in QWEN_CHOICES.items():
-            if fields.get(key, only) != only:
-                raise ModelError(f"{key} is {fields[key]!r} in config.json; only {only!r} is supported")
-        try:
-            sizes = {name: _size(key, fields[key]) for name, key in QWEN_KEYS.items()}
-            return cls(
-                **sizes,
-                head_dim=_size("head_dim", fields.get("head_dim") or sizes["width"] // sizes["heads"]),
-                rotary_base=_rotary_base(fields),
-                norm_eps=float(fields["rms_norm_eps"]),
-            )
-        except KeyError as missing:
-            raise ModelError(f"config.json lacks {missing}; compare it with that of a published model") from None
+        fields = Fields(values, source)
+        for key, supported in QWEN_CHOICES.items():
+            fields.only(key, supported)
+        sizes = {name: fields.integer(key) for name, key in QWEN_KEYS.items()}
+        rope = fields.optional_part("rope_parameters") or fields  # newer releases of the writing library nest them
+        if rope is not fields:
+            rope.only("rope_type", "default")
+        if values.get("head_dim") is None:
+            fields.drop("head_dim")
+        return fields.build(
+            cls,
+            **sizes,
+            head_dim=fields.integer("head_dim", sizes["width"] // sizes["heads"]),
+            rotary_base=rope.number("rope_theta", values.get("rope_theta")),
+            norm_eps=fields.number("rms_norm_eps"),
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -101,15 +107,15 @@ class TextToImageConfig:
     head: HeadConfig
     tokenizer: TokenizerConfig
     sizes: tuple[tuple[int, int], ...]  # (height, width) in pixels; the first is the default
-    max_prompt: int  # longest prompt in tokens, chat template included
-    example: str  # a prompt of words that the model was trained on
+    max_prompt: int  # longest prompt in tokens, including the chat template
+    example: str  # a prompt with words of the training data
     time_shift: float
-    time_schedule: str  # training times: "logit_normal" or "uniform"
+    time_schedule: str  # of the training times, one of TIME_SCHEDULES
     time_mean: float
     time_std: float
     targets_per_token: int  # noisy copies of each target in a training step
     sampling: SamplingDefaults
-    published_sampling: SamplingDefaults | None = None  # where a study chose other defaults since
+    published_sampling: SamplingDefaults | None = None  # where ``sampling`` was changed after publication
 
     def __post_init__(self) -> None:
         if self.patch_side**2 != self.tokens_per_step:
@@ -164,7 +170,7 @@ class TextToImageConfig:
 
     @property
     def cache_length(self) -> int:
-        """Keys and values of one image; the last patch is never an input."""
+        """Positions of the cache for the largest image; the last patch is never an input."""
         return self.prompt_tokens + max(self.tokens(*size) for size in self.sizes) - self.tokens_per_step
 
     def tokens(self, height: int, width: int) -> int:
@@ -172,55 +178,59 @@ class TextToImageConfig:
         return height * width // self.tokenizer.downsampling**2
 
     def require_size(self, height: int, width: int) -> None:
+        """Check a size in pixels.
+
+        Raises:
+            ModelError: a side is not a multiple of ``patch_pixels``.
+        """
         if min(height, width) < 1 or height % self.patch_pixels or width % self.patch_pixels:
             raise ModelError(
-                f"size {height}x{width} is not a whole number of patches; height and width must be multiples of "
+                f"size {width}x{height} is not a whole number of patches; width and height must be multiples of "
                 f"{self.patch_pixels} pixels"
             )
 
     @classmethod
     def from_json(
-        cls, language: dict[str, Any], head: dict[str, Any], autoencoder: dict[str, Any]
+        cls,
+        language: Mapping[str, Any],
+        head: Mapping[str, Any],
+        autoencoder: Mapping[str, Any],
+        sources: tuple[str, str, str] = FILES,
     ) -> "TextToImageConfig":
-        """Read ``config.json``, ``vision_head_config.json`` and ``ae_config.json``.
+        """Read the settings of the three files that ``sources`` names, as errors do.
 
         Raises:
-            ModelError: a key is missing, or the three do not belong together.
+            ModelError: a key is missing or has a value that is not allowed, or the three do not belong together.
         """
-        ours = dict(language.get("bitdance", {}))
-        try:
-            head_config = HeadConfig.text_to_image(head)
-            tokenizer = TokenizerConfig.from_json(autoencoder["ddconfig"], autoencoder.get("gan_decoder", False))
-            config = cls(
-                backbone=QwenConfig.from_json(language),
-                head=head_config,
-                tokenizer=tokenizer,
-                sizes=tuple(
-                    (int(height), int(width))
-                    for height, width in ours.pop("sizes", _published_sizes(head_config, tokenizer))
-                ),
-                max_prompt=_size("bitdance.max_prompt", ours.pop("max_prompt", PUBLISHED_MAX_PROMPT)),
-                example=_text("bitdance.example", ours.pop("example", PUBLISHED_EXAMPLE)),
-                time_shift=float(head.get("time_shift", 1.0)),
-                time_schedule=head.get("time_schedule", "logit_normal"),
-                time_mean=float(head.get("P_mean", 0.0)),
-                time_std=float(head.get("P_std", 1.0)),
-                targets_per_token=_size("diff_batch_mul", head.get("diff_batch_mul", 1)),
-                sampling=SamplingDefaults(**ours.pop("sampling", asdict(PUBLISHED_SAMPLING))),
-                published_sampling=optional_defaults(ours.pop("published_sampling", None)),
-            )
-        except KeyError as missing:
-            raise ModelError(
-                f"the configuration of head or autoencoder lacks {missing}; compare it with a published one"
-            ) from None
-        except (TypeError, ValueError) as wrong:
-            raise ModelError(f"the 'bitdance' entry of config.json is wrong: {wrong}") from None
-        if ours:
-            raise ModelError(f"the 'bitdance' entry of config.json holds unknown keys {sorted(ours)}; remove them")
+        head_config = HeadConfig.text_to_image(head, sources[1])
+        tokenizer = TokenizerConfig.from_json(autoencoder, sources[2])
+        ours = Fields(language, sources[0]).part("bitdance", {})
+        times = Fields(head, sources[1])
+        config = Fields({}, f"{sources[0]}, {sources[1]} and {sources[2]}").build(
+            cls,
+            backbone=QwenConfig.from_json(language, sources[0]),
+            head=head_config,
+            tokenizer=tokenizer,
+            sizes=ours.pixel_sizes(
+                "sizes",
+                _published_sizes(head_config, tokenizer),
+                tokenizer.downsampling * int(head_config.tokens_per_step**0.5),
+            ),
+            max_prompt=ours.integer("max_prompt", PUBLISHED_MAX_PROMPT),
+            example=ours.text("example", PUBLISHED_EXAMPLE),
+            time_shift=times.number("time_shift", 1.0),
+            time_schedule=times.choice("time_schedule", TIME_SCHEDULES, "logit_normal"),
+            time_mean=times.number("P_mean", 0.0),
+            time_std=times.number("P_std", 1.0),
+            targets_per_token=times.integer("diff_batch_mul", 1),
+            sampling=SamplingDefaults.from_json(ours.part("sampling", asdict(PUBLISHED_SAMPLING))),
+            published_sampling=SamplingDefaults.optional(ours.optional_part("published_sampling")),
+        )
+        ours.require_empty()
         return config
 
     def language_json(self) -> dict[str, Any]:
-        """``config.json`` of the language model, with what is ours under ``bitdance``."""
+        """``config.json`` of the language model, with this project's settings under ``bitdance``."""
         ours = {
             "sizes": [list(size) for size in self.sizes],
             "max_prompt": self.max_prompt,
@@ -249,31 +259,11 @@ class TextToImageConfig:
 
     def autoencoder_json(self) -> dict[str, Any]:
         """``ae_config.json``."""
-        return {"ddconfig": self.tokenizer.to_json(), "gan_decoder": self.tokenizer.gan_decoder}
+        return self.tokenizer.to_json()
 
 
 def _published_sizes(head: HeadConfig, tokenizer: TokenizerConfig) -> list[tuple[int, int]]:
-    """The released sizes that are whole patches of this model."""
+    """The released sizes that this model can cut into whole patches."""
     released = SIZES_1024 if head.tokens_per_step == 64 else (*SIZES_1024, *SIZES_512)
     side = tokenizer.downsampling * int(head.tokens_per_step**0.5)
     return [size for size in released if not size[0] % side and not size[1] % side]
-
-
-def _size(key: str, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise ModelError(f"{key} is {value!r}; it must be a whole number from 1")
-    return value
-
-
-def _text(key: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ModelError(f"{key} is {value!r}; it must be a prompt")
-    return value
-
-
-def _rotary_base(fields: dict[str, Any]) -> float:
-    """``rope_theta``, which newer releases of the library that wrote the file keep under ``rope_parameters``."""
-    parameters = fields.get("rope_parameters") or {}
-    if parameters.get("rope_type", "default") != "default":
-        raise ModelError(f"rope_type is {parameters['rope_type']!r} in config.json; only 'default' is supported")
-    return float(parameters["rope_theta"] if "rope_theta" in parameters else fields["rope_theta"])

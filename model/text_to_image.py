@@ -1,6 +1,6 @@
 """The whole text-to-image model: tokenizer, language model, projector and head, with the plain way to sample and train.
 
-Knows token ids, nothing of text: prompts come as ids (``prompt.py``).
+Knows token ids, not text: prompts come as ids (``prompt.py``).
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from bitdance_edge.model.tokenizer import Tokenizer, quantize
 
 
 class Projector(nn.Module):
-    """Bits ``[..., C]`` to the language model's width ``[..., D]``."""
+    """MLP from bits ``[..., C]`` to the language model's width ``[..., D]``."""
 
     def __init__(self, bits: int, width: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class TextToImage(nn.Module):
         return self.config.patch_side
 
     def initialize(self) -> None:
-        """Weights of language model, projector and head before training; the tokenizer keeps its own."""
+        """Draw the weights of language model, projector and head before training; those of the tokenizer stay."""
         self.backbone.initialize()
         self.head.initialize()
         for linear in (self.projector.fc1, self.projector.fc2):
@@ -60,28 +60,28 @@ class TextToImage(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def to_sequence(self, latent: Tensor) -> Tensor:
-        """Bits ``[B, C, h, w]`` to ``[B, h*w, C]`` in generation order."""
+        """Turn bits ``[B, C, h, w]`` into ``[B, h*w, C]``, in generation order."""
         return latent_to_sequence(latent, self.patch_side)
 
     def to_latent(self, sequence: Tensor, height: int, width: int) -> Tensor:
-        """Bits ``[B, h*w, C]`` in generation order to ``[B, C, h, w]``; the size is in tokens."""
+        """Turn bits ``[B, h*w, C]``, in generation order, into ``[B, C, h, w]``; height and width are in tokens."""
         return sequence_to_latent(sequence, height, width, self.patch_side)
 
     def embed_prompt(self, ids: Tensor) -> Tensor:
-        """Token ids int64 ``[R, T]`` to ``[R, T, D]``."""
+        """Embed token ids int64 ``[R, T]`` as ``[R, T, D]``."""
         return self.backbone.embed_tokens(ids)
 
     def embed_tokens(self, tokens: Tensor, patch_index: Tensor, across: Tensor) -> Tensor:
-        """Bits ``[R, P, C]`` of one patch, with its position, to ``[R, P, D]``."""
+        """Embed bits ``[R, P, C]`` of one patch, with its position, as ``[R, P, D]``."""
         embedded = self.projector(tokens)
         return embedded + self.position_term(patch_index, across).to(embedded.dtype)
 
     def position_term(self, patch_index: Tensor, across: Tensor) -> Tensor:
-        """Two-dimensional position embedding of a patch, float32 ``[P, D]``: its columns, then its rows.
+        """Return the 2-D position embedding of a patch, float32 ``[P, D]``: of its columns, then of its rows.
 
         Args:
             patch_index: int64 ``[1]``, in raster order of patches.
-            across: int64 ``[1]``, patches in a row of the image.
+            across: int64 ``[1]``, the number of patches in a row of the image.
         """
         cell = torch.arange(self.config.tokens_per_step, device=patch_index.device)
         column = patch_index % across * self.patch_side + cell % self.patch_side
@@ -89,18 +89,19 @@ class TextToImage(nn.Module):
         return torch.cat([self.axis[column], self.axis[row]], dim=1)
 
     def positions(self, height: int, width: int) -> Tensor:
-        """Position embedding of a whole image of ``height`` x ``width`` tokens, float32 ``[h*w, D]``."""
+        """Return the position embedding of an image of ``height`` x ``width`` tokens, float32 ``[h*w, D]``."""
         across = torch.tensor([width // self.patch_side], device=self.axis.device)
         patches = torch.arange(height * width // self.config.tokens_per_step, device=self.axis.device)
         return torch.cat([self.position_term(patch[None], across) for patch in patches])
 
     def forward(self, ids: Tensor, padding: Tensor, tokens: Tensor, height: int, width: int) -> Tensor:
-        """Teacher-forced condition of every token: ``[B, h*w, D]``.
+        """Return the teacher-forced condition of every token, ``[B, h*w, D]``.
 
         Args:
             ids: int64 ``[B, T]``, prompts with the queries of the first patch, padded on the left.
-            padding: int64 ``[B]``, how many ids of each row are padding, seen by nobody.
-            tokens: bits ``[B, h*w, C]`` in generation order; height, width: of the image, in tokens.
+            padding: int64 ``[B]``, the number of padding ids in each row, which no other position sees.
+            tokens: bits ``[B, h*w, C]`` in generation order.
+            height, width: of the image, in tokens.
         """
         patch = self.config.tokens_per_step
         positions = self.positions(height, width)
@@ -109,10 +110,10 @@ class TextToImage(nn.Module):
         causal, length = ids.shape[1] - patch, sequence.shape[1]
         index = torch.arange(length, device=ids.device)
         seen = block_causal_mask(causal, length - causal, patch).to(ids.device)
-        # Padding sees itself alone: a row that sees nothing would be NaN, and NaN spreads.
+        # Padding sees itself only: a row that sees nothing would be NaN, and NaN spreads.
         mask = seen & (index >= padding[:, None])[:, None] | torch.eye(length, dtype=torch.bool, device=ids.device)
-        place = (index - padding[:, None]).clamp_min(0)
-        cos, sin = (table.to(ids.device)[place][:, None] for table in self.backbone.rotary(length))
+        position = (index - padding[:, None]).clamp_min(0)
+        cos, sin = (table.to(ids.device)[position][:, None] for table in self.backbone.rotary(length))
 
         def attend(_layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             queries, keys = self.backbone.rotate(queries, cos, sin), self.backbone.rotate(keys, cos, sin)
@@ -130,13 +131,13 @@ class TextToImage(nn.Module):
         time_draws: Tensor,
         noise: Tensor,
     ) -> Tensor:
-        """Training loss of the generator.
+        """Return the training loss of the generator, a scalar.
 
         Args:
             ids, padding: as for ``forward``; a dropped prompt is the unconditional one.
-            inputs: bits ``[B, h*w, C]`` that the language model sees (perhaps flipped); targets: the true ones.
+            inputs: bits ``[B, h*w, C]`` that the language model sees, some of them flipped; targets: the true bits.
             size: (height, width) in tokens.
-            time_draws: ``[M*B*S]`` normal or uniform draws, M noisy copies of each of S patches.
+            time_draws: normal or uniform draws ``[M*B*S]``, for M noisy copies of each of S patches.
             noise: standard normal ``[M*B*S, P, C]``.
         """
         config = self.config
@@ -155,11 +156,11 @@ class TextToImage(nn.Module):
         guidance: float,
         noise: Iterator[Tensor],
     ) -> Iterator[Tensor]:
-        """Generate patch after patch by the plain path: conditional and unconditional rows each in a pass of their own.
+        """Generate patch after patch by the plain path, with separate passes for conditional and unconditional rows.
 
         Args:
-            prompts: int64 ``[B, T]`` of equal length with the queries of the first patch; under guidance a second one,
-                of another length, for the unconditional rows.
+            prompts: int64 ``[B, T]``, with the queries of the first patch; under guidance a second tensor, whose T may
+                differ, for the unconditional rows.
             size: (height, width) of the image in tokens.
             noise: standard normal draws ``[B, P, C]`` in the order of use.
 

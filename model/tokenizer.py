@@ -12,7 +12,7 @@ def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
 
 
 def quantize(latent: Tensor) -> Tensor:
-    """+1 where the latent is above zero, else -1; an exact zero and a NaN give -1."""
+    """Return +1 where the latent is above zero, else -1; an exact zero and a NaN give -1."""
     return torch.where(latent > 0, 1.0, -1.0).to(latent.dtype)
 
 
@@ -61,7 +61,7 @@ class AdaptiveGroupNorm(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: its residual blocks, then the step to the next resolution where there is one."""
+    """One resolution: its residual blocks, then the change to the next resolution, if any."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.bits, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image ``[B, 3, H, W]`` in [-1, 1] to the latent before its sign is taken, ``[B, C, h, w]``."""
+        """Encode images ``[B, 3, H, W]`` in [-1, 1] as latents ``[B, C, h, w]``, without taking the sign."""
         x = self.conv_in(image)
         for level in self.down:
             x = level(x)
@@ -127,10 +127,9 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, bits: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Bits ``[B, C, h, w]`` to an image ``[B, 3, H, W]``, about [-1, 1] and not clamped.
+        """Decode bits ``[B, C, h, w]`` to images ``[B, 3, H, W]``, about in [-1, 1] and not clamped.
 
-        ``noise``, standard normal and of the bits' shape, is what a ``gan_decoder`` draws its texture from; the others
-        take none.
+        ``noise``, standard normal with the shape of the bits, is for a ``gan_decoder`` only. None: it is drawn.
         """
         if self.needs_noise and noise is None:
             noise = torch.randn_like(bits)
@@ -150,7 +149,7 @@ class Tokenizer(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, image: Tensor) -> Tensor:
-        """Image ``[B, 3, H, W]`` in [-1, 1] to bits ``[B, C, h, w]``, exactly -1 or +1."""
+        """Encode images ``[B, 3, H, W]`` in [-1, 1] as bits ``[B, C, h, w]``, exactly -1 or +1."""
         return quantize(self.encoder(image))
 
     def decode(self, bits: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -158,11 +157,11 @@ class Tokenizer(nn.Module):
 
 
 def image_from_bytes(pixels: Tensor) -> Tensor:
-    """uint8 ``[B, H, W, 3]`` to float32 ``[B, 3, H, W]`` in [-1, 1]."""
-    # Bytes are cast first and made last: TensorRT knows them only as inputs and outputs of a network.
+    """Turn uint8 ``[B, H, W, 3]`` into float32 ``[B, 3, H, W]`` in [-1, 1]."""
+    # The cast from uint8 comes first, and that to uint8 last: TensorRT has uint8 only as inputs and outputs.
     return (pixels.float().permute(0, 3, 1, 2) / 255 - 0.5) * 2
 
 
 def image_to_bytes(image: Tensor) -> Tensor:
-    """Float ``[B, 3, H, W]`` to uint8 ``[B, H, W, 3]``, by clamping and truncating, in float32."""
+    """Turn float ``[B, 3, H, W]`` into uint8 ``[B, H, W, 3]``, clamped and truncated, computed in float32."""
     return (127.5 * image.float() + 128).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)

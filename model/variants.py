@@ -1,15 +1,16 @@
-"""The published models by name, with the settings that their authors give (paper section 4, imagenet_gen README)."""
+"""The published models by name, with their authors' settings (paper section 4, imagenet_gen README)."""
 
 from dataclasses import replace
 
-from bitdance_edge.model.config import GeneratorConfig, SamplingDefaults, TokenizerConfig
+from bitdance_edge.model.class_config import GeneratorConfig
+from bitdance_edge.model.config import SamplingDefaults, TokenizerConfig
 
 _D16C32 = TokenizerConfig(
     bits=32, channels=256, channel_multipliers=(1, 1, 2, 2, 4), blocks_per_level=4, gan_decoder=False
 )
 
-# Those of 32 pixels a token have six levels. Their multipliers are taken over from the five-level one; the config JSON
-# that is published beside each file has the last word, and a file of other shapes is refused with both shapes.
+# Tokenizers with 32 pixels a token have six levels; their multipliers extend those of the five-level one. A config JSON
+# next to the weights takes precedence, and weights of other shapes are refused with both shapes.
 TOKENIZERS = {
     "d16c32": _D16C32,
     "d32c128": replace(_D16C32, bits=128, channel_multipliers=(1, 1, 2, 2, 4, 4)),

@@ -8,9 +8,19 @@ with Pipeline.open("bundles/digits-4x") as pipeline:
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.size import Size
-from bitdance_edge.runtime.errors import BackendError, BitDanceError, BundleError, Cancelled, EngineError, RequestError
+from bitdance_edge.runtime.errors import (
+    BackendError,
+    BitDanceError,
+    BundleError,
+    Cancelled,
+    EngineError,
+    OutOfMemoryError,
+    RequestError,
+    StorageError,
+)
+from bitdance_edge.runtime.events import Event, ImageDone, PatchDone, Preview
 from bitdance_edge.runtime.image import GeneratedImage, load_pixels, read_settings, request_from_settings, save_png
-from bitdance_edge.runtime.pipeline import Event, ImageDone, PatchDone, Pipeline, Preview
+from bitdance_edge.runtime.pipeline import Pipeline
 from bitdance_edge.runtime.request import Request
 
 __all__ = [
@@ -23,12 +33,14 @@ __all__ = [
     "Event",
     "GeneratedImage",
     "ImageDone",
+    "OutOfMemoryError",
     "PatchDone",
     "Pipeline",
     "Preview",
     "Request",
     "RequestError",
     "Size",
+    "StorageError",
     "load_pixels",
     "read_settings",
     "request_from_settings",

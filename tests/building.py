@@ -3,21 +3,19 @@
 import threading
 from collections.abc import Sequence
 
-from bitdance_edge.engines.builder import Watcher, build_stage
+from bitdance_edge.engines.build import Watcher, build_stage
+from bitdance_edge.engines.check import BuildCheck
 from bitdance_edge.engines.plan import plan_builds
-from bitdance_edge.engines.targets.tensorrt import Target
+from bitdance_edge.engines.targets import parse_target
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.backends.tensorrt_library import Library
-from bitdance_edge.runtime.bundle.sidecar import Sidecar
+from bitdance_edge.runtime.bundle.record import BuildRecord
 
 
 def build(
-    bundle: Bundle, library: Library, stages: Sequence[str], watcher: Watcher | None = None
-) -> dict[str, Sidecar]:
-    """Engines of these stages for the default target; the sidecar of each."""
-    plan = plan_builds(bundle, Target.parse("rtx"), library, stages, 1, force=True)
+    bundle: Bundle, target: str, stages: Sequence[str] = (), watcher: Watcher = lambda watch: None
+) -> dict[str, BuildRecord]:
+    """Build these stages, or those that the target builds by default; the record of each."""
+    asked = parse_target(target)
+    plan, check = plan_builds(bundle, asked, stages, max_images=1, force=True), BuildCheck(bundle)
     plan.require_possible()
-    return {
-        stage.build.stage: build_stage(stage.build, library, threading.Event(), watcher or (lambda watch: None))
-        for stage in plan.to_build
-    }
+    return {stage.job.stage: build_stage(stage, asked, check, threading.Event(), watcher) for stage in plan.to_build}

@@ -1,5 +1,6 @@
-"""Bundles of the small random models, exported once a test run."""
+"""Bundles of the small random models, exported once a test run, and which tests share a process."""
 
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 from bench_fixtures import altered as altered
 from bench_fixtures import compared as compared
 from calibration_fixtures import calibrated as calibrated
+from calibration_fixtures import recordings as recordings
 from calibration_fixtures import text_bundle as text_bundle
 from engine_fixtures import built as built
 from engine_fixtures import built_copy as built_copy
@@ -24,11 +26,27 @@ from serve_fixtures import serve as serve
 from serve_fixtures import server as server
 from serve_fixtures import small_server as small_server
 from serve_fixtures import text_server as text_server
+from sharing import made_once, run_folder
 
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.bundle.manifest import file_spec
 
-FIXTURES = Path(__file__).parent / "fixtures"
+TESTS = Path(__file__).parent
+FIXTURES = TESTS / "fixtures"
+# Folders whose tests share what takes long to make: calibrations and engines.
+ONE_PROCESS = ("calibration", "engines")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One core a process, for those that a test starts too; read when numpy and torch are imported.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file run in one process, which makes the file's fixtures once; so do those of some folders."""
+    for item in items:
+        file = item.path.relative_to(TESTS)
+        group = file.parts[0] if file.parts[0] in ONE_PROCESS else file.as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,7 +65,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
     from bitdance_edge.export.opening import OpenedCheckpoint, open_text_to_image
     from bitdance_edge.model import load_generator
 
-    folder, made = tmp_path_factory.mktemp("bundles"), {}
+    folder, made = run_folder(tmp_path_factory) / "bundles", {}
 
     def opened(fixture: str, options: ExportOptions) -> OpenedCheckpoint:
         if fixture.startswith("t2i"):
@@ -59,7 +77,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
         key = f"{fixture}-{opset}-{precision}"
         if key not in made:
             options = ExportOptions(name=key, opset=opset, precision=precision)
-            made[key] = opened(fixture, options).export(folder / key)
+            made[key] = Bundle.open(made_once(folder / key, lambda target: opened(fixture, options).export(target)))
         return made[key]
 
     return export

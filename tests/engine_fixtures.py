@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
+from sharing import made_once, run_folder
 
 from bitdance_edge.engines.graph import read_graph
 from bitdance_edge.engines.samples import record_samples
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.backends.tensorrt_library import Library, load_library
 from bitdance_edge.runtime.bundle.manifest import file_spec
-from bitdance_edge.runtime.bundle.sidecar import Sidecar
+from bitdance_edge.runtime.bundle.record import BuildRecord
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "digits-4x"
 QUANTIZED = {
@@ -42,36 +44,39 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
     from bitdance_edge.export.exporter import ExportOptions, export_bundle
     from bitdance_edge.model import load_generator
 
-    folder, made = tmp_path_factory.mktemp("digits"), {}
+    folder, made = run_folder(tmp_path_factory) / "digits", {}
+
+    def make(precision: str, target: Path) -> None:
+        if precision in QUANTIZED:
+            quantized(get("fp32"), target, precision)
+        else:
+            export_bundle(load_generator(CHECKPOINT), target, ExportOptions(name=precision, precision=precision), {})
 
     def get(precision: str) -> Bundle:
         if precision not in made:
-            target = folder / precision
-            if precision in QUANTIZED:
-                made[precision] = quantized(get("fp32"), target, precision)
-            else:
-                options = ExportOptions(name=precision, precision=precision)
-                made[precision] = export_bundle(load_generator(CHECKPOINT), target, options, {})
+            made[precision] = Bundle.open(made_once(folder / precision, partial(make, precision)))
         return made[precision]
 
     return get
 
 
 @pytest.fixture(scope="session")
-def built(digits: Callable[[str], Bundle], library: Library) -> Callable[[str], dict[str, Sidecar]]:
-    """``built("fp16")``: the sidecars of all engines of that bundle for the default target."""
-    made: dict[str, dict[str, Sidecar]] = {}
+def built(digits: Callable[[str], Bundle]) -> Callable[[str], dict[str, BuildRecord]]:
+    """``built("fp16")``: the records of all engines of that bundle for the default target."""
+    made: dict[str, dict[str, BuildRecord]] = {}
 
-    def get(precision: str) -> dict[str, Sidecar]:
+    def get(precision: str) -> dict[str, BuildRecord]:
         if precision not in made:
-            made[precision] = build(digits(precision), library, list(digits(precision).stages))
+            made[precision] = build(digits(precision), "rtx")
         return made[precision]
 
     return get
 
 
 @pytest.fixture
-def built_copy(digits: Callable[[str], Bundle], built: Callable[[str], dict[str, Sidecar]], tmp_path: Path) -> Bundle:
+def built_copy(
+    digits: Callable[[str], Bundle], built: Callable[[str], dict[str, BuildRecord]], tmp_path: Path
+) -> Bundle:
     """A bundle with its engines, to be spoilt."""
     built("fp16")
     return Bundle.open(shutil.copytree(digits("fp16").folder, tmp_path / "copy"))
@@ -90,7 +95,7 @@ class Samples(CalibrationDataReader):
 def quantized(bundle: Bundle, folder: Path, precision: str) -> Bundle:
     """A copy whose weighted matrix products are quantised, with scales of one recorded generation."""
     kind, method = QUANTIZED[precision]
-    shutil.copytree(bundle.folder, folder, ignore=shutil.ignore_patterns("engines"))
+    shutil.copytree(bundle.folder, folder, ignore=shutil.ignore_patterns("targets"))
     recorded = record_samples(bundle)
     stages = dict(bundle.stages)
     for name, stage in bundle.stages.items():

@@ -1,34 +1,48 @@
 """The script for a GPU machine, as far as a CPU runs it: every part, on a small model."""
 
+import importlib
 import json
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
-import onnx
 import pytest
 from gpu_fixtures import TEXT, Gpus
-from onnx import TensorProto, helper
 
 from bitdance_edge.runtime import Bundle, Pipeline
 from bitdance_edge.runtime.backends.device import find_device
 
-BENCH = Path(__file__).parents[1] / "bench" / "studies"
+STUDIES = Path(__file__).parents[1] / "bench" / "studies"
 
 
-def check(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(BENCH / "gpu_check.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module; it imports its neighbours by file name."""
+    monkeypatch.syspath_prepend(str(STUDIES))
+    return importlib.import_module("gpu_check")
 
 
-def test_every_part_runs_on_a_cpu(bundle: Bundle) -> None:
+@pytest.fixture
+def check(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``check("--device", "cpu")`` runs the script in this process."""
+
+    def run(*arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", *map(str, arguments)])
+        study.main()
+
+    return run
+
+
+def test_every_part_runs_on_a_cpu(
+    check: Callable[..., None], bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = bundle.folder
-    done = check(
+    check(
         *("--device", "cpu", "--tokens", folder, "--speed", f"tiny={folder}", "--images", 2, "--steps", 2),
         "--no-compile",
     )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["failures"] == []
     assert report["tokens"][0]["the same"] == 2
     assert report["machine"]["copy_bytes"] > 0
@@ -48,56 +62,40 @@ def test_every_part_runs_on_a_cpu(bundle: Bundle) -> None:
     assert ours["x eager"] == pytest.approx(eager["s an image"] / ours["s an image"])
 
 
-def test_a_model_that_is_not_known_is_refused_at_once(bundle: Bundle) -> None:
-    done = check("--device", "cpu", "--speed", f"no-such-model={bundle.folder}")
-    assert done.returncode == 1
-    assert "no-such-model is no model; it must be one of" in done.stderr
+def test_an_unknown_model_is_refused_at_once(check: Callable[..., None], bundle: Bundle) -> None:
+    with pytest.raises(SystemExit, match="no-such-model is no model; it must be one of"):
+        check("--device", "cpu", "--speed", f"no-such-model={bundle.folder}")
 
 
 @pytest.mark.skipif(find_device() is not None, reason="this machine has a GPU")
-def test_without_a_gpu_it_says_what_to_do(bundle: Bundle) -> None:
-    done = check("--tokens", bundle.folder)
-    assert done.returncode == 1
-    assert "no NVIDIA driver answers on this machine; --device cpu" in done.stderr
+def test_without_a_gpu_it_says_what_to_do(check: Callable[..., None], bundle: Bundle) -> None:
+    with pytest.raises(SystemExit, match="no NVIDIA driver answers on this machine; --device cpu"):
+        check("--tokens", bundle.folder)
 
 
 @pytest.mark.parametrize("fixture", ["cc_4x_patch", TEXT])
-def test_every_part_runs_with_engines(gpus: Gpus, fixture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_part_runs_with_engines(
+    study: ModuleType, gpus: Gpus, fixture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Over the GPU of ``fake_gpu``, whose times mean nothing."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    import gpu_check  # type: ignore[import-not-found]
+    monkeypatch.setattr(study, "ROUNDS", 1)
+    monkeypatch.setattr(study, "REPEATS", 2)
     from gpu_floors import Machine  # type: ignore[import-not-found]
 
     gpu = gpus(fixture)
     with Pipeline.open(gpu.bundle.folder) as pipeline:
-        request = gpu_check.request_for(pipeline.bundle, 1, 2)
-        patches = gpu_check.time_patches(pipeline, request)
-        stages = list(gpu_check.time_stages(pipeline, request, Machine("fake", 1e9, 1e12, "float16")))
+        request = study.request_for(pipeline.bundle, 1, 2)
+        patches = study.time_patches(pipeline, request)
+        stages = list(study.time_stages(pipeline, request, Machine("fake", 1e9, 1e12, "float16")))
     assert patches["launches a patch"] == 1
     assert patches["host us a patch"] > 0
     assert len(stages) == 6
     assert gpu.alive["memory"] == gpu.alive["graphs"] == gpu.alive["lost"] == 0
 
 
-def test_operations_are_those_of_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCH))
-    from gpu_floors import Machine, StageCost, matrix_operations  # type: ignore[import-not-found]
+def test_a_floor_is_set_by_bytes_or_by_operations(study: ModuleType) -> None:
+    from gpu_floors import Machine, StageCost  # type: ignore[import-not-found]
 
-    def value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["y"]),
-        helper.make_node("Attention", ["q", "k", "k"], ["a"]),
-        helper.make_node("Conv", ["i", "f"], ["o"]),
-        helper.make_node("Relu", ["y"], ["z"]),
-    ]
-    inputs = [value("x", "R", 3, 8), value("w", 8, 5), value("q", "R", 2, 3, 4), value("k", "R", 2, 7, 4)]
-    inputs += [value("i", 1, 6, 10, 10), value("f", 2, 6, 3, 3)]
-    outputs = [value("z", "R", 3, 5), value("a", "R", 2, 3, 4), value("o", 1, 2, 10, 10)]
-    graph = helper.make_graph(nodes, "products", inputs, outputs, value_info=[value("y", "R", 3, 5)])
-    product, attention, convolution = 2 * 2 * 3 * 5 * 8, 4 * (2 * 2 * 3 * 4) * 7, 2 * (2 * 100) * (6 * 9)
-    assert matrix_operations(graph, {"R": 2}) == product + attention + convolution
     machine = Machine("here", copy_bytes=1e9, matrix_operations=1e12, matrix_type="float16")
     assert StageCost(10**6, 10**6).floor_ms(machine) == pytest.approx(1.0)
     assert StageCost(10**6, 10**10).floor_ms(machine) == pytest.approx(10.0)

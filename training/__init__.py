@@ -1,6 +1,6 @@
-"""Trains tokenizers, class-conditional and text-to-image generators; made the checkpoints that ship.
+"""Trains tokenizers, class-conditional and text-to-image generators; made the shipped checkpoints.
 
-Importing this package loads neither torch nor scikit-learn, so that the command line can list the recipes at once.
+Importing this package loads neither torch nor scikit-learn, so that the command line lists the recipes at once.
 """
 
 from bitdance_edge.training.errors import TrainingError

@@ -1,4 +1,4 @@
-"""A small classifier of real images: the judge of class agreement, and the feature space of the Fréchet distance."""
+"""A small classifier of real images: it measures class agreement, and gives the features of the Fréchet distance."""
 
 import math
 from itertools import pairwise
@@ -9,17 +9,17 @@ from torch.nn import functional as F
 
 from bitdance_edge.model.tokenizer import image_from_bytes
 from bitdance_edge.training.data import ImageSet, augment, batch_rows
-from bitdance_edge.training.recipes import Recipe
+from bitdance_edge.training.recipes import TrainingRecipe
 
 STEPS = 600
 BATCH = 64
 LEARNING_RATE = 3e-3
 FEATURES = 64
-BATCH_OF_READING = 512
+READING_BATCH = 512
 
 
 class Classifier(nn.Module):
-    """Three strided convolutions to a 4x4 map, then ``FEATURES`` values, then one score a class."""
+    """Three strided convolutions to a 4x4 map, then ``FEATURES`` values, then one score per class."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Classifier(nn.Module):
         self.scores = nn.Linear(FEATURES, classes)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Float images ``[B, 3, H, W]`` in [-1, 1] to features ``[B, FEATURES]``."""
+        """Compute features ``[B, FEATURES]`` of float images ``[B, 3, H, W]`` in [-1, 1]."""
         for convolution in self.convolutions:
             pixels = convolution(pixels)
         return F.relu(self.features(F.adaptive_avg_pool2d(pixels, 4).flatten(1)))
@@ -42,13 +42,13 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images ``[N, H, W, 3]`` to float32 features ``[N, FEATURES]`` and likeliest classes int64 ``[N]``."""
-        embedded = torch.cat([self.embed(image_from_bytes(batch)) for batch in images.split(BATCH_OF_READING)])
+        """Return float32 features ``[N, FEATURES]`` and likeliest classes int64 ``[N]`` of uint8 ``[N, H, W, 3]``."""
+        embedded = torch.cat([self.embed(image_from_bytes(batch)) for batch in images.split(READING_BATCH)])
         return embedded, self.scores(embedded).argmax(dim=1)
 
 
-def train_classifier(train: ImageSet, recipe: Recipe, seed: int, steps: int = STEPS) -> Classifier:
-    """A classifier of ``train``, varied as the recipe varies its images; the same for the same seed."""
+def train_classifier(train: ImageSet, recipe: TrainingRecipe, seed: int, steps: int = STEPS) -> Classifier:
+    """Train a classifier on ``train`` with the recipe's augmentation; the same seed gives the same classifier."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         classifier = Classifier(len(train.class_names))

@@ -1,4 +1,4 @@
-"""Class-labelled images in memory, their split, their batches by step number, and how they are varied."""
+"""Class-labelled images in memory: their sources, their split, their batches by step number, their augmentation."""
 
 import math
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from bitdance_edge.training.errors import TrainingError
-from bitdance_edge.training.recipes import Recipe, TextRecipe
+from bitdance_edge.training.recipes import TextRecipe, TrainingRecipe
 from bitdance_edge.training.shapes import all_scenes, draw_scenes, render
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -25,7 +25,7 @@ SHAPES_SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """uint8 images ``[N, H, W, 3]`` and their classes, int64 ``[N]``, as indices of ``class_names``."""
+    """uint8 images ``[N, H, W, 3]`` and their classes int64 ``[N]``, indices of ``class_names``."""
 
     images: Tensor
     labels: Tensor
@@ -39,10 +39,10 @@ class ImageSet:
         return ImageSet(images=self.images[chosen], labels=self.labels[chosen], class_names=self.class_names)
 
     def split(self) -> tuple["ImageSet", "ImageSet"]:
-        """Training and held-out images: of every class a fifth, rounded up, is held out, always the same ones.
+        """Split into training and held-out images; a fifth of every class, rounded up, is held out, always the same.
 
         Raises:
-            TrainingError: a class has a single image.
+            TrainingError: a class has fewer than two images.
         """
         generator = np.random.default_rng(SPLIT_SEED)
         train: list[NDArray[np.int64]] = []
@@ -51,7 +51,7 @@ class ImageSet:
             rows = np.flatnonzero(self.labels.numpy() == index)
             if len(rows) < 2:
                 raise TrainingError(
-                    f"class {name!r} has {len(rows)} image; each class needs at least 2, one of them to be held out"
+                    f"class {name!r} has {len(rows)} image; each class needs at least 2, of which one is held out"
                 )
             rows = generator.permutation(rows)
             cut = math.ceil(HELD_OUT_SHARE * len(rows))
@@ -61,8 +61,8 @@ class ImageSet:
 
 
 def digits(size: int) -> ImageSet:
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, bicubic to ``size``, gray repeated to RGB."""
-    from sklearn.datasets import load_digits  # slow to load, and needed for this data alone
+    """Load scikit-learn's 1,797 handwritten digits of 8x8 pixels, enlarged to ``size`` (bicubic), gray as RGB."""
+    from sklearn.datasets import load_digits  # slow to import, and needed for this data only
 
     pixels, labels = load_digits(return_X_y=True)  # [N, 64] of 0..16, [N]
     gray = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) * (255 / 16)
@@ -72,11 +72,11 @@ def digits(size: int) -> ImageSet:
 
 
 def shapes(size: int) -> tuple[ImageSet, ImageSet]:
-    """Drawings of colored shapes, classes are their captions: training ones, and one of each held-out caption."""
+    """Draw training images of colored shapes and one image of each held-out caption; classes are captions."""
     scenes = all_scenes()
     held_out = np.array([scene.held_out for scene in scenes])
-    allowed, kept = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    drawn = allowed[draw_scenes([scenes[row] for row in allowed], SHAPES_DRAWN, SHAPES_SEED)]
+    trained = np.flatnonzero(~held_out)
+    drawn = trained[draw_scenes([scenes[row] for row in trained], SHAPES_DRAWN, SHAPES_SEED)]
 
     def pictures(rows: NDArray[np.int64], seed: int) -> ImageSet:
         return ImageSet(
@@ -85,39 +85,39 @@ def shapes(size: int) -> tuple[ImageSet, ImageSet]:
             class_names=tuple(scene.caption for scene in scenes),
         )
 
-    return pictures(drawn, SHAPES_SEED), pictures(kept, SHAPES_SEED + 1)
+    return pictures(drawn, SHAPES_SEED), pictures(np.flatnonzero(held_out), SHAPES_SEED + 1)
 
 
-def training_data(recipe: Recipe, folder: Path | None) -> tuple[ImageSet, ImageSet]:
-    """Training and held-out images: of a folder where one is given, else the recipe's own.
+def training_data(recipe: TrainingRecipe, folder: Path | None) -> tuple[ImageSet, ImageSet]:
+    """Return training and held-out images: those of ``folder``, or the recipe's own where it is None.
 
     Raises:
-        TrainingError: a folder for text to image, or what ``image_folder`` and ``ImageSet.split`` raise.
+        TrainingError: a folder is given for text to image, or as ``image_folder`` and ``ImageSet.split`` raise.
     """
     if folder is not None and isinstance(recipe, TextRecipe):
-        raise TrainingError("--data is a folder of classes, but text to image needs captions; leave --data out")
+        raise TrainingError("--data is a folder of classes, but text to image needs captions; omit --data")
     if folder is None and recipe.data == "shapes":
         return shapes(recipe.size)
     return (digits(recipe.size) if folder is None else image_folder(folder, recipe.size)).split()
 
 
 def image_folder(folder: Path, size: int) -> ImageSet:
-    """Images of a folder with one sub-folder a class, cropped to the central square and resized to ``size``.
+    """Load a folder with one sub-folder for each class; images are cropped to the central square, resized to ``size``.
 
     Raises:
-        TrainingError: no such folder, fewer than two classes, a class without images, or an image that does not open.
+        TrainingError: the folder is missing, has fewer than two classes, a class without images, or a damaged image.
     """
     if not folder.is_dir():
-        raise TrainingError(f"no folder at {folder}; give one that holds one sub-folder of images a class")
+        raise TrainingError(f"no folder at {folder}; give a folder with one sub-folder of images for each class")
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(classes) < 2:
         found = ", ".join(path.name for path in classes) or "none"
-        raise TrainingError(f"{folder} needs at least two sub-folders, one a class; found {found}")
+        raise TrainingError(f"{folder} needs at least two sub-folders, one for each class; found {found}")
     files: list[tuple[Path, int]] = []
     for index, path in enumerate(classes):
         found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         if not found:
-            raise TrainingError(f"{path} holds no image; allowed are {', '.join(SUFFIXES)}. Add some or remove it")
+            raise TrainingError(f"{path} holds no image ({', '.join(SUFFIXES)}); add some or remove the folder")
         files += [(file, index) for file in found]
     # disable=None: no progress line where standard error is not a terminal
     images = [_read_square(file, size) for file, _ in tqdm(files, desc="reading", leave=False, disable=None)]
@@ -129,11 +129,11 @@ def image_folder(folder: Path, size: int) -> ImageSet:
 
 
 def _read_square(file: Path, size: int) -> NDArray[np.uint8]:
-    try:
-        with Image.open(file) as opened:
-            image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise TrainingError(f"{file} cannot be read as an image ({error}); repair or remove it") from None
+    with file.open("rb") as content:  # a file that cannot be opened is not a damaged image
+        try:
+            image = Image.open(content).convert("RGB")
+        except OSError as error:  # Pillow's error for damaged and unknown files
+            raise TrainingError(f"{file} is not a readable image ({error}); repair or remove it") from None
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
@@ -141,9 +141,9 @@ def _read_square(file: Path, size: int) -> NDArray[np.uint8]:
 
 
 def batch_rows(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
-    """Which of ``count`` images step ``step`` sees: every epoch is a new permutation, drawn from its number alone.
+    """Return the indices of a step's batch, int64 ``[batch_size]``; every epoch is a new permutation of the images.
 
-    A batch depends on nothing but these numbers, so a resumed run sees what the uninterrupted one would.
+    A batch depends on these numbers only, so a resumed run sees the same batches as an uninterrupted one.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // count
@@ -155,11 +155,11 @@ def batch_rows(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.
     )
 
 
-def augment(images: Tensor, recipe: Recipe) -> Tensor:
-    """Turn, scale and shift each image within the recipe's limits; what comes in from outside repeats the border.
+def augment(images: Tensor, recipe: TrainingRecipe) -> Tensor:
+    """Rotate, scale, shift and mirror each image at random within the recipe's limits; borders are repeated outwards.
 
     Args:
-        images: float ``[B, 3, H, W]`` in [-1, 1], square. The draws come from torch's global generator.
+        images: float ``[B, 3, H, W]`` in [-1, 1], square. Random numbers come from torch's global generator.
 
     Returns:
         The same shape and dtype, within [-1, 1].

@@ -1,7 +1,7 @@
-"""How good a finished checkpoint is: scores on held-out images, all seeded, as one JSON-able dictionary.
+"""Scores of a finished class-conditional checkpoint, seeded, as a dictionary that can be written as JSON.
 
-Class agreement cannot see small losses of precision, and the Fréchet distance grows as n shrinks: it is therefore
-given beside the distance of as many real images.
+Class agreement does not show small losses of precision. The Fréchet distance grows as the number of images shrinks, so
+the distance of the same number of real images is reported with it.
 """
 
 from collections.abc import Iterator
@@ -10,23 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bitdance_edge.model import BitDance, SamplingDefaults, Tokenizer
-from bitdance_edge.model.tokenizer import image_from_bytes, image_to_bytes
+from bitdance_edge.model.tokenizer import image_to_bytes
+from bitdance_edge.runtime.quality import frechet_distance
 from bitdance_edge.training.classifier import Classifier, train_classifier
 from bitdance_edge.training.data import ImageSet
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.recipes import GeneratorRecipe, TokenizerRecipe
-from bitdance_edge.training.tokenizer import SCORE_BATCH, psnr, reconstruct
+from bitdance_edge.training.tokenizer import mean_psnr, reconstruct, share_of_ones
 
 CLASSIFIER_SEED = 0
 SAMPLE_BATCH = 256
 
 
 def generate(model: BitDance, classes: Tensor, sampling: SamplingDefaults, seed: int) -> Tensor:
-    """Images uint8 ``[N, H, W, 3]`` of ``classes`` int64 ``[N]`` by the plain sampler, on the CPU."""
+    """Generate images uint8 ``[N, H, W, 3]`` of ``classes`` int64 ``[N]`` by the plain sampler, on the CPU."""
     images = []
     for batch, rows in enumerate(classes.split(SAMPLE_BATCH)):
         noise = _noise(model, len(rows), sampling, (seed, batch))
@@ -39,29 +39,26 @@ def generate(model: BitDance, classes: Tensor, sampling: SamplingDefaults, seed:
 
 
 def _noise(model: BitDance, rows: int, sampling: SamplingDefaults, seed: tuple[int, int]) -> Iterator[Tensor]:
-    """Standard normal draws ``[B, P, C]``; the unguided first patch of the linear schedule takes ``[2B, P, C]``."""
+    """Draw standard normal noise ``[B, P, C]``; ``[2B, P, C]`` for the unguided first patch of the linear schedule."""
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-    apart = sampling.steps + 1 if sampling.guidance > 1 and sampling.guidance_schedule == "linear" else 0
+    separate = sampling.steps + 1 if sampling.guidance > 1 and sampling.guidance_schedule == "linear" else 0
     for draw in count():
-        drawn = 2 * rows if draw < apart else rows
+        drawn = 2 * rows if draw < separate else rows
         yield torch.randn(drawn, model.config.tokens_per_step, model.config.bits, generator=generator)
 
 
 def tokenizer_scores(
     tokenizer: Tokenizer, recipe: TokenizerRecipe, train: ImageSet, held_out: ImageSet
 ) -> dict[str, Any]:
-    """PSNR of held-out images, what the classifier still reads on their reconstructions, and how the bits are used."""
+    """Score a tokenizer on held-out images: PSNR, class agreement of the reconstructions, share of ones per bit."""
     classifier = train_classifier(train, recipe, CLASSIFIER_SEED)
     rebuilt = reconstruct(tokenizer, held_out.images)
-    with torch.no_grad():
-        bits = torch.cat([tokenizer.encode(image_from_bytes(part)) for part in held_out.images.split(SCORE_BATCH)])
-    ones = (bits > 0).float().mean(dim=(0, 2, 3))
     return {
         "held_out_images": len(held_out),
-        "psnr_db": round(psnr(held_out.images, rebuilt), 2),
+        "psnr_db": round(mean_psnr(held_out.images, rebuilt), 2),
         "classifier": _classifier_report(classifier, held_out),
         "class_agreement_of_reconstructions": _agreement(classifier, rebuilt, held_out.labels),
-        "share_of_ones_per_bit": [round(share, 3) for share in ones.tolist()],
+        "share_of_ones_per_bit": share_of_ones(tokenizer, held_out.images),
     }
 
 
@@ -75,12 +72,12 @@ def generator_scores(
     seeds: tuple[int, ...],
     sampling: SamplingDefaults,
 ) -> dict[str, Any]:
-    """Class agreement, Fréchet distance and nearest training images of ``images`` generated images a seed.
+    """Score generated images, ``images`` per seed: class agreement, Fréchet distance, nearest training images.
 
-    The classes asked for are those of as many training images, which also give the real-against-real floor.
+    The requested classes are those of as many training images, whose own Fréchet distance is the floor.
 
     Raises:
-        TrainingError: more images than there are training images, or no seed.
+        TrainingError: there are fewer training images than ``images``, or there is no seed.
     """
     if not 1 <= images <= len(train):
         raise TrainingError(f"--images is {images}; allowed are 1 to {len(train)}, the number of training images")
@@ -102,8 +99,8 @@ def generator_scores(
         "classifier": _classifier_report(classifier, held_out),
         "class_agreement": round(float(np.mean([run["class_agreement"] for run in runs])), 4),
         "frechet": round(float(np.mean([run["frechet"] for run in runs])), 3),
-        "frechet_real_floor": frechet(classifier.read(real.images)[0], reference),
-        "frechet_of_reconstructions": frechet(classifier.read(rebuilt)[0], reference),
+        "frechet_real_floor": _frechet(classifier.read(real.images)[0], reference),
+        "frechet_of_reconstructions": _frechet(classifier.read(rebuilt)[0], reference),
         "nearest_training_image": {
             "unit": "root mean square difference of pixels, 0 to 255",
             "generated": {
@@ -121,7 +118,7 @@ def _generated_scores(
 ) -> dict[str, Any]:
     return {
         "class_agreement": _agreement(classifier, images, classes),
-        "frechet": frechet(classifier.read(images)[0], reference),
+        "frechet": _frechet(classifier.read(images)[0], reference),
         "nearest": _quantiles(nearest_distances(images, train.images)),
     }
 
@@ -131,27 +128,16 @@ def _classifier_report(classifier: Classifier, held_out: ImageSet) -> dict[str, 
 
 
 def _agreement(classifier: Classifier, images: Tensor, classes: Tensor) -> float:
-    """Share of the images that the classifier gives the class they were asked to be."""
+    """The share of the images for which the classifier gives the requested class."""
     return round((classifier.read(images)[1] == classes).float().mean().item(), 4)
 
 
-def frechet(features: Tensor, others: Tensor) -> float:
-    """Fréchet distance between Gaussians fitted to two sets of features ``[N, F]`` and ``[M, F]``, in float64."""
-    first, second = features.double().numpy(), others.double().numpy()
-    root = _root(np.cov(first, rowvar=False))
-    second_covariance = np.cov(second, rowvar=False)
-    shared = np.sqrt(np.linalg.eigvalsh(root @ second_covariance @ root).clip(min=0)).sum()
-    means = np.square(first.mean(0) - second.mean(0)).sum()
-    return round(float(means + np.trace(root @ root) + np.trace(second_covariance) - 2 * shared), 3)
-
-
-def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+def _frechet(features: Tensor, others: Tensor) -> float:
+    return round(frechet_distance(features.numpy(), others.numpy()), 3)
 
 
 def nearest_distances(images: Tensor, train: Tensor) -> Tensor:
-    """Root mean square pixel difference of each image to the nearest of ``train``, uint8 ``[N, H, W, 3]`` both."""
+    """Return each image's root mean square pixel difference to the nearest of ``train``; uint8 ``[N, H, W, 3]``."""
     flat, flat_train = images.flatten(1).float(), train.flatten(1).float()
     return torch.cdist(flat, flat_train).amin(dim=1) / flat.shape[1] ** 0.5
 

@@ -16,13 +16,13 @@ SCORE_SEED = 0
 
 
 def generator_config(recipe: GeneratorRecipe, tokenizer: Tokenizer, class_names: tuple[str, ...]) -> GeneratorConfig:
-    """The model that a recipe describes.
+    """Return the model configuration of a recipe.
 
-    Several tokens a step stand in squares (next-patch order), and guidance is the same for all patches: the linear
-    schedule of the large models gives the first patch none, and here that is up to a quarter of the image.
+    Several tokens a step form squares (next-patch order). Guidance is the same for all patches: the linear schedule of
+    the large models gives the first patch none, and here the first patch is up to a quarter of the image.
 
     Raises:
-        TrainingError: sizes that do not go together.
+        TrainingError: the sizes do not fit together.
     """
     try:
         return GeneratorConfig(
@@ -49,11 +49,11 @@ def generator_config(recipe: GeneratorRecipe, tokenizer: Tokenizer, class_names:
             ),
         )
     except ModelError as error:
-        raise TrainingError(f"the recipe's sizes do not go together: {error}. Change them with --set") from None
+        raise TrainingError(f"the recipe's sizes do not fit together: {error}. Change them with --set") from None
 
 
 class GeneratorObjective(Objective):
-    """Velocity error of the head, from images that the frozen tokenizer turns into bits batch by batch."""
+    """Velocity error of the head; the frozen tokenizer encodes the images batch by batch."""
 
     score_name = "loss"
 
@@ -72,7 +72,7 @@ class GeneratorObjective(Objective):
 
     @torch.no_grad()
     def score(self, held_out: ImageSet) -> float:
-        """Mean loss of held-out images, without flips and dropped classes, under the same draws every time."""
+        """Return the mean loss of held-out images, without flips and dropped classes, always with the same noise."""
         device = next(self.parameters()).device
         total = 0.0
         with torch.random.fork_rng():

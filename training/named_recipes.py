@@ -1,4 +1,4 @@
-"""The recipes by name: what the shipped checkpoints were trained with."""
+"""The recipes by name, with which the shipped checkpoints were trained."""
 
 from dataclasses import replace
 
@@ -137,6 +137,11 @@ RECIPES: dict[str, NamedRecipe] = {
 
 
 def recipe_named(name: str) -> NamedRecipe:
+    """Return the recipe of a name.
+
+    Raises:
+        TrainingError: there is no such recipe.
+    """
     if name not in RECIPES:
         raise TrainingError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name]

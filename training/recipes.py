@@ -1,6 +1,6 @@
-"""What a training consists of, as data: sizes, losses, schedule. Knows nothing of torch or of images.
+"""Recipes: all settings of a training as data. Knows neither torch nor images.
 
-A recipe is validated once, when it is made; ``overridden`` makes another from ``NAME=VALUE`` texts of the command line.
+A recipe is validated once, when it is made; ``overridden`` applies ``NAME=VALUE`` settings of the command line.
 """
 
 from collections.abc import Iterable
@@ -13,10 +13,10 @@ DATA = ("digits", "shapes")  # scikit-learn's digits, our own drawings of colore
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What tokenizer and generator share: the size of the images, their augmentation, the schedule."""
+class TrainingRecipe:
+    """Settings that all recipes share: the images' size and augmentation, the schedule."""
 
-    data: str  # one of DATA, where no folder of images is given
+    data: str  # one of DATA; used where no folder of images is given
     size: int  # side of the square images, pixels
     steps: int
     batch_size: int  # images a step, over all processes
@@ -28,10 +28,10 @@ class Recipe:
     seed: int
     score_every: int  # steps between held-out scores
     save_every: int  # steps between resumable states
-    rotation: float  # augmentation: at most this many degrees either way
-    scaling: float  # at most this share of the size either way
-    shift: float  # at most this many pixels either way
-    mirror: bool  # left and right swapped at random; wrong for digits and letters
+    rotation: float  # augmentation: largest angle in degrees, either way
+    scaling: float  # largest change of size, as a share
+    shift: float  # largest shift in pixels, either way
+    mirror: bool  # swap left and right at random; wrong for digits and letters
 
     def __post_init__(self) -> None:
         self._require("data", self.data in DATA, f"one of {', '.join(DATA)}")
@@ -51,7 +51,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerRecipe(Recipe):
+class TokenizerRecipe(TrainingRecipe):
     """Binary autoencoder (paper section 3.1), trained on pixels alone: no perceptual and no adversarial loss."""
 
     bits: int
@@ -61,7 +61,7 @@ class TokenizerRecipe(Recipe):
     group_bits: int  # bits of one group of the entropy loss
     entropy_weight: float
     commitment_weight: float
-    flip_rate: float  # bits flip before they are decoded, with probability u * flip_rate, u uniform per bit
+    flip_rate: float  # bits flip before decoding with probability u * flip_rate, u uniform per bit
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,8 +74,8 @@ class TokenizerRecipe(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowRecipe(Recipe):
-    """Backbone and diffusion head (paper sections 3.2 and 3.3) over a finished tokenizer, whatever the condition is."""
+class FlowRecipe(TrainingRecipe):
+    """Backbone and diffusion head (paper sections 3.2 and 3.3) over a trained tokenizer, with any condition."""
 
     tokens_per_step: int
     width: int
@@ -115,12 +115,12 @@ class GeneratorRecipe(FlowRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class TextRecipe(FlowRecipe):
-    """Text-to-image generator with a small Qwen3 of its own (paper section 4.2)."""
+    """Text-to-image generator with a small Qwen3 backbone (paper section 4.2)."""
 
     kv_heads: int
     head_dim: int
     mlp_width: int
-    max_prompt: int  # longest prompt in tokens, chat template included
+    max_prompt: int  # longest prompt in tokens, including the chat template
     prompt_dropout: float  # share of the prompts replaced by the unconditional one
 
     def __post_init__(self) -> None:
@@ -132,14 +132,14 @@ class TextRecipe(FlowRecipe):
         self._require("prompt_dropout", 0 <= self.prompt_dropout < 1, "in [0, 1)")
 
 
-AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+AnyRecipe = TypeVar("AnyRecipe", bound=TrainingRecipe)
 
 
 def overridden(recipe: AnyRecipe, settings: Iterable[str]) -> AnyRecipe:
-    """The recipe with ``NAME=VALUE`` settings put in.
+    """Return the recipe with ``NAME=VALUE`` settings applied.
 
     Raises:
-        TrainingError: no such name, a value that is not of the field's type, or one that the recipe does not allow.
+        TrainingError: a name is unknown, or a value has another type or is not allowed.
     """
     changes: dict[str, Any] = {}
     for setting in settings:

@@ -1,4 +1,4 @@
-"""What changes with the step number: the learning rate, the averaged weights; and which weights decay."""
+"""The learning rate by step, the averaged weights, and the choice of weights that decay."""
 
 import math
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitdance_edge.training.recipes import Recipe
+from bitdance_edge.training.recipes import TrainingRecipe
 
-# Embedding-like weights that would only shrink under decay: they see few gradients, or stand for a fixed input.
+# Embedding-like weights: with few gradients or a fixed input, decay would only shrink them.
 UNDECAYED = ("proj_in", "cls_embedding", "query_token", "embed_tokens", "projector")
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, constant until half of the steps, then a half cosine that ends at zero."""
+def learning_rate(recipe: TrainingRecipe, step: int) -> float:
+    """Return the rate of a step: linear warm-up, constant until half of the steps, then a half cosine to zero."""
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
     progress = max(0.0, 2 * step / recipe.steps - 1)
@@ -23,7 +23,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's two groups: weights that decay; vectors, scalars and embedding-like weights that do not."""
+    """Return AdamW's two groups: weights that decay; vectors, scalars and embedding-like weights, which do not."""
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in trainable(network).items():
         decays = parameter.ndim > 1 and not any(part in UNDECAYED for part in name.split("."))
@@ -38,7 +38,7 @@ def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
 class Average:
     """Exponential moving average of a network's trainable weights.
 
-    The decay grows from about 0.1 to its value over the first steps, so that the average forgets the initial weights.
+    The decay grows from 0.1 to its value over the first steps, so that the average forgets the initial weights.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -54,21 +54,21 @@ class Average:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The network with the averaged weights in place of its own, which come back at the end."""
+        """Put the averaged weights into the network; its own are restored at the end."""
         own = {name: parameter.detach().clone() for name, parameter in trainable(self.network).items()}
         self.store()
         try:
             yield
         finally:
-            put(self.network, own)
+            copy_weights(self.network, own)
 
     def store(self) -> None:
         """Make the averaged weights the network's own."""
-        put(self.network, self.weights)
+        copy_weights(self.network, self.weights)
 
 
 @torch.no_grad()
-def put(network: nn.Module, weights: dict[str, Tensor]) -> None:
+def copy_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
     """Copy weights into the trainable parameters of the same names."""
     for name, parameter in trainable(network).items():
         parameter.copy_(weights[name])

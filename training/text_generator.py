@@ -1,4 +1,4 @@
-"""Training of a small text-to-image generator on drawn shapes, and its pictures of captions (paper section 4.2)."""
+"""Training of a small text-to-image generator on drawn shapes, and sampling from it (paper section 4.2)."""
 
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -37,10 +37,10 @@ NORM_EPS = 1e-6
 
 
 def text_config(recipe: TextRecipe, tokenizer: Tokenizer, vocabulary: int, example: str) -> TextToImageConfig:
-    """The model that a recipe describes, with ``vocabulary`` words and a prompt to try it with.
+    """Return the model configuration of a recipe, with ``vocabulary`` words and an example prompt.
 
     Raises:
-        TrainingError: sizes that do not go together.
+        TrainingError: the sizes do not fit together.
     """
     try:
         return TextToImageConfig(
@@ -80,11 +80,11 @@ def text_config(recipe: TextRecipe, tokenizer: Tokenizer, vocabulary: int, examp
             ),
         )
     except ModelError as error:
-        raise TrainingError(f"the recipe's sizes do not go together: {error}. Change them with --set") from None
+        raise TrainingError(f"the recipe's sizes do not fit together: {error}. Change them with --set") from None
 
 
 class TextObjective(Objective):
-    """Velocity error of the head; labels are rows of ``captions``. The score reads pictures of held-out captions."""
+    """Velocity error of the head; labels are indices of ``captions``. The score reads pictures of held-out captions."""
 
     score_name = "shapes read as asked"
     ids: Tensor
@@ -121,7 +121,7 @@ class TextObjective(Objective):
 
     @torch.no_grad()
     def score(self, held_out: ImageSet) -> float:
-        """Share of the things of some held-out captions that read right in color and shape, under the same draws."""
+        """Return the share of held-out things with color and shape read as requested, always with the same noise."""
         rows = np.random.default_rng(SCORE_SEED).permutation(len(held_out))[:SCORE_CAPTIONS]
         scenes = [all_scenes()[label] for label in held_out.labels[torch.from_numpy(rows)].tolist()]
         captions = [scene.caption for scene in scenes]
@@ -136,7 +136,7 @@ def draw_captions(
     sampling: SamplingDefaults,
     seed: tuple[int, ...],
 ) -> NDArray[np.uint8]:
-    """Pictures ``[N, H, W, 3]`` of the captions in the model's first size, by the plain sampler."""
+    """Generate pictures uint8 ``[N, H, W, 3]`` of the captions in the model's first size, by the plain sampler."""
     height, width = model.config.sizes[0]
     pixels = model.config.tokenizer.downsampling
     device = model.axis.device
@@ -160,7 +160,7 @@ def draw_captions(
 
 
 def _of_equal_length(rows: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Indices of ``rows`` in batches of one length each."""
+    """Yield indices of ``rows`` in batches whose rows have equal length."""
     for length in sorted({len(row) for row in rows}):
         of_length = [index for index, row in enumerate(rows) if len(row) == length]
         for first in range(0, len(of_length), SAMPLE_BATCH):
@@ -168,7 +168,7 @@ def _of_equal_length(rows: Sequence[Tensor]) -> Iterator[list[int]]:
 
 
 def _noise(model: TextToImage, rows: int, seed: tuple[int, ...]) -> Iterator[Tensor]:
-    """Standard normal draws ``[B, P, C]``, the same on every device."""
+    """Draw standard normal noise ``[B, P, C]``, the same on every device."""
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     for _ in count():
         drawn = torch.randn(rows, model.config.tokens_per_step, model.config.bits, generator=generator)

@@ -1,6 +1,6 @@
-"""The one training loop: batches by step number, AdamW, averaged weights, held-out scores, resumable states.
+"""The training loop: batches by step number, AdamW, averaged weights, held-out scores, resumable states.
 
-Knows images and labels, nothing of what the loss makes of them: that is the ``Objective``.
+Knows images and labels, not their loss: that is the ``Objective``.
 """
 
 import logging
@@ -21,50 +21,51 @@ from tqdm import tqdm
 
 from bitdance_edge.training.data import ImageSet, batch_rows
 from bitdance_edge.training.errors import TrainingError
-from bitdance_edge.training.recipes import Recipe
-from bitdance_edge.training.schedule import Average, learning_rate, parameter_groups, put, trainable
+from bitdance_edge.training.recipes import TrainingRecipe
+from bitdance_edge.training.schedule import Average, copy_weights, learning_rate, parameter_groups, trainable
 
 STATE_FILE = "resume.pt"
 logger = logging.getLogger(__name__)
 
 
 class Objective(nn.Module):
-    """What is trained: ``forward`` is the loss, ``score`` says how good the weights are on held-out images."""
+    """What is trained: ``forward`` computes the loss, ``score`` rates the weights on held-out images."""
 
     score_name: str
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Loss of uint8 ``[B, H, W, 3]`` and int64 classes ``[B]``; all draws come from torch's global generator."""
+        """Return the loss of uint8 ``[B, H, W, 3]`` and int64 classes ``[B]``; draws are torch's global ones."""
         raise NotImplementedError
 
     def score(self, held_out: ImageSet) -> float:
+        """Return the score that ``score_name`` names."""
         raise NotImplementedError
 
 
 @dataclass
 class Progress:
-    """How far a run is; part of its resumable state and of its report."""
+    """The progress of a run; part of its resumable state and of its report."""
 
     step: int = 0
-    cpu_seconds: float = 0.0  # of this process, all its threads
+    cpu_seconds: float = 0.0  # of this process, all threads
     score: float | None = None
 
 
 class Trainer:
-    """One run of ``objective`` on ``train``; ``folder`` gets the resumable state.
+    """One run of ``objective`` on ``train``; the resumable state is written to ``folder``.
 
     Args:
         precision: ``no`` (float32) or ``bf16``, as Accelerate names them.
 
     Raises:
-        TrainingError: resuming without a state or with one of another recipe, a state that would be overwritten, or a
-            batch that the processes cannot share.
+        TrainingError: there is no state to resume, or it is of another recipe; a state would be overwritten; or the
+            batch cannot be divided among the processes.
     """
 
     def __init__(
         self,
         objective: Objective,
-        recipe: Recipe,
+        recipe: TrainingRecipe,
         train: ImageSet,
         held_out: ImageSet,
         folder: Path,
@@ -90,15 +91,15 @@ class Trainer:
         if resume:
             self._restore()
         elif self.state_file.exists():
-            raise TrainingError(f"{folder} holds an interrupted run; give --resume to go on, or another --out")
+            raise TrainingError(f"{folder} holds an interrupted run; give --resume to continue it, or another --out")
 
     def run(self) -> Progress:
-        """Train to the recipe's last step and leave the averaged weights in the objective.
+        """Train to the recipe's last step; the objective then has the averaged weights.
 
-        Ctrl-C lets the step under way end, saves the state and raises KeyboardInterrupt.
+        Ctrl-C finishes the current step, saves the state and raises KeyboardInterrupt.
         """
         started, spent = time.process_time(), self.progress.cpu_seconds
-        with torch.random.fork_rng(), _interrupts_kept() as interrupted, self._bar() as bar:
+        with torch.random.fork_rng(), _deferred_interrupt() as interrupted, self._bar() as bar:
             for step in range(self.progress.step, self.recipe.steps):
                 loss = self._step(step)
                 self.progress.step = step + 1
@@ -107,12 +108,12 @@ class Trainer:
                     self._report(bar, loss)
                 if interrupted.is_set():
                     self._save()
-                    raise KeyboardInterrupt("the state is saved; give the same command with --resume to go on")
+                    raise KeyboardInterrupt("the state is saved; repeat the command with --resume to continue")
         self.average.store()
         return self.progress
 
     def _step(self, step: int) -> Tensor:
-        """One update, all draws of which come from the step's own seed; the loss, still on its device."""
+        """Make one update, with random numbers seeded by the step; return the loss, on its device."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         rows = batch_rows(len(self.train), self.recipe.batch_size, step, self.recipe.seed)[rank::processes]
         torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, step, rank)).generate_state(1)[0]))
@@ -128,7 +129,7 @@ class Trainer:
         return loss.detach()
 
     def _report(self, bar: tqdm, loss: Tensor) -> None:
-        """Move the progress line on; score and save where the step number asks for it."""
+        """Update the progress line; score and save at the recipe's intervals."""
         step, recipe = self.progress.step, self.recipe
         if not torch.isfinite(loss):
             raise TrainingError(f"the loss is {loss.item()} at step {step}; try a smaller --learning-rate")
@@ -157,7 +158,7 @@ class Trainer:
         )
 
     def _save(self) -> None:
-        """Write the state beside its file and rename it, so that an interrupted write loses nothing."""
+        """Write the state to another file and rename it, so that an interrupted write loses nothing."""
         if not self.accelerator.is_main_process:
             return
         state = {
@@ -168,19 +169,22 @@ class Trainer:
             "average": self.average.weights,
             "optimizer": self.optimizer.state_dict(),
         }
-        aside = self.state_file.with_suffix(".writing")
+        unfinished = self.state_file.with_suffix(".writing")
         try:
-            torch.save(state, aside)
-            aside.replace(self.state_file)
+            torch.save(state, unfinished)
+            unfinished.replace(self.state_file)
         except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
             reason = str(error).splitlines()[0]
-            raise TrainingError(f"cannot write {self.state_file} ({reason}); free some space and --resume") from None
+            again = "continue with --resume" if self.state_file.exists() else "start again"
+            raise TrainingError(
+                f"cannot write {self.state_file} ({reason}); check its permissions and the free space, then {again}"
+            ) from None
         finally:
-            aside.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
 
     def _restore(self) -> None:
         if not self.state_file.is_file():
-            raise TrainingError(f"nothing to resume: no {self.state_file}; start without --resume")
+            raise TrainingError(f"nothing to resume: there is no {self.state_file}; omit --resume")
         state: dict[str, Any] = torch.load(self.state_file, map_location=self.accelerator.device, weights_only=True)
         differing = [
             f"{field.name} was {state['recipe'].get(field.name)!r}, is {getattr(self.recipe, field.name)!r}"
@@ -190,16 +194,18 @@ class Trainer:
         if state["images"] != len(self.train):
             differing.append(f"training images were {state['images']}, are {len(self.train)}")
         if differing:
-            raise TrainingError(f"{self.state_file} is of another run: {'; '.join(differing)}. Use its settings")
-        put(self.objective, state["weights"])
+            raise TrainingError(
+                f"{self.state_file} is of another run: {'; '.join(differing)}. Give its settings, or another --out"
+            )
+        copy_weights(self.objective, state["weights"])
         self.average.weights = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
 
 
 @contextmanager
-def _interrupts_kept() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, in place of an exception in the middle of an update; the main thread alone gets it."""
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Give an event that Ctrl-C sets instead of raising in the middle of an update; in the main thread only."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted

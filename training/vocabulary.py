@@ -1,6 +1,6 @@
-"""The word-level ``tokenizer.json`` of a small text-to-image model: every word of its captions, one id each.
+"""The word-level ``tokenizer.json`` of a small text-to-image model: one id for each word of its captions.
 
-Made with the ``tokenizers`` library (https://huggingface.co/docs/tokenizers); read by ``model/prompt.py``.
+Made with the ``tokenizers`` library (https://huggingface.co/docs/tokenizers); ``model/prompt.py`` reads it.
 """
 
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ CHAT_WORDS = ("user", "assistant")
 
 
 def word_tokenizer(captions: Iterable[str], tokens_per_step: int, sides: Iterable[int]) -> Tokenizer:
-    """A tokenizer of the words of ``captions``, in the order in which they come.
+    """Return a tokenizer with the words of ``captions``, in their order.
 
-    Words in capitals are those in small letters; any other word becomes ``<|unk|>``. The line break of the chat
-    template is a token of its own, which splitting at white space would lose.
+    Text is lowercased; any other word becomes ``<|unk|>``. The line break of the chat template has its own token, since
+    splitting at white space would lose it.
 
     Args:
-        tokens_per_step: of the model; P - 1 of them have a query token.
-        sides: the lengths of images in tokens that a prompt can announce.
+        tokens_per_step: P of the model; there are P - 1 query tokens.
+        sides: the heights and widths of images that a prompt can name, in tokens.
     """
     words = dict.fromkeys([UNKNOWN, *CHAT_WORDS, *(word for caption in captions for word in caption.lower().split())])
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token=UNKNOWN))

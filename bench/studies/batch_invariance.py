@@ -1,4 +1,4 @@
-"""How often an image differs between a batch and a run of its own, and what ``batch_invariant=True`` costs.
+"""How often an image of a batch differs from the same image made alone, and what ``batch_invariant=True`` costs.
 
     python bench/studies/batch_invariance.py bundles/digits-4x --images 160 --batch 16
 
@@ -30,9 +30,9 @@ def main() -> None:
                 started = time.perf_counter()
                 images = pipeline.generate(Request(classes=classes, seed=0, output="tokens", batch_invariant=invariant))
                 seconds.append((time.perf_counter() - started, np.stack([image.tokens for image in images])))
-    together, alone = runs[False][0][1], runs[True][0][1]
-    different = (together != alone).reshape(args.images, -1)
-    ratios = [single[0] / batched[0] for single, batched in zip(runs[True], runs[False], strict=True)]
+    batched, alone = runs[False][0][1], runs[True][0][1]
+    different = (batched != alone).reshape(args.images, -1)
+    ratios = [single[0] / whole[0] for single, whole in zip(runs[True], runs[False], strict=True)]
     result = {
         "bundle": args.bundle,
         "images": args.images,
@@ -41,7 +41,7 @@ def main() -> None:
         "bits": different.size,
         "bits_different": int(different.sum()),
         "repeats_identical": all(np.array_equal(run[1], alone) for run in runs[True])
-        and all(np.array_equal(run[1], together) for run in runs[False]),
+        and all(np.array_equal(run[1], batched) for run in runs[False]),
         "cost_of_batch_invariant": statistics.median(ratios),
     }
     print(

@@ -1,9 +1,9 @@
-"""The classifier of the digits as a network for ``bitdance-edge calibrate --features``, with real images beside it.
+"""The classifier of the digits as a network for ``bitdance-edge calibrate --features``, with real images.
 
     python bench/studies/digits_judge.py --out judge
 
 writes ``features.onnx`` (uint8 ``[N, 32, 32, 3]`` to ``features`` and ``scores``), ``references/`` (the 364 held-out
-digits) and ``real/`` (as many training digits as it has), whose distance is the real-against-real floor.
+digits) and ``real/`` (all training digits); the distance between the two folders is the floor for real images.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python bench/studies/engine_builds.py BUNDLE --target rtx:8.9
 
 Each stage is built by ``bitdance-edge build --stages STAGE --force`` in a process of its own, so that its peak memory
-is its own; the peak includes Python, TensorRT's libraries (about 0.3 GB) and the plan's check of the ONNX files.
+is measured alone; the peak includes Python, TensorRT's libraries (about 0.3 GB) and the plan's check of the ONNX files.
 """
 
 import argparse
@@ -13,9 +13,9 @@ import platform
 import subprocess
 import sys
 
-from bitdance_edge.engines.targets.tensorrt import Target
+from bitdance_edge.engines.targets import parse_engine_target
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.bundle.sidecar import Sidecar, engine_path
+from bitdance_edge.runtime.bundle.record import BuildRecord, record_path
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--target", default="rtx")
     parser.add_argument("--stages", help="comma-separated (default: all)")
     args = parser.parse_args()
-    bundle, target = Bundle.open(args.bundle), Target.parse(args.target)
+    bundle, target = Bundle.open(args.bundle), parse_engine_target(args.target)
     rows, library = [], ""
     for stage in args.stages.split(",") if args.stages else bundle.stages:
         command = ["-m", "bitdance_edge", "build", args.bundle, "--target", target.name, "--stages", stage]
@@ -32,17 +32,17 @@ def main() -> None:
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise SystemExit(f"building {stage} failed")
-        sidecar = Sidecar.read(engine_path(bundle, target.folder, stage))
-        library = f"{sidecar.library} {sidecar.library_version}"
+        record = BuildRecord.read(record_path(target.folder(bundle), stage))
+        library = f"{record.library} {record.library_version}"
         rows.append(
             {
                 "stage": stage,
-                "types": sidecar.precision,
+                "types": record.precision,
                 "onnx_mb": bundle.stage(stage).bytes / 1e6,
-                "engine_mb": sidecar.bytes / 1e6,
-                "seconds": sidecar.seconds,
+                "engine_mb": record.bytes / 1e6,
+                "seconds": record.seconds,
                 "peak_mb": usage.ru_maxrss / 1e3,
-                "layers": sum(sum(types.values()) for types in sidecar.layers.values()),
+                "layers": sum(sum(types.values()) for types in record.layers.values()),
             }
         )
         print(f"{stage}: {rows[-1]}", file=sys.stderr, flush=True)

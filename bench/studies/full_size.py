@@ -1,9 +1,9 @@
-"""A published size with random weights, exported and run here: time, peak memory, and tokens against PyTorch.
+"""A published size with random weights, exported and run here: time, peak memory, and tokens compared with PyTorch's.
 
     python bench/studies/full_size.py --variant B-4x --patches 4 --steps 10 --work FOLDER
 
 Needs about three times the checkpoint's size on disk. Each part runs in a process of its own, so that its peak memory
-is its own. The last line is JSON.
+is measured alone. The last line is JSON; the exit status is 1 where bits differ by more than rounding.
 """
 
 import argparse
@@ -13,6 +13,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import numpy as np
+
+from bitdance_edge.bench.bits import Predictions, compare_tokens, recorded_predictions
 
 
 def main() -> None:
@@ -36,13 +40,17 @@ def main() -> None:
         "runtime": measure(part(args, "runtime")),
         "pytorch": measure(part(args, "pytorch")),
     }
-    ours, theirs = (json.loads((args.work / f"{name}.json").read_text()) for name in ("runtime", "pytorch"))
-    bits = [a != b for a, b in zip(ours["tokens"], theirs["tokens"], strict=True)]
+    with np.load(args.work / "runtime.npz") as ours, np.load(args.work / "pytorch.npz") as theirs:
+        patch = theirs["tokens"].shape[1] // args.patches
+        bits, _ = compare_tokens(ours["tokens"], theirs["tokens"], Predictions.load(theirs), patch)
     size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
     print(f"{'part':12} {'seconds':>9} {'peak MB':>9}")
     for name, figures in measured.items():
         print(f"{name:12} {figures['seconds']:9.1f} {figures['peak_mb']:9.0f}")
-    print(f"bundle {size / 1e6:.0f} MB; {sum(bits)} of {len(bits)} bits differ over {args.patches} patches")
+    print(
+        f"bundle {size / 1e6:.0f} MB; {bits.different} of {bits.compared} bits differ over {args.patches} patches, "
+        f"{bits.within_rounding} of them within rounding"
+    )
     print(
         json.dumps(
             {
@@ -50,13 +58,12 @@ def main() -> None:
                 "patches": args.patches,
                 "steps": args.steps,
                 "bundle_mb": size / 1e6,
-                "bits": len(bits),
-                "bits_different": sum(bits),
+                "bits": bits.to_json(),
                 "parts": measured,
             }
         )
     )
-    if any(bits):
+    if bits.wrong:
         raise SystemExit(1)
 
 
@@ -66,7 +73,7 @@ def part(args: argparse.Namespace, name: str) -> list[str]:
 
 
 def measure(command: list[str]) -> dict[str, float]:
-    """Wall seconds and peak resident memory of one process."""
+    """Run one process and return its wall seconds and peak resident memory."""
     started = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
@@ -76,7 +83,7 @@ def measure(command: list[str]) -> dict[str, float]:
 
 
 def write_checkpoint(args: argparse.Namespace) -> None:
-    """Random weights of a published size; no layer is left at zero, so that every one shows in the tokens."""
+    """Write random weights of a published size; no layer stays at zero, so that each affects the tokens."""
     import torch
 
     from bitdance_edge.model import GENERATORS, BitDance, save_generator
@@ -105,13 +112,13 @@ def run_runtime(args: argparse.Namespace) -> None:
                 patches.append(event.tokens)
             if len(patches) == args.patches:
                 break
-    save(args.work / "runtime.json", patches)
+    np.savez(args.work / "runtime.npz", tokens=np.concatenate(patches, axis=1))
 
 
 def run_pytorch(args: argparse.Namespace) -> None:
     import torch
 
-    from bitdance_edge.model import load_generator
+    from bitdance_edge.model import generator, load_generator
     from bitdance_edge.runtime.noise import ImageNoise
 
     model = load_generator(args.work / "checkpoint")
@@ -130,12 +137,10 @@ def run_pytorch(args: argparse.Namespace) -> None:
         schedule=sampling.guidance_schedule,
         noise=noise(),
     )
-    save(args.work / "pytorch.json", [next(patches).numpy() for _ in range(args.patches)])
-
-
-def save(path: Path, patches: list) -> None:
-    bits = [int(bit) for patch in patches for bit in patch.reshape(-1)]
-    path.write_text(json.dumps({"tokens": bits}))
+    with recorded_predictions(generator) as predicted:
+        tokens = np.concatenate([next(patches).numpy() for _ in range(args.patches)], axis=1)
+    arrays = Predictions.of(predicted, len(tokens)).arrays()
+    np.savez(args.work / "pytorch.npz", allow_pickle=False, tokens=tokens, **arrays)
 
 
 if __name__ == "__main__":

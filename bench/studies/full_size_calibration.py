@@ -3,7 +3,7 @@
     python bench/studies/full_size.py --variant B-4x --work FOLDER     # makes FOLDER/bundle
     python bench/studies/full_size_calibration.py FOLDER/bundle --precision int8 --work FOLDER
 
-Random weights say nothing of quality: few patches and steps are recorded, at the real shapes. The last line is JSON.
+Random weights say nothing about quality: few patches and steps are recorded, at the real shapes. The last line is JSON.
 """
 
 import argparse

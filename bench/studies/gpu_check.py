@@ -1,12 +1,12 @@
-"""Everything that only a GPU can show, in one run: a table a part, and one JSON line at the end.
+"""Everything that only a GPU can show, in one run: a table for each part, and one JSON line at the end.
 
     python bench/studies/gpu_check.py --tokens bundles/digits-* --speed B-4x=FULL/B-4x B-16x=FULL/B-16x --batches 1,8,64
     python bench/studies/gpu_check.py --device cpu --tokens bundles/digits-4x --speed tiny=tiny --batches 1,2 --steps 4
 
-``--tokens`` holds the tokens of each backend here against ONNX Runtime's on the CPU. ``--speed MODEL=BUNDLE`` times
-stages and patches of each backend, beside the floor that the machine's own copy and product rates set, and beside the
-PyTorch reference on random weights of that model (``bench/studies/gpu_reference.py``). ``bench/studies/gpu_check.md``
-says what to bring, in which order to run, and what each part should show.
+``--tokens`` compares the tokens of each backend with those of ONNX Runtime on the CPU. ``--speed MODEL=BUNDLE`` times
+stages and patches of each backend, and compares them with the floor set by the machine's copy and product rates and
+with PyTorch on random weights of that model (``bench/studies/gpu_reference.py``). ``bench/studies/gpu_check.md`` says
+what to bring, in which order to run, and what each part should show.
 """
 
 import argparse
@@ -28,10 +28,10 @@ from bitdance_edge.runtime.backends.choice import NAMES, ON_GPU, survey
 from bitdance_edge.runtime.backends.device import find_device, free_memory
 from bitdance_edge.runtime.backends.interface import Backend, Launch
 from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL
-from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
+from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.loop import BoundLoop
 from bitdance_edge.runtime.noise import ImageNoise
-from bitdance_edge.runtime.pipeline import token_request
+from bitdance_edge.runtime.streaming import token_request
 
 REPEATS, ROUNDS = 20, 5
 SEED = 1
@@ -41,12 +41,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tokens", nargs="*", default=[], metavar="BUNDLE", help="compared with the CPU's tokens")
-    parser.add_argument("--speed", nargs="*", default=[], metavar="MODEL=BUNDLE", help="timed, beside PyTorch")
+    parser.add_argument(
+        "--speed", nargs="*", default=[], metavar="MODEL=BUNDLE", help="timed, and compared with PyTorch"
+    )
     parser.add_argument("--batches", default="1", help="images at once, comma-separated (default 1)")
     parser.add_argument("--steps", type=int, help="sampling steps (default: the bundle's)")
     parser.add_argument("--images", type=int, default=10, help="images whose tokens are compared (default 10)")
-    parser.add_argument("--no-compile", action="store_true", help="leave the compiled PyTorch reference out")
-    parser.add_argument("--no-reference", action="store_true", help="leave PyTorch out")
+    parser.add_argument("--no-compile", action="store_true", help="omit the compiled PyTorch reference")
+    parser.add_argument("--no-reference", action="store_true", help="omit PyTorch")
     args = parser.parse_args()
     if args.device == "cuda" and find_device() is None:
         raise SystemExit("no NVIDIA driver answers on this machine; --device cpu runs what a CPU can show")
@@ -109,7 +111,7 @@ def shown(value: Any) -> str:
 
 @contextmanager
 def kept(failures: list[dict[str, str]], what: str) -> Iterator[None]:
-    """A part that fails is named and left out; the others still run."""
+    """Report a part that fails, and go on with the others."""
     try:
         yield
     except (BitDanceError, RuntimeError, OSError, ImportError, MemoryError) as error:
@@ -145,7 +147,7 @@ def compare_tokens(
                 "images": len(bits),
                 "the same": sum(share == 0 for share in bits),
                 "bits different": float(np.mean(bits)),
-                "precision": bundle.stage("head").precision,
+                "precision": bundle.stage(StageName.HEAD).precision,
             }
 
 
@@ -172,7 +174,7 @@ def time_backends(
 
 
 def time_patches(pipeline: Pipeline, request: Request) -> dict[str, Any]:
-    """One generation to warm up and capture, one that is timed as a user has it, one by hand for the host's part."""
+    """Generate once to warm up and capture, once timed as for a user, and once by hand for the host's part."""
     pipeline.generate(request)
     started, arrivals = time.perf_counter(), []
     for event in pipeline.stream(request):
@@ -188,7 +190,7 @@ def time_patches(pipeline: Pipeline, request: Request) -> dict[str, Any]:
 
 
 def host_time(pipeline: Pipeline, request: Request) -> dict[str, Any]:
-    """What the host does for a patch while the device is idle; its noise is drawn while the device works."""
+    """Time the host's work for a patch while the device is idle; noise is drawn while the device works."""
     backend, settings = pipeline.backend, request.resolve(pipeline.bundle)
     asked, model = token_request(settings), pipeline.bundle.model
     seeds = [image.seed for image in settings.images]
@@ -196,21 +198,19 @@ def host_time(pipeline: Pipeline, request: Request) -> dict[str, Any]:
     drawing, host, calls = [], [], []
     with bound_loop(pipeline, request) as loop:
         loop.start(asked)
-        sampler = loop.sampler(False)
         for patch in range(settings.size.patches):
             started = time.perf_counter()
             values = noise(patch, False)
             drawn = time.perf_counter()
             launched = launches(pipeline, backend)
-            loop.move_to(patch)
-            sampler.prepare(values, settings.guidance)
-            loop.launch(patch, sampler, False)()
-            fetched = sampler.tokens.fetch()
+            run = loop.move_to(patch, False)
+            run.sample(values, settings.guidance)
+            fetched = run.tokens.fetch()
             host.append(time.perf_counter() - drawn)
             calls.append(launches(pipeline, backend) - launched)
             fetched.wait()
             drawing.append(drawn - started)
-    # A synchronous backend has done the patch by then, so its host time would be the patch itself.
+    # A synchronous backend has finished the patch by then, so its host time would be that of the patch.
     return {
         "host us a patch": 1e6 * statistics.median(host[3:] or host) if backend.run_ahead else None,
         "noise us a patch": 1e6 * statistics.median(drawing),
@@ -219,20 +219,15 @@ def host_time(pipeline: Pipeline, request: Request) -> dict[str, Any]:
 
 
 def launches(pipeline: Pipeline, backend: Backend) -> int:
-    """Calls to the device so far."""
+    """Return the number of calls to the device so far."""
     return getattr(backend, "calls", None) or sum(each.launches for each in pipeline.times().values())
 
 
 @contextmanager
 def bound_loop(pipeline: Pipeline, request: Request) -> Iterator[BoundLoop]:
     asked = token_request(request.resolve(pipeline.bundle))
-    with pipeline.backend.current():
-        stages = {name: pipeline._stage(name) for name in LOOP_STAGES}
-        loop = BoundLoop(pipeline.backend, pipeline.bundle, stages, asked.shape)
-        try:
-            yield loop
-        finally:
-            loop.free()
+    with pipeline.backend.current(), pipeline.loaded.loop(asked.shape) as loop:
+        yield loop
 
 
 def time_stages(pipeline: Pipeline, request: Request, machine: Machine) -> Iterator[dict[str, Any]]:
@@ -241,17 +236,16 @@ def time_stages(pipeline: Pipeline, request: Request, machine: Machine) -> Itera
     images = asked.images
     block, prompt = bundle.model.tokens_per_step, asked.prompt.shape[-1] if asked.prompt.ndim > 1 else 0
     with bound_loop(pipeline, request) as loop:
-        sizes = {**loop.sizes, "B": images, **settings.size.dims}
+        sizes = {**loop.buffers.sizes, "B": images, **settings.size.dims}
         loop.start(asked)
-        sampler = loop.sampler(False)
-        loop.move_to(0)
+        sampler = loop.move_to(0, False).sampler
         sampler.prepare(np.zeros(sampler.noise.shape, np.float32), settings.guidance)
         timed: dict[str, tuple[str, Launch, int]] = {
-            "backbone (prompt)": ("backbone", loop.backbone(0).launch, prompt or bundle.model.prompt_tokens),
-            "backbone (patch)": ("backbone", loop.backbone(1).launch, block),
-            "modulation": ("modulation", loop.modulation.launches[0], block),
-            "head": ("head", sampler.evaluate[min(1, settings.steps)], block),
-            "tokens": ("tokens", sampler.embed, block),
+            "backbone (prompt)": (StageName.BACKBONE, loop.backbone(0).launch, prompt or bundle.model.prompt_tokens),
+            "backbone (patch)": (StageName.BACKBONE, loop.backbone(1).launch, block),
+            "modulation": (StageName.MODULATION, loop.modulation.launches[0], block),
+            "head": (StageName.HEAD, sampler.evaluate[min(1, settings.steps)], block),
+            "tokens": (StageName.TOKENS, sampler.embed, block),
         }
         for title, (stage, launch, length) in timed.items():
             took = launch_ms(pipeline.backend, launch, lambda: sampler.tokens.fetch().wait())
@@ -264,7 +258,7 @@ def time_stages(pipeline: Pipeline, request: Request, machine: Machine) -> Itera
         started = time.perf_counter()
         pipeline.decode(tokens, size=size)
         seconds.append(time.perf_counter() - started)
-    cost = stage_cost(bundle, "decoder", sizes)
+    cost = stage_cost(bundle, StageName.DECODER, sizes)
     yield stage_row("decoder, with copies", 1000 * statistics.median(seconds), cost.floor_ms(machine))
 
 
@@ -273,7 +267,7 @@ def stage_row(title: str, took: float, floor: float) -> dict[str, Any]:
 
 
 def launch_ms(backend: Backend, launch: Launch, fence: Callable[[], object]) -> float:
-    """One launch among many in a row, in a CUDA graph where there is one: without the host's part."""
+    """Time one launch among many in a row, in a CUDA graph where there is one, without the host's part."""
     block = backend.capture([launch] * REPEATS)
     block()
     block()
@@ -312,7 +306,7 @@ def time_reference(
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
-    """How many times as fast as each PyTorch run of the same model and batch."""
+    """Add the speed relative to each PyTorch run of the same model and batch."""
     for row in rows:
         for other in rows:
             if other["backend"].startswith("PyTorch") and (other["model"], other["images"]) == (

@@ -1,20 +1,16 @@
-"""What a machine can do at best, and what a stage therefore takes at least: from its bytes and its operations."""
+"""What a machine can do at best, and the least time of a stage that follows from its bytes and its operations."""
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import onnx
-import sympy
-from onnx import GraphProto, NodeProto
-
+from bitdance_edge.bench.operations import GraphCosts
 from bitdance_edge.runtime.bundle.manifest import Bundle
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured in this run: bytes moved a second by a copy (read and written), operations a second of a product."""
+    """Measured in this run: bytes a second of a copy (read and written), operations a second of a product."""
 
     name: str
     copy_bytes: float
@@ -23,7 +19,7 @@ class Machine:
 
 
 def measure_machine(device: str) -> Machine:
-    """A large copy and a large matrix product in PyTorch; the best of several."""
+    """Time a large copy and a large matrix product in PyTorch; the best of several."""
     import torch
 
     on_gpu = device == "cuda"
@@ -55,7 +51,7 @@ def measure_machine(device: str) -> Machine:
 
 @dataclass(frozen=True)
 class StageCost:
-    """Of one launch: bytes that have to be read or written once, and operations of its matrix products."""
+    """Of one launch: bytes that must be read or written once, and operations of its matrix products."""
 
     bytes: int
     operations: int
@@ -65,34 +61,10 @@ class StageCost:
 
 
 def stage_cost(bundle: Bundle, stage: str, sizes: Mapping[str, int]) -> StageCost:
-    """Weights, inputs and outputs once (of the cache what is read: all of it), intermediate tensors not at all."""
+    """Count weights, inputs and outputs once (the cache as read: all of it) and no intermediate tensors."""
     spec = bundle.stage(stage)
     moved = spec.weight_bytes
     for tensor in (*spec.inputs, *spec.outputs):
         if not tensor.name.startswith("present."):  # written for a few slots only
             moved += tensor.bytes(sizes)
-    graph = onnx.load(bundle.folder / spec.graph.path, load_external_data=False).graph
-    return StageCost(moved, matrix_operations(graph, sizes))
-
-
-def matrix_operations(graph: GraphProto, sizes: Mapping[str, int]) -> int:
-    """Multiplications and additions of all matrix products, convolutions and attentions."""
-    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    for value in (*graph.value_info, *graph.input, *graph.output):
-        dims = value.type.tensor_type.shape.dim
-        shapes[value.name] = [_size(dim.dim_param, sizes) if dim.dim_param else dim.dim_value for dim in dims]
-    return sum(_operations(node, shapes) for node in graph.node)
-
-
-def _operations(node: NodeProto, shapes: Mapping[str, list[int]]) -> int:
-    if node.op_type in ("MatMul", "Gemm"):
-        return 2 * math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
-    if node.op_type == "Conv":
-        return 2 * math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
-    if node.op_type == "Attention":  # queries by keys, then weights by values
-        return 4 * math.prod(shapes[node.input[0]]) * shapes[node.input[1]][-2]
-    return 0
-
-
-def _size(expression: str, sizes: Mapping[str, int]) -> int:
-    return int(sympy.parse_expr(expression, local_dict=dict(sizes)))
+    return StageCost(moved, GraphCosts(bundle.folder / spec.graph.path).cost(sizes).operations)

@@ -1,8 +1,8 @@
-"""BitDance in PyTorch as its authors drive it, on random weights: what our backends are measured against.
+"""BitDance in PyTorch as its authors run it, on random weights: the reference for the speed of other backends.
 
 The plain path of ``model/`` under autocast: a cache that grows by concatenation, a kernel an operation, a pass for the
 conditional and one for the unconditional rows where prompts differ, N + 1 calls of the head a patch. Weights are made
-on the device, so that nothing has to be brought there.
+on the device, so that nothing has to be copied there.
 
     python bench/studies/gpu_reference.py --write-checkpoint FOLDER --model 14B-64x --device cuda
 
@@ -70,7 +70,7 @@ class ReferenceTimes:
 
 
 def random_model(name: str, device: str, dtype: torch.dtype) -> BitDance | TextToImage:
-    """A model of a published size with random weights, made on the device; no layer is left at zero."""
+    """Make a model of a published size with random weights on the device; no layer stays at zero."""
     torch.manual_seed(0)
     config = MODELS[name]
     with torch.device(device):
@@ -88,7 +88,7 @@ def random_model(name: str, device: str, dtype: torch.dtype) -> BitDance | TextT
 
 
 def draws(model: BitDance | TextToImage, images: int, rows: int, steps: int, device: str) -> Iterator[Tensor]:
-    """Noise in the order of use; the first patch of the linear schedule draws for all rows."""
+    """Yield noise in the order of use; the first patch of the linear schedule draws for all rows."""
     config = model.config
     shape = (config.tokens_per_step, config.bits)
     linear = config.sampling.guidance_schedule == "linear"

@@ -1,10 +1,10 @@
-"""The head in INT8 beside float32 on this CPU: one process, launches in turn, medians, and whether sums saturate.
+"""The head in INT8 and in float32 on this CPU: one process, launches in turn, medians, and whether sums saturate.
 
     python bench/studies/int8_head.py bundles/digits-4x bundles/digits-4x-int8 --rounds 60
 
-Both heads get the same inputs and run as the runtime runs them. ``error`` is the largest difference of the INT8 head
-from its own graph computed in float32 (Q and DQ as operators, products exact), with the fast kernels and with those for
-processors without VNNI, on which the fast ones saturate. The last line is JSON.
+Both heads get the same inputs and run with the options of the runtime. ``error`` is the largest
+difference of the INT8 head from its own graph computed in float32 (Q and DQ as operators, products exact), with the
+fast kernels and with those for processors without VNNI, on which the fast ones saturate. The last line is JSON.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import numpy as np
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend, cpu_options, import_onnxruntime
 from bitdance_edge.runtime.backends.processor import int8_path
+from bitdance_edge.runtime.bundle.stage_names import StageName
 
 
 def main() -> None:
@@ -30,7 +31,9 @@ def main() -> None:
     args = parser.parse_args()
     bundles = {"fp32": Bundle.open(args.float32), "int8": Bundle.open(args.int8)}
     feeds = inputs(bundles["fp32"], args.images)
-    sessions = {name: OnnxRuntimeBackend(bundle, args.threads).load("head").session for name, bundle in bundles.items()}
+    sessions = {
+        name: OnnxRuntimeBackend(bundle, args.threads).load(StageName.HEAD).session for name, bundle in bundles.items()
+    }
     took: dict[str, list[float]] = {name: [] for name in sessions}
     for opened in sessions.values():  # warm-up
         opened.run(None, feeds)
@@ -68,7 +71,7 @@ def _ms(opened: Any, feeds: dict[str, np.ndarray]) -> float:
 
 def session(bundle: Bundle, options: Any) -> Any:
     return import_onnxruntime().InferenceSession(
-        str(bundle.verified("head")), options, providers=["CPUExecutionProvider"]
+        str(bundle.verified(StageName.HEAD)), options, providers=["CPUExecutionProvider"]
     )
 
 
@@ -76,7 +79,7 @@ def inputs(bundle: Bundle, images: int) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     sizes = {"R": 2 * images, "B": images}
     feeds = {}
-    for tensor in bundle.stage("head").inputs:
+    for tensor in bundle.stage(StageName.HEAD).inputs:
         if tensor.name == "rows":
             feeds[tensor.name] = np.arange(2 * images) % images
         else:

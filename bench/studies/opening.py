@@ -1,4 +1,4 @@
-"""What the first image of a process costs beyond later ones, by cause, in CPU seconds, and the memory that it takes.
+"""What the first image of a process costs beyond later ones, by cause, in CPU seconds, and its memory.
 
     python bench/studies/opening.py bundles/digits-4x
     bitdance-edge build bundles/digits-4x --target cpu && python bench/studies/opening.py bundles/digits-4x
@@ -20,13 +20,13 @@ from bitdance_edge.bench.measured import cpu_seconds, library_bytes, memory
 from bitdance_edge.bench.ours import draw
 from bitdance_edge.bench.work import Work
 from bitdance_edge.calibration.sessions import pipeline_on
+from bitdance_edge.runtime.backends.built_graphs import BuiltGraphs
 from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeStage
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.bundle.prepared import prepared_graph
 
 
 class TimedBackend(OnnxRuntimeBackend):
-    """Keeps the CPU seconds of loading each stage, its check included."""
+    """Records the CPU seconds of loading each stage, its check included."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,9 +40,9 @@ class TimedBackend(OnnxRuntimeBackend):
 
 
 def checking(bundle: Bundle, stage: str) -> float:
-    """CPU seconds of finding the files of a stage whole, as its loading does."""
+    """Return the CPU seconds of checking the files of a stage, as its loading does."""
     started = cpu_seconds()
-    if prepared_graph(bundle, stage, onnxruntime.__version__) is None:
+    if BuiltGraphs.find(bundle, "cpu", onnxruntime.__version__).graph(stage) is None:
         bundle.verified(stage)
     return cpu_seconds() - started
 
@@ -78,9 +78,9 @@ def opening(args: argparse.Namespace) -> dict[str, Any]:
         later = median(image() for _ in range(args.later))
         taken = memory("VmHWM") - library_bytes() - resting
     checks = {stage: checking(bundle, stage) for stage in backend.loading}
-    causes = {"the manifest is read": opened, "files are found whole": sum(checks.values())}
-    causes |= {f"{stage} is loaded": seconds - checks[stage] for stage, seconds in backend.loading.items()}
-    causes["all is bound and touched for the first time"] = first - sum(backend.loading.values()) - later
+    causes = {"reading the manifest": opened, "checking the files": sum(checks.values())}
+    causes |= {f"loading {stage}": seconds - checks[stage] for stage, seconds in backend.loading.items()}
+    causes["binding and first use of memory"] = first - sum(backend.loading.values()) - later
     plan = memory_plan(bundle, work)
     return {
         "bundle": bundle.name,
@@ -97,9 +97,9 @@ def table(found: dict[str, Any]) -> Iterator[str]:
     image, more = found["image"], found["first"] - found["image"]
     yield f"{found['bundle']}: {image:.3g} CPU s an image, {found['first']:.3g} for opening and the first."
     yield ""
-    yield "| beyond a later image | CPU s | share of an image |"
+    yield "| more than a later image | CPU s | share of an image |"
     yield "|---|---:|---:|"
-    for cause, seconds in (*found["causes"].items(), ("together", more)):
+    for cause, seconds in (*found["causes"].items(), ("total", more)):
         yield f"| {cause} | {seconds:.3g} | {100 * seconds / image:.1f} % |"
     yield ""
     yield (

@@ -1,11 +1,11 @@
-"""What previews cost and how near they come: full ones by the decoder, fast ones by the bundle's linear map.
+"""What previews cost and how close they are to the image: full ones by the decoder, fast ones by a linear map.
 
     python bench/studies/previews.py bundles/digits-1x bundles/digits-4x bundles/digits-16x bundles/shapes-16x
     python bench/studies/previews.py --published     # fast previews alone, at the sizes of published models
 
-Cost: CPU seconds of an image by itself, against one without previews, in alternating rounds. Nearness: PSNR of what is
-drawn after a fourth, a half and three fourths of the patches, and of a preview of all tokens, to the same pixels of the
-image. The last line is JSON.
+Cost: CPU seconds of a single image, compared with one without previews, in alternating rounds. Closeness: PSNR of the
+pixels drawn after a quarter, a half and three quarters of the patches, and of a preview of all tokens, to the same
+pixels of the image (null in JSON: identical). The last line is JSON.
 """
 
 import argparse
@@ -24,15 +24,12 @@ from tqdm import tqdm
 from bitdance_edge.runtime import Pipeline, Request
 from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.preview import WINDOW, PreviewCanvas, PreviewMap, undrawn
+from bitdance_edge.runtime.quality import psnr
 from bitdance_edge.training.shapes import all_scenes
 
 SEED = 300
 SHOWN = 3
 PARTS = (0.25, 0.5, 0.75, 1.0)
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / max(1e-9, np.square(one.astype(np.float64) - other).mean())))
 
 
 def subjects(pipeline: Pipeline, images: int) -> Request:
@@ -43,7 +40,7 @@ def subjects(pipeline: Pipeline, images: int) -> Request:
 
 
 def costs(pipeline: Pipeline, request: Request, rounds: int) -> dict[str, float]:
-    """Median CPU seconds of one image with each kind of previews; the plain one is "none"."""
+    """Return median CPU seconds of one image with each kind of previews; "none" is without."""
     patches = pipeline.bundle.model.default_size.patches
     kinds = {
         "none": request,
@@ -63,8 +60,8 @@ def costs(pipeline: Pipeline, request: Request, rounds: int) -> dict[str, float]
     return {name: median(seconds) for name, seconds in spent.items()}
 
 
-def nearness(pipeline: Pipeline, request: Request) -> dict[str, list[float]]:
-    """PSNR of each kind for each of ``PARTS``, over what is drawn by then."""
+def closeness(pipeline: Pipeline, request: Request) -> dict[str, list[float]]:
+    """Return the PSNR of each kind for each of ``PARTS``, over the pixels drawn by then."""
     model, made = pipeline.bundle.model, pipeline.generate(request)
     size, tokens = model.default_size, np.stack([image.tokens for image in made])
     pixels = np.stack([np.asarray(image.to_pil()) for image in made])
@@ -82,7 +79,7 @@ def nearness(pipeline: Pipeline, request: Request) -> dict[str, list[float]]:
 
 
 def picture(pipeline: Pipeline, request: Request) -> np.ndarray:
-    """Full previews above fast ones, of each image after each of ``PARTS``, and the images: uint8 ``[h, w, 3]``."""
+    """Draw full previews above fast ones, of each image after each of ``PARTS``, as uint8 ``[h, w, 3]``."""
     model, made = pipeline.bundle.model, pipeline.generate(request)
     tokens, patches = np.stack([image.tokens for image in made]), model.default_size.patches
     rows: list[list[np.ndarray]] = [[], []]
@@ -97,7 +94,7 @@ def picture(pipeline: Pipeline, request: Request) -> np.ndarray:
 
 
 def published_sizes() -> dict[str, float]:
-    """CPU seconds of a fast preview after each patch, by a map of random weights."""
+    """Measure CPU seconds of a fast preview after each patch, by a map of random weights."""
     seconds = {}
     for name, side, patch_side in (
         ("B-4x, 256x256", 256, 2),
@@ -132,7 +129,7 @@ def published_sizes() -> dict[str, float]:
 
 
 def write_picture(shown: Sequence[np.ndarray], path: Path) -> None:
-    """One bundle below the other, to the same width."""
+    """Write the pictures of all bundles, one below the other, scaled to one width."""
     width = max(rows.shape[1] for rows in shown)
     scaled = [Image.fromarray(rows) for rows in shown]
     scaled = [
@@ -148,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="*")
     parser.add_argument("--published", action="store_true", help="time fast previews alone, at published sizes")
-    parser.add_argument("--images", type=int, default=50, help="that nearness is measured on")
+    parser.add_argument("--images", type=int, default=50, help="to measure closeness on")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, help="default: the bundle's")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="write what previews of each bundle look like")
@@ -159,10 +156,13 @@ def main() -> None:
         with Pipeline.open(folder, device="cpu", threads=1) as pipeline:
             several = replace(subjects(pipeline, args.images), steps=args.steps)
             seconds = costs(pipeline, replace(subjects(pipeline, 1), steps=args.steps), args.rounds)
-            near = nearness(pipeline, several)
+            near = closeness(pipeline, several)
             if args.picture:
                 shown.append(picture(pipeline, replace(subjects(pipeline, SHOWN), steps=args.steps)))
-        results[folder] = {"cpu_seconds": seconds, "psnr": near}
+        results[folder] = {
+            "cpu_seconds": seconds,
+            "psnr": {kind: [value if np.isfinite(value) else None for value in near[kind]] for kind in near},
+        }
         print(f"{folder}: {1000 * seconds['none']:.1f} ms CPU an image without previews")
         for name, value in seconds.items():
             print(f"  {name:20} {1000 * value:9.1f} ms  {100 * (value / seconds['none'] - 1):+6.1f} %")

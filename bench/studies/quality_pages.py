@@ -2,8 +2,7 @@
 
     python bench/studies/quality_pages.py bundles/digits-1x-int8 bundles/digits-1x-fp8 ...
 
-The table stands between two marks in ``docs/quality/README.md``; rows are sorted by name, those of reports that are
-there already are kept.
+The table is between two marks in ``docs/quality/README.md``; its rows are all reports in docs/quality, sorted by name.
 """
 
 import argparse
@@ -29,9 +28,10 @@ def main() -> None:
         for pattern in FILES:
             for file in (bundle / "calibration").glob(pattern):
                 shutil.copyfile(file, target / file.name)
-    page = (DOCS / "README.md").read_text()
+    page = (DOCS / "README.md").read_text(encoding="utf-8")
     table = "\n".join((MARKS[0], *rows(), MARKS[1]))
-    (DOCS / "README.md").write_text(re.sub(f"{MARKS[0]}.*{MARKS[1]}", lambda _: table, page, flags=re.DOTALL))
+    written = re.sub(f"{MARKS[0]}.*{MARKS[1]}", lambda _: table, page, flags=re.DOTALL)
+    (DOCS / "README.md").write_text(written, encoding="utf-8")
 
 
 def rows() -> Iterator[str]:
@@ -48,7 +48,7 @@ def rows() -> Iterator[str]:
     yield f"| | {' | '.join(columns)} |"
     yield f"|---|{'---:|' * len(columns)}"
     for path in sorted(DOCS.glob("*/report.json"), key=lambda path: path.parent.name):
-        yield row(path.parent.name, json.loads(path.read_text()))
+        yield row(path.parent.name, json.loads(path.read_text(encoding="utf-8")))
 
 
 def row(name: str, report: dict) -> str:

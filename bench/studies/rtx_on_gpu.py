@@ -1,7 +1,7 @@
 """Does a default-target TensorRT-RTX engine load and run on the GPU at hand, and does it agree with ONNX Runtime?
 
-The support matrix of TensorRT-RTX leaves out compute capability 9.0 (H100, H200), one page says "8.0 and later"; this
-finds out. It also shows for any GPU that engines built without one are right.
+The support matrix of TensorRT-RTX omits compute capability 9.0 (H100, H200), while one page says "8.0 and later"; this
+script tests it. On any GPU it also checks engines that were built without one.
 
     python bench/studies/rtx_on_gpu.py prepare BUNDLE --folder gpu-check  # anywhere; builds what is not up to date
     python bench/studies/rtx_on_gpu.py run --folder gpu-check           # on the GPU machine, with Python 3.11 and numpy
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-# The head, and the backbone with its cache in place: the two that take nearly all of the time.
+# The head, and the backbone with its cache in place: the two stages that take nearly all the time.
 STAGES = ("head", "backbone")
 LIBRARY_PACKAGES = ("tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt_rtx_libs")
 XZ_FILTERS = [
@@ -46,11 +46,12 @@ def main() -> None:
 
 
 def prepare(bundle_path: str, folder: Path) -> None:
-    """Engines, recorded inputs and what ONNX Runtime makes of them."""
+    """Write engines, recorded inputs and ONNX Runtime's outputs."""
     from bitdance_edge.engines.samples import record_samples
     from bitdance_edge.runtime import Bundle
+    from bitdance_edge.runtime.backends.engine_fit import engine_path
     from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
-    from bitdance_edge.runtime.bundle.sidecar import Sidecar, engine_path
+    from bitdance_edge.runtime.bundle.record import BuildRecord, record_path, target_folder
 
     build = ["build", bundle_path, "--target", "rtx", "--stages", ",".join(STAGES)]
     subprocess.run([sys.executable, "-m", "bitdance_edge", *build], check=True)
@@ -69,18 +70,18 @@ def prepare(bundle_path: str, folder: Path) -> None:
             **{f"in:{k}": v for k, v in inputs.items()},
             **{f"out:{k}": v for k, v in outputs.items()},
         )
-        engine = engine_path(bundle, "rtx", stage)
+        engine = engine_path(target_folder(bundle, "rtx"), stage)
         shutil.copyfile(engine, folder / engine.name)
-        profile = list(Sidecar.read(engine).profiles).index(sample)
+        profile = list(BuildRecord.read(record_path(engine.parent, stage)).profiles).index(sample)
         samples.append(
             {"name": name, "engine": engine.name, "profile": profile, "tolerance": bundle.stage(stage).tolerance}
         )
-    (folder / "samples.json").write_text(json.dumps(samples, indent=1))
+    (folder / "samples.json").write_text(json.dumps(samples, indent=1), encoding="utf-8")
     print(f"{folder}: {', '.join(sample['name'] for sample in samples)}")
 
 
 def pack_library(folder: Path) -> None:
-    """The installed TensorRT-RTX, with its ONNX parser: the Python module is linked to it."""
+    """Compress the installed TensorRT-RTX, ONNX parser included, because the Python module is linked to it."""
     import tensorrt_rtx
 
     site = Path(tensorrt_rtx.__file__).parents[1]
@@ -102,7 +103,7 @@ def unpack_library(folder: Path) -> None:
 
 
 def run(folder: Path) -> dict:
-    """Load and run each sample; every outcome is kept, also a refusal."""
+    """Load and run each sample; every outcome is reported, refusals too."""
     if (folder / "library").is_dir():
         unpack_library(folder / "library")
     import tensorrt_rtx as trt
@@ -121,7 +122,7 @@ def run(folder: Path) -> dict:
         return {**report, "outcome": f"no CUDA driver: {error}"}
     report |= {"gpu": cuda.name, "compute_capability": cuda.capability}
     runtime = trt.Runtime(Logger())
-    for sample in json.loads((folder / "samples.json").read_text()):
+    for sample in json.loads((folder / "samples.json").read_text(encoding="utf-8")):
         report["results"].append({"sample": sample["name"], **run_sample(trt, runtime, cuda, folder, sample)})
     return report
 

@@ -1,4 +1,4 @@
-"""Plots and tables of what bench/studies/sampler_study.py measured.
+"""Plots and tables of the results of bench/studies/sampler_study.py.
 
     python bench/studies/sampler_plots.py runs/sampler --bundles bundles --out docs/sampler
 
@@ -30,7 +30,7 @@ Result = dict[str, Any]
 
 
 def results(folder: Path, model: str) -> list[Result]:
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{model}-*.json"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{model}-*.json"))]
     return sorted(
         found, key=lambda result: (result["sampler"], result["schedule"], result["guidance"], result["steps"])
     )
@@ -98,7 +98,7 @@ def _published(found: Sequence[Result], fixed: dict[str, object]) -> dict[str, o
 
 def against_time(folder: Path) -> Figure:
     figure = Figure(figsize=(11, 2.6), layout="constrained")
-    figure.suptitle("blue: sde, red: ode; steps beside the points", fontsize=8)
+    figure.suptitle("blue: sde, red: ode; numbers: steps", fontsize=8)
     for column, model in enumerate(MODELS):
         found = [r for r in results(folder / "points", model) if r["schedule"] == "constant"]
         found = [{**r, "ms": 1000 * r["cpu_seconds_an_image"]} for r in found]
@@ -120,7 +120,7 @@ def against_time(folder: Path) -> Figure:
 
 
 def pictures(bundles: Path) -> Image.Image:
-    """The same seeds by both samplers, a row each: more steps from left to right."""
+    """Draw the same seeds with both samplers, a row each, with more steps from left to right."""
     rows = []
     for model, subjects in PICTURED.items():
         with Pipeline.open(bundles / model, device="cpu", threads=1) as pipeline:
@@ -138,7 +138,7 @@ def pictures(bundles: Path) -> Image.Image:
 
 
 def same_bits(folder: Path, line: Sequence[Result]) -> list[float]:
-    """Of results along the steps, the share of bits as in the images of the same seeds with the most steps."""
+    """Return, for results along the steps, the share of bits equal to those of the same seeds with the most steps."""
 
     def bits(result: Result) -> np.ndarray:
         point = "-".join(str(result[key]) for key in ("model", "sampler", "steps"))

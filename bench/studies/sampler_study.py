@@ -1,12 +1,12 @@
-"""Sampling steps, guidance and the deterministic limit on the shipped models: what they give, and what they cost.
+"""Sampling steps, guidance and the deterministic limit on the shipped models: quality and cost.
 
     python bench/studies/digits_judge.py --out judge
     python bench/studies/sampler_study.py bundles --judge judge --out runs/sampler            # every point of the grid
     python bench/studies/sampler_study.py bundles --judge judge --out runs/sampler --confirm sde:5:1.5:constant
     python bench/studies/sampler_plots.py runs/sampler --out docs/sampler
 
-Writes a JSON file for every finished point, and its tokens; what is there is not made again, so a run that was stopped
-goes on. All points of a model draw the same classes or captions with the same seeds.
+Writes a JSON file for every finished point, and its tokens; finished points are not made again, so an interrupted run
+continues. All points of a model draw the same classes or captions with the same seeds.
 """
 
 import argparse
@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bitdance_edge.calibration.judge import Judge, JudgeOptions, frechet
-from bitdance_edge.runtime import Pipeline, Request
+from bitdance_edge.calibration.judge import Judge, JudgeOptions
+from bitdance_edge.runtime import Pipeline, Request, Size
 from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.runtime.quality import frechet_distance
 from bitdance_edge.training.data import digits
 from bitdance_edge.training.shape_reader import ShapeReader, reading_scores
 from bitdance_edge.training.shapes import all_scenes, render
@@ -69,17 +70,17 @@ def grid(model: str, guidance: float) -> list[Point]:
     for schedule, values in other.items():
         points += [Point(model, "sde", GUIDANCE_STEPS, value, schedule) for value in values]
         points += [Point(model, "ode", GUIDANCE_STEPS, value, schedule) for value in values if schedule == "constant"]
-    if model in DIGITS:  # where guidance turned out best, steps again
+    if model in DIGITS:  # the best guidance, with other steps
         points += [Point(model, "sde", steps, 1.25, "constant") for steps in (5, 8, 20)]
     return points
 
 
 class Digits:
-    """Scores of generated digits, and what real ones get."""
+    """Scores generated digits, relative to real ones."""
 
     def __init__(self, pipeline: Pipeline, judge: Path) -> None:
         options = JudgeOptions(features=judge / "features.onnx", references=judge / "references", floor=judge / "real")
-        self.judge = Judge(options, 32, 32, threads=1)
+        self.judge = Judge(options, Size(width=32, height=32), threads=1)
         train = digits(32).split()[0]
         self.real = _spreads(self.judge.read(train.images.numpy())[0], train.labels.numpy())
         self.real_bits = _bit_differences(pipeline.tokenize(train.images.numpy()), train.labels.numpy())
@@ -91,10 +92,10 @@ class Digits:
     def scores(self, pixels: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:
         wanted = np.arange(len(pixels)) % 10
         features, read = self.judge.read(pixels)
-        halves = [frechet(half, self.judge.reference) for half in np.split(features, 2)]
+        halves = [frechet_distance(half, self.judge.reference) for half in np.split(features, 2)]
         return {
             "class_agreement": float(np.mean(read == wanted)),
-            "frechet": frechet(features, self.judge.reference),
+            "frechet": frechet_distance(features, self.judge.reference),
             "frechet_of_halves": halves,
             "frechet_floor": self.judge.floor(len(pixels))[0],
             "feature_spread": _spreads(features, wanted) / self.real,
@@ -103,7 +104,7 @@ class Digits:
 
 
 class Shapes:
-    """Scores of pictures of held-out captions, ``OF_ONE_CAPTION`` of each."""
+    """Scores pictures of held-out captions, ``OF_ONE_CAPTION`` of each."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         held_out = [scene for scene in all_scenes() if scene.held_out]
@@ -129,12 +130,12 @@ class Shapes:
 
 
 def _spreads(features: np.ndarray, groups: np.ndarray) -> float:
-    """Total variance of the features within a group, averaged over the groups."""
+    """Return the total variance of the features within a group, averaged over the groups."""
     return float(np.mean([features[groups == group].var(axis=0, ddof=1).sum() for group in np.unique(groups)]))
 
 
 def _bit_differences(tokens: np.ndarray, groups: np.ndarray) -> float:
-    """The share of bits in which two images of a group differ, averaged over pairs and groups."""
+    """Return the share of bits in which two images of a group differ, averaged over pairs and groups."""
     shares = []
     for group in np.unique(groups):
         bits = tokens[groups == group].reshape((groups == group).sum(), -1) > 0
@@ -146,7 +147,7 @@ def _bit_differences(tokens: np.ndarray, groups: np.ndarray) -> float:
 def measure(
     pipeline: Pipeline, point: Point, scorer: Digits | Shapes, images: int, seed: int
 ) -> tuple[dict, np.ndarray]:
-    """Scores of a point, and its tokens int8 ``[images, h*w, C]``."""
+    """Return the scores of a point, and its tokens int8 ``[images, h*w, C]``."""
     started, made = time.process_time(), []
     requests = scorer.requests(images, BATCH[point.model])
     for number, fields in enumerate(tqdm(requests, desc=point.name, unit="batch", leave=False)):
@@ -180,7 +181,9 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, required=True, help="as made by bench/studies/digits_judge.py")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=[*DIGITS, SHAPES], choices=[*DIGITS, SHAPES])
-    parser.add_argument("--most-steps", type=int, default=max(STEPS), help="leave longer ones for another run")
+    parser.add_argument(
+        "--most-steps", type=int, default=max(STEPS), help="omit points with more steps (default: none)"
+    )
     parser.add_argument(
         "--confirm",
         nargs="+",

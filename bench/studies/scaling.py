@@ -1,11 +1,11 @@
-"""How the time of an image grows with images made at once and with patches, beside the operations that were counted.
+"""How the time of an image grows with the images of a batch and with patches, next to the counted operations.
 
     python bench/studies/scaling.py bundles/digits-4x --images 1,2,4,8,16 --patches 4,8,16 -o FOLDER
 
-Every point is measured in turn, once a round, right after the same work was done for nothing; images at the largest
-number of patches, patches for one image. What an image costs once (prompt, decoder) runs at a rate of its own, so that
-what the next patches add, in time and in operations, is shown beside the whole. The last line is JSON; the folder gets
-it with a table and a plot.
+Points take turns, one run of each in a round, after a warm-up run of the same work; the images of a batch have the
+largest number of patches, and patches are varied for one image. The fixed cost of an image (prompt, decoder) runs at
+another rate than its patches, so what further patches add, in time and in operations, is shown too. The last line is
+JSON; the folder gets it with a table and a plot.
 """
 
 import argparse
@@ -20,14 +20,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from bitdance_edge.bench.launches import count_launches
 from bitdance_edge.bench.measured import measured
 from bitdance_edge.bench.operations import GraphCosts
-from bitdance_edge.bench.ours import OurContender, draw
-from bitdance_edge.bench.survey import LaunchCounter
+from bitdance_edge.bench.ours import OurContender
 from bitdance_edge.bench.work import Work
-from bitdance_edge.calibration.sessions import pipeline_on
-from bitdance_edge.runtime.backends.observed import ObservedBackend
-from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.manifest import Bundle
 
@@ -77,7 +74,7 @@ def numbers(text: str) -> list[int]:
 
 
 def measure(bundle: Bundle, points: list[Point], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Median seconds and counted operations of every point; they take turns on one opened bundle, as a server would."""
+    """Return median seconds and counted operations of every point; all run on one open bundle, as in a server."""
     works = {
         point: Work(images=point.images, steps=args.steps, patches=point.patches, seed=1, prompt=args.prompt)
         for point in points
@@ -88,7 +85,7 @@ def measure(bundle: Bundle, points: list[Point], args: argparse.Namespace) -> li
     for _ in tqdm(range(args.rounds), desc="rounds", disable=None):
         for point in points:
             contender.work = works[point]
-            contender.image()  # memory of this size is taken and bound
+            contender.image()  # allocates and binds memory of this size
             runs[point].append(measured(contender.image)[1])
     return [
         {
@@ -103,18 +100,14 @@ def measure(bundle: Bundle, points: list[Point], args: argparse.Namespace) -> li
 
 
 def operations(bundle: Bundle, work: Work, threads: int) -> int:
-    """Of all launches of a run, counted in one that is not timed."""
-    counter = LaunchCounter(bundle)
-    with pipeline_on(
-        bundle, ObservedBackend(OnnxRuntimeBackend(bundle, threads), before=counter), work.images
-    ) as pipeline:
-        draw(pipeline, work)
+    """Count the operations of all launches of a run, in one that is not timed."""
+    launches = count_launches(bundle, threads, work)
     graphs = {stage: GraphCosts(bundle.folder / spec.graph.path) for stage, spec in bundle.stages.items()}
-    return sum(item.count * graphs[item.stage].cost(item.sizes).operations for item in counter.launches)
+    return sum(item.count * graphs[item.stage].cost(item.sizes).operations for item in launches)
 
 
 def scaling(rows: list[dict[str, Any]], by: str) -> dict[str, Any]:
-    """The rows, relative to the first and to the one before, and the straight line through the CPU seconds."""
+    """Add to each row its ratios to the first and what it adds to the one before; fit a line to the CPU seconds."""
     first = rows[0]
     for row in rows:
         row |= {f"{unit}_ratio": row[unit] / first[unit] for unit in ("wall", "cpu", "operations")}
@@ -147,7 +140,7 @@ def table(found: dict[str, Any]) -> list[str]:
             lines += [
                 "",
                 f"A line through these: {line['seconds_at_zero']:.3g} s and {line['seconds_each']:.3g} s for each of "
-                f"the {by}; no point is further off it than {100 * line['largest_deviation']:.0f} %.",
+                f"the {by}; no point is more than {100 * line['largest_deviation']:.0f} % off.",
             ]
     return lines
 

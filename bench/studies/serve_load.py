@@ -1,9 +1,9 @@
-"""A server under load: mixed requests of many clients, some that leave, lie or send too much, then memory over images.
+"""A server under load: mixed requests of many clients, some cut off, malformed or too large, then memory over images.
 
     python bench/studies/serve_load.py bundles/digits-4x --requests 200 --clients 16 --images 500
 
-Every image that comes back is compared with the one that the pipeline makes of its class and seed, bit by bit: one lost
-or given to another client fails the run. The last line is JSON; the exit status is 1 where something did not hold.
+Every returned image is compared bit by bit with the pipeline's of the same class and seed: an image that is lost or
+sent to another client fails the run. The last line is JSON; the exit status is 1 where a check fails.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from PIL import Image
 
 from bitdance_edge.runtime import Pipeline, Request
 
-QUEUE = 8  # smaller than the number of clients, so that some are refused and must come again
+QUEUE = 8  # smaller than the number of clients, so that some are refused and must retry
 MAX_BODY = 200_000
 STEPS = 4
 SAMPLE_EVERY = 100  # images between two readings of the memory
@@ -37,7 +37,7 @@ Made = tuple[int, int, str]  # class, seed, PNG in base64
 
 
 class Load:
-    """What the clients do, and what came of it."""
+    """Runs the clients and records their outcomes."""
 
     def __init__(self, client: httpx.AsyncClient, seed: int) -> None:
         self.client, self.random = client, random.Random(seed)
@@ -114,7 +114,7 @@ class Load:
         return str((await self.client.get(path)).status_code)
 
     async def leaving(self) -> str:
-        """Leave in the middle, of a stream or of a whole answer."""
+        """Disconnect in the middle of a stream or of a whole answer."""
         body = {**self.asked(), "num_inference_steps": 200, "stream": self.random.random() < 0.5}
         request = asyncio.create_task(self._until_taken("/v1/images/generations", body))
         await asyncio.wait({request}, timeout=self.random.uniform(0.05, 0.6))
@@ -134,7 +134,7 @@ class Load:
         return str((await self.client.post("/v1/tokens", json=asked)).status_code)
 
     def wrong(self) -> list[str]:
-        """Outcomes that should not be."""
+        """Return the outcomes that should not occur."""
         right = {
             "tokens": {"200"},
             "about": {"200"},
@@ -149,9 +149,9 @@ class Load:
         ]
 
     async def _until_taken(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        """Send a request; where the queue is full, come again when the server says."""
+        """Send a request; where the queue is full, retry when the server says."""
         while (answer := await self.client.post(path, json=body)).status_code == 429:
-            self.outcomes["refused", "429, came again"] += 1
+            self.outcomes["refused", "429, retried"] += 1
             await asyncio.sleep(int(answer.headers["retry-after"]) * self.random.uniform(0.5, 1))
         return answer
 
@@ -175,7 +175,7 @@ async def metric(client: httpx.AsyncClient, name: str, label: str = "") -> float
 
 
 async def memory_over(client: httpx.AsyncClient, images: int, clients: int) -> list[tuple[int, float, float]]:
-    """(images, MB of the server, MB of the worker) while clients ask for images, once each has been asked once."""
+    """Read (images, MB of the server, MB of the worker) while clients ask for images, after a first request of each."""
     readings = []
     load = Load(client, seed=7)
     load.kinds = [(1, load.whole), (1, load.streamed), (1, load.job)]
@@ -191,13 +191,13 @@ async def memory_over(client: httpx.AsyncClient, images: int, clients: int) -> l
 
 
 def growth(readings: list[tuple[int, float, float]]) -> float:
-    """Memory of the second half of the readings, as a part of the first reading, less 1."""
-    together = [server + worker for _, server, worker in readings]
-    return statistics.mean(together[len(together) // 2 :]) / together[0] - 1
+    """Return by which share the memory of the second half of the readings exceeds the first reading."""
+    totals = [server + worker for _, server, worker in readings]
+    return statistics.mean(totals[len(totals) // 2 :]) / totals[0] - 1
 
 
 def wrong_images(bundle: str, made: list[Made]) -> int:
-    """How many images are not those of their class and seed."""
+    """Count the images that are not those of their class and seed."""
     wrong = 0
     with Pipeline.open(bundle) as pipeline:
         for i in range(0, len(made), 16):
@@ -246,7 +246,7 @@ def main() -> int:
     parser.add_argument("bundle")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--images", type=int, default=500, help="over which memory is watched; 0 leaves it out")
+    parser.add_argument("--images", type=int, default=500, help="over which memory is watched; 0: not at all")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     options = ["--port", "0", "--queue", str(QUEUE), "--max-body", str(MAX_BODY)]
@@ -262,7 +262,7 @@ def main() -> int:
     accepted = sum(count for kind, count in result["outcomes"].items() if not kind.startswith("refused"))
     held = {
         "no request lost": accepted == args.requests and not result["unexpected"],
-        "no image of another": result["wrong_images"] == 0,
+        "no image of another client": result["wrong_images"] == 0,
         "queue bounded": result["longest_queue"] <= QUEUE,
     }
     if result["memory_growth"] is not None:

@@ -2,7 +2,7 @@
 
     python bench/studies/shapes_captions.py --count 400 -o captions.txt
 
-They are drawn, with a seed, of those that the model was trained on; the held-out ones stay for the judgement.
+They are a fixed random choice of the captions that the model was trained on; the held-out ones are kept for evaluation.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main() -> None:
     if not 1 <= args.count <= len(captions):
         parser.error(f"--count is {args.count}; allowed are 1 to {len(captions)}")
     chosen = np.random.default_rng(0).permutation(len(captions))[: args.count]
-    args.out.write_text("\n".join(captions[row] for row in chosen) + "\n")
+    args.out.write_text("\n".join(captions[row] for row in chosen) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

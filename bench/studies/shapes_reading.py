@@ -2,8 +2,8 @@
 
     python bench/studies/shapes_reading.py bundles/shapes-16x --captions 840 --seed 0
 
-Generates one picture of each held-out caption through the runtime, reads color and shape at the places that the caption
-says, and does the same with clean drawings beside. The last line is JSON.
+Generates one picture of each held-out caption with the runtime, reads color and shape at the places that the caption
+names, and does the same with clean drawings for comparison. The last line is JSON.
 """
 
 import argparse

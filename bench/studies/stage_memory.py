@@ -1,9 +1,9 @@
-"""Memory that a stage takes on ONNX Runtime on the CPU, each in a process of its own: loaded, and after a run.
+"""Memory of a stage on ONNX Runtime on the CPU, each in a process of its own: loaded, and after a run.
 
     python bench/studies/stage_memory.py full/bundle full/bundle-int8 --stages backbone,head
 
-``loaded`` and ``peak`` are what is added to the process that has opened the bundle (private memory, and its peak while
-a guided image's launch runs). The last line is JSON.
+``loaded`` and ``peak`` are added to the process with the bundle open (private memory, and its peak in the launch for
+one guided image). The last line is JSON.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def measured(folder: str, stage: str) -> dict[str, str | float]:
-    """Megabytes of one stage in this process."""
+    """Measure megabytes of one stage in this process."""
     bundle = Bundle.open(folder)
     backend = OnnxRuntimeBackend(bundle, 1)
     feeds = {tensor.name: values(tensor, bundle) for tensor in bundle.stage(stage).inputs}
@@ -57,7 +57,7 @@ def measured(folder: str, stage: str) -> dict[str, str | float]:
 
 
 def values(tensor: TensorSpec, bundle: Bundle) -> np.ndarray:
-    """Anything of the right type: one guided image, four tokens a row."""
+    """Make random values of the right type: one guided image, four tokens a row."""
     shape = tensor.sized({"R": 2, "B": 1, "N": 1, "T": 4, **bundle.model.default_size.dims})
     drawn = np.random.default_rng(0).standard_normal(shape)
     return np.zeros(shape, tensor.dtype) if tensor.dtype == "int64" else drawn.astype(tensor.dtype)

@@ -1,11 +1,11 @@
-"""The published 14B-64x shape: exported where its weights do not fit in memory, and a cut of it held against PyTorch.
+"""The published 14B-64x shape: exported where its weights exceed the memory, and a cut of it compared with PyTorch.
 
     python bench/studies/text_to_image.py --work FOLDER
 
 Two parts. ``export`` makes a folder of the published layout shard by shard (bfloat16, sparse files: the weights are
-zeros, which an export never looks at) and exports it; ``cut`` keeps the widths, two layers of the language model and
-two blocks of the head with random weights in float32, and generates the same tokens by the runtime and by PyTorch.
-Each step runs in a process of its own, so that its peak memory is its own. The last line is JSON.
+zeros, whose values an export never reads) and exports it; ``cut`` keeps the widths, two layers of the language model
+and two blocks of the head with random weights in float32, and generates the same tokens with the runtime and with
+PyTorch. Each step runs in a process of its own, so that its peak memory is measured alone. The last line is JSON.
 """
 
 import argparse
@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 from full_size import measure
 
+from bitdance_edge.bench.bits import BitCounts, Predictions, compare_tokens, recorded_predictions
+from bitdance_edge.runtime import Size
+
 SHARD_BYTES = 4_900_000_000  # of the language model's files, as published
 STEPS = ("make-full", "export-full", "make-cut", "export-cut", "runtime", "pytorch")
 PROMPTS = ["a red fox in the snow", "a lighthouse at dusk, oil painting, long exposure, wide angle, warm light"]
-SIZE = (256, 512)  # (height, width) of the cut's images, in pixels: two patches down, four across
+SIZE = Size(width=512, height=256)  # of the cut's images: two patches down, four across
 SAMPLING_STEPS, GUIDANCE, SEED = 4, 7.5, 3
 
 
@@ -42,16 +45,21 @@ def main() -> None:
     for name, figures in measured.items():
         print(f"{name:12} {figures['seconds']:9.1f} {figures['peak_mb']:9.0f}")
     summary: dict[str, Any] = {"steps": measured}
+    wrong = 0
     if "export-full" in measured:
         summary["full"] = {kind: disk_use(args.work / f"full{kind}") for kind in ("", "-bundle")}
         for kind, use in summary["full"].items():
             print(f"full{kind}: {use['bytes'] / 1e9:.2f} GB of files, {use['own_bytes'] / 1e6:.1f} MB not shared")
     if "pytorch" in measured:
-        ours, theirs = (np.load(args.work / f"{name}.npy") for name in ("runtime", "pytorch"))
-        summary |= {"bits": ours.size, "bits_different": int((ours != theirs).sum())}
-        print(f"{summary['bits_different']} of {summary['bits']} bits differ between runtime and PyTorch")
+        bits = compared_bits(args.work)
+        summary["bits"] = bits.to_json()
+        print(
+            f"{bits.different} of {bits.compared} bits differ between runtime and PyTorch, {bits.within_rounding} of "
+            "them within rounding"
+        )
+        wrong = bits.wrong
     print(json.dumps(summary))
-    if summary.get("bits_different"):
+    if wrong:
         raise SystemExit(1)
 
 
@@ -69,7 +77,7 @@ def run_step(step: str, work: Path) -> None:
 
 
 def published_config() -> Any:
-    """BitDance-14B-64x as released: Qwen3-14B, a head of six blocks, the d16c32 autoencoder."""
+    """Return the configuration of BitDance-14B-64x: Qwen3-14B, a head of six blocks, the d16c32 autoencoder."""
     from bitdance_edge.model import TOKENIZERS, HeadConfig, QwenConfig, TextToImageConfig
     from bitdance_edge.model.text_config import PUBLISHED_EXAMPLE, PUBLISHED_MAX_PROMPT, PUBLISHED_SAMPLING, SIZES_1024
 
@@ -110,7 +118,7 @@ def published_config() -> Any:
 
 
 def tokenizer_json(config: Any) -> str:
-    """Bytes, and the tokens of chat template, sizes and queries."""
+    """Make a tokenizer of bytes and the special tokens of chat template, sizes and queries."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -124,7 +132,7 @@ def tokenizer_json(config: Any) -> str:
 
 
 def make_full(work: Path) -> None:
-    """The published folder, its tensors zeros that take no room on a disk with sparse files."""
+    """Write the published folder; its tensors are zeros, which take no space on a disk with sparse files."""
     import torch
 
     from bitdance_edge.model import TextToImage
@@ -154,12 +162,12 @@ def make_full(work: Path) -> None:
         "ae_config.json": config.autoencoder_json(),
     }
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content))
-    (folder / "tokenizer.json").write_text(tokenizer_json(config))
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer_json(config), encoding="utf-8")
 
 
 def split(shapes: dict[str, tuple[int, ...]], limit: int) -> list[dict[str, tuple[int, ...]]]:
-    """Tensors in their order, in groups of at most ``limit`` bytes of bfloat16."""
+    """Split tensors, in their order, into groups of at most ``limit`` bytes of bfloat16."""
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     size = 0
     for key, shape in shapes.items():
@@ -185,7 +193,7 @@ def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def make_cut(work: Path) -> None:
-    """Two layers and two blocks of the published widths, a small vocabulary, random weights, float32."""
+    """Write two layers and two blocks of the published widths, a small vocabulary, random weights, float32."""
     import torch
 
     from bitdance_edge.model import TextToImage, save_text_to_image
@@ -195,7 +203,7 @@ def make_cut(work: Path) -> None:
         full,
         backbone=replace(full.backbone, layers=2, vocabulary=512),
         head=replace(full.head, blocks=2, adaln_groups=1),
-        sizes=(SIZE,),
+        sizes=((SIZE.height, SIZE.width),),
         max_prompt=128,
     )
     torch.manual_seed(0)
@@ -216,30 +224,39 @@ def run_runtime(work: Path) -> None:
 
 
 def run_pytorch(work: Path) -> None:
-    """Each prompt alone, conditional and unconditional rows in passes of their own, on the runtime's noise."""
+    """Generate each prompt alone, conditional and unconditional rows in separate passes, from the runtime's noise."""
     import torch
 
-    from bitdance_edge.model import TextCheckpoint
+    from bitdance_edge.model import TextCheckpoint, text_to_image
     from bitdance_edge.model.prompt import PromptTokenizer
     from bitdance_edge.runtime.noise import ImageNoise
 
     checkpoint = TextCheckpoint.open(work / "cut")
     model, config = checkpoint.load(), checkpoint.config
     prompts = PromptTokenizer.open(checkpoint.prompt_file, config)
-    grid = SIZE[0] // config.tokenizer.downsampling, SIZE[1] // config.tokenizer.downsampling
-    images = []
+    grid = SIZE.height // config.tokenizer.downsampling, SIZE.width // config.tokenizer.downsampling
+    pixels = {"height": SIZE.height, "width": SIZE.width}
+    images, predictions = [], []
     for i, prompt in enumerate(PROMPTS):
         draw = ImageNoise([SEED + i], SAMPLING_STEPS, (config.tokens_per_step, config.bits))
         patches = grid[0] * grid[1] // config.tokens_per_step
         noise = (torch.from_numpy(step) for patch in range(patches) for step in draw(patch, False))
-        rows = [torch.tensor([prompts.conditional(prompt, *SIZE)]), torch.tensor([prompts.unconditional(*SIZE)])]
+        rows = [torch.tensor([prompts.conditional(prompt, **pixels)]), torch.tensor([prompts.unconditional(**pixels)])]
         drawn = model.sample_patches(rows, grid, steps=SAMPLING_STEPS, guidance=GUIDANCE, noise=noise)
-        images.append(torch.cat(list(drawn), dim=1)[0].numpy().astype(np.int8))
-    np.save(work / "pytorch.npy", np.stack(images))
+        with recorded_predictions(text_to_image) as predicted:
+            images.append(torch.cat(list(drawn), dim=1).numpy().astype(np.int8))
+        predictions.append(Predictions.of(predicted, 1).images)
+    np.savez(work / "pytorch.npz", tokens=np.concatenate(images), predictions=np.concatenate(predictions))
+
+
+def compared_bits(work: Path) -> BitCounts:
+    with np.load(work / "pytorch.npz") as theirs:
+        patch = published_config().tokens_per_step
+        return compare_tokens(np.load(work / "runtime.npy"), theirs["tokens"], Predictions.load(theirs), patch)[0]
 
 
 def disk_use(folder: Path) -> dict[str, int]:
-    """Bytes of all files, and of those that no other folder shares."""
+    """Return the bytes of all files, and of those that are not linked from another folder."""
     files = [path.stat() for path in folder.rglob("*") if path.is_file()]
     own = sum(file.st_size for file in files if file.st_nlink == 1)
     return {"bytes": sum(file.st_size for file in files), "own_bytes": own}

@@ -24,18 +24,19 @@ EXAMPLE = """examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Make the same images by bundles and by PyTorch, in turn, and say what each costs, as a whole and by stage, "
-        "and how far our stages are from what this machine can do. Refuses to show a speed where the tokens differ. "
-        "What is done is kept in the output folder: started again, an interrupted comparison goes on."
+        "Make the same images with bundles and with PyTorch, in turn, and report what each costs, in total and by "
+        "stage, and how far a bundle's stages are from what this machine can do. Tables go to standard error; the last "
+        "line on standard output is the whole report as JSON. No speed is shown where tokens differ by more than "
+        "rounding. Every finished run is kept in the output folder: the same command continues a comparison."
     )
     parser.epilog = EXAMPLE
     parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="bundle folders, all of one model")
     parser.add_argument("--against", default="torch", metavar="KINDS", help="torch (default), torch-compile, or both")
     parser.add_argument(
-        "--checkpoint", metavar="FOLDER", help="what the bundle was exported from (default: looked for)"
+        "--checkpoint", metavar="FOLDER", help="what the bundle was exported from (default: by its name)"
     )
     parser.add_argument("--rounds", type=int, default=3, help="runs of each that count (default 3)")
-    parser.add_argument("--threads", default="1", metavar="N,...", help="1 (default), 2, or 1,2: one after the other")
+    parser.add_argument("--threads", default="1", metavar="N,...", help="1 (default), 2, or 1,2: in turn")
     parser.add_argument("--images", type=int, default=1, metavar="B", help="images at once (default 1)")
     parser.add_argument("--steps", type=int, help="sampling steps of each patch (default: the bundle's)")
     parser.add_argument("--patches", type=int, help="only the first patches of each image (default: all)")
@@ -44,10 +45,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-bit-flips",
         metavar="PERCENT",
-        help="bits that may differ from PyTorch's (default: 0%% in float32; else 2%% under teacher forcing)",
+        help="bits that may differ from PyTorch's by more than rounding (default: 0%% in float32, otherwise 2%% under "
+        "teacher forcing)",
     )
-    parser.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="runs, report and plot (default: in runs/)")
-    parser.add_argument("--force", action="store_true", help="forget the runs in the folder and start anew")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FOLDER", help="for runs, report and plot (default: in runs/)"
+    )
+    parser.add_argument("--force", action="store_true", help="delete the runs in the folder and start over")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -58,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace) -> "BenchOptions":
-    """What the command line asks for, checked before anything is run."""
+    """Check what the command line asks for before anything runs."""
     from bitdance_edge.bench.contenders import contenders, find_checkpoint, parse_against, require_one_model
     from bitdance_edge.bench.runs import BenchOptions
     from bitdance_edge.bench.work import Work
@@ -89,7 +93,7 @@ def _options(args: argparse.Namespace) -> "BenchOptions":
 
 
 def _default_folder(bundles: list[Any], kinds: list[str], work: Any) -> Path:
-    """The same for the same comparison, so that it goes on where it was."""
+    """Name a folder after the comparison, so that the same command continues it."""
     asked = json.dumps([[bundle.digest for bundle in bundles], kinds, work.to_json()])
     return Path("runs") / f"bench-{bundles[0].name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
@@ -102,7 +106,7 @@ def _threads(text: str) -> list[int]:
 
 
 def _share(text: str | None) -> float | None:
-    """``2%`` to 0.02."""
+    """Read ``2%`` as 0.02."""
     if text is None:
         return None
     try:

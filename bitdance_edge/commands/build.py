@@ -1,4 +1,4 @@
-"""``bitdance-edge build``: TensorRT engines for GPUs that need not be here, or graphs for the processor that is."""
+"""``bitdance-edge build``: what one device wants of a bundle, graphs or engines, beside the bundle's own graphs."""
 
 import argparse
 import threading
@@ -7,77 +7,66 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bitdance_edge.engines.progress import BuildWatch
-    from bitdance_edge.runtime import Bundle
+    from bitdance_edge.runtime.bundle.record import BuildRecord
 
 EXAMPLE = """examples:
-  bitdance-edge build bundles/digits-4x --target rtx
+  bitdance-edge build bundles/digits-4x --target cpu
   bitdance-edge build bundles/B-4x --target rtx:8.9,12.0 --max-images 4
   bitdance-edge build bundles/B-4x --target trt:current --stages backbone,head
-  bitdance-edge build bundles/B-4x --target cpu
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Build a TensorRT engine of every stage; targets rtx and rtx:... need no GPU. Target cpu writes graphs that "
-        "ONNX Runtime has optimised for the processor of this machine, so that a bundle opens at once."
+        "Build a bundle for a device, into its folder targets/. cpu: the fastest forms of this processor, already "
+        "optimised; cuda: graphs that ONNX Runtime runs on a GPU whole; rtx: TensorRT-RTX engines, with or without a "
+        "GPU; trt:current: TensorRT engines for this machine's GPU. Each stage is checked against the bundle's own "
+        "before it is put in place; the runtime takes what fits the machine."
     )
     parser.epilog = EXAMPLE
-    parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export")
-    parser.add_argument("--target", default="rtx", help="rtx (default), rtx:8.9, rtx:12.0,8.9, trt:current or cpu")
-    parser.add_argument("--max-images", type=int, default=1, help="images that can run together (default 1)")
-    parser.add_argument("--stages", help="comma-separated stages (default: all)")
+    parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export, or calibrate")
+    parser.add_argument(
+        "--target", required=True, help="cpu, cuda, rtx, rtx:8.9, rtx:12.0,8.9 or trt:current: the device to build for"
+    )
+    parser.add_argument("--max-images", type=int, default=1, help="images that an engine takes at once (default 1)")
+    parser.add_argument("--stages", help="comma-separated stages (default: those that the target changes)")
     parser.add_argument("--force", action="store_true", help="build again what is up to date")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be built")
 
 
 def run(args: argparse.Namespace) -> None:
-    from bitdance_edge.engines.builder import build_stage
+    from bitdance_edge.engines.build import build_stage
+    from bitdance_edge.engines.check import BuildCheck
     from bitdance_edge.engines.plan import plan_builds
-    from bitdance_edge.engines.targets.tensorrt import Target
+    from bitdance_edge.engines.targets import parse_target
     from bitdance_edge.runtime import Bundle
-    from bitdance_edge.runtime.backends.tensorrt_library import load_library
 
-    bundle = Bundle.open(args.bundle)
-    named = [name.strip() for name in args.stages.split(",")] if args.stages else None
-    if args.target == "cpu":
-        # Generating does not load the encoder, and it is large.
-        _prepare(bundle, named or [name for name in bundle.stages if name != "encoder"], args)
-        return
-    target, stages = Target.parse(args.target), named or list(bundle.stages)
-    library = load_library(target.library)
-    plan = plan_builds(bundle, target, library, stages, args.max_images, args.force)
-    print(f"{bundle.folder} for {target.name} with {library.name} {library.version}")
+    bundle, target = Bundle.open(args.bundle), parse_target(args.target)
+    stages = [name.strip() for name in args.stages.split(",")] if args.stages else []
+    plan = plan_builds(bundle, target, stages, args.max_images, args.force)
+    print(f"{bundle.folder} for {target.name} with {target.library} {target.library_version}")
     print("\n".join(plan.table()), flush=True)
     plan.require_possible()
     if args.dry_run:
         return
     if not plan.to_build:
-        print("all engines are up to date; --force builds them again")
+        print("everything is up to date; --force builds it again")
         return
-    started, total = time.perf_counter(), 0
+    started, check, records = time.perf_counter(), BuildCheck(bundle), []
     for number, stage in enumerate(plan.to_build, 1):
-        with BuildLine(f"{number}/{len(plan.to_build)} {stage.build.stage}", stage.seconds_before) as line:
-            sidecar = build_stage(stage.build, library, threading.Event(), line)
-        print(f"{stage.build.engine}: {sidecar.bytes / 1e6:.1f} MB, {sidecar.seconds:.1f} s", flush=True)
-        total += sidecar.bytes
-    print(f"\n{len(plan.to_build)} engines, {total / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s. Next:")
-    print(f"  bitdance-edge inspect {plan.to_build[0].build.engine}")
+        with BuildLine(f"{number}/{len(plan.to_build)} {stage.job.stage}", stage.seconds_before) as line:
+            records.append(build_stage(stage, target, check, threading.Event(), line))
+        print(_described(records[-1]), flush=True)
+    total = sum(record.bytes for record in records)
+    print(f"\n{len(records)} stages, {total / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s")
+    if check.skipped:
+        print(f"not checked against the bundle's own graphs: {check.skipped}")
+    print(f"Next:\n  bitdance-edge inspect {bundle.folder}")
 
 
-def _prepare(bundle: "Bundle", stages: list[str], args: argparse.Namespace) -> None:
-    from bitdance_edge.engines.targets.cpu import prepare, unprepared
-
-    size = sum(bundle.stage(name).bytes for name in stages)
-    if not args.force and not unprepared(bundle, stages):
-        print("all graphs are up to date; --force writes them again")
-        return
-    print(f"{bundle.folder} for this processor: {', '.join(stages)}, about {size / 1e6:.0f} MB", flush=True)
-    if args.dry_run:
-        return
-    started = time.perf_counter()
-    made = sum(file.bytes for record in prepare(bundle, stages) for file in record.files)
-    print(f"{len(stages)} graphs, {made / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s")
+def _described(record: "BuildRecord") -> str:
+    error = "not run here" if record.error is None else f"error {record.error:.1e} (allowed {record.tolerance:.0e})"
+    return f"{record.stage:10} {record.bytes / 1e6:8.1f} MB {record.seconds:6.1f} s  {error}"
 
 
 class BuildLine:

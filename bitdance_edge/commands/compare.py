@@ -19,17 +19,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="bundle folder")
     parser.add_argument("--checkpoint", help="what the bundle was exported from, for PyTorch")
     parser.add_argument("--variant", help="what a .pt checkpoint is: B-1x, B-4x, B-16x, L-1x or H-1x")
-    parser.add_argument("--target", default="rtx", help="whose engines: rtx (default), rtx:8.9, ..., trt:current")
+    parser.add_argument("--target", default="rtx", help="whose builds: rtx (default), rtx:8.9, trt:current, cpu, cuda")
     parser.add_argument("--stages", help="comma-separated stages (default: all)")
 
 
 def run(args: argparse.Namespace) -> None:
     from bitdance_edge.engines.reports.compare import compare_stage
     from bitdance_edge.engines.samples import record_samples
-    from bitdance_edge.engines.targets.tensorrt import Target
+    from bitdance_edge.engines.targets import parse_target
     from bitdance_edge.runtime import Bundle, EngineError
 
-    bundle, target = Bundle.open(args.bundle), Target.parse(args.target)
+    bundle, target = Bundle.open(args.bundle), parse_target(args.target)
     wanted = {name.strip() for name in args.stages.split(",")} if args.stages else set(bundle.stages)
     for name in wanted:
         bundle.stage(name)

@@ -3,6 +3,10 @@
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bitdance_edge.runtime import Bundle
 
 EXAMPLE = """examples:
   bitdance-edge export checkpoints/digits-4x -o bundles/digits-4x
@@ -47,27 +51,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from bitdance_edge.commands.common import example_subject
-    from bitdance_edge.export.exporter import room_to_check
-    from bitdance_edge.export.opening import open_checkpoint
+    from bitdance_edge.export.exporter import ExportOptions, memory_to_check
+    from bitdance_edge.export.opening import CheckpointOptions, open_checkpoint
+    from bitdance_edge.runtime.host_memory import available_memory
 
-    started = time.perf_counter()
-    opened = open_checkpoint(args)
-    bundle = opened.export(args.out)
-    out = Path(args.out)
-    print(f"{'stage':10} {'MB':>9}  {'largest error':>13}  allowed  (ONNX Runtime against PyTorch, relative)")
-    for name, stage in bundle.stages.items():
-        error, allowed = (
-            ("not run", "-") if stage.max_error is None else (f"{stage.max_error:.1e}", f"{stage.tolerance:.0e}")
-        )
-        print(f"{name:10} {stage.bytes / 1e6:9.2f}  {error:>13}  {allowed:>7}")
+    started, out = time.perf_counter(), Path(args.out)
+    options = ExportOptions(
+        name=out.name, opset=args.opset, precision=args.dtype, force=args.force, fast_previews=args.fast_previews
+    )
+    asked = CheckpointOptions(
+        variant=args.variant,
+        tokenizer=args.tokenizer,
+        sizes=args.sizes,
+        max_prompt=args.max_prompt,
+        weights="link" if args.link_weights else "copy" if args.copy_weights else None,
+    )
+    opened = open_checkpoint(Path(args.checkpoint), options, asked)
+    memory = f"{memory_to_check(opened.weights) / 1e9:.1f} GB of memory"
+    if available_memory() is None:
+        print(f"free memory is not known on this system: the check against PyTorch is tried, and takes {memory}")
+    bundle = opened.export(out)
+    print_stages(bundle)
     print(
         f"\n{out}: {sum(stage.bytes for stage in bundle.stages.values()) / 1e6:.1f} MB of stages, "
         f"{time.perf_counter() - started:.1f} s"
     )
-    if opened.source and (room := room_to_check(opened.source)):
+    if all(stage.max_error is None for stage in bundle.stages.values()):
         print(
-            f"not run against PyTorch: that takes {room[0] / 1e9:.0f} GB of memory, {room[1] / 1e9:.0f} GB are free; "
-            f"export on a larger machine to have it checked"
+            f"not run against PyTorch: that takes {memory}, more than is free; "
+            "export on a larger machine to have it checked"
         )
     if bundle.links:
         print(
@@ -77,3 +89,13 @@ def run(args: argparse.Namespace) -> None:
     print("Next:")
     print(f"  bitdance-edge build {out} --target cpu  # optional: faster here, and opens at once")
     print(f"  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images")
+
+
+def print_stages(bundle: "Bundle") -> None:
+    """Print the table of stages: size, largest error and the largest that is allowed."""
+    print(f"{'stage':10} {'MB':>9}  {'largest error':>13}  allowed  (ONNX Runtime against PyTorch, relative)")
+    for name, stage in bundle.stages.items():
+        error, allowed = (
+            ("not run", "-") if stage.max_error is None else (f"{stage.max_error:.1e}", f"{stage.tolerance:.0e}")
+        )
+        print(f"{name:10} {stage.bytes / 1e6:9.2f}  {error:>13}  {allowed:>7}")

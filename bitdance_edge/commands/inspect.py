@@ -4,40 +4,42 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from bitdance_edge.runtime import Bundle, RequestError
+from bitdance_edge.runtime import Bundle, EngineError, RequestError
 from bitdance_edge.runtime.backends.choice import survey
+from bitdance_edge.runtime.bundle.record import built_folders, records
 from bitdance_edge.runtime.bundle.specs import SamplingSpec, TensorSpec
-from bitdance_edge.runtime.memory_plan import fitted, parse_memory, plan_memory, refusal
+from bitdance_edge.runtime.memory_fit import fitted, parse_memory, refusal
+from bitdance_edge.runtime.memory_plan import plan_memory
 
 EXAMPLE = """examples:
   bitdance-edge inspect bundles/digits-4x
   bitdance-edge inspect bundles/B-4x --images 8 --memory 16GB --verify
-  bitdance-edge inspect bundles/B-4x/engines/rtx/head.engine
+  bitdance-edge inspect bundles/B-4x/targets/rtx/head.engine
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "What a bundle holds, its errors against PyTorch, and the memory it will need; or what an engine was built of."
+        "What a bundle holds, its errors against PyTorch, and the memory it needs; or what a build was made of."
     )
     parser.epilog = EXAMPLE
-    parser.add_argument("bundle", help="bundle folder, or an .engine file")
+    parser.add_argument("bundle", help="bundle folder, or a file of its targets/: an .engine or .onnx")
     parser.add_argument("--images", type=int, default=1, help="images that run together (default 1)")
     parser.add_argument("--memory", metavar="SIZE", help="of a GPU: say whether it fits there, and what would (16GB)")
     parser.add_argument("--verify", action="store_true", help="check every file against its SHA-256")
 
 
 def run(args: argparse.Namespace) -> None:
-    if Path(args.bundle).suffix == ".engine":
-        from bitdance_edge.engines.reports.inspection import describe_engine
+    if Path(args.bundle).suffix in (".engine", ".onnx"):
+        from bitdance_edge.engines.reports.inspection import describe_build
 
-        print("\n".join(describe_engine(Path(args.bundle))))
+        print("\n".join(describe_build(Path(args.bundle))))
         return
     if args.images < 1:
         raise RequestError(f"--images is {args.images}; it must be at least 1")
     bundle = Bundle.open(args.bundle)
     memory = _memory(bundle, args.images, args.memory)
-    for section in (_model(bundle), _stages(bundle), memory, _backends(bundle), _provenance(bundle)):
+    for section in (_model(bundle), _stages(bundle), memory, _builds(bundle), _backends(bundle), _provenance(bundle)):
         print("\n".join(section), end="\n\n")
     if args.verify:
         for name in bundle.stages:
@@ -107,6 +109,22 @@ def _memory(bundle: Bundle, images: int, memory: str | None) -> Iterator[str]:
     else:
         yield from plan.table()
     yield "activations: as if the graph ran node by node, an upper bound where operators are fused"
+
+
+def _builds(bundle: Bundle) -> Iterator[str]:
+    yield "built"
+    folders = built_folders(bundle)
+    for folder in folders:
+        try:
+            built = list(records(folder))
+        except EngineError as error:
+            yield f"  {folder.name}: {error}"
+            continue
+        stages = ", ".join(record.stage for record in built)
+        for_what = f"{built[0].target} with {built[0].library} {built[0].library_version}" if built else folder.name
+        yield f"  {for_what}: {stages or 'nothing'}, {sum(record.bytes for record in built) / 1e6:.1f} MB"
+    if not folders:
+        yield f"  nothing yet; for this processor: bitdance-edge build {bundle.folder} --target cpu"
 
 
 def _backends(bundle: Bundle) -> Iterator[str]:

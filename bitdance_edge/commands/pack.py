@@ -1,4 +1,4 @@
-"""``bitdance-edge pack``: a bundle and its engines as one archive."""
+"""``bitdance-edge pack``: a bundle and what was built of it as one archive."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ EXAMPLE = """examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Write a bundle with its engines as one .tar file, the same bytes every time."
+    parser.description = "Write a bundle with what was built of it as one .tar file, the same bytes every time."
     parser.epilog = EXAMPLE
     parser.add_argument("bundle", help="bundle folder")
     where = parser.add_mutually_exclusive_group(required=True)
@@ -20,31 +20,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--in-place", action="store_true", help="copy what the bundle shares with its checkpoint, and write no archive"
     )
     parser.add_argument(
-        "--targets", nargs="*", metavar="TARGET", help="engines to pack (default: all; none after --targets: none)"
+        "--targets", nargs="*", metavar="TARGET", help="builds to pack (default: all; --targets without a name: none)"
     )
     parser.add_argument(
-        "--engines-only", action="store_true", help="leave out ONNX files whose weights the packed engines hold"
+        "--engines-only", action="store_true", help="omit the graphs and weights of stages whose engines are packed"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    from bitdance_edge.engines.targets.tensorrt import Target
+    from bitdance_edge.engines.targets import parse_target
     from bitdance_edge.runtime import Bundle, RequestError
     from bitdance_edge.runtime.bundle.pack import copy_shared_files, pack_bundle
 
     if args.in_place:
         if args.targets is not None or args.engines_only:
-            raise RequestError("--in-place writes no archive; leave --targets and --engines-only away")
+            raise RequestError("--in-place writes no archive; omit --targets and --engines-only")
         copied = copy_shared_files(Bundle.open(args.bundle))
         print(f"{args.bundle} is self-contained: {copied / 1e6:.1f} MB copied")
         return
     if args.out.suffix != ".tar":
         raise RequestError(f"{args.out} does not end in .tar, the format of packed bundles")
-    targets = None if args.targets is None else [Target.parse(name).folder for name in args.targets]
+    targets = None if args.targets is None else [parse_target(name).name for name in args.targets]
     packed = pack_bundle(Bundle.open(args.bundle), args.out, targets, args.engines_only)
     print(f"{args.out}: {packed.files} files, {packed.bytes / 1e6:.1f} MB")
-    if packed.left_out:
-        print(f"left out: {packed.left_out / 1e6:.1f} MB of ONNX that the engines stand for; ONNX Runtime needs them")
+    if packed.omitted:
+        print(f"omitted: {packed.omitted / 1e6:.1f} MB of graphs that the engines stand for; ONNX Runtime needs them")
     if packed.linked:
         print(f"stored once: {packed.linked / 1e6:.1f} MB of equal files")
     print(f"unpack it with: tar -xf {args.out}")

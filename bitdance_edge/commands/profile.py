@@ -32,15 +32,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from bitdance_edge.engines.engine_run import open_engines
     from bitdance_edge.engines.graph import read_graph
-    from bitdance_edge.engines.reports.engine_run import open_engines
     from bitdance_edge.engines.reports.layer_profiler import profile_engine
     from bitdance_edge.engines.reports.trtexec import PROGRAMS, profile_runs, shell_script, write_inputs
     from bitdance_edge.engines.samples import record_samples
-    from bitdance_edge.engines.targets.tensorrt import Target
+    from bitdance_edge.engines.targets import parse_engine_target
     from bitdance_edge.runtime import BitDanceError, Bundle, written_whole
 
-    bundle, target = Bundle.open(args.bundle), Target.parse(args.target)
+    bundle, target = Bundle.open(args.bundle), parse_engine_target(args.target)
     say("recording the inputs of a generation step")
     samples = record_samples(bundle)
     runs = profile_runs(bundle, target, samples, write_inputs(args.out, samples), args.out)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
             _report(each, _by_program(each, bundle, args), args)
         return
     try:
-        backend = open_engines(bundle, target)
+        backend = open_engines(bundle, target.folder(bundle), target.library)
     except BitDanceError as error:
         print(
             f"{program} is not on this machine's PATH, and engines cannot run from Python ({error}): copy bundle and "

@@ -1,4 +1,4 @@
-"""``bitdance-edge train``: trains a recipe, or scores what it trained."""
+"""``bitdance-edge train``: trains a recipe, or scores its checkpoint."""
 
 import argparse
 import json
@@ -17,48 +17,48 @@ several GPUs: accelerate launch -m bitdance_edge train digits-4x ..."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Train a tokenizer or a generator, or score what was trained."
+    parser.description = "Train a tokenizer or a generator, or score a trained one."
     parser.epilog = EXAMPLES
     parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--tokenizer", type=Path, help="folder of a trained tokenizer, for a generator")
     parser.add_argument(
-        "--data", type=Path, help="folder with one sub-folder of images a class (default: the recipe's own)"
+        "--data", type=Path, help="folder with one sub-folder of images for each class (default: the recipe's data)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="mixed precision (default: none)")
     parser.add_argument(
         "--dtype", choices=("float16", "float32"), default="float16", help="of the written weights (default: float16)"
     )
     recipe = parser.add_argument_group("changes to the recipe")
-    recipe.add_argument("--size", type=int, help="side of the images, pixels")
+    recipe.add_argument("--size", type=int, help="side of the square images, in pixels")
     recipe.add_argument("--steps", type=int)
     recipe.add_argument("--batch-size", type=int)
     recipe.add_argument("--learning-rate", type=float)
     recipe.add_argument("--seed", type=int)
-    recipe.add_argument("--no-augment", action="store_true", help="leave the training images as they are")
+    recipe.add_argument("--no-augment", action="store_true", help="use the training images unchanged")
     recipe.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of the recipe")
     scores = parser.add_argument_group("scores")
-    scores.add_argument("--evaluate", action="store_true", help="train nothing; score the checkpoint in --out")
+    scores.add_argument("--evaluate", action="store_true", help="do not train; score the checkpoint in --out")
     scores.add_argument(
-        "--images", type=int, help="generated images a seed (default: as many as training images, or held-out captions)"
+        "--images", type=int, help="images per seed (default: the number of training images, or of held-out captions)"
     )
-    scores.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the sampling (default: 0 1 2)")
-    scores.add_argument("--sampling-steps", type=int, help="default: as published")
-    scores.add_argument("--guidance", type=float, help="default: as published")
+    scores.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="sampling seeds (default: 0 1 2)")
+    scores.add_argument("--sampling-steps", type=int, help="default: the published setting")
+    scores.add_argument("--guidance", type=float, help="default: the published setting")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train or evaluate as asked, and write the result to standard output as JSON.
+    """Train or score, and print the report as JSON.
 
     Raises:
-        TrainingError, ModelError: with a message that says what to change.
-        KeyboardInterrupt: after the state of an interrupted training has been saved.
+        TrainingError, ModelError: the message says what to change.
+        KeyboardInterrupt: after the state of the interrupted training has been saved.
     """
     import torch
     from accelerate import PartialState
 
-    from bitdance_edge.training.runs import RunOptions, evaluate, train
+    from bitdance_edge.training.runs import RunOptions, Scoring, evaluate, train
 
     recipe = overridden(recipe_named(args.recipe), _settings(args))
     options = RunOptions(
@@ -69,14 +69,16 @@ def run(args: argparse.Namespace) -> None:
         dtype=getattr(torch, args.dtype),
         resume=args.resume,
     )
-    scoring = {"images": args.images, "sampling_steps": args.sampling_steps, "guidance": args.guidance}
-    result = evaluate(recipe, options, seeds=tuple(args.seeds), **scoring) if args.evaluate else train(recipe, options)
+    scoring = Scoring(
+        images=args.images, seeds=tuple(args.seeds), sampling_steps=args.sampling_steps, guidance=args.guidance
+    )
+    report = evaluate(recipe, options, scoring) if args.evaluate else train(recipe, options)
     if PartialState().is_main_process:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(report, indent=2))
 
 
 def _settings(args: argparse.Namespace) -> list[str]:
-    """The recipe's changes as ``NAME=VALUE``; an explicit --set comes last and so wins."""
+    """The changes to the recipe as ``NAME=VALUE``; --set comes last and takes precedence."""
     named = {name: getattr(args, name) for name in ("size", "steps", "batch_size", "learning_rate", "seed")}
     settings = [f"{name}={value}" for name, value in named.items() if value is not None]
     if args.no_augment:

@@ -1,4 +1,4 @@
-"""PyTorch, ONNX Runtime and TensorRT on the same inputs, stage by stage: where they first part, and where NaN begins.
+"""PyTorch, ONNX Runtime and a build on the same inputs, stage by stage: where they first differ, where NaN begins.
 
 Polygraphy runs the backends. ONNX Runtime also gives the output of every PyTorch module, found by the module path that
 each ONNX node keeps, so that the first module that differs has a name.
@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from bitdance_edge.engines.check import relative_error
 from bitdance_edge.engines.graph import GraphFacts, read_graph
-from bitdance_edge.engines.reports.engine_run import open_engines
-from bitdance_edge.engines.targets.tensorrt import Target
+from bitdance_edge.engines.targets.interface import Target
 from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.bundle.sidecar import engine_path
-from bitdance_edge.runtime.errors import BitDanceError
+from bitdance_edge.runtime.bundle.record import BuildRecord, record_path, target_folder
+from bitdance_edge.runtime.errors import BitDanceError, EngineError
 
 if TYPE_CHECKING:
     from bitdance_edge.model import BitDance
-
-PIXEL_SCALE = 255.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Comparison:
     sample: str
     tolerance: float
     differences: dict[str, list[Difference]] = field(default_factory=dict)  # "pytorch - onnxruntime" -> in graph order
-    left_out: dict[str, str] = field(default_factory=dict)  # backend -> why
+    omitted: dict[str, str] = field(default_factory=dict)  # backend -> why
 
     def first_diverging(self, pair: str) -> Difference | None:
         return next((found for found in self.differences[pair] if not found.error <= self.tolerance), None)
@@ -61,8 +59,8 @@ class Comparison:
                 where = f" of module {first.module}" if first.module else ""
                 nan = f", not finite from index {list(first.nan_at)}" if first.nan_at is not None else ""
                 yield f"{'':18} first to differ: {first.tensor}{where}, error {first.error:.1e}{nan}"
-        for backend, reason in self.left_out.items():
-            yield f"{title:18} {backend} left out: {reason}"
+        for backend, reason in self.omitted.items():
+            yield f"{title:18} {backend} omitted: {reason}"
 
 
 def compare_stage(
@@ -73,7 +71,7 @@ def compare_stage(
     sample: str,
     inputs: Mapping[str, np.ndarray],
 ) -> Comparison:
-    """Run one sample on every backend that is here, and hold each against the one before."""
+    """Run one sample on every backend that is here, and compare each with the one before."""
     from polygraphy.backend.onnx import BytesFromOnnx, ModifyOutputs, OnnxFromPath
     from polygraphy.backend.onnxrt import OnnxrtRunner
     from polygraphy.comparator import Comparator
@@ -85,7 +83,7 @@ def compare_stage(
     comparison = Comparison(stage, sample, bundle.stage(stage).tolerance)
     runners: list[Any] = []
     if model is None:
-        comparison.left_out["pytorch"] = "give its checkpoint with --checkpoint"
+        comparison.omitted["pytorch"] = "give its checkpoint with --checkpoint"
     else:
         from bitdance_edge.engines.reports.reference import PyTorchRunner
 
@@ -93,11 +91,10 @@ def compare_stage(
     marked = list(dict.fromkeys([*facts.results.values(), *outputs]))
     with_modules = ModifyOutputs(OnnxFromPath(str(path)), outputs=marked)
     runners.append(OnnxrtRunner(lambda: _session(BytesFromOnnx(with_modules)()), name="onnxruntime"))
-    tensorrt = _tensorrt_runner(bundle, target, stage)
-    if isinstance(tensorrt, str):
-        comparison.left_out["tensorrt"] = tensorrt
-    else:
-        runners.append(tensorrt)
+    try:
+        runners.append(_built_runner(bundle, target, stage, facts))
+    except BitDanceError as error:
+        comparison.omitted[target.name] = str(error)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         results = Comparator.run(runners, data_loader=[dict(inputs)])
     made: dict[str, Any] = {name: iterations[0] for name, iterations in cast(Any, results).items()}
@@ -113,18 +110,25 @@ def _session(model: bytes) -> Any:
     return import_onnxruntime().InferenceSession(model, cpu_options(), providers=["CPUExecutionProvider"])
 
 
-def _tensorrt_runner(bundle: Bundle, target: Target, stage: str) -> Any:
-    """The built engine on the runtime's own backend, which has a binding for the cache; or why there is none."""
-    engine = engine_path(bundle, target.folder, stage)
-    if not engine.is_file():
-        return f"no engine for {target.name}; build it with: bitdance-edge build {bundle.folder} --target {target.name}"
-    try:
-        backend = open_engines(bundle, target)
-    except BitDanceError as error:
-        return str(error)
-    from bitdance_edge.engines.reports.engine_runner import EngineRunner
+def _built_runner(bundle: Bundle, target: Target, stage: str, facts: GraphFacts) -> Any:
+    """What was built of a stage as a runner.
 
-    return EngineRunner(backend, stage)
+    Raises:
+        BitDanceError: nothing was built, or it does not run here.
+    """
+    from bitdance_edge.engines.reports.stage_runner import StageRunner
+
+    folder = target_folder(bundle, target.name)
+    path = record_path(folder, stage)
+    if not path.is_file():
+        raise EngineError(
+            f"nothing was built for {target.name}: bitdance-edge build {bundle.folder} --target {target.name}"
+        )
+    record = BuildRecord.read(path)
+    if unfit := record.damage(folder) or record.mismatch(bundle, target.library_version):
+        raise EngineError(f"{unfit}; {record.rebuild_command(bundle)}")
+    job = target.job(bundle, stage, facts, record.max_images or 1)
+    return StageRunner(target.name, bundle.stage(stage), target.open(job, record, folder))
 
 
 def _differences(
@@ -137,12 +141,8 @@ def _differences(
 
 
 def _difference(tensor: str, module: str, want: np.ndarray, got: np.ndarray) -> Difference:
-    if tensor == "tokens":  # bits: one that lies next to zero may turn, which says nothing of the others
+    if tensor == "tokens":  # bits: one whose prediction is next to zero may flip, which says nothing of the others
         return Difference(tensor, module, float(np.mean(want != got)), None)
-    scale = PIXEL_SCALE if got.dtype == np.uint8 else None
-    want, got = want.astype(np.float64), got.astype(np.float64)
-    bad = np.argwhere(~np.isfinite(got))
-    if len(bad):
-        return Difference(tensor, module, float("inf"), tuple(int(i) for i in bad[0]))
-    error = np.abs(want - got).max(initial=0.0) / (scale or np.abs(want).max(initial=0.0) or 1.0)
-    return Difference(tensor, module, float(error), None)
+    bad = np.argwhere(~np.isfinite(got.astype(np.float64)))
+    nan_at = tuple(int(i) for i in bad[0]) if len(bad) else None
+    return Difference(tensor, module, relative_error(want, got), nan_at)

@@ -1,4 +1,4 @@
-"""What an engine is: its sidecar, and where a GPU allows, the layers that the builder made of the graph."""
+"""What a build is: its record, and of an engine, where a GPU allows, the layers that the builder made of the graph."""
 
 import json
 from collections.abc import Iterator
@@ -6,58 +6,62 @@ from pathlib import Path
 from typing import Any
 
 from bitdance_edge.runtime.backends.device import Device, find_device
+from bitdance_edge.runtime.backends.engine_fit import refuse_invalid
 from bitdance_edge.runtime.backends.tensorrt_library import load_library
-from bitdance_edge.runtime.bundle.sidecar import Sidecar, damage, refuse_invalid
+from bitdance_edge.runtime.bundle.record import BuildRecord, record_path
 from bitdance_edge.runtime.errors import EngineError
 
 
-def describe_engine(engine: Path) -> Iterator[str]:
-    """Lines for a person to read.
+def describe_build(path: Path) -> Iterator[str]:
+    """Lines for a person to read, of a graph or an engine in a bundle's ``targets/``.
 
     Raises:
-        EngineError: there is no such engine, or it has no sidecar.
+        EngineError: there is no such file, or it has no record.
     """
-    if not engine.is_file():
-        raise EngineError(f"no engine at {engine}; build one with: bitdance-edge build BUNDLE --target rtx")
-    sidecar = Sidecar.read(engine)
-    yield from _described(sidecar)
-    yield f"  file              {damage(sidecar, engine) or 'whole: size and SHA-256 are those of the build'}"
-    yield ""
-    yield from _parsed_layers(sidecar)
-    yield ""
-    yield from _built_layers(engine, sidecar, find_device())
+    if not path.is_file():
+        raise EngineError(f"nothing at {path}; build with: bitdance-edge build BUNDLE --target TARGET")
+    record = BuildRecord.read(record_path(path.parent, path.stem))
+    yield from _described(record)
+    yield f"  file              {record.damage(path.parent) or 'whole: size and SHA-256 are those of the build'}"
+    if record.layers:
+        yield ""
+        yield from _parsed_layers(record)
+        yield ""
+        yield from _built_layers(path, record, find_device())
 
 
-def _described(sidecar: Sidecar) -> Iterator[str]:
-    yield f"{sidecar.stage} for {sidecar.target}, built with {sidecar.library} {sidecar.library_version}"
-    device = f" ({sidecar.device})" if sidecar.device else ""
-    yield f"  GPUs              compute capability {', '.join(sidecar.capabilities)}{device}"
-    yield f"  element types     {sidecar.precision}"
-    yield f"  size              {sidecar.bytes / 1e6:.1f} MB, built in {sidecar.seconds:.1f} s"
-    yield f"  images at once    1 to {sidecar.max_images}"
-    for name, value in sidecar.options.items():
+def _described(record: BuildRecord) -> Iterator[str]:
+    yield f"{record.stage} for {record.target}, built with {record.library} {record.library_version}"
+    on = f" (on {record.built_on})" if record.built_on else ""
+    yield f"  runs on           {', '.join(record.devices) or 'any'}{on}"
+    yield f"  element types     {record.precision}"
+    yield f"  size              {record.bytes / 1e6:.1f} MB, built in {record.seconds:.1f} s"
+    checked = "not run where it was built" if record.error is None else f"{record.error:.1e}"
+    yield f"  error             {checked} (allowed {record.tolerance:.0e}), against the bundle's own graph"
+    yield f"  images at once    {'any number' if record.max_images is None else f'1 to {record.max_images}'}"
+    for name, value in record.options.items():
         yield f"  {name:17} {value}"
-    for path, digest in sidecar.onnx.items():
-        yield f"  from              {path}  SHA-256 {digest}"
-    for name, inputs in sidecar.profiles.items():
+    for source, digest in record.sources.items():
+        yield f"  from              {source}  SHA-256 {digest}"
+    for name, inputs in record.profiles.items():
         yield f"  profile {name}"
         for tensor, shapes in inputs.items():
             if not tensor.startswith("past_key_values."):
                 yield f"    {tensor:16} {' .. '.join('x'.join(map(str, shape)) for shape in shapes)}"
 
 
-def _parsed_layers(sidecar: Sidecar) -> Iterator[str]:
-    total = sum(sum(types.values()) for types in sidecar.layers.values())
+def _parsed_layers(record: BuildRecord) -> Iterator[str]:
+    total = sum(sum(types.values()) for types in record.layers.values())
     yield f"{total} layers as parsed, before fusion, by element type of their output"
-    for kind, types in sidecar.layers.items():
+    for kind, types in record.layers.items():
         yield f"  {kind:20} {', '.join(f'{name} {count}' for name, count in types.items())}"
 
 
-def _built_layers(engine: Path, sidecar: Sidecar, device: Device | None) -> Iterator[str]:
+def _built_layers(engine: Path, record: BuildRecord, device: Device | None) -> Iterator[str]:
     if device is None:
         yield "layers as built: to be read on a machine with an NVIDIA GPU; no driver answers here"
         return
-    library = load_library(sidecar.library)
+    library = load_library(record.library)
     if library.judges_engines:
         refuse_invalid(engine, library.trt, library.logger)
     loaded = library.trt.Runtime(library.logger).deserialize_cuda_engine(engine.read_bytes())

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from bitdance_edge.engines.engine_run import EngineRun
 from bitdance_edge.engines.graph import GraphFacts
-from bitdance_edge.engines.reports.engine_run import EngineRun
 from bitdance_edge.engines.reports.layer_times import LayerTime, join_layers
 from bitdance_edge.runtime.backends.tensorrt import TensorRTBackend
 

@@ -13,7 +13,8 @@ from polygraphy.common import TensorMetadata
 from torch import Tensor
 
 from bitdance_edge.export.opsets import OPSETS
-from bitdance_edge.export.stages import Generator, stage_exports
+from bitdance_edge.export.signatures import stage_exports
+from bitdance_edge.export.stages import Generator
 from bitdance_edge.export.weights import STAGE_PREFIX
 
 

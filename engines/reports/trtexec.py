@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from bitdance_edge.engines.shapes import Shape, shape_profiles
-from bitdance_edge.engines.targets.tensorrt import Target
+from bitdance_edge.engines.targets.tensorrt import TensorRTTarget
+from bitdance_edge.runtime.backends.engine_fit import engine_path
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.bundle.sidecar import Sidecar, engine_path
+from bitdance_edge.runtime.bundle.record import BuildRecord, record_path
 
 PROGRAMS = {"tensorrt_rtx": "tensorrt_rtx", "tensorrt": "trtexec"}
 # Wait by spinning and replay a CUDA graph, as the runtime does. The profile comes from a run of its own, which is not
@@ -52,7 +53,7 @@ def write_inputs(folder: Path, samples: Mapping[tuple[str, str], Mapping[str, np
 
 def profile_runs(
     bundle: Bundle,
-    target: Target,
+    target: TensorRTTarget,
     samples: Mapping[tuple[str, str], Mapping[str, np.ndarray]],
     files: Mapping[tuple, Mapping[str, Path]],
     folder: Path,
@@ -75,10 +76,13 @@ def profile_runs(
     return runs
 
 
-def _source(bundle: Bundle, target: Target, stage: str, sample: str, inputs: Mapping[str, np.ndarray]) -> Sequence[str]:
-    engine = engine_path(bundle, target.folder, stage)
+def _source(
+    bundle: Bundle, target: TensorRTTarget, stage: str, sample: str, inputs: Mapping[str, np.ndarray]
+) -> Sequence[str]:
+    folder = target.folder(bundle)
+    engine = engine_path(folder, stage)
     if engine.is_file():
-        names = list(Sidecar.read(engine).profiles)
+        names = list(BuildRecord.read(record_path(folder, stage)).profiles)
         used = names.index(sample) if sample in names else 0  # the first of decoder and encoder is the default size
         return [f"--loadEngine={engine}", *([f"--useProfile={used}"] if len(names) > 1 else [])]
     # Built on the spot for the profile that the sample belongs to.

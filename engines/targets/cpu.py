@@ -1,69 +1,82 @@
-"""``--target cpu``: graphs as ONNX Runtime has them once it has loaded a stage, written down for the next time."""
+"""``cpu``: graphs in the forms that this processor runs fastest, as ONNX Runtime has them once it has loaded them.
 
-import shutil
+Loading such a graph folds and reorders nothing, and its weights are mapped from the file. The forms are those of one
+version of the library and one set of instructions; elsewhere the bundle's own graphs are loaded.
+https://onnxruntime.ai/docs/performance/model-optimizations/graph-optimizations.html
+"""
+
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
+from bitdance_edge.engines.graph import GraphFacts
+from bitdance_edge.engines.progress import BuildWatch
+from bitdance_edge.engines.rewriting import INLINE_UP_TO, Graph
+from bitdance_edge.engines.targets.cpu_forms import apply_fast_forms
+from bitdance_edge.engines.targets.interface import Built, Estimate, Job, Run
+from bitdance_edge.engines.targets.onnx_session import load, open_session, run_of
 from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
 from bitdance_edge.runtime.backends.processor import instructions
-from bitdance_edge.runtime.bundle.files import folder_aside, put_in_place
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.bundle.prepared import (
-    FOLDER,
-    Prepared,
-    PreparedFile,
-    graph_path,
-    prepared_graph,
-    record_path,
-)
-from bitdance_edge.runtime.bundle.sidecar import onnx_hashes
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.bundle.record import BuildRecord
+from bitdance_edge.runtime.bundle.stage_names import StageName
 
-INLINE_UP_TO = 1024  # bytes; larger weights are kept beside the graph, from where they are mapped
+NAME = "cpu"
+FORMS = 1  # version of the rewriting: a build by another is made again
+# Filters of Winograd's convolutions take four times their size; reordered products as much as they had.
+GROWTH = {StageName.DECODER: 4.2}
+OTHER_GROWTH = 1.2
+MEMORY_BASE, MEMORY_PER_BYTE = 300_000_000, 3.0
 
 
-def unprepared(bundle: Bundle, stages: Sequence[str]) -> list[str]:
-    """Those of the stages that have no graph that fits and is whole."""
-    version = import_onnxruntime().__version__
-    return [stage for stage in stages if prepared_graph(bundle, stage, version) is None]
+class CpuTarget:
+    name = NAME
+    library = "onnxruntime"
 
+    @property
+    def library_version(self) -> str:
+        return import_onnxruntime().__version__
 
-def prepare(bundle: Bundle, stages: Sequence[str]) -> list[Prepared]:
-    """Write the graphs of ``stages`` into the bundle, in place of all that were there.
+    def stages(self, bundle: Bundle) -> list[str]:
+        """All but the encoder: generating does not load it, and it is large."""
+        return [stage for stage in bundle.stages if stage != StageName.ENCODER]
 
-    Raises:
-        EngineError: there is no room, or the folder cannot be written.
-        BundleError: a file of the bundle is not whole.
-    """
-    folder = bundle.folder / FOLDER
-    needed, free = sum(bundle.stage(stage).bytes for stage in stages), shutil.disk_usage(bundle.folder).free
-    if needed > free:
-        raise EngineError(f"{folder} takes about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free")
-    try:
-        with folder_aside(folder) as aside:
-            made = [_prepare(bundle, stage, aside) for stage in tqdm(stages, unit="stage", leave=False, disable=None)]
-            for record in made:
-                record_path(aside, record.stage).write_text(record.to_json())
-            put_in_place(aside, folder)
-    except OSError as error:
-        raise EngineError(f"cannot write {folder}: {error.strerror or error}") from error
-    return made
+    def job(self, bundle: Bundle, stage: str, facts: GraphFacts, max_images: int) -> Job:
+        return Job(bundle=bundle, stage=stage, facts=facts, options={"forms": FORMS})
 
+    def estimate(self, job: Job) -> Estimate:
+        size = job.bundle.stage(job.stage).bytes
+        refusal = None
+        if "bf16" in job.facts.types:
+            refusal = (
+                "ONNX Runtime has no bfloat16 kernels on a CPU: export for it with: bitdance-edge export CHECKPOINT "
+                f"-o {job.bundle.folder} --dtype fp32 --force"
+            )
+        output = int(size * GROWTH.get(StageName(job.stage), OTHER_GROWTH)) + 1_000_000
+        return Estimate(
+            output_bytes=output, memory_bytes=int(MEMORY_BASE + MEMORY_PER_BYTE * max(size, output)), refusal=refusal
+        )
 
-def _prepare(bundle: Bundle, stage: str, folder: Path) -> Prepared:
-    ort, source, path = import_onnxruntime(), bundle.verified(stage), graph_path(folder, stage)
-    weights = path.with_name(f"{path.name}.data")
-    options = cpu_options(1, bundle.stage(stage).precision)
-    options.optimized_model_filepath = str(path)
-    for name, value in (("file_name", weights.name), ("min_size_in_bytes", str(INLINE_UP_TO))):
-        options.add_session_config_entry(f"session.optimized_model_external_initializers_{name}", value)
-    ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-    return Prepared(
-        stage=stage,
-        onnxruntime=ort.__version__,
-        instructions=instructions(),
-        onnx=onnx_hashes(bundle, stage),
-        files=tuple(PreparedFile.of(file) for file in (path, weights) if file.exists()),
-    )
+    def fits_here(self, devices: Sequence[str], built_on: str) -> bool:
+        return tuple(devices) == (instructions(),)
+
+    def build(self, job: Job, folder: Path, watch: BuildWatch) -> Built:
+        graph, path, rewritten = job.graph, folder / f"{job.stage}.onnx", folder / f"{job.stage}.rewritten.onnx"
+        weights = path.with_name(f"{path.name}.data")
+        with watch.phase_of("rewriting"):
+            changed = Graph.read(graph)
+            if apply_fast_forms(changed, job.stage):
+                changed.save(rewritten)
+                graph = rewritten
+        options = cpu_options(1, job.bundle.stage(job.stage).precision)
+        options.optimized_model_filepath = str(path)
+        for name, value in (("file_name", weights.name), ("min_size_in_bytes", str(INLINE_UP_TO))):
+            options.add_session_config_entry(f"session.optimized_model_external_initializers_{name}", value)
+        with watch.phase_of("optimising"):
+            load(graph, options)
+        for left in folder.glob(f"{rewritten.name}*"):
+            left.unlink()
+        return Built(files=[file for file in (path, weights) if file.exists()], devices=(instructions(),))
+
+    def open(self, job: Job, record: BuildRecord, folder: Path) -> Run:
+        graph = folder / record.files[0].name
+        return run_of(open_session(graph, job.bundle.stage(job.stage).precision, optimised=True))

@@ -1,72 +1,171 @@
-"""What an engine is built for: a library and the GPUs it is to run on, by name.
+"""What TensorRT and TensorRT-RTX have in common: a stage parsed, built into an engine, and run on this GPU."""
 
-``rtx`` is portable over the GPUs that TensorRT-RTX builds for by default, ``rtx:8.9`` and ``rtx:12.0,8.9`` are for
-these compute capabilities only, ``trt:current`` is full TensorRT for the GPU of this machine.
-"""
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from dataclasses import dataclass
+from bitdance_edge.engines.engine_run import engine_run
+from bitdance_edge.engines.failure import BuildFailure, build_failure
+from bitdance_edge.engines.graph import GraphFacts
+from bitdance_edge.engines.network import (
+    layer_kinds,
+    parse_network,
+    require_aliased_cache,
+    require_cache_in_place,
+)
+from bitdance_edge.engines.progress import BuildWatch, progress_monitor
+from bitdance_edge.engines.shapes import shape_profiles
+from bitdance_edge.engines.support import able, lacking_support, restriction
+from bitdance_edge.engines.targets.interface import Built, Estimate, Job, Run
+from bitdance_edge.runtime.backends.device import Device, find_device
+from bitdance_edge.runtime.backends.engine_fit import engine_path
+from bitdance_edge.runtime.backends.tensorrt_library import Library, load_library
+from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.record import BuildRecord, target_folder
+from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.errors import BackendError, EngineError
 
-from bitdance_edge.runtime.errors import EngineError
-
-# Compute capability -> GPUs, as TensorRT-RTX names its targets (support matrix of TensorRT-RTX 1.7).
-GPUS = {
-    "7.5": "RTX 20, T4",
-    "8.0": "A100, A30",
-    "8.6": "RTX 30, A10, A40",
-    "8.9": "RTX 40, L4, L40",
-    "12.0": "RTX 50, RTX PRO",
-    "12.1": "DGX Spark",
-}
-# https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
-RTX_DEFAULT = ("8.0", "8.6", "8.9", "12.0")
-EXAMPLES = "rtx, rtx:8.9, rtx:12.0,8.9, trt:current or cpu"
+DETAILS = "detailed"  # layer names and their ONNX nodes stay in the engine, for inspect and profile
+# Upper bounds of what was measured on builds for RTX, from a few kB of weights to the 683 MB of B-4x's backbone
+# (bench/results/engines.md): kernels and descriptions beside the weights, and the builder's peak of host memory.
+ENGINE_BASE, ENGINE_PER_BYTE = 8_000_000, 1.1
+MEMORY_BASE, MEMORY_PER_BYTE = 400_000_000, 4
 
 
-def ordered(capabilities: tuple[str, ...]) -> tuple[str, ...]:
-    """Compute capabilities by number, each once."""
-    return tuple(sorted(set(capabilities), key=lambda text: tuple(map(int, text.split(".")))))
+class TensorRTTarget:
+    """Engines by one of the two libraries.
 
+    Args:
+        library: the Python module, "tensorrt_rtx" or "tensorrt".
+        capabilities: GPUs named in the target; none for the library's default or this machine's GPU.
+        runs_on: compute capabilities that are known before the build; none where it is this machine's GPU.
+    """
 
-@dataclass(frozen=True)
-class Target:
-    library: str  # the Python module: "tensorrt_rtx" or "tensorrt"
-    capabilities: tuple[str, ...]  # named in the target; none for the library's default and for this machine's GPU
+    def __init__(self, name: str, library: str, capabilities: tuple[str, ...], runs_on: tuple[str, ...]) -> None:
+        self.name, self.library, self.capabilities, self.runs_on = name, library, capabilities, runs_on
 
-    @classmethod
-    def parse(cls, text: str) -> "Target":
-        """Read a target by name.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TensorRTTarget) and other.name == self.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def loaded(self) -> Library:
+        """Raises: EngineError: the library is not installed."""
+        return load_library(self.library)
+
+    @property
+    def library_version(self) -> str:
+        return self.loaded.version
+
+    def folder(self, bundle: Bundle) -> Path:
+        return target_folder(bundle, self.name)
+
+    def stages(self, bundle: Bundle) -> list[str]:
+        return list(bundle.stages)
+
+    def job(self, bundle: Bundle, stage: str, facts: GraphFacts, max_images: int) -> Job:
+        self._device(bundle)
+        in_place = stage == StageName.BACKBONE and "TensorScatter" in facts.operators.values()
+        return Job(
+            bundle=bundle,
+            stage=stage,
+            facts=facts,
+            max_images=max_images,
+            profiles=shape_profiles(bundle, stage, max_images),
+            options={"profiling_verbosity": DETAILS, "in_place_cache": in_place},
+        )
+
+    def estimate(self, job: Job) -> Estimate:
+        size, device = job.bundle.stage(job.stage).bytes, self._device(job.bundle)
+        gpus = self.runs_on or ((device.capability,) if device else ())
+        return Estimate(
+            output_bytes=int(ENGINE_BASE * len(job.profiles) + ENGINE_PER_BYTE * size),
+            memory_bytes=int(MEMORY_BASE + MEMORY_PER_BYTE * size),
+            refusal=lacking_support(
+                job.facts, gpus, self.loaded, job.bundle, all_of_them=bool(self.capabilities) or not self.runs_on
+            ),
+            note=restriction(job.facts, self.runs_on),
+        )
+
+    def fits_here(self, devices: Sequence[str], built_on: str) -> bool:
+        device = find_device() if built_on else None
+        return not built_on or (device is not None and device.name == built_on)
+
+    def build(self, job: Job, folder: Path, watch: BuildWatch) -> Built:
+        library, device = self.loaded, self._device(job.bundle)
+        library.log.clear()
+        try:
+            network, plan = self._serialized(job, library, watch)
+            if plan is None:
+                watch.require_wanted(job.stage)
+                raise build_failure(job.stage, library.log, job.facts)
+        except BuildFailure as failure:
+            raise self._logged(job, failure) from None
+        here = (device.capability,) if device and not self.runs_on else ()
+        devices = able(job.facts, self.runs_on) or here
+        if job.options["in_place_cache"] and device is not None and device.capability in devices:
+            require_aliased_cache(library.trt.Runtime(library.logger).deserialize_cuda_engine(plan), job.bundle)
+        path = engine_path(folder, job.stage)
+        path.write_bytes(plan)
+        self._log(job).unlink(missing_ok=True)  # of an earlier failure
+        return Built(
+            files=[path], devices=devices, built_on=device.name if device and here else "", layers=layer_kinds(network)
+        )
+
+    def open(self, job: Job, record: BuildRecord, folder: Path) -> Run:
+        device = find_device()
+        if device is None:
+            raise BackendError("no NVIDIA driver answers here, so engines are not run")
+        if device.capability not in record.devices:
+            raise BackendError(
+                f"the GPU of this machine has compute capability {device.capability}, and the engines are for "
+                f"{', '.join(record.devices)}"
+            )
+        return engine_run(job.bundle, job.stage, folder, self.loaded, device)
+
+    def _serialized(self, job: Job, library: Library, watch: BuildWatch) -> tuple[Any, Any]:
+        """The network and the serialised engine, None where the library gave up."""
+        trt = library.trt
+        builder = trt.Builder(library.logger)
+        network = parse_network(library, builder, job.stage, job.graph, job.facts)
+        if job.options["in_place_cache"]:
+            require_cache_in_place(library, network, job.bundle)
+        config = builder.create_builder_config()
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        config.progress_monitor = progress_monitor(trt, watch)
+        if self.capabilities:
+            config.num_compute_capabilities = len(self.capabilities)
+            for i, capability in enumerate(self.capabilities):
+                name = f"SM{capability.replace('.', '')}"
+                config.set_compute_capability(getattr(trt.ComputeCapability, name), i)
+        for shapes in job.profiles:
+            profile = builder.create_optimization_profile()
+            for name, ranges in shapes.shapes.items():
+                profile.set_shape(name, *ranges)
+            config.add_optimization_profile(profile)
+        return network, None if watch.cancel.is_set() else builder.build_serialized_network(network, config)
+
+    def _device(self, bundle: Bundle) -> Device | None:
+        """The GPU of this machine.
 
         Raises:
-            EngineError: no such library, or a GPU that it does not build for.
+            EngineError: the target builds for it, and there is none.
         """
-        library, _, rest = text.partition(":")
-        if library == "trt" and rest == "current":
-            return cls("tensorrt", ())
-        if text == "rtx":
-            return cls("tensorrt_rtx", ())
-        if library != "rtx":
-            raise EngineError(f"target is {text!r}; it must be one of {EXAMPLES}")
-        wanted = tuple(part.strip() for part in rest.split(","))
-        if unknown := [part for part in wanted if part not in GPUS]:
-            known = ", ".join(f"{capability} ({gpus})" for capability, gpus in GPUS.items())
+        device = find_device()
+        if not self.runs_on and device is None:
             raise EngineError(
-                f"target {text!r} names compute capability {', '.join(map(repr, unknown))}; TensorRT-RTX builds for "
-                f"{known}; for another GPU build on its machine with: --target trt:current"
+                f"target {self.name} builds for the GPU of this machine, and no NVIDIA driver answers here; "
+                f"build on the device, or for RTX GPUs with: bitdance-edge build {bundle.folder} --target rtx"
             )
-        return cls("tensorrt_rtx", ordered(wanted))
+        return device
 
-    @property
-    def name(self) -> str:
-        if self.library == "tensorrt":
-            return "trt:current"
-        return f"rtx:{','.join(self.capabilities)}" if self.capabilities else "rtx"
+    def _log(self, job: Job) -> Path:
+        return self.folder(job.bundle) / f"{job.stage}.log"
 
-    @property
-    def folder(self) -> str:
-        """The name as part of a path on any system."""
-        return self.name.replace(":", "-").replace(",", "-")
-
-    @property
-    def runs_on(self) -> tuple[str, ...]:
-        """The compute capabilities that are known before the build; none where it is the GPU of this machine."""
-        return () if self.library == "tensorrt" else self.capabilities or RTX_DEFAULT
+    def _logged(self, job: Job, failure: BuildFailure) -> BuildFailure:
+        with written_whole(self._log(job)) as file:
+            file.write("\n".join(self.loaded.log).encode())
+        return BuildFailure(f"{failure}; TensorRT's log is in {self._log(job)}")

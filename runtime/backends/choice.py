@@ -6,19 +6,20 @@ from pathlib import Path
 
 from bitdance_edge.runtime.backends.cuda_device import CudaDevice, import_pycuda
 from bitdance_edge.runtime.backends.device import Device, find_device, free_memory
+from bitdance_edge.runtime.backends.engine_fit import engine_path, other_gpu, refuse_invalid
 from bitdance_edge.runtime.backends.interface import Backend
-from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend, Place, import_onnxruntime
+from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend, Provider, import_onnxruntime
 from bitdance_edge.runtime.backends.processor import int8_path
 from bitdance_edge.runtime.backends.tensorrt import TensorRTBackend
 from bitdance_edge.runtime.backends.tensorrt_library import load_library
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.bundle.sidecar import ENGINES, Sidecar, engine_path, mismatch, other_device, refuse_invalid
+from bitdance_edge.runtime.bundle.record import BuildRecord, built_folders, record_path
+from bitdance_edge.runtime.bundle.stage_names import GENERATING_STAGES, StageName
 from bitdance_edge.runtime.errors import BackendError, EngineError
 
 TARGETS = {"tensorrt": "trt:current", "tensorrt_rtx": "rtx"}  # library -> the target that is built for it by default
 ON_GPU = (*TARGETS, "onnxruntime-cuda")
 NAMES = (*ON_GPU, "onnxruntime-cpu")  # best first
-NEEDED = ("prompt", "tokens", "time", "backbone", "modulation", "head", "decoder")  # of a target, to be taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,9 @@ class Choice:
 
     backend: str
     device: str  # "cpu", or "cuda:0 (its name)"
-    target: str = ""  # folder of the engines
+    target: str = ""  # whose builds run
+    built: tuple[str, ...] = ()  # stages that run as they were built for it
+    advice: str = ""  # what a build for this device would bring
     max_images: int | None = None  # that the engines take at once
     free_bytes: int | None = None  # of the GPU's memory, before anything was taken of it
     files: Mapping[str, int] = field(default_factory=dict)  # stage -> bytes of its engine
@@ -35,8 +38,10 @@ class Choice:
     arithmetic: str = ""  # of quantised stages on a CPU: which instructions they take, and why
 
     def lines(self) -> Iterator[str]:
-        engines = f", engines of {self.target}" if self.target else ""
-        yield f"{self.backend} on {self.device}{engines}"
+        built = f", {len(self.built)} stages as built for {self.target}" if self.built else ""
+        yield f"{self.backend} on {self.device}{built}"
+        if self.advice:
+            yield f"  {self.advice}"
         if self.arithmetic:
             yield f"  {self.arithmetic}"
         for name, reason in self.rejected.items():
@@ -66,7 +71,7 @@ class Wanted:
             raise BackendError(f"backend is {backend!r}; it must be one of {', '.join(NAMES)}")
         possible = {"auto": NAMES, "cpu": ("onnxruntime-cpu",)}.get(device, ON_GPU)
         if backend is not None and backend not in possible:
-            raise BackendError(f"backend {backend!r} does not run on device {device!r}; leave one of them away")
+            raise BackendError(f"backend {backend!r} does not run on device {device!r}; omit one of them")
         names = possible if backend is None else (backend,)
         if trace is not None and backend is None:
             names = tuple(name for name in names if name not in TARGETS)  # an operator trace is ONNX Runtime's
@@ -110,15 +115,35 @@ def survey(bundle: Bundle) -> Iterator[str]:
 
 def _open(name: str, bundle: Bundle, wanted: Wanted, device: Device | None) -> tuple[Backend, Choice]:
     if name == "onnxruntime-cpu":
-        backend = OnnxRuntimeBackend(bundle, wanted.threads, wanted.trace)
-        quantised = any("int8" in stage.precision for stage in bundle.stages.values())
-        arithmetic = int8_path().why if quantised else ""
-        return backend, Choice(backend=backend.name, device="cpu", arithmetic=arithmetic)
+        return _onnxruntime_on_cpu(bundle, wanted)
     if device is None:
         raise BackendError(f"no NVIDIA driver answers for a GPU {wanted.ordinal} on this machine")
     if name == "onnxruntime-cuda":
         return _onnxruntime_on_gpu(bundle, wanted, device)
     return _engines(bundle, wanted, name, device)
+
+
+def _onnxruntime_on_cpu(bundle: Bundle, wanted: Wanted) -> tuple[Backend, Choice]:
+    backend = OnnxRuntimeBackend(bundle, wanted.threads, wanted.trace)
+    quantised = any("int8" in stage.precision for stage in bundle.stages.values())
+    built, target = backend.built, backend.place.target
+    advice = ""
+    if not built.records:
+        float32 = any(stage.precision == "fp32" for stage in bundle.stages.values())
+        faster = ", and runs its float32 stages in the forms that are fastest here" if float32 else ""
+        advice = f"bitdance-edge build {bundle.folder} --target {target} opens this bundle at once{faster}"
+    elif built.passed_over:
+        stages = ", ".join(f"{stage} ({reason})" for stage, reason in built.passed_over.items())
+        advice = f"not used as built: {stages}; again with: bitdance-edge build {bundle.folder} --target {target}"
+    return backend, Choice(
+        backend=backend.name,
+        device="cpu",
+        target=target if built.records else "",
+        built=tuple(built.records),
+        advice=advice,
+        files={name: record.bytes for name, record in built.records.items()},
+        arithmetic=int8_path().why if quantised else "",
+    )
 
 
 def _onnxruntime_on_gpu(bundle: Bundle, wanted: Wanted, device: Device) -> tuple[Backend, Choice]:
@@ -127,54 +152,71 @@ def _onnxruntime_on_gpu(bundle: Bundle, wanted: Wanted, device: Device) -> tuple
             "the onnxruntime that is installed is for the CPU: pip uninstall onnxruntime, then pip install "
             "'bitdance-edge[gpu]'"
         )
-    backend = OnnxRuntimeBackend(bundle, wanted.threads, wanted.trace, Place("cuda", wanted.ordinal))
-    return backend, Choice(backend=backend.name, device=_named(device, wanted), free_bytes=free_memory(wanted.ordinal))
+    backend = OnnxRuntimeBackend(bundle, wanted.threads, wanted.trace, Provider("cuda", wanted.ordinal))
+    built = backend.built
+    return backend, Choice(
+        backend=backend.name,
+        device=_named(device, wanted),
+        target=backend.place.target if built.records else "",
+        built=tuple(built.records),
+        advice="" if built.records else _cuda_advice(bundle),
+        free_bytes=free_memory(wanted.ordinal),
+        files={name: record.bytes for name, record in built.records.items()},
+    )
+
+
+def _cuda_advice(bundle: Bundle) -> str:
+    return (
+        f"bitdance-edge build {bundle.folder} --target cuda lets decoder and encoder run on the GPU as one CUDA graph"
+    )
 
 
 def _engines(bundle: Bundle, wanted: Wanted, library: str, device: Device) -> tuple[Backend, Choice]:
     loaded = load_library(library)
     import_pycuda()
-    folder, sidecars = _find_engines(bundle, library, loaded.version, device)
+    folder, records = _find_engines(bundle, library, loaded.version, device)
     if loaded.judges_engines:  # whether the library runs on this GPU at all, before another backend is passed over
-        refuse_invalid(engine_path(bundle, folder, "time"), loaded.trt, loaded.logger)
+        refuse_invalid(engine_path(folder, StageName.TIME), loaded.trt, loaded.logger)
     free = free_memory(wanted.ordinal)
     backend = TensorRTBackend(bundle, loaded, folder, CudaDevice(wanted.ordinal), device.capability)
     return backend, Choice(
         backend=backend.name,
         device=_named(device, wanted),
-        target=folder,
-        max_images=min(sidecar.max_images for sidecar in sidecars.values()),
+        target=next(iter(records.values())).target,
+        built=tuple(records),
+        max_images=min(record.max_images or 1 for record in records.values()),
         free_bytes=free,
-        files={name: sidecar.bytes for name, sidecar in sidecars.items()},
+        files={name: record.bytes for name, record in records.items()},
     )
 
 
-def _find_engines(bundle: Bundle, library: str, version: str, device: Device) -> tuple[str, dict[str, Sidecar]]:
-    """The folder whose engines fit library and GPU, as far as their sidecars say; made for fewer GPUs first."""
+def _find_engines(bundle: Bundle, library: str, version: str, device: Device) -> tuple[Path, dict[str, BuildRecord]]:
+    """The folder whose engines fit library and GPU, as far as their records say; made for fewer GPUs first."""
     reasons = []
-    found: list[tuple[int, str, dict[str, Sidecar]]] = []
-    for folder in sorted(path for path in (bundle.folder / ENGINES).glob("*") if path.is_dir()):
+    found: list[tuple[int, Path, dict[str, BuildRecord]]] = []
+    for folder in built_folders(bundle):
         try:
-            sidecars = {name: Sidecar.read(folder / f"{name}.engine") for name in NEEDED}
+            records = {name: BuildRecord.read(record_path(folder, name)) for name in GENERATING_STAGES}
         except EngineError as error:
-            reasons.append(str(error))
+            if list(folder.glob("*.engine")):
+                reasons.append(str(error))
             continue
-        if any(sidecar.library != library for sidecar in sidecars.values()):
+        if any(record.library != library for record in records.values()):
             continue
-        for name, sidecar in sidecars.items():
-            if unfit := mismatch(sidecar, bundle, version) or other_device(sidecar, device.capability):
+        for name, record in records.items():
+            if unfit := record.mismatch(bundle, version) or other_gpu(record, device.capability):
                 reasons.append(f"{folder.name}/{name}.engine: {unfit}")
                 break
         else:
-            found.append((len(sidecars["backbone"].capabilities), folder.name, sidecars))
+            found.append((len(records[StageName.BACKBONE].devices), folder, records))
     if not found:
         why = f" ({'; '.join(reasons)})" if reasons else ""
         raise BackendError(
             f"{bundle.folder} has no engines for it{why}; build them with: bitdance-edge build {bundle.folder} "
             f"--target {TARGETS[library]}"
         )
-    _, name, sidecars = min(found, key=lambda item: item[:2])
-    return name, sidecars
+    _, chosen, records = min(found, key=lambda item: item[:2])
+    return chosen, records
 
 
 def _named(device: Device, wanted: Wanted) -> str:

@@ -6,9 +6,10 @@ https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
@@ -16,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from bitdance_edge.runtime.backends.built_graphs import BuiltGraphs
 from bitdance_edge.runtime.backends.freed_memory import give_back_freed
 from bitdance_edge.runtime.backends.huge_pages import huge_pages
 from bitdance_edge.runtime.backends.interface import Arrived, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.processor import int8_path
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.bundle.prepared import prepared_graph
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
-from bitdance_edge.runtime.errors import BackendError, BundleError
+from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,12 @@ BFLOAT16 = 16  # of onnx.TensorProto: an element type that numpy does not have
 # Optimisers that take from a product what fuses it with its Q and DQ, so that its weights would be dequantised at every
 # launch: one makes a Gemm of it and its bias, the other makes several products read one DequantizeLinear.
 BEFORE_QDQ = "MatMulAddFusion;CommonSubexpressionElimination"
+# What ONNX Runtime's exceptions hold when memory ran out: those of its arena, of C++ on Linux and on Windows, of CUDA.
+OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
 UNQUANTISED = ("fp32", "fp16", "bf16")
 NO_GRAPH = "-1"  # of the run option gpu_graph_id: run, and capture nothing
-# Whose weights are read so often that putting them into huge pages pays within an image. The backbone's, read once a
-# patch, take longer to move than it gains in ten images.
+# Stages whose weights are read often enough that moving them into huge pages pays within an image. The backbone's, read
+# once a patch, take longer to move than ten images gain.
 READ_OFTEN = ("head",)
 HUGE_FROM = 16 << 20  # bytes of weights: the page table entries of fewer stay in the processor's own table
 
@@ -53,12 +56,30 @@ def import_onnxruntime() -> ModuleType:
     return onnxruntime
 
 
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn ONNX Runtime's exceptions into OutOfMemoryError where their text says so: their classes do not.
+
+    Raises:
+        OutOfMemoryError: with what ONNX Runtime said.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = str(error)
+        if not any(sign in said for sign in OUT_OF_MEMORY):
+            raise
+        raise OutOfMemoryError(
+            f"ONNX Runtime ran out of memory: generate fewer images at once, or close other programs ({said.strip()})"
+        ) from error
+
+
 def cpu_options(threads: int = 0, precision: str = "fp32") -> Any:
     """Options of a session on the CPU; 0 threads is one a physical core, ``precision`` that of the stage."""
     options = import_onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = LOG_SEVERITY
-    # A pattern is one block for all tensors of a launch, taken beside what the first launch took, and no faster.
+    # A pattern is one block for all tensors of a launch, allocated on top of what the first launch took, and no faster.
     options.enable_mem_pattern = False
     # Each stage has threads of its own, which would go on waiting for work while those of the next one need the cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -72,11 +93,16 @@ def cpu_options(threads: int = 0, precision: str = "fp32") -> Any:
 
 
 @dataclass(frozen=True)
-class Place:
+class Provider:
     """A device as ONNX Runtime names it."""
 
     kind: str  # "cpu" or "cuda"
     ordinal: int = 0
+
+    @property
+    def target(self) -> str:
+        """The target whose builds run here."""
+        return self.kind
 
     def providers(self, graphs: bool) -> list[Any]:
         if self.kind == "cpu":
@@ -85,7 +111,7 @@ class Place:
         return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
 
-CPU = Place("cpu")
+CPU = Provider("cpu")
 
 
 class HostBuffer:
@@ -152,21 +178,21 @@ class OnnxRuntimeStage:
     Args:
         trace: folder for an operator trace, or None.
         graphs: capture each binding's kernels as a CUDA graph; where the session does not allow it, it goes without.
-        prepared: the graph is loaded as it is.
+        optimised: the graph was optimised when it was built, and is loaded unchanged.
     """
 
     def __init__(
         self,
         path: Path,
         spec: StageSpec,
-        place: Place,
+        place: Provider,
         threads: int,
         trace: Path | None,
         graphs: bool = False,
-        prepared: bool = False,
+        optimised: bool = False,
     ) -> None:
         options = cpu_options(threads, spec.precision if place.kind == "cpu" else "fp32")
-        if prepared:
+        if optimised:
             options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
         if place.kind == "cpu" and path.stem not in LOOP_STAGES:
             # Reuse is planned by equal sizes and holds what it hands on until its last reuse: with activations this
@@ -181,7 +207,7 @@ class OnnxRuntimeStage:
         try:
             self.session = self._open(path, options, graphs)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            if not graphs:
+            if not graphs or isinstance(error, OutOfMemoryError):
                 raise
             self.without_graph = str(error).splitlines()[0]
             log.info("launches of %s are not CUDA graphs: %s", path.stem, self.without_graph)
@@ -191,9 +217,11 @@ class OnnxRuntimeStage:
     def _open(self, path: Path, options: Any, graphs: bool) -> Any:
         ort = import_onnxruntime()
         try:
-            with huge_pages() if self._in_huge_pages(path.stem) else nullcontext():
+            with memory_errors(), huge_pages() if self._in_huge_pages(path.stem) else nullcontext():
                 session = ort.InferenceSession(str(path), options, providers=self.place.providers(graphs))
                 give_back_freed()
+        except OutOfMemoryError:
+            raise
         except Exception as error:
             if graphs:
                 raise
@@ -249,7 +277,8 @@ class BoundSession:
 
     def __call__(self) -> None:
         started = perf_counter()
-        self.session.run_with_iobinding(self.binding, self.options)
+        with memory_errors():
+            self.session.run_with_iobinding(self.binding, self.options)
         self.time.add(perf_counter() - started)
 
 
@@ -260,7 +289,8 @@ class OnnxRuntimeBackend:
     bundle: Bundle
     threads: int | None = None
     trace: Path | None = None
-    place: Place = CPU
+    place: Provider = CPU
+    builds: bool = True  # run what was built for this device where it fits; False: the bundle's own graphs
     run_ahead: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -281,22 +311,32 @@ class OnnxRuntimeBackend:
         zeros = np.zeros(shape, storage_type(dtype))
         if self.place.kind == "cpu":
             return HostBuffer(zeros)
-        value = import_onnxruntime().OrtValue.ortvalue_from_numpy(zeros, self.place.kind, self.place.ordinal)
+        with memory_errors():
+            value = import_onnxruntime().OrtValue.ortvalue_from_numpy(zeros, self.place.kind, self.place.ordinal)
         return CudaValueBuffer(value, shape, zeros.dtype)
 
+    @cached_property
+    def built(self) -> BuiltGraphs:
+        """What was built of the bundle for this device."""
+        return BuiltGraphs.find(self.bundle, self.place.target, import_onnxruntime().__version__)
+
     def load(self, stage: str) -> OnnxRuntimeStage:
-        spec, common = self.bundle.stage(stage), (self.place, self.threads or 0, self.trace)
-        if self.place.kind == "cpu":
-            prepared = prepared_graph(self.bundle, stage, import_onnxruntime().__version__)
-            if prepared is not None:
-                return OnnxRuntimeStage(prepared, spec, *common, prepared=True)
+        spec, graph = self.bundle.stage(stage), self.built.graph(stage) if self.builds else None
         graphs = self.place.kind == "cuda" and self.trace is None
-        return OnnxRuntimeStage(self.bundle.verified(stage), spec, *common, graphs=graphs)
+        return OnnxRuntimeStage(
+            graph or self.bundle.verified(stage),
+            spec,
+            self.place,
+            self.threads or 0,
+            self.trace,
+            graphs=graphs,
+            optimised=graph is not None and self.place.kind == "cpu",
+        )
 
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)  # each launch is a graph of its own already
 
-    def beside(self) -> "OnnxRuntimeBackend":
+    def second_lane(self) -> "OnnxRuntimeBackend":
         return self
 
     def current(self) -> AbstractContextManager[None]:

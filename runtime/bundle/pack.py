@@ -1,4 +1,4 @@
-"""A bundle and its engines as one archive, the same bytes every time."""
+"""A bundle and what was built of it as one archive, the same bytes every time."""
 
 import io
 import shutil
@@ -10,42 +10,46 @@ from typing import IO
 
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.manifest import MANIFEST, RECORDINGS, Bundle, sha256
-from bitdance_edge.runtime.bundle.sidecar import ENGINES, Sidecar, damage, onnx_hashes, sidecar_path
+from bitdance_edge.runtime.bundle.record import (
+    BuildRecord,
+    built_folders,
+    record_path,
+    records,
+    source_hashes,
+    target_folder,
+)
 from bitdance_edge.runtime.errors import BundleError, EngineError
 
 COPY_CHUNK = 1 << 24  # bytes
+Builds = dict[Path, list[BuildRecord]]  # folder of a target -> what is in it
 
 
 @dataclass(frozen=True)
 class Packed:
     files: int
     bytes: int  # of the archive
-    left_out: int  # bytes of ONNX that an engine stands for
+    omitted: int  # bytes of graphs and weights that an engine stands for
     linked: int  # bytes of files that are in the archive already, and so are links
 
 
 def pack_bundle(bundle: Bundle, archive: Path, targets: Sequence[str] | None, engines_only: bool) -> Packed:
     """Write a bundle as ``.tar``: one folder of the bundle's name, files in order of their paths, without dates.
 
-    Weights are in the ONNX files and again in each engine. With ``engines_only`` the ONNX files of a stage are left
-    out where every packed target has its engine; the manifest still names them, so the engines can be checked against
-    it. Files of equal content are stored once.
+    Weights are in the ONNX files and again in each engine. With ``engines_only`` the ONNX files of a stage are omitted
+    where every packed target has its engine; the manifest still names them, so the engines can be checked against it.
+    Files of equal content are stored once.
 
     Args:
-        targets: folders of ``engines/`` to pack; None for all.
+        targets: whose builds to pack, as given to ``build --target``; None for all.
 
     Raises:
         BundleError: a file of the bundle is missing or altered, or the archive would be inside the bundle.
-        EngineError: an engine is damaged or of another export, or a target is not there.
+        EngineError: a build is damaged or of another export, or a target is not there.
     """
     if archive.absolute().is_relative_to(bundle.folder.absolute()):
         raise BundleError(f"{archive} is inside the bundle {bundle.folder}; write it elsewhere")
-    engines = _engines(bundle, targets)
-    replaced = {
-        name
-        for name in bundle.stages
-        if engines_only and engines and all(name in {engine.stem for engine in built} for built in engines.values())
-    }
+    builds = _builds(bundle, targets)
+    replaced = {name for name in bundle.stages if engines_only and _has_engine(name, builds)}
     if engines_only and not replaced:
         raise EngineError(
             f"{bundle.folder} has no engines to stand for its ONNX files; build them with: "
@@ -55,8 +59,10 @@ def pack_bundle(bundle: Bundle, archive: Path, targets: Sequence[str] | None, en
         bundle.verified(name)
     stages = [spec for name, spec in bundle.stages.items() if name not in replaced]
     names = {MANIFEST, *(file.path for stage in stages for file in stage.files)}
-    for engine in (engine for built in engines.values() for engine in built):
-        names |= {path.relative_to(bundle.folder).as_posix() for path in (engine, sidecar_path(engine))}
+    for folder, built in builds.items():
+        paths = [record_path(folder, record.stage) for record in built]
+        paths += [folder / file.name for record in built for file in record.files]
+        names |= {path.relative_to(bundle.folder).as_posix() for path in paths}
     names |= {path.relative_to(bundle.folder).as_posix() for path in _others(bundle)}
     if bundle.fast_preview is not None:
         bundle.verified_file(bundle.fast_preview)
@@ -82,22 +88,28 @@ def copy_shared_files(bundle: Bundle) -> int:
     return copied
 
 
-def _engines(bundle: Bundle, targets: Sequence[str] | None) -> dict[str, list[Path]]:
-    """Target folder -> its engines, each of which was checked against its sidecar and the bundle."""
-    root = bundle.folder / ENGINES
-    there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    if missing := [name for name in targets or () if name not in there]:
-        raise EngineError(f"no engines for {', '.join(missing)} in {root}; there are: {', '.join(there) or 'none'}")
-    found = {name: sorted((root / name).glob("*.engine")) for name in (there if targets is None else targets)}
-    for engine in (engine for built in found.values() for engine in built):
-        sidecar = Sidecar.read(engine)
-        stale = sidecar.onnx != onnx_hashes(bundle, sidecar.stage)
-        if reason := damage(sidecar, engine) or ("it was built from another export" if stale else None):
-            raise EngineError(
-                f"{engine} is not packed: {reason}; rebuild it with: "
-                f"bitdance-edge build {bundle.folder} --target {sidecar.target}"
-            )
-    return {name: built for name, built in found.items() if built}
+def _builds(bundle: Bundle, targets: Sequence[str] | None) -> Builds:
+    """The builds to pack, each checked against its record and the bundle."""
+    there = built_folders(bundle)
+    wanted = there if targets is None else [target_folder(bundle, name) for name in targets]
+    if missing := [folder.name for folder in wanted if folder not in there]:
+        known = ", ".join(folder.name for folder in there) or "none"
+        raise EngineError(f"nothing was built for {', '.join(missing)} in {bundle.folder}; there are: {known}")
+    found = {folder: list(records(folder)) for folder in wanted}
+    for folder, built in found.items():
+        for record in built:
+            stale = record.sources != source_hashes(bundle, record.stage)
+            if reason := record.damage(folder) or ("it was built from another export" if stale else None):
+                raise EngineError(
+                    f"{folder.name}/{record.stage} is not packed: {reason}; {record.rebuild_command(bundle)}"
+                )
+    return {folder: built for folder, built in found.items() if built}
+
+
+def _has_engine(stage: str, builds: Builds) -> bool:
+    """Whether every packed target has an engine of a stage."""
+    engines = [{record.stage for record in built if record.profiles} for built in builds.values()]
+    return bool(engines) and all(stage in names for names in engines)
 
 
 def _others(bundle: Bundle) -> list[Path]:

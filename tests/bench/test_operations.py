@@ -1,14 +1,18 @@
-"""Operations counted from our graphs, held against PyTorch's own counter on the modules that they were made from."""
+"""Operations counted from exported graphs, compared with PyTorch's counter on the modules they were made from."""
 
+from pathlib import Path
+
+import onnx
 import pytest
 import torch
 from benching import CHECKPOINT
+from onnx import TensorProto, helper
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bitdance_edge.bench.operations import GraphCosts
 from bitdance_edge.export.opsets import OPSETS
-from bitdance_edge.export.stages import stage_exports
+from bitdance_edge.export.signatures import stage_exports
 from bitdance_edge.model import load_generator
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.bundle.specs import dim_size
@@ -41,3 +45,23 @@ def test_attention_counts_the_whole_cache(bundle: Bundle):
     cache = bundle.cache
     attention = 4 * cache.layers * cache.heads * cache.head_dim * cache.length
     assert eight - four == 4 * SIZES["R"] * (products + attention)
+
+
+def test_products_convolutions_and_attention_count(tmp_path: Path):
+    def value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node("Attention", ["q", "k", "k"], ["a"]),
+        helper.make_node("Conv", ["i", "f"], ["o"]),
+        helper.make_node("Relu", ["y"], ["z"]),
+    ]
+    inputs = [value("x", "R", 3, 8), value("w", 8, 5), value("q", "R", 2, 3, 4), value("k", "R", 2, 7, 4)]
+    inputs += [value("i", 1, 6, 10, 10), value("f", 2, 6, 3, 3)]
+    outputs = [value("z", "R", 3, 5), value("a", "R", 2, 3, 4), value("o", 1, 2, 10, 10)]
+    graph = helper.make_graph(nodes, "products", inputs, outputs, value_info=[value("y", "R", 3, 5)])
+    onnx.save(helper.make_model(graph), tmp_path / "products.onnx")
+    product, attention, convolution = 2 * 2 * 3 * 5 * 8, 4 * (2 * 2 * 3 * 4) * 7, 2 * (2 * 100) * (6 * 9)
+    found = GraphCosts(tmp_path / "products.onnx").cost({"R": 2})
+    assert found.operations == product + attention + convolution

@@ -2,26 +2,26 @@
 
 import numpy as np
 import pytest
-from gpu_fixtures import Gpus
+from gpu_fixtures import TARGET, Gpus
 
 from bitdance_edge.cli import main
+from bitdance_edge.engines import engine_run
+from bitdance_edge.engines.engine_run import EngineRun, open_engines
 from bitdance_edge.engines.graph import read_graph
-from bitdance_edge.engines.reports import engine_run
-from bitdance_edge.engines.reports.engine_run import EngineRun, open_engines
 from bitdance_edge.engines.reports.layer_profiler import RUNS, profile_engine
 from bitdance_edge.engines.samples import record_samples
-from bitdance_edge.engines.targets.tensorrt import Target
+from bitdance_edge.engines.targets import tensorrt
 from bitdance_edge.runtime import BackendError
 from bitdance_edge.runtime.backends import choice
 from bitdance_edge.runtime.backends.device import Device
-
-TARGET = Target.parse("trt:current")
+from bitdance_edge.runtime.bundle.record import target_folder
 
 
 @pytest.fixture
 def on_fake(gpus: Gpus, monkeypatch: pytest.MonkeyPatch) -> Gpus:
-    monkeypatch.setattr(engine_run, "find_device", lambda: Device("Fake", "8.9"))
-    monkeypatch.setattr(engine_run, "load_library", lambda name: choice.load_library(name))
+    for module in (engine_run, tensorrt):
+        monkeypatch.setattr(module, "find_device", lambda: Device("Fake", "8.9"))
+        monkeypatch.setattr(module, "load_library", lambda name: choice.load_library(name))
     return gpus
 
 
@@ -30,8 +30,8 @@ def test_the_backbone_is_compared_with_its_cache(on_fake: Gpus, capsys: pytest.C
     arguments = ["compare", str(gpu.bundle.folder), "--target", "trt:current", "--stages", "backbone,head,decoder"]
     assert main(arguments) == 0
     output = capsys.readouterr().out
-    assert output.count("onnxruntime - tensorrt") == 4  # the backbone for its prompt and for a patch
-    assert "tensorrt left out" not in output
+    assert output.count("onnxruntime - trt:current") == 4  # the backbone for its prompt and for a patch
+    assert "trt:current omitted" not in output
     assert "DIFFERENT" not in output
     assert not gpu.memory
 
@@ -39,7 +39,7 @@ def test_the_backbone_is_compared_with_its_cache(on_fake: Gpus, capsys: pytest.C
 def test_an_engine_leaves_its_cache_where_it_was(on_fake: Gpus) -> None:
     gpu = on_fake()
     inputs = record_samples(gpu.bundle)["backbone", "patch"]
-    backend = open_engines(gpu.bundle, TARGET)
+    backend = open_engines(gpu.bundle, target_folder(gpu.bundle, TARGET), "tensorrt")
     with backend.current():
         run = EngineRun.bind(backend.load("backbone"), inputs)
         run.launch()
@@ -54,7 +54,7 @@ def test_an_engine_leaves_its_cache_where_it_was(on_fake: Gpus) -> None:
 def test_layers_are_timed_from_python(on_fake: Gpus) -> None:
     gpu = on_fake()
     inputs = record_samples(gpu.bundle)["head", "all"]
-    backend = open_engines(gpu.bundle, TARGET)
+    backend = open_engines(gpu.bundle, target_folder(gpu.bundle, TARGET), "tensorrt")
     facts = read_graph(gpu.bundle.folder / gpu.bundle.stage("head").graph.path)
     gpu.log.clear()
     layers = profile_engine(backend, "head", inputs, facts)
@@ -79,4 +79,4 @@ def test_without_a_gpu_there_are_no_engines(gpus: Gpus, monkeypatch: pytest.Monk
     gpu = gpus()
     monkeypatch.setattr(engine_run, "find_device", lambda: None)
     with pytest.raises(BackendError, match="no NVIDIA driver answers here"):
-        open_engines(gpu.bundle, TARGET)
+        open_engines(gpu.bundle, target_folder(gpu.bundle, TARGET), "tensorrt")

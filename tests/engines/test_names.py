@@ -8,8 +8,8 @@ import tensorrt_rtx
 
 ROOT = Path(__file__).parents[2]
 FILES = [
-    *(ROOT / "engines").glob("*.py"),
-    *(ROOT / "runtime" / f"{name}.py" for name in ("sidecar", "tensorrt_library", "tensorrt_backend")),
+    *(ROOT / "engines").rglob("*.py"),
+    *(ROOT / "runtime" / "backends" / f"{name}.py" for name in ("engine_fit", "tensorrt_library", "tensorrt")),
 ]
 
 # Names behind ``Library.builds_for_other_gpus``, ``judges_engines`` and ``hasattr``, which full TensorRT does not have.

@@ -8,9 +8,14 @@ import pytest
 
 from bitdance_edge.cli import main
 from bitdance_edge.runtime import Bundle, BundleError, EngineError
+from bitdance_edge.runtime.backends.engine_fit import engine_path, require_fit
 from bitdance_edge.runtime.backends.tensorrt_library import Library
 from bitdance_edge.runtime.bundle.pack import pack_bundle
-from bitdance_edge.runtime.bundle.sidecar import engine_path, require_fit
+from bitdance_edge.runtime.bundle.record import record_path, target_folder
+
+
+def engine(bundle: Bundle, target: str = "rtx") -> Path:
+    return engine_path(target_folder(bundle, target), "head")
 
 
 def unpacked(archive: Path, folder: Path) -> Bundle:
@@ -31,46 +36,46 @@ def test_packed_whole(built_copy: Bundle, library: Library, tmp_path: Path, caps
     opened.verified_file(opened.require_fast_previews())
     for stage in opened.stages:
         opened.verified(stage)
-        require_fit(opened, engine_path(opened, "rtx", stage), library.trt, "8.9")
+        require_fit(opened, target_folder(opened, "rtx"), stage, library.trt, "8.9")
 
 
 def test_without_duplicate_weights(built_copy: Bundle, library: Library, tmp_path: Path) -> None:
-    engine_path(built_copy, "rtx", "encoder").unlink()
+    record_path(target_folder(built_copy, "rtx"), "encoder").unlink()
     packed = pack_bundle(built_copy, tmp_path / "engines.tar", None, engines_only=True)
     opened = unpacked(tmp_path / "engines.tar", tmp_path / "there")
-    assert packed.left_out == sum(stage.bytes for name, stage in built_copy.stages.items() if name != "encoder")
+    assert packed.omitted == sum(stage.bytes for name, stage in built_copy.stages.items() if name != "encoder")
     opened.verified("encoder")
     with pytest.raises(BundleError, match=r"head\.onnx is missing"):
         opened.verified("head")
-    require_fit(opened, engine_path(opened, "rtx", "head"), library.trt, "8.9")
+    require_fit(opened, target_folder(opened, "rtx"), "head", library.trt, "8.9")
 
 
 def test_without_engines(built_copy: Bundle, tmp_path: Path) -> None:
     pack_bundle(built_copy, tmp_path / "onnx.tar", [], engines_only=False)
     opened = unpacked(tmp_path / "onnx.tar", tmp_path / "there")
-    assert not (opened.folder / "engines").exists()
+    assert not (opened.folder / "targets").exists()
     with pytest.raises(EngineError, match="has no engines to stand for its ONNX files"):
         pack_bundle(opened, tmp_path / "engines.tar", None, engines_only=True)
     assert not (tmp_path / "engines.tar").exists()
 
 
 def test_equal_files_are_stored_once(built_copy: Bundle, tmp_path: Path) -> None:
-    twin = built_copy.folder / "engines" / "rtx-8.9"
-    (built_copy.folder / "engines" / "rtx").rename(twin)
+    twin = built_copy.folder / "targets" / "rtx-8.9"
+    (built_copy.folder / "targets" / "rtx").rename(twin)
     for name in ("head.engine", "head.json"):
-        other = built_copy.folder / "engines" / "rtx" / name
+        other = built_copy.folder / "targets" / "rtx" / name
         other.parent.mkdir(exist_ok=True)
         other.write_bytes((twin / name).read_bytes())
     packed = pack_bundle(built_copy, tmp_path / "twins.tar", None, engines_only=False)
     assert packed.linked == sum((twin / name).stat().st_size for name in ("head.engine", "head.json"))
     opened = unpacked(tmp_path / "twins.tar", tmp_path / "there")
-    assert engine_path(opened, "rtx", "head").read_bytes() == engine_path(opened, "rtx-8.9", "head").read_bytes()
+    assert engine(opened).read_bytes() == engine(opened, "rtx:8.9").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (lambda bundle: engine_path(bundle, "rtx", "head").write_bytes(b"short"), EngineError, "truncated or altered"),
+        (lambda bundle: engine(bundle).write_bytes(b"short"), EngineError, "truncated or altered"),
         (lambda bundle: (bundle.folder / "onnx/fp16/head.onnx").unlink(), BundleError, "head.onnx is missing"),
     ],
 )
@@ -86,7 +91,7 @@ def test_damaged_is_not_packed(
 def test_wrong_places(built_copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BundleError, match="is inside the bundle"):
         pack_bundle(built_copy, built_copy.folder / "bundle.tar", None, engines_only=False)
-    with pytest.raises(EngineError, match=r"no engines for rtx-7\.5 .* there are: rtx"):
-        pack_bundle(built_copy, tmp_path / "bundle.tar", ["rtx-7.5"], engines_only=False)
+    with pytest.raises(EngineError, match=r"nothing was built for rtx-7\.5 .* there are: rtx"):
+        pack_bundle(built_copy, tmp_path / "bundle.tar", ["rtx:7.5"], engines_only=False)
     assert main(["pack", str(built_copy.folder), "-o", str(tmp_path / "bundle.zip")]) == 1
     assert "does not end in .tar" in capsys.readouterr().err

@@ -22,14 +22,14 @@ from bitdance_edge.engines.reports.layer_times import layer_table, module_times,
 from bitdance_edge.engines.reports.layers import module_of, nodes_of
 from bitdance_edge.engines.reports.trtexec import profile_runs, write_inputs
 from bitdance_edge.engines.samples import SAMPLES, record_samples
-from bitdance_edge.engines.targets.tensorrt import Target
+from bitdance_edge.engines.targets import parse_engine_target, parse_target
 from bitdance_edge.model import BitDance, load_generator
 from bitdance_edge.runtime import Bundle, EngineError
 from bitdance_edge.runtime.backends.device import find_device
-from bitdance_edge.runtime.bundle.sidecar import Sidecar
+from bitdance_edge.runtime.bundle.record import BuildRecord
 
 Digits = Callable[[str], Bundle]
-Built = Callable[[str], dict[str, Sidecar]]
+Built = Callable[[str], dict[str, BuildRecord]]
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +43,7 @@ def model() -> BitDance:
 
 
 def test_inspect_says_what_an_engine_is(built_copy: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    engine = built_copy.folder / "engines/rtx/backbone.engine"
+    engine = built_copy.folder / "targets/rtx/backbone.engine"
     assert main(["inspect", str(engine)]) == 0
     output = capsys.readouterr().out
     for expected in ("backbone for rtx", "profile prompt", "KV_CACHE_UPDATE", "SHA-256", "whole: size and SHA-256"):
@@ -54,7 +54,7 @@ def test_inspect_says_what_an_engine_is(built_copy: Bundle, capsys: pytest.Captu
     main(["inspect", str(engine)])
     assert "truncated or altered" in capsys.readouterr().out
     assert main(["inspect", str(engine.with_name("nothing.engine"))]) == 1
-    assert "no engine at" in capsys.readouterr().err
+    assert "nothing at" in capsys.readouterr().err
 
 
 def test_samples_are_those_of_a_real_step(digits: Digits, samples: dict) -> None:
@@ -79,14 +79,17 @@ def test_profile_commands_have_shapes_profile_and_inputs(
     bundle = digits("fp32")
     built("fp32")
     files = write_inputs(tmp_path, samples)
-    runs = {(run.stage, run.sample): run for run in profile_runs(bundle, Target.parse("rtx"), samples, files, tmp_path)}
+    runs = {
+        (run.stage, run.sample): run
+        for run in profile_runs(bundle, parse_engine_target("rtx"), samples, files, tmp_path)
+    }
     command = runs["backbone", "patch"].command
     assert command[0] == "tensorrt_rtx"
-    assert f"--loadEngine={bundle.folder}/engines/rtx/backbone.engine" in command
+    assert f"--loadEngine={bundle.folder}/targets/rtx/backbone.engine" in command
     assert "--useProfile=1" in command
     assert any(part.startswith("--shapes=embeddings:2x4x128,positions:2x4,") for part in command)
     assert files["head", "all"]["x"].stat().st_size == samples["head", "all"]["x"].nbytes
-    unbuilt = profile_runs(bundle, Target.parse("trt:current"), samples, files, tmp_path)
+    unbuilt = profile_runs(bundle, parse_engine_target("trt:current"), samples, files, tmp_path)
     command = next(run.command for run in unbuilt if (run.stage, run.sample) == ("backbone", "prompt"))
     assert command[0] == "trtexec"
     assert f"--onnx={bundle.folder}/onnx/fp32/backbone.onnx" in command
@@ -180,10 +183,10 @@ def test_backends_agree_module_by_module(
     digits: Digits, samples: dict, model: BitDance, stage: str, sample: str
 ) -> None:
     bundle = digits("fp32")
-    comparison = compare_stage(bundle, Target.parse("rtx:8.9"), model, stage, sample, samples[stage, sample])
+    comparison = compare_stage(bundle, parse_target("rtx:8.9"), model, stage, sample, samples[stage, sample])
     assert comparison.first_diverging("pytorch - onnxruntime") is None, list(comparison.lines())
     assert len(comparison.differences["pytorch - onnxruntime"]) > len(bundle.stages[stage].outputs)
-    assert "no engine for rtx:8.9; build it with" in comparison.left_out["tensorrt"]
+    assert "nothing was built for rtx:8.9: bitdance-edge build" in comparison.omitted["rtx:8.9"]
 
 
 def spoilt(bundle: Bundle, weight: str, factor: float) -> None:
@@ -217,7 +220,7 @@ def test_compare_names_the_first_module_that_differs(
 
 def test_compare_without_a_checkpoint_still_finds_nan(built_copy: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(built_copy.folder), "--stages", "head"]) == 0
-    assert "pytorch left out: give its checkpoint with --checkpoint" in capsys.readouterr().out
+    assert "pytorch omitted: give its checkpoint with --checkpoint" in capsys.readouterr().out
     spoilt(built_copy, "head.res_blocks.1.w1.bias", float("nan"))
     assert main(["compare", str(built_copy.folder), "--stages", "head"]) == 1
     assert "of module head.res_blocks.1.w1" in capsys.readouterr().out

@@ -1,11 +1,15 @@
 """A bundle is written only when every stage computes what PyTorch does."""
 
+import errno
+import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from conftest import FIXTURES
@@ -13,10 +17,12 @@ from conftest import FIXTURES
 from bitdance_edge.export import exporter
 from bitdance_edge.export.check import check_stages
 from bitdance_edge.export.errors import ExportError
-from bitdance_edge.export.exporter import ExportOptions, export_bundle
+from bitdance_edge.export.exporter import ExportOptions, can_check, export_bundle, memory_to_check
+from bitdance_edge.export.widen import WidenedStage
 from bitdance_edge.model import load_generator
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.bundle.files import put_in_place
+from bitdance_edge.runtime.errors import StorageError
 
 CHECKPOINT = FIXTURES / "cc_4x_patch" / "state.safetensors"
 
@@ -40,6 +46,22 @@ def test_a_stage_that_differs_is_caught(bundle: Bundle, stage: str) -> None:
         check_stages(model, bundle.folder, dict(bundle.stages), "fp32", lambda what: None)
 
 
+@pytest.mark.parametrize(
+    ("stage", "weight"),
+    [
+        ("decoder", "tokenizer.decoder.conv_in.weight"),
+        ("encoder", "tokenizer.encoder.conv_in.weight"),
+        ("backbone", "backbone.layers.1.attention.wo.weight"),
+    ],
+)
+def test_weights_that_are_not_finite_are_caught(bundle: Bundle, stage: str, weight: str) -> None:
+    """Bytes of pixels and bits of tokens are finite whatever they are made of."""
+    model = load_generator(CHECKPOINT)
+    model.get_parameter(weight).view(-1)[0] = float("nan")
+    with pytest.raises(ExportError, match=f"^{stage}: PyTorch's own output has values that are not finite"):
+        check_stages(model, bundle.folder, dict(bundle.stages), "fp32", lambda what: None)
+
+
 def test_errors_are_in_the_bundle(bundle: Bundle) -> None:
     for name, stage in bundle.stages.items():
         assert stage.max_error is not None and 0 <= stage.max_error <= stage.tolerance, name
@@ -47,21 +69,21 @@ def test_errors_are_in_the_bundle(bundle: Bundle) -> None:
     assert bundle.provenance["checkpoint"] == "cc_4x_patch"
 
 
-def test_profiles_have_the_same_inputs_and_outputs(exported: Callable[..., Bundle]) -> None:
-    one, other = exported("cc_4x_patch", "kv24"), exported("cc_4x_patch", "portable20")
+def test_opsets_have_the_same_inputs_and_outputs(exported: Callable[..., Bundle]) -> None:
+    one, other = exported("cc_4x_patch", 24), exported("cc_4x_patch", 20)
     for name in one.stages:
         assert one.stages[name].inputs == other.stages[name].inputs
         assert one.stages[name].outputs == other.stages[name].outputs
 
 
-@pytest.mark.parametrize(("profile", "opset"), [("kv24", 24), ("portable20", 20)])
-def test_graphs_hold_the_operators_of_their_profile(exported: Callable[..., Bundle], profile: str, opset: int) -> None:
-    bundle = exported("cc_4x_patch", profile)
+@pytest.mark.parametrize("opset", [24, 20])
+def test_graphs_hold_the_operators_of_their_opset(exported: Callable[..., Bundle], opset: int) -> None:
+    bundle = exported("cc_4x_patch", opset)
     named = {"TensorScatter", "RotaryEmbedding", "Attention", "RMSNormalization"}
     model = onnx.load(bundle.folder / bundle.stages["backbone"].graph.path, load_external_data=False)
     assert model.opset_import[0].version == opset
     operators = {node.op_type for node in model.graph.node}
-    assert operators & named == (named if profile == "kv24" else set())
+    assert operators & named == (named if opset == 24 else set())
 
 
 def test_one_backbone_graph_of_free_length(bundle: Bundle) -> None:
@@ -82,8 +104,7 @@ def test_nodes_name_their_module_and_no_path_of_this_machine(bundle: Bundle) -> 
     assert any("head.res_blocks.2.attn" in path for path in paths)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("fixture", ["cc_1x", "cc_4x_patch"])
+@pytest.mark.parametrize(("fixture", "precision"), [("cc_1x", "fp16"), ("cc_1x", "bf16")])
 def test_half_precision_halves_the_weights_and_keeps_the_sampler_in_float32(
     exported: Callable[..., Bundle], fixture: str, precision: str
 ) -> None:
@@ -94,6 +115,45 @@ def test_half_precision_halves_the_weights_and_keeps_the_sampler_in_float32(
     assert dtypes["modulation.0"] == {"fp16": "float16", "bf16": "bfloat16"}[precision]
     errors = [bundle.stages["head"].max_error or 0.0 for bundle in (full, half)]
     assert 0 < errors[0] < errors[1]
+
+
+def test_weights_of_a_bfloat16_graph_are_given_to_it_in_float32(exported: Callable[..., Bundle]) -> None:
+    bundle = exported("cc_1x", precision="bf16")
+    stage = bundle.stage("time")
+    widened = WidenedStage(bundle.folder / stage.graph.path, onnxruntime.SessionOptions())
+    assert sum(values.nbytes for values in widened.weights.values()) == 2 * stage.weight_bytes
+    times = np.linspace(0, 1, 5, dtype=np.float32)
+    model = load_generator(FIXTURES / "cc_1x" / "state.safetensors").bfloat16().float()
+    (found,) = widened.run(None, {"times": times})
+    assert np.allclose(found, model.head.time_embed(torch.from_numpy(times)).numpy(), atol=1e-5)
+
+
+def test_stages_are_checked_unless_the_memory_is_known_not_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_generator(CHECKPOINT)
+    monkeypatch.setattr(exporter, "available_memory", lambda: None)
+    assert can_check(model.state_dict())  # not known
+    monkeypatch.setattr(exporter, "available_memory", lambda: memory_to_check(model.state_dict()) - 1)
+    assert not can_check(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EACCES, "get permission to write there"),
+        (errno.EROFS, "mounted read-only"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_told_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(exporter, "export_graph", fail)
+    with pytest.raises(StorageError, match=f"^cannot write {tmp_path / 'new'}: .*{said}"):
+        export_bundle(load_generator(CHECKPOINT), tmp_path / "new", ExportOptions(name="new"), {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_bundles_that_run_here_get_fast_previews(exported: Callable[..., Bundle]) -> None:

@@ -1,4 +1,4 @@
-"""Published files load as they are; anything else is one clear error."""
+"""Published files load unchanged; anything else is one clear error."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def state() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "config.json").write_text((FIXTURE / "config.json").read_text())
+    (tmp_path / "config.json").write_text((FIXTURE / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
     return tmp_path
 
 
@@ -109,13 +109,17 @@ def test_missing_file_and_missing_variant(tmp_path: Path, state: dict[str, torch
         ({"n_layer": 0}, "n_layer is 0"),
         ({"surprise": 1}, "unknown keys .'surprise'."),
         ({"down_size": 8}, "down_size is 8, but the tokenizer in .ddconfig. gives 4"),
-        ({"resolution": 33}, "not a multiple"),
+        ({"resolution": 33}, r"config\.json: resolution 33 is not a multiple"),
+        ({"ddconfig": 4}, r"config\.json: ddconfig is 4; it must be an object"),
+        ({"sampling": {"steps": 5}}, r"config\.json: sampling\.guidance is missing; it must be a number"),
+        ({"sampling": {"steps": 5, "guidance": 1, "guidance_schedule": "cubic"}}, "'constant' or 'linear'"),
+        ({"class_names": ["zero"]}, "1 class names for 10 classes"),
         ({"ddconfig": {"ch": 30, "ch_mult": [1, 1, 1], "num_res_blocks": 1}}, "multiple of 32"),
     ],
 )
 def test_configuration_errors_name_the_value(folder: Path, change: dict, message: str) -> None:
-    config = json.loads((FIXTURE / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    config = json.loads((FIXTURE / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, **change}), encoding="utf-8")
     (folder / "state.safetensors").write_bytes((FIXTURE / "state.safetensors").read_bytes())
     with pytest.raises(ModelError, match=message):
         load_generator(folder)
@@ -129,6 +133,12 @@ def test_saved_checkpoint_loads_to_the_same_weights(tmp_path: Path, state: dict[
     saved = load_file(tmp_path / "model.safetensors")
     assert saved.keys() == state.keys()
     assert all(torch.equal(saved[key], state[key]) for key in state)
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match=r"cannot write .*file.out \(.*\); choose a folder that you may write to"):
+        save_generator(load_generator(FIXTURE / "state.safetensors"), tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize("name", GENERATORS)

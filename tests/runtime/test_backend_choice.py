@@ -15,11 +15,11 @@ from bitdance_edge.runtime.backends.device import Device, find_device
 from bitdance_edge.runtime.backends.onnxruntime import (
     BFLOAT16,
     OnnxRuntimeStage,
-    Place,
+    Provider,
     element_type,
     import_onnxruntime,
 )
-from bitdance_edge.runtime.bundle.sidecar import engine_path, sidecar_path
+from bitdance_edge.runtime.bundle.record import record_path, target_folder
 
 
 def test_without_a_gpu_the_cpu_is_taken_and_the_reasons_are_there(
@@ -65,15 +65,15 @@ def test_each_reason_names_the_next_command(
 
 def test_engines_that_do_not_fit_are_passed_over_with_the_reason(gpus: Gpus, exported: Callable[..., Bundle]) -> None:
     gpu = gpus()
-    sidecar = sidecar_path(engine_path(gpu.bundle, TARGET, "head"))
-    sidecar.write_text(sidecar.read_text().replace('"8.9"', '"12.0"'))
+    record = record_path(target_folder(gpu.bundle, TARGET), "head")
+    record.write_text(record.read_text().replace('"8.9"', '"12.0"'))
     with Pipeline.open(gpu.bundle.folder) as pipeline:
         assert pipeline.choice.backend == "onnxruntime-cpu"
         reason = pipeline.choice.rejected["tensorrt"]
     assert "head.engine: it was built for compute capability 12.0, and this GPU has 8.9" in reason
     assert f"bitdance-edge build {gpu.bundle.folder} --target trt:current" in reason
-    sidecar.unlink()
-    with pytest.raises(BackendError, match=r"head\.engine has no sidecar"):
+    record.unlink()
+    with pytest.raises(BackendError, match=r"head\.json is missing, so nothing says what the build beside it is"):
         Pipeline.open(gpu.bundle.folder, backend="tensorrt")
     assert not gpu.retained
 
@@ -87,8 +87,8 @@ def test_a_trace_is_onnx_runtimes(gpus: Gpus, tmp_path: Path) -> None:
 
 def test_cuda_sessions_get_device_and_graphs_by_their_options() -> None:
     options = {"device_id": "1", "enable_cuda_graph": "1"}
-    assert Place("cuda", 1).providers(graphs=True)[0] == ("CUDAExecutionProvider", options)
-    assert Place("cuda", 1).providers(graphs=False)[0][1]["enable_cuda_graph"] == "0"
+    assert Provider("cuda", 1).providers(graphs=True)[0] == ("CUDAExecutionProvider", options)
+    assert Provider("cuda", 1).providers(graphs=False)[0][1]["enable_cuda_graph"] == "0"
     assert element_type("bfloat16") == BFLOAT16
     assert element_type("float16") == "float16"
 
@@ -104,7 +104,7 @@ def test_a_session_that_allows_no_graph_goes_without(bundle: Bundle, monkeypatch
         return SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider"], wraps=opened)
 
     monkeypatch.setattr(ort, "InferenceSession", open_session)
-    stage = OnnxRuntimeStage(bundle.verified("time"), bundle.stage("time"), Place("cuda"), 1, None, graphs=True)
+    stage = OnnxRuntimeStage(bundle.verified("time"), bundle.stage("time"), Provider("cuda"), 1, None, graphs=True)
     assert stage.without_graph == "This session cannot use the graph capture feature"
     assert not stage.graphs
 

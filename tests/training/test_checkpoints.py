@@ -16,7 +16,7 @@ from bitdance_edge.training.named_recipes import RECIPES
 from bitdance_edge.training.shape_reader import ShapeReader, reading_scores
 from bitdance_edge.training.shapes import all_scenes, render
 from bitdance_edge.training.text_generator import draw_captions
-from bitdance_edge.training.tokenizer import psnr, reconstruct
+from bitdance_edge.training.tokenizer import mean_psnr, reconstruct
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 AGREEMENT = {"digits-1x": 0.98, "digits-4x": 0.98, "digits-16x": 0.95}
@@ -24,7 +24,7 @@ MEBIBYTE = 2**20
 
 
 def read_json(folder: str, name: str) -> dict[str, Any]:
-    return json.loads((CHECKPOINTS / folder / name).read_text())
+    return json.loads((CHECKPOINTS / folder / name).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", AGREEMENT)
@@ -62,7 +62,7 @@ def test_the_shipped_scores_are_of_the_published_settings() -> None:
 
 def test_the_shipped_tokenizer_reconstructs_held_out_digits() -> None:
     held_out = digits(32).split()[1].images
-    measured = psnr(held_out, reconstruct(load_tokenizer(CHECKPOINTS / "digits-tokenizer"), held_out))
+    measured = mean_psnr(held_out, reconstruct(load_tokenizer(CHECKPOINTS / "digits-tokenizer"), held_out))
     assert measured >= 24
     assert measured == pytest.approx(read_json("digits-tokenizer", "scores.json")["psnr_db"], abs=0.05)
 

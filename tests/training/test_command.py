@@ -66,10 +66,10 @@ def test_a_folder_of_images_becomes_a_scored_generator(tmp_path: Path, capsys: p
         "2",
     )
     scores = json.loads(capsys.readouterr().out)
-    assert scores == json.loads((generator / "scores.json").read_text())
+    assert scores == json.loads((generator / "scores.json").read_text(encoding="utf-8"))
     assert (scores["images_per_seed"], scores["seeds"], scores["sampling"]["steps"]) == (8, [4], 2)
     assert load_generator(generator).config.class_names == ("dark", "light")
-    assert json.loads((generator / "training.json").read_text())["steps"] == 4
+    assert json.loads((generator / "training.json").read_text(encoding="utf-8"))["steps"] == 4
     assert sorted(path.name for path in generator.iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -95,7 +95,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *training], env=environment, capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)
-    assert report == json.loads((tmp_path / "training.json").read_text())
+    assert report == json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))
     assert report["processes"] == 2
 
 

@@ -12,8 +12,8 @@ from bitdance_edge.training import data, runs, text_evaluate
 from bitdance_edge.training.data import ImageSet, training_data
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.named_recipes import RECIPES
-from bitdance_edge.training.recipes import Recipe, TextRecipe, TokenizerRecipe
-from bitdance_edge.training.runs import RunOptions, evaluate, train
+from bitdance_edge.training.recipes import TextRecipe, TokenizerRecipe, TrainingRecipe
+from bitdance_edge.training.runs import RunOptions, Scoring, evaluate, train
 from bitdance_edge.training.shapes import all_scenes
 from bitdance_edge.training.text_evaluate import scenes_of
 from bitdance_edge.training.text_generator import TextObjective, draw_captions
@@ -42,7 +42,7 @@ def shapes_recipe() -> TextRecipe:
 def few_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "SHAPES_DRAWN", 64)
 
-    def with_few_held_out(recipe: Recipe, folder: Path | None) -> tuple[ImageSet, ImageSet]:
+    def with_few_held_out(recipe: TrainingRecipe, folder: Path | None) -> tuple[ImageSet, ImageSet]:
         train_set, held_out = training_data(recipe, folder)
         return train_set, held_out[np.arange(0, len(held_out), 40)]
 
@@ -99,24 +99,24 @@ def test_a_run_leaves_a_published_folder_that_is_scored(
 ) -> None:
     tokenizer, folder = tmp_path / "tokenizer", tmp_path / "generator"
     train(shapes_tokenizer, RunOptions(out=tokenizer))
-    tokenizer_scores = evaluate(shapes_tokenizer, RunOptions(out=tokenizer))
+    tokenizer_scores = evaluate(shapes_tokenizer, RunOptions(out=tokenizer), Scoring())
     assert tokenizer_scores["read_in_drawings"]["captions"] == tokenizer_scores["held_out_images"] == 21
     report = train(shapes_recipe, RunOptions(out=folder, tokenizer=tokenizer))
     assert report["data"]["source"] == "drawn by training/shapes.py"
     monkeypatch.setattr(text_evaluate, "SINGLES_DRAWN", 1)
-    scores = evaluate(shapes_recipe, RunOptions(out=folder), images=6, seeds=(4, 5))
-    assert scores == json.loads((folder / "scores.json").read_text())
+    scores = evaluate(shapes_recipe, RunOptions(out=folder), Scoring(images=6, seeds=(4, 5)))
+    assert scores == json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     assert (scores["held_out_captions"], [run["things"] for run in scores["per_seed"]]) == (6, [12, 12])
     model = load_text_to_image(folder)
     prompts = PromptTokenizer.open(folder / "tokenizer.json", model.config)
     assert len(prompts.encode(CAPTIONS[-1])) == len(CAPTIONS[-1].split())
     assert (folder / "samples.png").is_file()
     with pytest.raises(TrainingError, match=r"--images is 5000"):
-        evaluate(shapes_recipe, RunOptions(out=folder), images=5000)
+        evaluate(shapes_recipe, RunOptions(out=folder), Scoring(images=5000))
 
 
 def test_text_to_image_takes_no_folder_of_classes(tmp_path: Path, shapes_recipe: TextRecipe) -> None:
-    with pytest.raises(TrainingError, match="leave --data out"):
+    with pytest.raises(TrainingError, match="omit --data"):
         train(shapes_recipe, RunOptions(out=tmp_path, data=tmp_path))
 
 

@@ -9,14 +9,16 @@ from torch import Tensor
 from bitdance_edge.training.data import ImageSet
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.generator import GeneratorObjective
-from bitdance_edge.training.recipes import GeneratorRecipe, Recipe, TokenizerRecipe
+from bitdance_edge.training.recipes import GeneratorRecipe, TokenizerRecipe, TrainingRecipe
 from bitdance_edge.training.tokenizer import TokenizerObjective
 from bitdance_edge.training.trainer import STATE_FILE, Objective, Trainer
 
 Sets = tuple[ImageSet, ImageSet]
 
 
-def trained(objective: Objective, recipe: Recipe, sets: Sets, folder: Path, resume: bool = False) -> dict[str, Tensor]:
+def trained(
+    objective: Objective, recipe: TrainingRecipe, sets: Sets, folder: Path, resume: bool = False
+) -> dict[str, Tensor]:
     Trainer(objective, recipe, *sets, folder, resume=resume).run()
     return objective.state_dict()
 
@@ -123,3 +125,20 @@ def test_a_diverged_loss_stops_the_run(tokenizer_recipe: TokenizerRecipe, small_
     torch.nn.init.constant_(objective.tokenizer.decoder.conv_out.weight, float("nan"))
     with pytest.raises(TrainingError, match="loss is nan at step 1"):
         Trainer(objective, tokenizer_recipe, *small_digits, tmp_path).run()
+
+
+def test_a_state_that_cannot_be_written_leaves_the_last_one(
+    tokenizer_recipe: TokenizerRecipe, small_digits: Sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no space\n at some line of PyTorch")
+
+    objective = tokenizer_objective(tokenizer_recipe)
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(TrainingError, match=r"resume\.pt \(no space\); .* then start again"):
+        Trainer(objective, tokenizer_recipe, *small_digits, tmp_path).run()
+    assert not list(tmp_path.iterdir())
+    trainer = Trainer(objective, tokenizer_recipe, *small_digits, tmp_path)
+    (tmp_path / STATE_FILE).touch()
+    with pytest.raises(TrainingError, match="then continue with --resume"):
+        trainer.run()

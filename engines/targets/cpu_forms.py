@@ -1,0 +1,173 @@
+"""The forms of products and convolutions that ONNX Runtime runs fastest on a CPU in float32 (docs/speed.md).
+
+Applied node by node to what is float32: in a calibrated stage, quantised layers keep their form and the others get
+theirs.
+"""
+
+import numpy as np
+from onnx import NodeProto, TensorProto
+
+from bitdance_edge.engines.rewriting import Graph, make_node
+from bitdance_edge.runtime.bundle.stage_names import StageName
+
+POINTWISE_STAGES = (StageName.BACKBONE, StageName.HEAD)  # whose products have few rows
+CHANNEL_BLOCK = 16  # channels that ONNX Runtime's blocked convolutions on x86 with AVX-512 take together; 8 with AVX2
+TILE = 4  # pixels of the output that Winograd's F(4x4, 3x3) makes from one tile of the input
+# Winograd's minimal filtering with the points 0, 1, -1, 2, -2 (Lavin and Gray, https://arxiv.org/abs/1509.09308): what
+# a tile, a filter and the products are multiplied by from the left, and transposed from the right.
+WINOGRAD_INPUT = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+WINOGRAD_FILTER = (
+    (1 / 4, 0, 0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0, 0, 1),
+)
+WINOGRAD_OUTPUT = (
+    (1, 1, 1, 1, 1, 0),
+    (0, 1, -1, 2, -2, 0),
+    (0, 1, 1, 4, 4, 0),
+    (0, 1, -1, 8, -8, 1),
+)
+
+
+def apply_fast_forms(graph: Graph, stage: str) -> int:
+    """Rewrite the float32 layers of a stage that have a faster form; returns the number of layers rewritten."""
+    form = pointwise_product if stage in POINTWISE_STAGES else winograd_convolution
+    if stage not in (*POINTWISE_STAGES, StageName.DECODER):
+        return 0
+    return sum(form(graph, node) for node in list(graph.model.graph.node))
+
+
+def pointwise_product(graph: Graph, node: NodeProto) -> bool:
+    """Rewrite a product with constant weights as a 1x1 convolution over as many pixels as it has rows, channels last.
+
+    ONNX Runtime turns the two transposes into the reordering of its blocked convolution, which is faster than its
+    matrix product where rows are few.
+    """
+    if node.op_type != "MatMul" or graph.element_type(node.input[0]) != TensorProto.FLOAT:
+        return False
+    weight, dims = _product_weight(graph, node.input[1]), graph.dims(node.input[0])
+    if weight is None or dims is None or not 2 <= len(dims) <= 4 or any(size % CHANNEL_BLOCK for size in weight.shape):
+        return False
+    rank, replaced, bias = len(dims), [node], _bias(graph, node, weight.shape[1])
+    if bias is not None:
+        replaced.append(bias[0])
+    x, result = node.input[0], replaced[-1].output[0]
+    axes = graph.constant(f"leading_axes_{4 - rank}", np.arange(4 - rank)) if rank < 4 else ""
+    kernel = graph.constant(f"{node.input[1]}/kernel", weight.T[:, :, None, None])
+    nodes = [make_node("Unsqueeze", [x, axes], f"{result}/pixels")] if axes else []
+    nodes += [
+        make_node("Transpose", [f"{result}/pixels" if axes else x], f"{result}/channels_first", perm=[0, 3, 1, 2]),
+        make_node("Conv", [f"{result}/channels_first", kernel, *([bias[1]] if bias else [])], f"{result}/mixed"),
+        make_node("Transpose", [f"{result}/mixed"], f"{result}/rows" if axes else result, perm=[0, 2, 3, 1]),
+    ]
+    if axes:
+        nodes.append(make_node("Squeeze", [f"{result}/rows", axes], result))
+    graph.replace(replaced, nodes)
+    return True
+
+
+def _product_weight(graph: Graph, name: str) -> np.ndarray | None:
+    """The constant ``[inputs, outputs]`` that a product reads, also through a Transpose; None where it has none."""
+    if name in graph.weights:
+        return graph.weight(name) if len(graph.weights[name].dims) == 2 else None
+    node = graph.producers.get(name)
+    if node is None or node.op_type != "Transpose" or node.input[0] not in graph.weights:
+        return None
+    return graph.weight(node.input[0]).T if len(graph.weights[node.input[0]].dims) == 2 else None
+
+
+def _bias(graph: Graph, product: NodeProto, outputs: int) -> tuple[NodeProto, str] | None:
+    """The Add behind a product that adds a constant to every row, and that constant; None where there is none."""
+    readers = graph.readers.get(product.output[0], [])
+    if len(readers) != 1 or readers[0].op_type != "Add" or product.output[0] in graph.outputs:
+        return None
+    for name in readers[0].input:
+        if name in graph.weights and list(graph.weights[name].dims) == [outputs]:
+            return readers[0], name
+    return None
+
+
+def winograd_convolution(graph: Graph, node: NodeProto) -> bool:
+    """Rewrite a 3x3 convolution with a quarter of the multiplications, where images are large against the filters.
+
+    Transformed filters take four times their memory, so that this is done where they are smaller than the transformed
+    image. Tiles are cut out and transformed by a convolution of one channel, and put together by its transpose: both
+    run at the speed of matrix products.
+    """
+    if node.op_type != "Conv" or node.input[1] not in graph.weights:
+        return False
+    dims, filters = graph.dims(node.input[0]), graph.weights[node.input[1]]
+    if dims is None or len(dims) != 4 or filters.data_type != TensorProto.FLOAT or not _plain(node, list(filters.dims)):
+        return False
+    outputs, inputs = filters.dims[0], filters.dims[1]
+    height, width = dims[2:]
+    if not isinstance(height, int) or not isinstance(width, int) or height % TILE or width % TILE:
+        return False
+    down, across, side = height // TILE, width // TILE, TILE + 2
+    if outputs > down * across:
+        return False
+    forward, turn, backward = (np.array(table) for table in (WINOGRAD_INPUT, WINOGRAD_FILTER, WINOGRAD_OUTPUT))
+    cut = np.einsum("ia,jb->ijab", forward, forward).reshape(side * side, 1, side, side)
+    join = np.einsum("ai,bj->ijab", backward, backward).reshape(side * side, 1, TILE, TILE)
+    turned = np.einsum("ia,jb,ocab->ijoc", turn, turn, graph.weight(node.input[1]).astype(np.float64), optimize=True)
+    result = node.output[0]
+
+    def shaped(x: str, name: str, *sizes: int) -> NodeProto:
+        shape = graph.constant(f"shape_{'x'.join(map(str, sizes))}", np.array([-1, *sizes]))
+        return make_node("Reshape", [x, shape], f"{result}/{name}")
+
+    def constant(name: str, values: np.ndarray) -> str:
+        return graph.constant(name, values.astype(np.float32))
+
+    filters_name = constant(f"{node.input[1]}/winograd", turned.reshape(side * side, outputs, inputs))
+    biased = len(node.input) > 2
+    nodes = [
+        shaped(node.input[0], "planes", 1, height, width),
+        make_node(
+            "Conv",
+            [f"{result}/planes", constant("winograd_cut", cut)],
+            f"{result}/cut",
+            strides=[TILE, TILE],
+            pads=[1, 1, 1, 1],
+        ),
+        shaped(f"{result}/cut", "tiles", inputs, side * side, down * across),
+        make_node("Transpose", [f"{result}/tiles"], f"{result}/by_place", perm=[0, 2, 1, 3]),
+        make_node("MatMul", [filters_name, f"{result}/by_place"], f"{result}/products"),
+        make_node("Transpose", [f"{result}/products"], f"{result}/by_channel", perm=[0, 2, 1, 3]),
+        shaped(f"{result}/by_channel", "images", side * side, down, across),
+        make_node(
+            "ConvTranspose",
+            [f"{result}/images", constant("winograd_join", join)],
+            f"{result}/joined",
+            strides=[TILE, TILE],
+        ),
+        shaped(f"{result}/joined", "convolved", outputs, height, width),
+    ]
+    if biased:
+        bias = constant(f"{node.input[2]}/per_channel", graph.weight(node.input[2])[:, None, None])
+        nodes.append(make_node("Add", [f"{result}/convolved", bias], result))
+    else:
+        nodes[-1].output[0] = result
+    graph.replace([node], nodes)
+    return True
+
+
+def _plain(node: NodeProto, dims: list[int]) -> bool:
+    """Whether a convolution is 3x3, of stride 1, padded to the size of its input, without groups."""
+    given = {attribute.name: list(attribute.ints) or attribute.i for attribute in node.attribute}
+    wanted = {"strides": [1, 1], "dilations": [1, 1], "group": 1}
+    return (
+        dims[2:] == [3, 3]
+        and given.get("pads") == [1, 1, 1, 1]
+        and all(given.get(name, value) == value for name, value in wanted.items())
+    )

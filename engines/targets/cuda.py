@@ -1,0 +1,104 @@
+"""``cuda``: graphs all of whose nodes have CUDA kernels in ONNX Runtime, so that a launch can be one CUDA graph.
+
+The portable graphs of the loop already are; decoder and encoder normalise by InstanceNormalization, for which the
+CUDA provider has no kernel from opset 22 on, nor any provider one in bfloat16.
+https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from onnx import NodeProto, TensorProto
+
+from bitdance_edge.engines.graph import GraphFacts
+from bitdance_edge.engines.progress import BuildWatch
+from bitdance_edge.engines.rewriting import Graph, make_node
+from bitdance_edge.engines.targets.interface import Built, Estimate, Job, Run
+from bitdance_edge.engines.targets.onnx_session import open_session, run_of
+from bitdance_edge.runtime.backends.onnxruntime import import_onnxruntime
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.record import BuildRecord
+from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.errors import BackendError
+
+NAME = "cuda"
+FORMS = 1  # version of the rewriting: a build by another is made again
+REWRITTEN_STAGES = (StageName.DECODER, StageName.ENCODER)
+MEMORY_BASE, MEMORY_PER_BYTE = 200_000_000, 1.2
+
+
+class CudaTarget:
+    name = NAME
+    library = "onnxruntime"
+
+    @property
+    def library_version(self) -> str:
+        return import_onnxruntime().__version__
+
+    def stages(self, bundle: Bundle) -> list[str]:
+        return [stage for stage in bundle.stages if stage in REWRITTEN_STAGES]
+
+    def job(self, bundle: Bundle, stage: str, facts: GraphFacts, max_images: int) -> Job:
+        return Job(bundle=bundle, stage=stage, facts=facts, options={"forms": FORMS})
+
+    def estimate(self, job: Job) -> Estimate:
+        size = job.bundle.stage(job.stage).bytes
+        note = None if job.stage in REWRITTEN_STAGES else "unchanged: its portable graph runs on CUDA as it is"
+        return Estimate(
+            output_bytes=size + 1_000_000, memory_bytes=int(MEMORY_BASE + MEMORY_PER_BYTE * size), note=note
+        )
+
+    def fits_here(self, devices: Sequence[str], built_on: str) -> bool:
+        return True  # of any GPU
+
+    def build(self, job: Job, folder: Path, watch: BuildWatch) -> Built:
+        path = folder / f"{job.stage}.onnx"
+        with watch.phase_of("rewriting"):
+            graph = Graph.read(job.graph)
+            for node in list(graph.model.graph.node):
+                if node.op_type == "InstanceNormalization":
+                    normalise_by_reductions(graph, node)
+            graph.save(path)
+        data = path.with_name(f"{path.name}.data")
+        return Built(files=[file for file in (path, data) if file.exists()], devices=())
+
+    def open(self, job: Job, record: BuildRecord, folder: Path) -> Run:
+        """On the CPU, whose arithmetic in float32 and float16 is that of the bundle's own check."""
+        if "bf16" in job.facts.types:
+            raise BackendError("ONNX Runtime has no bfloat16 kernels on a CPU, so the graph is not run here")
+        return run_of(open_session(folder / record.files[0].name, job.bundle.stage(job.stage).precision))
+
+
+def normalise_by_reductions(graph: Graph, node: NodeProto) -> None:
+    """Rewrite InstanceNormalization of ``[B, G, N]`` by mean and variance in float32, in two passes over the values.
+
+    The variance is the mean of squared differences: E[x^2] - E[x]^2 loses digits where a mean is far from zero.
+    """
+    x, scale, bias = node.input
+    result, kind = node.output[0], graph.element_type(scale)
+    epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
+    axes = graph.constant("normalised_axis", np.array([2]))
+    smallest = graph.constant(f"epsilon_{epsilon:g}", np.array(epsilon, np.float32))
+    wide = kind == TensorProto.FLOAT
+    values = x if wide else f"{result}/float32"
+    nodes = [] if wide else [make_node("Cast", [x], values, to=TensorProto.FLOAT)]
+    nodes += [
+        make_node("ReduceMean", [values, axes], f"{result}/mean", keepdims=1),
+        make_node("Sub", [values, f"{result}/mean"], f"{result}/centred"),
+        make_node("Mul", [f"{result}/centred", f"{result}/centred"], f"{result}/squared"),
+        make_node("ReduceMean", [f"{result}/squared", axes], f"{result}/variance", keepdims=1),
+        make_node("Add", [f"{result}/variance", smallest], f"{result}/positive"),
+        make_node("Sqrt", [f"{result}/positive"], f"{result}/deviation"),
+        make_node("Div", [f"{result}/centred", f"{result}/deviation"], f"{result}/normalised"),
+    ]
+    # Scale and bias of each group; those of the exporter are ones and zeros.
+    for name, operator, neutral in ((scale, "Mul", 1.0), (bias, "Add", 0.0)):
+        held = graph.weight(name).astype(np.float32)
+        if not (held == neutral).all():
+            column = graph.constant(f"{name}/column", held[:, None])
+            nodes.append(make_node(operator, [nodes[-1].output[0], column], f"{result}/{operator.lower()}"))
+    if not wide:
+        nodes.append(make_node("Cast", [nodes[-1].output[0]], f"{result}/narrow", to=kind))
+    nodes[-1].output[0] = nodes[-1].name = result
+    graph.replace([node], nodes)

@@ -1,0 +1,236 @@
+"""The record beside what was built of a stage: from which files, by which library, for which devices.
+
+A build lies in ``targets/<target>/`` of its bundle: a graph or an engine, and a JSON file of this record. It is used
+only after its record was found to match the bundle, the library and the device; a library would crash on, or silently
+run, some of what is refused here. Knows files and names; imports no library.
+"""
+
+import json
+import os
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bitdance_edge.runtime.bundle import schema
+from bitdance_edge.runtime.bundle.manifest import Bundle, sha256
+from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.errors import BundleError, EngineError
+
+FORMAT = 1
+TARGETS = "targets"
+Parser = Callable[[Any, str], Any]  # of a JSON value and its place, for messages
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltFile:
+    """A file as it was written: its content, and what the file system says of it.
+
+    While inode, size and times are those of the file that was hashed, nobody has written to it since: the time of
+    change cannot be set. It is not hashed again then; a copy of it is.
+    """
+
+    name: str
+    sha256: str
+    bytes: int
+    inode: int
+    modified: int  # ns
+    changed: int  # ns
+
+    @classmethod
+    def of(cls, path: Path) -> "BuiltFile":
+        digest = sha256(path)
+        return cls(name=path.name, sha256=digest, **_identity(path.stat()))
+
+    def damage(self, folder: Path) -> str | None:
+        """Why the file's bytes are not those that were built, or None."""
+        path = folder / self.name
+        if not path.is_file():
+            return f"{self.name} is missing"
+        now = _identity(path.stat())
+        if all(getattr(self, name) == value for name, value in now.items()):
+            return None
+        if now["bytes"] != self.bytes:
+            return f"{self.name} has {now['bytes']} bytes, its record says {self.bytes}: it is truncated or altered"
+        if sha256(path) != self.sha256:
+            return f"{self.name} was altered: its SHA-256 is not the one in its record"
+        return None
+
+
+def _identity(found: os.stat_result) -> dict[str, int]:
+    return {
+        "bytes": found.st_size,
+        "inode": found.st_ino,
+        "modified": found.st_mtime_ns,
+        "changed": found.st_ctime_ns,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRecord:
+    """What a build was made from, by and for.
+
+    Attributes:
+        target: as given to ``bitdance-edge build --target``.
+        library: "onnxruntime", "tensorrt_rtx" or "tensorrt".
+        devices: what it runs on: kinds of processor, or compute capabilities of GPUs; empty for any.
+        built_on: the GPU that it was built on, "" where none was needed.
+        sources: file of the bundle -> SHA-256.
+        files: the graph or engine, then its weights.
+        precision: element types of the graph, such as "int8+fp16".
+        max_images: images that it takes at once; None for any number.
+        profiles: profile -> input -> smallest, likeliest and largest shape; of engines.
+        layers: layer kind -> element type -> number of layers, as parsed; of engines.
+        options: what else decides how the build turns out.
+        error: largest error against the bundle's own stage; None where it could not be run on the building machine.
+        tolerance: what ``error`` was allowed to be.
+        seconds: of building.
+    """
+
+    stage: str
+    target: str
+    library: str
+    library_version: str
+    devices: tuple[str, ...]
+    built_on: str
+    sources: Mapping[str, str]
+    files: tuple[BuiltFile, ...]
+    precision: str
+    max_images: int | None
+    profiles: Mapping[str, Mapping[str, list[list[int]]]]
+    layers: Mapping[str, Mapping[str, int]]
+    options: Mapping[str, Any]
+    error: float | None
+    tolerance: float
+    seconds: float
+
+    @classmethod
+    def read(cls, path: Path) -> "BuildRecord":
+        """Read a record.
+
+        Raises:
+            EngineError: there is none, or it is not whole.
+        """
+        again = "build again with: bitdance-edge build BUNDLE --target TARGET --force"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise EngineError(f"{path} is missing, so nothing says what the build beside it is; {again}") from None
+        except (OSError, ValueError) as error:
+            raise EngineError(f"{path} cannot be read ({error}); {again}") from None
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+            raise EngineError(f"{path} is not a record of format {FORMAT}; {again}")
+        try:
+            return schema.record(cls, data, str(path), PARSERS)
+        except BundleError as error:
+            raise EngineError(f"{str(error).split(';')[0]}; {again}") from None
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    def mismatch(self, bundle: Bundle, library_version: str) -> str | None:
+        """Why the build is not of this bundle and library, or None; its bytes are not looked at."""
+        if self.sources != source_hashes(bundle, self.stage):
+            return "it was built from another export of this stage"
+        if self.library_version != library_version:
+            return f"it was built by {self.library} {self.library_version}, and {library_version} is installed"
+        return None
+
+    def damage(self, folder: Path) -> str | None:
+        """Why the files in ``folder`` are not those that were built, or None."""
+        return next(filter(None, (file.damage(folder) for file in self.files)), None)
+
+    def rebuild_command(self, bundle: Bundle) -> str:
+        images = ["--max-images", str(self.max_images)] if self.max_images not in (None, 1) else []
+        command = ["bitdance-edge", "build", str(bundle.folder), "--target", self.target, *images, "--force"]
+        return f"build it again with: {shlex.join(command)}"
+
+
+def _file(value: Any, at: str) -> BuiltFile:
+    found = schema.record(BuiltFile, value, at)
+    if found.name in ("", ".", "..") or set(found.name) & set("/\\"):
+        raise BundleError(f"{at}.name is {found.name!r}; a record names only files in its own folder")
+    return found
+
+
+def _files(value: Any, at: str) -> tuple[BuiltFile, ...]:
+    if not (files := _several(_file)(value, at)):
+        raise BundleError(f"{at} is empty; at least a graph or an engine is expected")
+    return tuple(files)
+
+
+def _stage(value: Any, at: str) -> str:
+    if value not in list(StageName):
+        raise BundleError(f"{at} is {value!r}; it must be one of {', '.join(StageName)}")
+    return StageName(value)
+
+
+def _exactly(kind: type) -> Parser:
+    def parse(value: Any, at: str) -> Any:
+        if type(value) is not kind:
+            raise BundleError(f"{at} is {value!r}; {kind.__name__} is expected")
+        return value
+
+    return parse
+
+
+def _number(value: Any, at: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BundleError(f"{at} is {value!r}; a number is expected")
+    return float(value)
+
+
+def _several(parse: Parser) -> Parser:
+    return lambda value, at: [parse(item, f"{at}[{i}]") for i, item in enumerate(_exactly(list)(value, at))]
+
+
+def _named(parse: Parser) -> Parser:
+    return lambda value, at: {name: parse(item, f"{at}.{name}") for name, item in schema.mapping(value, at).items()}
+
+
+PARSERS: Mapping[str, Parser] = {
+    "stage": _stage,
+    "devices": lambda value, at: tuple(_several(_exactly(str))(value, at)),
+    "sources": _named(_exactly(str)),
+    "files": _files,
+    "max_images": schema.optional(_exactly(int)),
+    "profiles": _named(_named(_several(_several(_exactly(int))))),
+    "layers": _named(_named(_exactly(int))),
+    "options": schema.mapping,
+    "error": schema.optional(_number),
+}
+
+
+def source_hashes(bundle: Bundle, stage: str) -> dict[str, str]:
+    """The files that a stage is built from, as the manifest names and hashes them."""
+    return {file.path: file.sha256 for file in bundle.stage(stage).files}
+
+
+def target_folder(bundle: Bundle, target: str) -> Path:
+    """Where the builds for a target lie; its name is part of a path on any system."""
+    return bundle.folder / TARGETS / target.replace(":", "-").replace(",", "-")
+
+
+def record_path(folder: Path, stage: str) -> Path:
+    return folder / f"{stage}.json"
+
+
+def built_folders(bundle: Bundle) -> list[Path]:
+    """The folders of all targets that a bundle was built for, by name."""
+    root = bundle.folder / TARGETS
+    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+
+
+def records(folder: Path) -> Iterator[BuildRecord]:
+    """The records in a target's folder, by stage.
+
+    Raises:
+        EngineError: one is not whole.
+    """
+    for path in sorted(folder.glob("*.json")):
+        yield BuildRecord.read(path)

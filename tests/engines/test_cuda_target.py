@@ -1,0 +1,118 @@
+"""The graphs for ONNX Runtime on CUDA have no InstanceNormalization, and compute what the portable ones do."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from building import build
+from onnx import TensorProto, helper, numpy_helper
+
+from bitdance_edge.engines.rewriting import Graph
+from bitdance_edge.engines.targets import parse_target
+from bitdance_edge.engines.targets.cuda import normalise_by_reductions
+from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime.backends.built_graphs import BuiltGraphs
+from bitdance_edge.runtime.bundle.record import target_folder
+
+TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
+
+@pytest.fixture(params=["fp32", "fp16", "bf16"])
+def unbuilt(exported: Callable[..., Bundle], request: pytest.FixtureRequest, tmp_path: Path) -> Bundle:
+    source = exported("cc_4x_patch", precision=request.param).folder
+    return Bundle.open(shutil.copytree(source, tmp_path / "bundle", ignore=shutil.ignore_patterns("targets")))
+
+
+def test_the_image_stages_are_rewritten_and_checked(unbuilt: Bundle) -> None:
+    precision = unbuilt.stage("decoder").precision
+    records = build(unbuilt, "cuda")
+    assert records.keys() == {"decoder", "encoder"}
+    folder = target_folder(unbuilt, "cuda")
+    for stage, record in records.items():
+        model = onnx.load(folder / record.files[0].name, load_external_data=False)
+        assert "InstanceNormalization" not in {node.op_type for node in model.graph.node}
+        kinds = {
+            value.name: value.type.tensor_type.elem_type
+            for value in onnx.shape_inference.infer_shapes(model).graph.value_info
+        }
+        means = [kinds[node.output[0]] for node in model.graph.node if node.op_type == "ReduceMean"]
+        assert set(means) == {TensorProto.FLOAT}  # statistics, whatever the graph is in
+        if precision == "bf16":
+            assert record.error is None
+        else:
+            assert record.error is not None
+            # Of the encoder the error is the share of flipped bits.
+            assert record.error <= ({"fp32": 1 / 255, "fp16": 2 / 255}[precision] if stage == "decoder" else 0.002)
+    assert BuiltGraphs.find(unbuilt, "cuda", ort.__version__).records.keys() == records.keys()
+
+
+def test_what_cannot_run_here_says_so(
+    exported: Callable[..., Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bitdance_edge.cli import main
+
+    folder = shutil.copytree(exported("cc_4x_patch", precision="bf16").folder, tmp_path / "bundle")
+    assert main(["build", str(folder), "--target", "cuda", "--stages", "decoder"]) == 0
+    output = capsys.readouterr().out
+    assert "not run here" in output
+    assert "not checked against the bundle's own graphs: ONNX Runtime has no bfloat16 kernels on a CPU" in output
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1e-6), ("fp16", 2e-3)])
+@pytest.mark.parametrize("plain", [True, False])
+def test_normalisation_by_reductions(tmp_path: Path, precision: str, allowed: float, plain: bool) -> None:
+    """Of groups whose mean is far from zero, where a variance from the mean of squares would lose its digits."""
+    rng = np.random.default_rng(1)
+    kind, dtype = TYPES[precision], np.float32 if precision == "fp32" else np.float16
+    scale, bias = (np.ones(4), np.zeros(4)) if plain else (rng.uniform(0.5, 2, 4), rng.standard_normal(4))
+    node = helper.make_node("InstanceNormalization", ["x", "scale", "bias"], ["y"], name="norm", epsilon=1e-6)
+    graph = helper.make_graph(
+        [node],
+        "norm",
+        [helper.make_tensor_value_info("x", kind, ["B", 4, 256])],
+        [helper.make_tensor_value_info("y", kind, ["B", 4, 256])],
+        [numpy_helper.from_array(value.astype(dtype), name) for name, value in (("scale", scale), ("bias", bias))],
+    )
+    path, changed = tmp_path / "norm.onnx", tmp_path / "changed.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10), path)
+    rewritten = Graph.read(path)
+    normalise_by_reductions(rewritten, rewritten.model.graph.node[0])
+    rewritten.save(changed)
+    onnx.checker.check_model(changed, full_check=True)
+    used = [node.op_type for node in onnx.load(changed).graph.node]
+    assert ("Cast" in used) == (precision == "fp16")
+    assert used.count("Mul") == (1 if plain else 2)
+    x = (rng.standard_normal((2, 4, 256)) + 20).astype(dtype)
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean(2, keepdims=True)) / np.sqrt(exact.var(2, keepdims=True) + 1e-6)
+    exact = exact * scale.astype(dtype).astype(np.float64)[:, None] + bias.astype(dtype).astype(np.float64)[:, None]
+    (got,) = ort.InferenceSession(str(changed), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    assert got.dtype == dtype
+    assert np.abs(got - exact).max() / np.abs(exact).max() < allowed
+
+
+def test_other_stages_are_written_unchanged_and_the_plan_says_so(
+    exported: Callable[..., Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bitdance_edge.cli import main
+
+    bundle = Bundle.open(shutil.copytree(exported("cc_4x_patch").folder, tmp_path / "bundle"))
+    assert main(["build", str(bundle.folder), "--target", "cuda", "--stages", "time", "--dry-run"]) == 0
+    assert "unchanged: its portable graph runs on CUDA" in capsys.readouterr().out
+    records = build(bundle, "cuda", ["time"])
+    assert records["time"].error == 0
+
+
+def test_a_build_for_cuda_is_for_any_gpu_and_version_bound(unbuilt: Bundle) -> None:
+    if unbuilt.stage("decoder").precision != "fp32":
+        pytest.skip("once is enough")
+    records = build(unbuilt, "cuda", ["decoder"])
+    assert records["decoder"].devices == ()
+    assert parse_target("cuda").fits_here((), "")
+    other = replace(records["decoder"], library_version="1.0.0")
+    assert other.mismatch(unbuilt, ort.__version__) is not None
