@@ -124,7 +124,7 @@ def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
     for expected in (
         *bundle.stages,
         "memory to generate 4 guided images",
-        "in all",
+        "total",
         "onnxruntime-cpu: yes",
         "all files of 8 stages",
         "checkpoint",
