@@ -175,7 +175,7 @@ def _collect_part(
     fetched = [name for name in tensors if name not in inputs]
     seen = {layer.name: Activations() for layer in layers}
     for sample in tqdm(data.samples(graph.stage), desc=f"ranges of {graph.stage}", leave=False, disable=None):
-        values = dict(zip(fetched, sample.through(run, fetched), strict=True))
+        values = dict(zip(fetched, sample.replay(run, fetched), strict=True))
         for layer in layers:
             entering = values[layer.activation] if layer.activation in values else sample.inputs[layer.activation]
             for step, part, weight in _by_step(sample, entering, weights):

@@ -2,7 +2,7 @@
 
 The network is an ONNX file that takes uint8 images ``[N, H, W, 3]`` and gives ``features`` ``[N, F]`` and, if it reads
 classes, ``scores`` ``[N, classes]``. Neither score can tell INT4 from float32 on small models: they are a sanity check
-beside bits and PSNR.
+in addition to bits and PSNR.
 """
 
 import hashlib

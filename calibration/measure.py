@@ -124,7 +124,7 @@ def _stage_loss(reference: BundleSessions, calibrated: BundleSessions, data: Dat
     sums, largest, scale = np.zeros(2), 0.0, 0.0
     bits = stage == StageName.ENCODER
     for sample in data.samples(stage):
-        for want, got in zip(*(sample.through(run, outputs) for run in runs), strict=True):
+        for want, got in zip(*(sample.replay(run, outputs) for run in runs), strict=True):
             want, got = want.astype(np.float64), got.astype(np.float64)
             error = (want != got).astype(np.float64) if bits else got - want
             sums += np.square(error).sum(), want.size if bits else np.square(want).sum()

@@ -42,7 +42,7 @@ class Sample:
     step: int
     inputs: Mapping[str, np.ndarray]
 
-    def through(self, run: StageRun, outputs: list[str]) -> list[np.ndarray]:
+    def replay(self, run: StageRun, outputs: list[str]) -> list[np.ndarray]:
         """Run the launch again; the samples of an image must come in order."""
         return run(self.inputs, outputs, first=self.launch == 0)
 

@@ -181,7 +181,7 @@ class StageTrial:
     def _run(self, formats: Mapping[str, str]) -> np.ndarray:
         session = self.variants.session(self.stage, formats, [self.output])
         run = StageRun(self.variants.graphs[self.stage].spec, session)
-        return np.concatenate([sample.through(run, [self.output])[0] for sample in self.samples]).astype(np.float64)
+        return np.concatenate([sample.replay(run, [self.output])[0] for sample in self.samples]).astype(np.float64)
 
 
 def _latent(graph: StageGraph) -> str:

@@ -60,7 +60,10 @@ def test_bits_and_images_are_measured(calibrated: Get) -> None:
 
 def test_the_report_holds_every_figure_and_its_plots(calibrated: Get) -> None:
     folder = calibrated("int8").bundle.folder / "calibration"
-    report, page = json.loads((folder / "report.json").read_text()), (folder / "report.md").read_text()
+    report, page = (
+        json.loads((folder / "report.json").read_text(encoding="utf-8")),
+        (folder / "report.md").read_text(encoding="utf-8"),
+    )
     assert report["bits"]["forced"] == pytest.approx(calibrated("int8").findings.losses.bits.forced, rel=1e-5)
     assert len(report["sensitivity"]) == 69 and len(report["effect_of_times"]) == 5
     assert set(report["stages"]) == set(OPTIONS.recipe.precisions)
@@ -89,7 +92,7 @@ def test_the_budget_keeps_the_most_sensitive_layers(digits: Digits, recordings: 
         list(search.kept) == [item.layer.name for item in ranked(found.sensitivities, LOOP_STAGES)][: len(search.kept)]
     )
     assert set(search.kept).isdisjoint(found.chosen.formats)
-    page = (tmp_path / "out" / "calibration" / "report.md").read_text()
+    page = (tmp_path / "out" / "calibration" / "report.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in search.kept) and "in sensitivity (generator)" in page
 
     recipe = CalibrationRecipe.read(tmp_path / "out" / "calibration" / "recipe.json")
@@ -123,7 +126,7 @@ def test_a_budget_that_no_layer_holds_leaves_all_as_exported(
     found = calibrate(digits("fp32"), tmp_path / "out", asked)
     assert not found.chosen.formats and found.tested("encoder") == 0 and found.losses.bits.free == 0
     assert Bundle.open(tmp_path / "out").stages["encoder"].precision == "fp32"
-    assert "13 of 13 layers kept" in (tmp_path / "out" / "calibration" / "report.md").read_text()
+    assert "13 of 13 layers kept" in (tmp_path / "out" / "calibration" / "report.md").read_text(encoding="utf-8")
 
 
 def test_fewest_kept_bisects() -> None:

@@ -1,6 +1,7 @@
 """What cannot be calibrated has a clear outcome, before any work where that is possible, and leaves nothing behind."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from bitdance_edge.calibration.recipe import CalibrationRecipe
 from bitdance_edge.cli import main
 from bitdance_edge.runtime import Bundle, Size
 from bitdance_edge.runtime.bundle.manifest import file_spec
+from bitdance_edge.runtime.errors import StorageError
 
 Digits = Callable[[str], Bundle]
 
@@ -34,7 +36,7 @@ def test_a_layer_that_only_sees_zeros_stays_as_exported(bundle: Bundle, tmp_path
     zeros = {name for name, reason in found.chosen.left.items() if "were 0" in reason}
     assert zeros == {f"backbone:backbone.layers.0.feed_forward.{name}" for name in ("w1", "w2")}
     assert zeros.isdisjoint(found.chosen.formats)
-    assert "no scale can be chosen" in (tmp_path / "out" / "calibration" / "report.md").read_text()
+    assert "no scale can be chosen" in (tmp_path / "out" / "calibration" / "report.md").read_text(encoding="utf-8")
     assert np.isfinite(found.losses.bits.free)
 
 
@@ -43,7 +45,7 @@ def test_an_empty_set(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*command, "--images", "0"]) == 1
     assert "the calibration set is empty: it has 0 images" in capsys.readouterr().err
     empty = tmp_path / "prompts.txt"
-    empty.write_text("\n\n")
+    empty.write_text("\n\n", encoding="utf-8")
     assert main([*command, "--prompts", str(empty)]) == 1
     assert "the calibration set is empty" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [empty]
@@ -100,6 +102,25 @@ def test_neither_an_existing_folder_nor_a_calibrated_bundle(
         calibrate(calibrated("int8").bundle, tmp_path / "twice", options("fp8"))
 
 
+def test_builds_and_recordings_are_not_copied(bundle: Bundle, recordings: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(bundle.folder, source)
+    for path in (source / "targets" / "cpu" / "head.json", source / "calibration" / "recordings" / "set.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}", encoding="utf-8")
+    asked = replace(options("int8", ["time"], weigh_times=False), held_out=1, test_images=1, data=recordings)
+    calibrate(Bundle.open(source), tmp_path / "out", asked)
+    assert not (tmp_path / "out" / "targets").exists()
+    assert not (tmp_path / "out" / "calibration" / "recordings").exists()
+
+
+def test_a_folder_that_cannot_be_made(bundle: Bundle, recordings: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    asked = replace(options("int8", ["time"], weigh_times=False), held_out=1, test_images=1, data=recordings)
+    with pytest.raises(StorageError, match=r"cannot write .*file/out: .*choose another folder"):
+        calibrate(bundle, tmp_path / "file" / "out", asked)
+
+
 def test_four_bits_need_a_newer_opset(bundle: Bundle, tmp_path: Path) -> None:
     """The error comes while the new bundle is written; nothing is left of it."""
     older = altered(bundle, tmp_path / "older", "time", "head.time_embed.mlp.0.bias", lambda w: w)
@@ -122,7 +143,7 @@ def test_a_recipe_for_layers_that_are_not_there(bundle: Bundle, tmp_path: Path) 
 
 def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
     for content in ("{", "[]", '{"format": 9}', '{"format": 1, "draw": {}}'):
-        (tmp_path / "recipe.json").write_text(content)
+        (tmp_path / "recipe.json").write_text(content, encoding="utf-8")
         with pytest.raises(CalibrationError, match="is not a recipe of this version"):
             CalibrationRecipe.read(tmp_path / "recipe.json")
 
@@ -130,7 +151,7 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [None, Size(width=192, height=128)])
 def test_a_recipe_is_read_as_it_was_written(tmp_path: Path, size: Size | None) -> None:
     recipe = replace(OPTIONS.recipe, draw=replace(OPTIONS.recipe.draw, size=size), kept=("head:a", "head:b"))
-    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    (tmp_path / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
     assert CalibrationRecipe.read(tmp_path / "recipe.json") == recipe
 
 
@@ -140,7 +161,7 @@ def test_a_recipe_of_format_1_has_the_height_first(
 ) -> None:
     data = json.loads(OPTIONS.recipe.to_json())
     data["format"], data["draw"]["size"] = 1, written
-    (tmp_path / "recipe.json").write_text(json.dumps(data))
+    (tmp_path / "recipe.json").write_text(json.dumps(data), encoding="utf-8")
     recipe = CalibrationRecipe.read(tmp_path / "recipe.json")
     assert recipe == replace(OPTIONS.recipe, draw=replace(OPTIONS.recipe.draw, size=size))
 

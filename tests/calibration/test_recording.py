@@ -72,7 +72,7 @@ def test_samples_cover_all_sampling_times_and_patches(sessions: BundleSessions, 
 def test_the_cache_is_made_again_from_what_was_recorded(sessions: BundleSessions, whole: DataSet) -> None:
     """The backbone's condition, run from its samples, is what the head was modulated by."""
     run, samples = sessions.run("backbone"), whole.samples("backbone")
-    made = {(sample.image, sample.launch): sample.through(run, ["condition"])[0] for sample in samples}
+    made = {(sample.image, sample.launch): sample.replay(run, ["condition"])[0] for sample in samples}
     for sample in whole.samples("modulation"):  # one launch a patch, of so few steps
         assert np.array_equal(made[sample.image, sample.launch], sample.inputs["condition"])
 
