@@ -1,1 +1,1 @@
-"""The stages as ONNX graphs, checked against PyTorch, in a bundle. Needs the ``export`` and ``cpu`` extras."""
+"""Export the stages as ONNX graphs, checked against PyTorch, into a bundle. Needs the ``export`` and ``cpu`` extras."""

@@ -4,4 +4,4 @@ from bitdance_edge.errors import BitDanceError
 
 
 class ExportError(BitDanceError):
-    """An export that cannot be done, or whose graphs do not compute what PyTorch does."""
+    """An export that is not possible, or whose graphs do not compute what PyTorch does."""

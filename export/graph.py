@@ -29,8 +29,8 @@ SYMBOL = re.compile(r"\b[a-z]+\d+\b")  # of the tracer, such as s32
 
 
 def export_graph(stage: StageExport, path: Path, opset: int, weights: WeightPlacer) -> None:
-    """Trace a stage and write ``path``; its weights stand beside it in ``<path>.data`` or in linked files."""
-    # Never looked at: what is traced is their shapes, and memory that is not written to is not taken.
+    """Trace a stage and write ``path``; its weights go into ``<path>.data``, or are those of linked files."""
+    # Only shapes are traced: values are never read, and memory that is never written to is not taken.
     arguments = {name: torch.empty(_traced(shape), dtype=dtype) for name, (dtype, shape) in stage.inputs.items()}
     shapes = {name: _dynamic(shape, stage.least) for name, (_, shape) in stage.inputs.items()}
     hollow = {name for name, parameter in stage.module.named_parameters() if parameter.numel() > HOLLOW_FROM}
@@ -67,7 +67,7 @@ def _translations(opset: int) -> ONNXRegistry:
 
 
 def _name_dimensions(program: torch.onnx.ONNXProgram, stage: StageExport) -> None:
-    """Give every dimension its name: what hangs on a multiple such as ``16*PH`` still has the tracer's own symbol."""
+    """Give every dimension its name: one derived from a multiple such as ``16*PH`` has a symbol of the tracer's own."""
     assert program.exported_program is not None
     signature = set(program.exported_program.graph_signature.user_inputs)
     inputs = [node for node in program.exported_program.graph.nodes if node.op == "placeholder"]
@@ -103,13 +103,13 @@ def _dynamic(shape: Shape, least: Mapping[str, int]) -> dict[int, Any]:
 
 
 def _strip_traces(path: Path) -> None:
-    """Keep each node's module path, which errors and profiles name, and drop the source lines of this machine."""
+    """Keep each node's module path, which errors and profiles name; drop source lines, which name this machine."""
     graph = onnx.load(path, load_external_data=False)
     for node in graph.graph.node:
         scopes = [entry.value for entry in node.metadata_props if entry.key == MODULE_PATH]
         del node.metadata_props[:]
         for value in scopes:
-            # Paths are told as the model knows them: the stage, which holds the whole model, stands for its root.
+            # Paths are those of the model: the stage that holds it stands for its root.
             root, *modules, operation = ast.literal_eval(value)
             inner = [module.removeprefix("model.") for module in modules if module != "model"]
             node.metadata_props.add(key=MODULE_PATH, value=repr([root, *inner, operation]))
@@ -122,7 +122,7 @@ def _strip_traces(path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress text and its remarks on packages that no stage uses off the terminal."""
+    """Silence the exporter's progress text and its warnings about packages that no stage uses."""
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What a graph file says of its tensors: inputs and outputs, and the memory of what lies between."""
+"""Inputs and outputs of a graph file, and the memory that its intermediate tensors take."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def tensor_specs(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, 
 
 
 def _dimension(expression: str) -> str:
-    """A name, or a multiple of one as ``16*PH``: what a bundle may say of a dimension."""
+    """A name, or a multiple of one such as ``16*PH``: the two kinds that a bundle can hold."""
     factor, rest = sympy.parse_expr(expression, local_dict={name: sympy.Symbol(name) for name in TRACED}).as_coeff_Mul()
     if not rest.is_Symbol:
         raise ExportError(f"the exporter derived dimension {expression}; a bundle holds names and their multiples only")
@@ -55,5 +55,5 @@ def _value_bytes(value: onnx.ValueInfoProto, sizes: dict[str, int]) -> int:
 
 
 def _size(expression: str, sizes: dict[str, int]) -> int:
-    """A named dimension, or what the exporter derived from some, as a number."""
+    """The size of a dimension, given by its name or by an expression that the exporter derived from names."""
     return int(sympy.parse_expr(expression, local_dict=sizes))

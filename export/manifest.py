@@ -1,4 +1,4 @@
-"""What a bundle's manifest says of a model and of its exported graphs."""
+"""The parts of a bundle's manifest that describe a model and its exported graphs."""
 
 import shutil
 from dataclasses import dataclass, field
@@ -95,7 +95,7 @@ def cache_spec(model: Generator, precision: str) -> CacheSpec:
 
 
 def published_spec(model: Generator) -> SamplingSpec | None:
-    """What the checkpoint was published with; None where those are its defaults."""
+    """The sampling settings that the checkpoint was published with; None where they are its defaults."""
     published = model.config.published_sampling
     return None if published is None else sampling_spec(model, published)
 

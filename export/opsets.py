@@ -1,7 +1,7 @@
-"""The ONNX operators that write down the backbone's cache, rotation and attention, by opset.
+"""The ONNX operators of the backbone's cache, rotation and attention, by opset.
 
 Opset 24 has operators that name what they do: TensorScatter for the cache, RotaryEmbedding, Attention and
-RMSNormalization (https://onnx.ai/onnx/operators). Opset 20 spells the same out in older operators, for TensorRT before
+RMSNormalization (https://onnx.ai/onnx/operators). Opset 20 writes the same in older operators, for TensorRT before
 10.15 and other consumers. Names and shapes of inputs and outputs are the same in both.
 """
 
@@ -56,7 +56,7 @@ def _rotate_by_table(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, int
 
 
 def _repeated_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """The same where attention knows no groups: each key-value head is repeated for its queries."""
+    """Attention without groups: each key-value head is repeated for its queries."""
     group = queries.shape[1] // keys.shape[1]
     if group > 1:
         keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)

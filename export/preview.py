@@ -1,6 +1,6 @@
 """Fast previews: a bundle's map from bits to pixels, fitted to its decoder on images that the bundle itself draws.
 
-Random bits would do without a generator, but are no images: fitted to them the map of the shapes model was 4 dB worse.
+Random bits would need no generator, but make no images: fitted to them, the map of the shapes model was 4 dB worse.
 """
 
 import math
@@ -20,7 +20,7 @@ FILE = "fast_preview.npy"
 STEPS = 4  # sampling steps of the images, which need not be good
 SEED = 0
 SAMPLES = 4  # tokens for each unknown of the map
-SMALL = 16 * 64 * 64  # pixels that are drawn at the least, of small images up to MOST
+SMALL = 16 * 64 * 64  # pixels: small images are drawn until they have as many in total, MOST of them at most
 MOST = 16
 BATCH = 16
 WORDS = 6  # of a prompt
@@ -44,10 +44,10 @@ def with_fast_previews(bundle: Bundle) -> Bundle:
 
 
 def _requests(bundle: Bundle, images: int) -> Iterator[Request]:
-    """Of classes spread over all, or of prompts of random words."""
+    """Requests for classes spread over all of them, or for prompts of random words."""
     generator = np.random.default_rng(SEED)
     words = [] if bundle.text is None else sorted(filter(str.isalpha, PromptEncoder.open(bundle).tokenizer.get_vocab()))
-    batch = 1 if bundle.model.default_size.tokens > 1024 else BATCH  # large images come one by one
+    batch = 1 if bundle.model.default_size.tokens > 1024 else BATCH  # large images are drawn one at a time
     for first in range(0, images, batch):
         count = min(batch, images - first)
         common = Request(seed=SEED + first, steps=STEPS, count=1)

@@ -1,4 +1,4 @@
-"""The stages as modules to be traced: each one a launch, with all that the host would otherwise do between launches.
+"""The stages as modules to be traced; each is one launch, and does what the host would otherwise do between launches.
 
 R = rows run by the backbone, B = independent draws of the head or images of the decoder, T = length of a backbone pass,
 N = times, M = head evaluations modulated at once, P = tokens per step, S = cache length. Each stage holds the model
@@ -84,8 +84,8 @@ class TimeStage(Stage):
 class BackboneStage(Stage):
     """Embeddings ``[R, T, D]`` on top of the cache to the head's embedded condition ``[R, P, W]`` of the last P.
 
-    One graph for the prompt and for every patch: the mask ``[R, 1, T, S]`` says who sees whom, ``cache_position``
-    ``[R]`` where the T new keys and values go, ``place`` which patch of the image the condition is for.
+    One graph for the prompt and for every patch: the mask ``[R, 1, T, S]`` says which position sees which,
+    ``cache_position`` ``[R]`` where the T new keys and values go, ``place`` which patch the condition is for.
     """
 
     unused = ("tokenizer", "projector", "head.res_blocks", "head.ada_ln_blocks", "head.time_embed")

@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--opset", type=int, default=24, help="24 (default), or 20 for TensorRT before 10.15 and older consumers"
     )
     parser.add_argument("--dtype", default="fp32", help="fp32 (default, for CPUs), fp16 or bf16 (for TensorRT)")
-    parser.add_argument("--force", action="store_true", help="replace the bundle that is already there")
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.add_argument(
         "--no-fast-previews",
         dest="fast_previews",
@@ -37,7 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     text = parser.add_argument_group("text to image")
     text.add_argument(
-        "--sizes", metavar="WIDTHxHEIGHT,...", help="image sizes, width first (default: all of the checkpoint)"
+        "--sizes",
+        metavar="WIDTHxHEIGHT,...",
+        help="image sizes in pixels, width first: 1280x768 is wide, 768x1280 high (default: all of the checkpoint)",
     )
     text.add_argument("--max-prompt", type=int, metavar="N", help="tokens of the longest prompt, template included")
     weights = text.add_mutually_exclusive_group()
