@@ -73,8 +73,8 @@ class Plan:
         if available is not None and largest.estimate.memory_bytes > available:
             raise EngineError(
                 f"{largest.job.stage} takes up to {largest.estimate.memory_bytes / 1e6:.0f} MB of memory to build and "
-                f"{available / 1e6:.0f} MB are available; close other programs or build on a larger machine: for rtx "
-                "targets any will do, then copy the bundle back"
+                f"{available / 1e6:.0f} MB are available; close other programs, or build on a larger machine (for rtx "
+                "any will do) and copy the bundle back"
             )
 
 

@@ -1,7 +1,7 @@
-"""What each stage is given in a real generation: the inputs that builds are checked with, and profiles run on.
+"""What each stage is given in a real generation: the inputs that builds are checked with, and that profiles run on.
 
-One guided image, its first patches, a few sampling steps, on ONNX Runtime; then the decoder and the encoder on what
-came out. A sample is taken just before the launch, of buffers as the loop has bound them.
+One guided image, its first patches, a few sampling steps, on ONNX Runtime; then the decoder on its tokens, and the
+encoder on the image. A sample is taken just before the launch, from the buffers that the loop has bound.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from bitdance_edge.runtime.backends.observed import ObservedBackend
 from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeBackend
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import ImageSize
-from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
 from bitdance_edge.runtime.loop import BoundLoop, generate_tokens
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
 from bitdance_edge.runtime.request import Request
@@ -29,15 +29,15 @@ SEED = 1
 
 # Stage -> what is recorded of it: name of the sample -> which launch it is. Of the head, the first of the second patch:
 # the first patch's rows may be sampled apart, and its input is noise, which is finite whatever the head makes of it.
-SAMPLES: dict[str, dict[str, int]] = {
-    "prompt": {"all": 0},
-    "time": {"all": 0},
-    "backbone": {"prompt": 0, "patch": 1},
-    "modulation": {"all": 1},
-    "head": {"all": STEPS + 1},
-    "tokens": {"all": 1},
-    "decoder": {"all": 0},
-    "encoder": {"all": 0},
+SAMPLES: dict[StageName, dict[str, int]] = {
+    StageName.PROMPT: {"all": 0},
+    StageName.TIME: {"all": 0},
+    StageName.BACKBONE: {"prompt": 0, "patch": 1},
+    StageName.MODULATION: {"all": 1},
+    StageName.HEAD: {"all": STEPS + 1},
+    StageName.TOKENS: {"all": 1},
+    StageName.DECODER: {"all": 0},
+    StageName.ENCODER: {"all": 0},
 }
 
 
@@ -52,7 +52,7 @@ class Recorder:
     def note(self, stage: str, buffers: Mapping[str, HostBuffer]) -> None:
         launch = self.launches.get(stage, 0)
         self.launches[stage] = launch + 1
-        for name, wanted in SAMPLES[stage].items():
+        for name, wanted in SAMPLES[StageName(stage)].items():
             if launch == wanted:
                 inputs = self.bundle.stage(stage).inputs
                 self.samples[stage, name] = {tensor.name: buffers[tensor.name].read() for tensor in inputs}
@@ -81,8 +81,8 @@ def record_samples(bundle: Bundle) -> dict[tuple[str, str], Sample]:
     inputs = {"tokens": whole}
     if model.decoder_noise:
         inputs["noise"] = normals(SEED, Stream.DECODER, 0, 1, (size.tokens, model.bits))
-    pixels = _run(bundle, backend, "decoder", inputs, "pixels", size)
-    _run(bundle, backend, "encoder", {"pixels": pixels}, "tokens", size)
+    pixels = _run(bundle, backend, StageName.DECODER, inputs, "pixels", size)
+    _run(bundle, backend, StageName.ENCODER, {"pixels": pixels}, "tokens", size)
     return recorder.samples
 
 

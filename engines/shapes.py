@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import dim_factor
+from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import EngineError
 from bitdance_edge.runtime.loop import modulated_at_once
 from bitdance_edge.runtime.request import MAX_STEPS
@@ -33,7 +34,7 @@ def shape_profiles(bundle: Bundle, stage: str, max_images: int) -> tuple[ShapePr
         raise EngineError(f"--max-images is {max_images}; it must be at least 1")
     rows = 2 * max_images  # guided: a conditional and an unconditional row an image
     # Draws are images, but for a patch whose two rows are sampled apart.
-    draws = rows if stage in ("head", "tokens") else max_images
+    draws = rows if stage in (StageName.HEAD, StageName.TOKENS) else max_images
     common = {
         "R": (1, rows, rows),
         "B": (1, max_images, draws),
@@ -47,7 +48,7 @@ def shape_profiles(bundle: Bundle, stage: str, max_images: int) -> tuple[ShapePr
 
 
 def _modulated(bundle: Bundle, rows: int) -> Range:
-    """Head evaluations modulated together: the most for one row, the likeliest for all rows with the bundle's steps."""
+    """Head evaluations modulated at once: the most for one row, the likeliest for all rows with the bundle's steps."""
     tokens = bundle.model.tokens_per_step
     return 1, modulated_at_once(rows * tokens, bundle.sampling.steps + 1), modulated_at_once(tokens, MAX_STEPS + 1)
 
@@ -55,9 +56,9 @@ def _modulated(bundle: Bundle, rows: int) -> Range:
 def _profiles(bundle: Bundle, stage: str) -> dict[str, dict[str, Range]]:
     """What differs between the profiles of a stage."""
     model, prompt, patch = bundle.model, _prompt_lengths(bundle), bundle.model.tokens_per_step
-    if stage == "backbone":
+    if stage == StageName.BACKBONE:
         return {"prompt": {"T": prompt}, "patch": {"T": (patch, patch, patch)}}
-    if stage in ("decoder", "encoder") and len(model.sizes) > 1:
+    if stage in (StageName.DECODER, StageName.ENCODER) and len(model.sizes) > 1:
         # One a size: a range over all would take the memory of the tallest by the widest image.
         return {
             str(size): {name: (dim, dim, dim) for name, dim in size.dims.items()}

@@ -18,7 +18,7 @@ def lacking_support(
     """Why a stage cannot be built for GPUs of these compute capabilities, with the command that would work.
 
     Args:
-        all_of_them: the engine must run on each; else those that lack something are left out.
+        all_of_them: the engine must run on each; else those that lack something are omitted.
     """
     unknown = NEWER_OPERATORS & set(facts.operators.values())
     if unknown and not library.updates_cache_in_place:

@@ -15,6 +15,8 @@ import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,10 +36,11 @@ class FakeGpu:
     Args:
         size: bytes of memory.
         aliases: whether engines update the cache in place.
+        implicit_context: engines load without a current context, as in a process that has none but TensorRT's own.
     """
 
-    def __init__(self, bundle: Bundle, size: int = 10**9, aliases: bool = True) -> None:
-        self.bundle, self.size, self.aliases = bundle, size, aliases
+    def __init__(self, bundle: Bundle, size: int = 10**9, aliases: bool = True, implicit_context: bool = False) -> None:
+        self.bundle, self.size, self.aliases, self.implicit_context = bundle, size, aliases, implicit_context
         self.memory: dict[int, np.ndarray] = {}  # address -> bytes
         self.arenas: set[int] = set()  # addresses that execution contexts were given for their activations
         self.streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
@@ -340,6 +343,9 @@ class Engine:
         self.session = import_onnxruntime().InferenceSession(str(path), cpu_options(1))
         self.layers = ["first layer", "second layer"]
 
+    def compute(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return self.session.run(outputs, inputs)
+
     def create_execution_context(self, strategy: object) -> "ExecutionContext":
         assert strategy == "user managed"
         return ExecutionContext(self)
@@ -406,7 +412,7 @@ class ExecutionContext:
             }
             self.gpu.bytes_at(*arena)[:] = GARBAGE
             names = [tensor.name for tensor in engine.spec.outputs]
-            for tensor, values in zip(engine.spec.outputs, engine.session.run(names, inputs), strict=True):
+            for tensor, values in zip(engine.spec.outputs, engine.compute(names, inputs), strict=True):
                 self.gpu.array_at(addresses[tensor.name], values.shape, tensor.dtype)[...] = values
             if self.profiler is not None:
                 for layer in engine.layers:
@@ -414,6 +420,73 @@ class ExecutionContext:
 
         stream.push(f"run {engine.stage}", compute)
         return True
+
+
+def builder(gpu: FakeGpu) -> dict[str, Any]:
+    """The names of TensorRT that a build uses; a network is a stage of the bundle, and of its layers the cache's."""
+
+    class Network:
+        stage = ""
+
+        @property
+        def outputs(self) -> list[Any]:
+            return [SimpleNamespace(name=tensor.name) for tensor in gpu.bundle.stage(self.stage).outputs]
+
+        @property
+        def num_outputs(self) -> int:
+            return len(self.outputs)
+
+        def get_output(self, index: int) -> Any:
+            return self.outputs[index]
+
+        @property
+        def num_layers(self) -> int:
+            return 2 * gpu.bundle.cache.layers if self.stage == "backbone" else 0
+
+        def get_layer(self, index: int) -> Any:
+            past, present = (
+                SimpleNamespace(name=name, dtype=SimpleNamespace(name="FLOAT"))
+                for name in list(gpu.bundle.cache_names())[index]
+            )
+            return SimpleNamespace(
+                type=LayerType.KV_CACHE_UPDATE, get_input=lambda number: past, get_output=lambda number: present
+            )
+
+    class LayerType(Enum):
+        KV_CACHE_UPDATE = 0
+        ATTENTION_INPUT = 1
+
+    class Builder:
+        def __init__(self, logger: object) -> None:
+            self.create_optimization_profile = lambda: SimpleNamespace(set_shape=lambda name, *shapes: None)
+
+        def create_network(self, flags: int) -> Network:
+            return Network()
+
+        def create_builder_config(self) -> Any:
+            return SimpleNamespace(add_optimization_profile=lambda profile: 0)
+
+        def build_serialized_network(self, network: Network, config: Any) -> bytes:
+            config.progress_monitor.phase_start("Building engine", None, 1)
+            config.progress_monitor.phase_finish("Building engine")
+            return f"engine of {network.stage}".encode()
+
+    class OnnxParser:
+        def __init__(self, network: Network, logger: object) -> None:
+            self.network = network
+
+        def parse_from_file(self, path: str) -> bool:
+            self.network.stage = Path(path).stem
+            return True
+
+    return {
+        "Builder": Builder,
+        "OnnxParser": OnnxParser,
+        "LayerType": LayerType,
+        "IProgressMonitor": type("IProgressMonitor", (), {}),
+        "NetworkDefinitionCreationFlag": SimpleNamespace(STRONGLY_TYPED=1),
+        "ProfilingVerbosity": SimpleNamespace(DETAILED=1),
+    }
 
 
 def tensorrt(gpu: FakeGpu) -> Any:
@@ -424,7 +497,8 @@ def tensorrt(gpu: FakeGpu) -> Any:
             pass
 
         def deserialize_cuda_engine(self, plan: Any) -> Engine:
-            gpu.require_current()
+            if not gpu.implicit_context:
+                gpu.require_current()
             return Engine(gpu, bytes(plan[:]).decode().removeprefix("engine of "))
 
     class IProfiler:
@@ -434,6 +508,7 @@ def tensorrt(gpu: FakeGpu) -> Any:
     return SimpleNamespace(
         __name__="tensorrt",
         __version__="11.4.0",
+        **builder(gpu),
         Runtime=Runtime,
         IProfiler=IProfiler,
         LayerInformationFormat=SimpleNamespace(JSON="json"),

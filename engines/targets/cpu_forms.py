@@ -104,18 +104,12 @@ def winograd_convolution(graph: Graph, node: NodeProto) -> bool:
     image. Tiles are cut out and transformed by a convolution of one channel, and put together by its transpose: both
     run at the speed of matrix products.
     """
-    if node.op_type != "Conv" or node.input[1] not in graph.weights:
+    grid = _winograd_tiles(graph, node)
+    if grid is None:
         return False
-    dims, filters = graph.dims(node.input[0]), graph.weights[node.input[1]]
-    if dims is None or len(dims) != 4 or filters.data_type != TensorProto.FLOAT or not _plain(node, list(filters.dims)):
-        return False
-    outputs, inputs = filters.dims[0], filters.dims[1]
-    height, width = dims[2:]
-    if not isinstance(height, int) or not isinstance(width, int) or height % TILE or width % TILE:
-        return False
-    down, across, side = height // TILE, width // TILE, TILE + 2
-    if outputs > down * across:
-        return False
+    down, across = grid
+    height, width, side = down * TILE, across * TILE, TILE + 2
+    outputs, inputs = graph.weights[node.input[1]].dims[:2]
     forward, turn, backward = (np.array(table) for table in (WINOGRAD_INPUT, WINOGRAD_FILTER, WINOGRAD_OUTPUT))
     cut = np.einsum("ia,jb->ijab", forward, forward).reshape(side * side, 1, side, side)
     join = np.einsum("ai,bj->ijab", backward, backward).reshape(side * side, 1, TILE, TILE)
@@ -160,6 +154,26 @@ def winograd_convolution(graph: Graph, node: NodeProto) -> bool:
         nodes[-1].output[0] = result
     graph.replace([node], nodes)
     return True
+
+
+def winograd_growth(graph: Graph) -> int:
+    """Bytes by which the transformed filters of a stage are larger than its own."""
+    filters = [graph.weights[node.input[1]].dims for node in graph.model.graph.node if _winograd_tiles(graph, node)]
+    return sum(4 * outputs * inputs * ((TILE + 2) ** 2 - 9) for outputs, inputs, *_ in filters)
+
+
+def _winograd_tiles(graph: Graph, node: NodeProto) -> tuple[int, int] | None:
+    """Tiles down and across the image of a convolution that has a faster form, or None."""
+    if node.op_type != "Conv" or node.input[1] not in graph.weights:
+        return None
+    dims, filters = graph.dims(node.input[0]), graph.weights[node.input[1]]
+    if dims is None or len(dims) != 4 or filters.data_type != TensorProto.FLOAT or not _plain(node, list(filters.dims)):
+        return None
+    height, width = dims[2:]
+    if not isinstance(height, int) or not isinstance(width, int) or height % TILE or width % TILE:
+        return None
+    down, across = height // TILE, width // TILE
+    return (down, across) if filters.dims[0] <= down * across else None
 
 
 def _plain(node: NodeProto, dims: list[int]) -> bool:

@@ -23,7 +23,7 @@ Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One stage to be built, and all that decides how the build turns out."""
+    """One stage to be built, and everything that its build depends on."""
 
     bundle: Bundle
     stage: str
@@ -48,12 +48,12 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Upper bounds of what building a stage takes, in bytes, and what stands against it."""
+    """Upper bounds of what building a stage takes, in bytes, and whether it can be built."""
 
     output_bytes: int
     memory_bytes: int
     refusal: str | None = None  # why it cannot be built, and the command that would work
-    note: str | None = None  # what the build leaves out
+    note: str | None = None  # a restriction of the build, for the plan
 
 
 @dataclass(frozen=True, kw_only=True)

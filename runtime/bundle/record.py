@@ -1,8 +1,8 @@
 """The record beside what was built of a stage: from which files, by which library, for which devices.
 
 A build lies in ``targets/<target>/`` of its bundle: a graph or an engine, and a JSON file of this record. It is used
-only after its record was found to match the bundle, the library and the device; a library would crash on, or silently
-run, some of what is refused here. Knows files and names; imports no library.
+only after its record was found to match the bundle, the library and the device: libraries crash on some builds that do
+not match, and run others without a word. Knows files and names; imports no library.
 """
 
 import json
@@ -82,9 +82,9 @@ class BuildRecord:
         max_images: images that it takes at once; None for any number.
         profiles: profile -> input -> smallest, likeliest and largest shape; of engines.
         layers: layer kind -> element type -> number of layers, as parsed; of engines.
-        options: what else decides how the build turns out.
-        error: largest error against the bundle's own stage; None where it could not be run on the building machine.
-        tolerance: what ``error`` was allowed to be.
+        options: what else the build depends on.
+        error: largest error against the bundle's own stage; None where the building machine could not run the build.
+        tolerance: the largest ``error`` that was allowed.
         seconds: of building.
     """
 

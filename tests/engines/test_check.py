@@ -55,7 +55,7 @@ def scaled(factor: float) -> Callable[[Path], None]:
         values = (numpy_helper.to_array(largest) * factor).astype(np.float32)
         largest.CopyFrom(numpy_helper.from_array(values, largest.name))
         path.with_name(f"{path.name}.data").unlink()
-        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=0)
+        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
 
     return change
 
@@ -100,14 +100,16 @@ def test_inputs_are_recorded_once_for_all_stages(unbuilt: Bundle, monkeypatch: p
 
 
 def test_tolerances_follow_stage_and_precision() -> None:
-    def tolerance(stage: str, precision: str) -> float:
+    def tolerance(stage: str, precision: str, *types: str) -> float:
         bundle = SimpleNamespace(stage=lambda name: SimpleNamespace(precision=precision))
-        return checking.tolerance(SimpleNamespace(bundle=bundle, stage=stage))  # type: ignore[arg-type]
+        job = SimpleNamespace(bundle=bundle, stage=stage, facts=SimpleNamespace(types=frozenset(types)))
+        return checking.tolerance(job)  # type: ignore[arg-type]
 
     assert tolerance("head", "fp32") < tolerance("head", "fp16") < tolerance("head", "bf16")
     assert tolerance("decoder", "fp32") == 1 / 255
     assert tolerance("encoder", "fp32") == 0.01
-    assert tolerance("head", "int8") == tolerance("head", "int4") == tolerance("head", "int8+fp16")
+    assert tolerance("head", "int8", "int8", "fp32") == tolerance("head", "int4", "int4", "fp32")
+    assert tolerance("head", "int8", "int8", "fp32") < tolerance("head", "int8", "int8", "fp16")
 
 
 def test_relative_error() -> None:

@@ -1,12 +1,17 @@
 """compare and profile with engines, over the GPU of ``fake_gpu``: the backbone is among them, its cache in place."""
 
+import shutil
+
 import numpy as np
 import pytest
+from building import build
+from fake_gpu import Engine
 from gpu_fixtures import TARGET, Gpus
 
 from bitdance_edge.cli import main
 from bitdance_edge.engines import engine_run
 from bitdance_edge.engines.engine_run import EngineRun, open_engines
+from bitdance_edge.engines.failure import BuildFailure
 from bitdance_edge.engines.graph import read_graph
 from bitdance_edge.engines.reports.layer_profiler import RUNS, profile_engine
 from bitdance_edge.engines.samples import record_samples
@@ -14,7 +19,7 @@ from bitdance_edge.engines.targets import tensorrt
 from bitdance_edge.runtime import BackendError
 from bitdance_edge.runtime.backends import choice
 from bitdance_edge.runtime.backends.device import Device
-from bitdance_edge.runtime.bundle.record import target_folder
+from bitdance_edge.runtime.bundle.record import BuildRecord, record_path, target_folder
 
 
 @pytest.fixture
@@ -33,6 +38,28 @@ def test_the_backbone_is_compared_with_its_cache(on_fake: Gpus, capsys: pytest.C
     assert output.count("onnxruntime - trt:current") == 4  # the backbone for its prompt and for a patch
     assert "trt:current omitted" not in output
     assert "DIFFERENT" not in output
+    assert not gpu.memory
+
+
+def test_a_build_is_checked_on_this_gpu(on_fake: Gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = on_fake(implicit_context=True)
+    folder = target_folder(gpu.bundle, TARGET)
+    shutil.rmtree(folder)
+    made = build(gpu.bundle, TARGET)
+    assert made.keys() == gpu.bundle.stages.keys()
+    for stage, record in made.items():
+        assert record.error is not None, stage
+        assert record.error <= record.tolerance
+        assert (record.devices, record.built_on) == (("8.9",), "Fake")
+        assert record.options["in_place_cache"] == (stage == "backbone")
+        assert BuildRecord.read(record_path(folder, stage)) == record
+    assert made["backbone"].layers == {"KV_CACHE_UPDATE": {"FLOAT": 2 * gpu.bundle.cache.layers}}
+    assert not gpu.memory
+    compute = Engine.compute
+    monkeypatch.setattr(Engine, "compute", lambda *args: [2 * values for values in compute(*args)])
+    with pytest.raises(BuildFailure, match="head: what tensorrt built differs from the bundle's own stage by"):
+        build(gpu.bundle, TARGET, ["head"])
+    assert BuildRecord.read(record_path(folder, "head")) == made["head"]  # the build of before stays
     assert not gpu.memory
 
 
