@@ -63,10 +63,11 @@ def memory(entry: str) -> int:
 def library_bytes() -> int:
     """Return bytes of shared libraries that this process has in memory: their code is loaded when it first runs."""
     total, library = 0, False
-    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
-        name, *values = line.split()
-        if not name.endswith(":"):  # the head of a mapping: addresses, permissions, offset, device, inode and file
-            library = len(values) > 4 and ".so" in Path(values[4]).suffixes
-        elif name == "Rss:" and library:
-            total += int(values[0]) * 1024
+    with Path("/proc/self/smaps").open(encoding="utf-8") as lines:  # by line: the whole text would count in the peak
+        for line in lines:
+            name, *values = line.split()
+            if not name.endswith(":"):  # the head of a mapping: addresses, permissions, offset, device, inode and file
+                library = len(values) > 4 and ".so" in Path(values[4]).suffixes
+            elif name == "Rss:" and library:
+                total += int(values[0]) * 1024
     return total

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from bitdance_edge.bench.ours import draw
 from bitdance_edge.bench.work import Work
+from bitdance_edge.runtime import Pipeline
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.pipeline import Pipeline
 
 TRACED_STEPS, TRACED_PATCHES = 6, 2
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from bitdance_edge.bench.measured import Image, StageSeconds
 from bitdance_edge.bench.work import Work, padded
+from bitdance_edge.runtime import PatchDone, Pipeline
 from bitdance_edge.runtime.backends.interface import StageTime
-from bitdance_edge.runtime.pipeline import PatchDone, Pipeline
 
 
 class OurContender:

@@ -1,1 +1,4 @@
-"""Lower precision for a bundle and what it costs: records inputs, chooses scales, writes Q/DQ graphs, measures."""
+"""From a bundle to a calibrated one: a file for each step of ``calibrate.py``, and the parts that steps share.
+
+record -> choose -> search -> write -> measure -> report
+"""

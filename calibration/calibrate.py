@@ -1,48 +1,39 @@
-"""From a bundle to a calibrated one: record, choose scales, search, write, measure, report."""
+"""From a bundle to a calibrated one: record, choose, search, write, measure, report."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from bitdance_edge.calibration.budget import reasons, search_budget
-from bitdance_edge.calibration.choice import choose
+from bitdance_edge.calibration.choose import Chosen, choose, require_kept, scales_head
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.findings import Findings
-from bitdance_edge.calibration.generated import generated
-from bitdance_edge.calibration.judge import Judge, JudgeOptions
-from bitdance_edge.calibration.layers import by_name
-from bitdance_edge.calibration.measure import bit_and_image_loss, stage_losses
-from bitdance_edge.calibration.recipe import Recipe
-from bitdance_edge.calibration.recording import record
+from bitdance_edge.calibration.graphs import StageGraph
+from bitdance_edge.calibration.judge import Judge, JudgeOptions, judge_both
+from bitdance_edge.calibration.measure import measure
+from bitdance_edge.calibration.recipe import CalibrationRecipe, Part
+from bitdance_edge.calibration.record import DataSet, record
 from bitdance_edge.calibration.report import write_report
-from bitdance_edge.calibration.search import SearchResult
-from bitdance_edge.calibration.sensitivity import Sensitivity, sensitivities
-from bitdance_edge.calibration.trials import Trial
-from bitdance_edge.calibration.variants import Variants
-from bitdance_edge.calibration.written import with_losses, write_bundle
-from bitdance_edge.runtime.bundle.files import put_in_place, staged_folder
-from bitdance_edge.runtime.bundle.manifest import RECORDINGS, Bundle
-from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
-
-# Parts of the held-out images (see ``Draw.held_out``); no two of them have an image in common.
-STAGE_PART, RANKING_PART, SEARCH_PART, TEST_PART, JUDGE_PART = range(5)
+from bitdance_edge.calibration.search import SearchResult, Sensitivity, reasons, search, sensitivities
+from bitdance_edge.calibration.sessions import BundleSessions
+from bitdance_edge.calibration.trials import Trial, time_effects
+from bitdance_edge.calibration.write import FOLDER, replacing, write_bundle, write_errors
+from bitdance_edge.runtime.bundle.manifest import MANIFEST, RECORDINGS, Bundle
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
-    """What a calibration costs and where it goes; none of it changes the scales.
+    """What a calibration costs and where it goes; only ``recipe`` changes the scales.
 
     Attributes:
-        held_out: images for the errors of stages, and those that rank layers and times.
-        search_images, test_images: that hold the budget, and that the report is measured on.
+        held_out: images for the errors of stages, and as many that rank layers and times.
+        search_images, test_images: images that the budget must hold on, and that the report is measured on.
         sensitivity: rank all layers also where there is no budget to search for.
         judged_images: images for the judge, where there is one.
-        data: folder of recordings and generated images (None: ``calibration/`` in the bundle).
+        data: folder of recordings and generated images; None: in the bundle.
+        threads: of each graph; None: one a physical core.
     """
 
-    recipe: Recipe
+    recipe: CalibrationRecipe
     held_out: int = 8
     search_images: int = 32
     test_images: int = 64
@@ -59,89 +50,62 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
 
     Raises:
         CalibrationError: nothing to calibrate, no images, values that are not finite, or ``folder`` exists.
+        StorageError: ``folder`` or the recordings cannot be written.
         BundleError, BackendError, RequestError: the bundle cannot be run here with these settings.
     """
-    recipe = options.recipe
+    recipe, draw, threads = options.recipe, options.recipe.draw, options.threads
     recipe.require_stages(bundle)
-    if folder.exists() and not (options.force and (folder / "bundle.json").is_file()):
+    if folder.exists() and not (options.force and (folder / MANIFEST).is_file()):
         raise CalibrationError(f"{folder} exists; write to another folder, or replace a bundle with --force")
-    place = options.data or bundle.folder / RECORDINGS
-    judge = None
-    if options.judge is not None:
-        size = recipe.draw.image_size(bundle)
-        judge = Judge(options.judge, size.height, size.width, options.threads)
-    recorded = record(bundle, recipe.draw, place, options.threads)
-    held_out = record(bundle, recipe.draw.held_out(options.held_out, STAGE_PART), place, options.threads)
-    ranking = Trial(bundle, recipe.draw.held_out(options.held_out, RANKING_PART), options.threads)
-    chosen = choose(bundle, recipe, recorded, ranking, options.threads)
-    found: list[Sensitivity] = []
-    if options.sensitivity or recipe.max_bit_flips is not None:
-        found = sensitivities(chosen.variants, chosen.formats, ranking, held_out, _ranking_file(bundle, options, place))
-    searches: dict[str, SearchResult] = {}
-    if recipe.max_bit_flips is not None:
-        trial = Trial(bundle, recipe.draw.held_out(options.search_images, SEARCH_PART), options.threads)
-        searches = search_budget(chosen, found, trial, recipe.max_bit_flips)
-    kept = tuple(dict.fromkeys((*recipe.kept, *(name for search in searches.values() for name in search.kept))))
-    formats = {name: number for name, number in chosen.formats.items() if name not in kept}
-    try:
-        with staged_folder(folder) as staged:
-            written = write_bundle(bundle, staged, replace(recipe, kept=kept), chosen, formats)
-            losses = stage_losses(bundle, written, held_out, options.threads)
-            written = with_losses(written, losses)
-            trial = Trial(bundle, recipe.draw.held_out(options.test_images, TEST_PART), options.threads)
-            bits, images, pixels = bit_and_image_loss(bundle, written, trial, options.threads)
-            findings = Findings(
-                bundle=bundle,
-                calibrated=written,
-                recipe=replace(recipe, kept=kept),
-                layers=by_name(chosen.variants.layers),
-                formats=formats,
-                left={**chosen.left, **reasons(searches)},
-                held_out=options.held_out,
-                stage_losses=losses,
-                stage_bits=_stage_bits(chosen.variants, formats, trial),
-                bits=bits,
-                images=images,
-                sensitivities=found,
-                searches=searches,
-                activations=chosen.activations,
-                effects=chosen.effects,
-                smoothed=chosen.smoothed,
-                judged=_judged(judge, bundle, written, options, place) if judge else None,
-            )
-            write_report(findings, pixels, staged / "calibration")
-            put_in_place(staged, folder)
-    except OSError as error:
-        raise CalibrationError(
-            f"cannot write {folder}: {error.strerror or error}; free some space or choose another folder"
-        ) from error
-    return replace(findings, calibrated=replace(written, folder=folder))
+    judge = None if options.judge is None else Judge(options.judge, draw.image_size(bundle.model).pixels, threads)
+    graphs = {stage: StageGraph.read(bundle, stage) for stage in recipe.precisions}
+    require_kept(recipe, graphs)
+
+    data, sessions = options.data or bundle.folder / RECORDINGS, BundleSessions(bundle, threads)
+    recorded = record(sessions, draw, data)
+    held_out = record(sessions, draw.held_out(options.held_out, Part.STAGES), data)
+    ranking = Trial(sessions, draw.held_out(options.held_out, Part.RANKING))
+    weighed = recipe.weigh_times and scales_head(recipe, graphs)
+    effects = time_effects(ranking, recorded.steps, data) if weighed else None
+    chosen = choose(graphs, recipe, recorded, effects, threads)
+    found, searches = _search(chosen, ranking, held_out, options, data)
+    chosen = chosen.without(reasons(searches))
+    recipe = replace(recipe, kept=tuple(dict.fromkeys((*recipe.kept, *reasons(searches)))))
+    with replacing(folder) as staged:
+        written = write_bundle(bundle, staged, recipe, chosen)
+        calibrated = BundleSessions(written, threads)
+        trial = Trial(sessions, draw.held_out(options.test_images, Part.TEST))
+        losses, pixels = measure(sessions, calibrated, chosen, held_out, trial)
+        write_errors(written, losses.stages)
+        judged = draw.held_out(options.judged_images, Part.JUDGE)
+        findings = Findings(
+            name=written.name,
+            source=bundle.name,
+            source_sha256=bundle.digest,
+            recipe=recipe,
+            chosen=chosen,
+            sensitivities=found,
+            searches=searches,
+            held_out=options.held_out,
+            losses=losses,
+            judged=None if judge is None else judge_both(judge, sessions, calibrated, judged, data),
+        )
+        write_report(findings, pixels, staged / FOLDER)
+    return findings
 
 
-def _ranking_file(bundle: Bundle, options: CalibrateOptions, place: Path) -> Path:
-    """Where the sensitivities are kept while they are measured: named by all that they depend on."""
-    choices = replace(options.recipe, kept=(), max_bit_flips=None).to_json()
-    key = hashlib.sha256(f"{bundle.digest} {options.held_out} {choices}".encode()).hexdigest()[:12]
-    return place / f"sensitivity-{key}.json"
-
-
-def _judged(judge: Judge, bundle: Bundle, calibrated: Bundle, options: CalibrateOptions, place: Path) -> dict[str, Any]:
-    """Class agreement and Fréchet distance of both bundles' images, with the same classes and noise."""
-    draw = options.recipe.draw.held_out(options.judged_images, JUDGE_PART)
-    floor, real = judge.floor(draw.images)
-    scores: dict[str, Any] = {"images": draw.images, "seed": draw.seed, "floor": floor, "floor_images": real}
-    scores["references"] = len(judge.reference)
-    for name, made in (("reference", bundle), ("calibrated", calibrated)):
-        scores[name] = judge.scores(*generated(made, draw, place, options.threads))
-    return scores
-
-
-def _stage_bits(variants: Variants, formats: Mapping[str, str], trial: Trial) -> dict[str, float]:
-    """Bits that turn under teacher forcing where a single stage is quantised."""
-    layers = by_name(variants.layers)
-    shares = {}
-    for stage in LOOP_STAGES:
-        alone = {name: number for name, number in formats.items() if layers[name].stage == stage}
-        if alone:
-            shares[stage] = trial.forced(variants.sessions(alone)).flips(trial.reference) / trial.bits
-    return shares
+def _search(
+    chosen: Chosen, ranking: Trial, held_out: DataSet, options: CalibrateOptions, data: Path
+) -> tuple[list[Sensitivity], dict[str, SearchResult]]:
+    """Rank the layers and search for those to keep, each where it is asked for."""
+    sessions, recipe = ranking.sessions, options.recipe
+    if not options.sensitivity and recipe.max_bit_flips is None:
+        return [], {}
+    # Named by all that the sensitivities depend on, so that those of a stopped run are found again.
+    choices = replace(recipe, kept=(), max_bit_flips=None).to_json()
+    key = hashlib.sha256(f"{sessions.bundle.digest} {options.held_out} {choices}".encode()).hexdigest()[:12]
+    found = sensitivities(chosen, ranking, held_out, data / f"sensitivity-{key}.json")
+    if recipe.max_bit_flips is None:
+        return found, {}
+    trial = Trial(sessions, recipe.draw.held_out(options.search_images, Part.SEARCH))
+    return found, search(chosen, found, trial, recipe.max_bit_flips)

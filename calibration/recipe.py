@@ -1,33 +1,107 @@
-"""What was decided for a calibration, apart from the numbers that a checkpoint gives: reusable on a fine-tuned one."""
+"""The choices of a calibration, apart from the numbers that a checkpoint gives: reusable on a fine-tuned checkpoint."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bitdance_edge.calibration.errors import CalibrationError
-from bitdance_edge.calibration.formats import PRECISIONS
-from bitdance_edge.calibration.ranges import CALIBRATORS
-from bitdance_edge.calibration.recording import Draw
+from bitdance_edge.calibration.ranges import CALIBRATORS, PRECISIONS
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.size import Size
+from bitdance_edge.runtime.bundle.specs import ImageSize, ModelSpec
+from bitdance_edge.runtime.request import Request
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)  # format 1 has the size as [height, width]
+HELD_OUT_SEED = 1_000_000  # seeds of held-out images start this far from those of the recorded ones
+
+
+class Part(IntEnum):
+    """Sets of held-out images, by what they serve; no two have an image in common."""
+
+    STAGES = 0
+    RANKING = 1
+    SEARCH = 2
+    TEST = 3
+    JUDGE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Draw:
+    """Which images are generated: ``images`` of them, over ``classes`` or ``prompts`` in a seeded order.
+
+    Attributes:
+        classes: ids or names; none for all of a class-conditional bundle.
+        prompts: of a text-to-image bundle.
+        patches: of each image, from its first; None for all.
+        size: in pixels. Where it, ``steps`` or ``guidance`` is None, the bundle's is taken.
+    """
+
+    images: int
+    seed: int
+    classes: tuple[int | str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    size: Size | None = None
+    patches: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+    def requests(self, model: ModelSpec, batch: int) -> Iterator[Request]:
+        """Yield the images as requests of at most ``batch``; image i has the seed ``seed + i``.
+
+        Raises:
+            CalibrationError: no images or prompts, or a number of patches that the model does not have.
+        """
+        if self.images < 1:
+            raise CalibrationError(
+                f"the calibration set is empty: it has {self.images} images; give --images a number from 1"
+            )
+        patches = self.image_size(model).patches
+        if self.patches is not None and not 1 <= self.patches <= patches:
+            raise CalibrationError(f"--patches is {self.patches}; images of this bundle have 1 to {patches}")
+        drawn = list(self.prompts) or list(self.classes) or list(range(model.num_classes))
+        if not drawn:
+            raise CalibrationError("this bundle draws prompts: give --prompts FILE, one prompt a line")
+        generator, order = np.random.default_rng(self.seed), []
+        while len(order) < self.images:
+            order.extend(int(i) for i in generator.permutation(len(drawn)))
+        for first in range(0, self.images, batch):
+            part: list[Any] = [drawn[i] for i in order[first : min(first + batch, self.images)]]
+            yield Request(
+                classes=() if self.prompts else part,
+                prompts=part if self.prompts else (),
+                seed=self.seed + first,
+                size=self.size,
+                steps=self.steps,
+                guidance=self.guidance,
+                output="tokens",
+            )
+
+    def image_size(self, model: ModelSpec) -> ImageSize:
+        return model.size(self.size)
+
+    def held_out(self, images: int, part: Part) -> "Draw":
+        """Return the draw of other images by the same rules."""
+        return replace(self, images=images, seed=self.seed + HELD_OUT_SEED * (1 + part))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationRecipe:
     """Every choice of a calibration.
 
     Attributes:
-        precisions: stage -> "int8", "fp8" or "int4"; stages without one stay as exported.
+        precisions: stage -> "int8", "fp8" or "int4"; other stages stay as exported.
         calibrator, percentile: how limits of activations are chosen (see ``ranges``).
         smooth: strength of SmoothQuant, None for none.
         weigh_times: count the head's samples by how much their sampling time matters.
         draw: which images are recorded.
         kept: names of layers that stay as exported in stages that are quantised.
-        max_bit_flips: budget that ``kept`` was searched for, None where there was none.
+        max_bit_flips: budget that ``kept`` was searched for, a share of bits; None where there was none.
     """
 
     precisions: Mapping[str, str]
@@ -66,26 +140,27 @@ class Recipe:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
-    def read(cls, path: Path) -> "Recipe":
-        """Read a recipe file.
+    def read(cls, path: Path) -> "CalibrationRecipe":
+        """Read a recipe file of this format or the one before.
 
         Raises:
-            CalibrationError: none there, or not a recipe of this version.
+            CalibrationError: the file is missing, or is not such a recipe.
         """
+        remedy = "give calibration/recipe.json of a calibrated bundle"
         try:
-            data: dict[str, Any] = json.loads(path.read_text())
-            if data.pop("format") != FORMAT or data.keys() != {field.name for field in fields(cls)}:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise CalibrationError(f"{path} cannot be read ({error.strerror or error}); {remedy}") from None
+        except UnicodeDecodeError:
+            raise CalibrationError(f"{path} is not a text file; {remedy}") from None
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data.pop("format") not in READABLE or data.keys() != {field.name for field in fields(cls)}:
                 raise KeyError
-            draw = data.pop("draw")
-            data["kept"] = tuple(data["kept"])
-            listed = {name: tuple(draw[name]) for name in ("classes", "prompts")}
-            size = None if draw["size"] is None else Size(**draw["size"])
-            return cls(draw=Draw(**{**draw, **listed, "size": size}), **data)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CalibrationError(
-                f"{path} cannot be read as a recipe ({type(error).__name__}); take calibration/recipe.json of a "
-                "calibrated bundle"
-            ) from None
+            draw = _draw(data.pop("draw"))
+            return cls(**{**data, "draw": draw, "kept": tuple(data["kept"])})
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise CalibrationError(f"{path} is not a recipe of this version; {remedy}") from None
 
     def require_stages(self, bundle: Bundle) -> None:
         """Refuse a recipe for stages that a bundle does not have, or a bundle that is calibrated already."""
@@ -96,3 +171,11 @@ class Recipe:
             raise CalibrationError(
                 f"{bundle.folder} is calibrated already ({', '.join(done)}); calibrate the bundle that it was made of"
             )
+
+
+def _draw(data: dict[str, Any]) -> Draw:
+    size = data["size"]
+    if isinstance(size, list):
+        size = dict(zip(("height", "width"), size, strict=True))
+    listed = {name: tuple(data[name]) for name in ("classes", "prompts")}
+    return Draw(**{**data, **listed, "size": None if size is None else Size(**size)})

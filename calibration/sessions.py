@@ -1,31 +1,173 @@
-"""Graphs in memory as ONNX Runtime sessions; weights that a graph left in the bundle are read from there."""
+"""A bundle's stages, and variants of them in memory, as ONNX Runtime sessions on the CPU: one by one, or as a pipeline.
+
+What was built for this machine is not used: what is recorded and measured follows from the bundle's own graphs alone.
+"""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
+from bitdance_edge.runtime import Pipeline
 from bitdance_edge.runtime.backends.choice import Choice
-from bitdance_edge.runtime.backends.interface import Backend, StageTime
+from bitdance_edge.runtime.backends.interface import Backend, Buffer, InOrder, Launch, Memory, StageTime
+from bitdance_edge.runtime.backends.observed import ObservedBackend, Observer
 from bitdance_edge.runtime.backends.onnxruntime import (
     CPU,
+    BoundSession,
     OnnxRuntimeBackend,
-    OnnxRuntimeStage,
     cpu_options,
+    element_type,
     import_onnxruntime,
 )
 from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.errors import BackendError
-from bitdance_edge.runtime.pipeline import Pipeline
 
-QUANTIZED = {TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT8: "int8", TensorProto.INT4: "int4"}
+QUANTISED = {TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT8: "int8", TensorProto.INT4: "int4"}
+CACHE_INPUT, CACHE_OUTPUT = "past_key_values.", "present."  # first part of the names of the backbone's cache
+
+
+class BundleSessions:
+    """Sessions of a bundle's stages, each opened when it is first used."""
+
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+        """Open nothing yet.
+
+        Args:
+            threads: of each session; None: one a physical core.
+
+        Raises:
+            BackendError: no CPU computes in the bundle's element type.
+        """
+        self.bundle, self.threads = bundle, threads
+        self._backend = OnnxRuntimeBackend(bundle, threads, builds=False)
+        self._open: dict[str, Any] = {}
+
+    def __getitem__(self, stage: str) -> Any:
+        """The session of a stage, whose files are checked before it is opened."""
+        if stage not in self._open:
+            self._open[stage] = self._backend.load(stage).session
+        return self._open[stage]
+
+    def run(self, stage: str) -> "StageRun":
+        return StageRun(self.bundle.stage(stage), self[stage])
+
+    def pipeline(
+        self,
+        max_batch: int,
+        replaced: Mapping[str, Any] | None = None,
+        before: Observer | None = None,
+        after: Observer | None = None,
+    ) -> Pipeline:
+        """Make a pipeline over these sessions.
+
+        Args:
+            replaced: stage -> session that runs in its place.
+            before, after: called ahead of and behind every launch.
+        """
+        backend = _SessionBackend(self._backend, self, replaced or {})
+        return pipeline_on(self.bundle, ObservedBackend(backend, before, after), max_batch)
+
+
+@dataclass(frozen=True)
+class _SessionBackend:
+    """ONNX Runtime's memory on the CPU, and stages over sessions that are open already (a ``Backend``)."""
+
+    host: OnnxRuntimeBackend
+    sessions: BundleSessions
+    replaced: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.host.name
+
+    @property
+    def run_ahead(self) -> int:
+        return self.host.run_ahead
+
+    def empty(self, shape: tuple[int, ...], dtype: str, *, ahead: bool = False) -> Buffer:
+        return self.host.empty(shape, dtype, ahead=ahead)
+
+    def load(self, stage: str) -> "_SessionStage":
+        session = self.replaced[stage] if stage in self.replaced else self.sessions[stage]
+        return _SessionStage(self.sessions.bundle.stage(stage), session)
+
+    def capture(self, launches: Sequence[Launch]) -> InOrder:
+        return InOrder(launches)
+
+    def second_lane(self) -> "_SessionBackend":
+        return self
+
+    def current(self) -> AbstractContextManager[None]:
+        return self.host.current()
+
+    def close(self) -> None:
+        """Leave the sessions open: they serve other pipelines too."""
+
+
+class _SessionStage:
+    """A stage over a session that is open already (a ``Stage``)."""
+
+    def __init__(self, spec: StageSpec, session: Any) -> None:
+        self.spec, self.session, self.time = spec, session, StageTime()
+
+    def bind(self, buffers: Mapping[str, Memory]) -> Launch:
+        binding = self.session.io_binding()
+        for tensors, bind in ((self.spec.inputs, binding.bind_input), (self.spec.outputs, binding.bind_output)):
+            for tensor in tensors:
+                buffer, dtype = buffers[tensor.name], element_type(tensor.dtype)
+                bind(tensor.name, CPU.kind, CPU.ordinal, dtype, buffer.shape, buffer.address)
+        return BoundSession(self.session, binding, None, list(buffers.values()), self.time)
+
+    def close(self) -> None:
+        """Leave the session open."""
+
+
+class StageRun:
+    """One stage, launch after launch. The cache is carried from each launch of an image to the next."""
+
+    def __init__(self, spec: StageSpec, session: Any) -> None:
+        self.spec, self.session = spec, session
+        self.cache: dict[str, np.ndarray] = {}
+
+    @property
+    def outputs(self) -> list[str]:
+        """The outputs other than the cache."""
+        return [tensor.name for tensor in self.spec.outputs if not tensor.name.startswith(CACHE_OUTPUT)]
+
+    def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], first: bool) -> list[np.ndarray]:
+        """Run one launch and return the outputs of these names.
+
+        Args:
+            inputs: of the launch, without the cache.
+            first: whether it is the first of an image, which has an empty cache.
+        """
+        if first:
+            rows = next(iter(inputs.values())).shape[0]
+            self.cache = {
+                tensor.name: np.zeros(tensor.sized({"R": rows}), tensor.dtype)
+                for tensor in self.spec.inputs
+                if tensor.name.startswith(CACHE_INPUT)
+            }
+        written = [name.replace(CACHE_INPUT, CACHE_OUTPUT, 1) for name in self.cache]
+        results = self.session.run([*outputs, *written], {**inputs, **self.cache})
+        self.cache = dict(zip(self.cache, results[len(outputs) :], strict=True))
+        return results[: len(outputs)]
 
 
 def session_of(model: ModelProto, folder: Path, threads: int | None) -> Any:
-    """A session of a graph whose external weights are in ``folder``."""
-    held = {tensor.data_type for tensor in model.graph.initializer}
-    options = cpu_options(threads or 0, next((name for kind, name in QUANTIZED.items() if kind in held), "fp32"))
+    """Open a session of a graph whose external weights are in ``folder``.
+
+    Raises:
+        BackendError: ONNX Runtime cannot run the graph.
+    """
+    stored = {tensor.data_type for tensor in model.graph.initializer}
+    options = cpu_options(threads or 0, next((name for kind, name in QUANTISED.items() if kind in stored), "fp32"))
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
         return import_onnxruntime().InferenceSession(
@@ -36,7 +178,7 @@ def session_of(model: ModelProto, folder: Path, threads: int | None) -> Any:
 
 
 def with_outputs(skeleton: ModelProto, names: Sequence[str]) -> ModelProto:
-    """A copy of a graph that also gives these tensors of its inside (inputs and constants are left out)."""
+    """Return a copy of a graph that also outputs these of its inner tensors; its own inputs and outputs are skipped."""
     model = ModelProto()
     model.CopyFrom(skeleton)
     given = {value.name for value in (*model.graph.output, *model.graph.input)}
@@ -47,25 +189,6 @@ def with_outputs(skeleton: ModelProto, names: Sequence[str]) -> ModelProto:
     return model
 
 
-class _SessionStage(OnnxRuntimeStage):
-    def __init__(self, session: Any, bundle: Bundle, stage: str) -> None:
-        self.session, self.spec, self.place = session, bundle.stage(stage), CPU
-        self.traced, self.time = False, StageTime()
-
-
-class VariantBackend(OnnxRuntimeBackend):
-    """ONNX Runtime on a bundle some of whose stages are given as sessions."""
-
-    def __init__(self, bundle: Bundle, threads: int | None, sessions: Mapping[str, Any]) -> None:
-        super().__init__(bundle, threads)
-        self.sessions = sessions
-
-    def load(self, stage: str) -> OnnxRuntimeStage:
-        if stage in self.sessions:
-            return _SessionStage(self.sessions[stage], self.bundle, stage)
-        return super().load(stage)
-
-
 def pipeline_on(bundle: Bundle, backend: Backend, max_batch: int) -> Pipeline:
-    """A pipeline on a backend of one's own, on the CPU."""
+    """Return a pipeline on a given backend of the CPU."""
     return Pipeline(bundle, backend, Choice(backend=backend.name, device="cpu"), max_batch)

@@ -17,8 +17,8 @@ from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 from bitdance_edge.runtime.loop import BoundLoop, generate_tokens
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
-from bitdance_edge.runtime.pipeline import token_request
 from bitdance_edge.runtime.request import Request
+from bitdance_edge.runtime.streaming import token_request
 
 Sample = dict[str, np.ndarray]  # inputs of one launch by name
 

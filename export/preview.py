@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 from tqdm import tqdm
 
+from bitdance_edge.runtime import Pipeline
 from bitdance_edge.runtime.bundle.manifest import Bundle, file_spec
-from bitdance_edge.runtime.pipeline import Pipeline
 from bitdance_edge.runtime.preview import WINDOW, PreviewMap
 from bitdance_edge.runtime.prompt import PromptEncoder
 from bitdance_edge.runtime.request import Request

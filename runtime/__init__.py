@@ -18,8 +18,9 @@ from bitdance_edge.runtime.errors import (
     RequestError,
     StorageError,
 )
+from bitdance_edge.runtime.events import Event, ImageDone, PatchDone, Preview
 from bitdance_edge.runtime.image import GeneratedImage, load_pixels, read_settings, request_from_settings, save_png
-from bitdance_edge.runtime.pipeline import Event, ImageDone, PatchDone, Pipeline, Preview
+from bitdance_edge.runtime.pipeline import Pipeline
 from bitdance_edge.runtime.request import Request
 
 __all__ = [

@@ -8,11 +8,11 @@ class BundleError(BitDanceError):
 
 
 class RequestError(BitDanceError):
-    """A request that this bundle cannot serve."""
+    """A request that this bundle, or this machine, cannot serve."""
 
 
 class PromptTooLongError(RequestError):
-    """A prompt of more tokens than the bundle takes."""
+    """A prompt with more tokens than the bundle takes."""
 
 
 class BackendError(BitDanceError):
@@ -28,7 +28,7 @@ class OutOfMemoryError(BackendError):
 
 
 class EngineError(BitDanceError):
-    """An engine that cannot be built, is missing, or is of another bundle, library or GPU."""
+    """An engine that cannot be built, is missing, or belongs to another bundle, library or GPU."""
 
 
 class Cancelled(BitDanceError):

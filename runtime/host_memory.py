@@ -1,4 +1,4 @@
-"""Memory of this machine that a program can still take."""
+"""The memory of this machine that a program can still allocate."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def available_memory() -> int | None:
-    """Bytes that can be taken without swapping; None where the system does not say (Linux does)."""
+    """Bytes that can be allocated without swapping; None: the system does not say (Linux does)."""
     try:
         lines = MEMINFO.read_text(encoding="utf-8").splitlines()
     except OSError:

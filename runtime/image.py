@@ -1,4 +1,4 @@
-"""A generated image with the settings that make it again, and the PNG that carries both."""
+"""A generated image with the settings that reproduce it, and the PNG that carries both."""
 
 import base64
 import json
@@ -23,11 +23,11 @@ class GeneratedImage:
     """One image of a request.
 
     Attributes:
-        class_id, prompt: what it shows; the one that the bundle does not draw is None.
+        class_id, prompt: what it shows; one of them is None, depending on the bundle.
         seed: of this image alone.
         tokens: int8 ``[h*w, C]`` in generation order.
         pixels: uint8 ``[H, W, 3]``; None where only tokens were asked for.
-        settings: what must be known to make it again, as kept in the PNG.
+        settings: everything needed to reproduce it, as kept in the PNG.
     """
 
     index: int
@@ -39,12 +39,17 @@ class GeneratedImage:
     settings: Mapping[str, Any]
 
     def to_pil(self) -> Image.Image:
+        """Convert to Pillow's image.
+
+        Raises:
+            RequestError: the image has tokens only.
+        """
         if self.pixels is None:
             raise RequestError("this image has tokens only: the request asked for output='tokens'")
         return Image.fromarray(self.pixels)
 
     def save(self, path: str | Path) -> None:
-        """Write a PNG whose metadata holds the settings; whole or not at all."""
+        """Write a PNG with the settings in its metadata, whole or not at all; raises what ``save_png`` raises."""
         info = PngImagePlugin.PngInfo()
         info.add_text(PNG_KEY, json.dumps(self.settings))
         save_png(self.to_pil(), path, info)
@@ -78,7 +83,7 @@ def image_settings(
     sampler: str,
     prefix: np.ndarray,
 ) -> dict[str, Any]:
-    """What must be known to make one image again; the prefix ``[K, P, C]`` travels as packed bits."""
+    """Everything needed to reproduce one image; the prefix ``[K, P, C]`` is stored as packed bits."""
     shown = {"class": image.class_id, "prompt": image.prompt, "negative_prompt": image.negative_prompt}
     settings: dict[str, Any] = {
         "bundle": bundle,
@@ -99,7 +104,7 @@ def image_settings(
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings inside a PNG that ``GeneratedImage.save`` wrote.
+    """Read the settings inside a PNG that ``GeneratedImage.save`` wrote.
 
     Raises:
         RequestError: no such file, not an image, or no settings in it.
@@ -114,7 +119,11 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def request_from_settings(settings: Mapping[str, Any]) -> Request:
-    """The request that makes the image of these settings again, as the only image of its batch."""
+    """Make the request that reproduces the image of these settings, as the only image of its batch.
+
+    Raises:
+        RequestError: the settings are incomplete.
+    """
     prefix = None
     try:
         if "prefix" in settings:
@@ -129,7 +138,7 @@ def request_from_settings(settings: Mapping[str, Any]) -> Request:
             seed=settings["seed"],
             steps=settings["steps"],
             guidance=settings["guidance"],
-            guidance_schedule=settings.get("guidance_schedule"),  # younger than the first PNGs, which had the bundle's
+            guidance_schedule=settings.get("guidance_schedule"),  # absent from the first PNGs, which used the bundle's
             sampler=settings.get("sampler"),
             prefix=prefix,
         )
@@ -138,7 +147,7 @@ def request_from_settings(settings: Mapping[str, Any]) -> Request:
 
 
 def _size(value: Any) -> Size:
-    """The size in settings: text, or in PNGs from before a list of height and width."""
+    """The size in settings: text, or in older PNGs a list of height and width."""
     if isinstance(value, str):
         return Size.parse(value)
     height, width = value
@@ -146,6 +155,11 @@ def _size(value: Any) -> Size:
 
 
 def open_image(path: str | Path) -> Image.Image:
+    """Open an image file.
+
+    Raises:
+        RequestError: there is no such file, or it is not an image.
+    """
     try:
         return Image.open(path)
     except FileNotFoundError:
@@ -155,7 +169,11 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def load_pixels(path: str | Path, height: int, width: int) -> np.ndarray:
-    """An image file as uint8 ``[height, width, 3]``: the largest centred crop of that shape, resized."""
+    """Read an image file as uint8 ``[height, width, 3]``: the largest centred crop of that shape, resized.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
     with open_image(path) as image:
         try:
             rgb = image.convert("RGB")
@@ -165,7 +183,7 @@ def load_pixels(path: str | Path, height: int, width: int) -> np.ndarray:
 
 
 def fitted_pixels(rgb: Image.Image, height: int, width: int) -> np.ndarray:
-    """The largest centred crop of that shape, resized: uint8 ``[height, width, 3]``."""
+    """Resize the largest centred crop of that shape: uint8 ``[height, width, 3]``."""
     scale = min(rgb.width / width, rgb.height / height)
     left, top = (rgb.width - width * scale) / 2, (rgb.height - height * scale) / 2
     box = (left, top, left + width * scale, top + height * scale)

@@ -1,4 +1,4 @@
-"""The decoder or the encoder: a stage that takes images, however many, as many at once as it is allowed."""
+"""The decoder or the encoder: takes any number of images, and runs as many at once as it is allowed."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,11 +10,11 @@ from bitdance_edge.runtime.bundle.specs import ImageSize
 
 
 class ImageStage:
-    """Runs on the lane of its backend; the results are on their way when it is called.
+    """Runs on the lane of its backend; a call queues the launches and returns their results as pending.
 
     Args:
-        output: the tensor that is wanted of it.
-        at_once: images in one launch. Nothing in an image depends on the others, so parts give what the whole would.
+        output: the tensor that calls return.
+        at_once: images in one launch. Images do not depend on each other, so that parts of a batch give the same bytes.
     """
 
     def __init__(self, backend: Backend, bundle: Bundle, stage: Stage, name: str, output: str, at_once: int) -> None:
@@ -23,38 +23,41 @@ class ImageStage:
         self._bound: tuple[dict[str, int], dict[str, Buffer], Launch] | None = None
 
     def __call__(self, inputs: Mapping[str, np.ndarray], size: ImageSize) -> "Joined":
-        """Arrays ``[B, ...]`` by the names of the stage's inputs to the output's ``[B, ...]``, of images of one size.
+        """Start the launches for arrays ``[B, ...]`` by the names of the stage's inputs, of images of one size.
 
-        The stages see a sequence of tokens by rows of patches; the values and their order are the same.
+        The stage's own shapes may split an axis further (tokens by rows of patches), values in the same order.
         """
         images = len(next(iter(inputs.values())))
         starts = range(0, images, self.at_once)
         return Joined([self._run({k: v[i : i + self.at_once] for k, v in inputs.items()}, size) for i in starts])
 
-    def close(self) -> None:
-        if self._bound is not None:
-            for buffer in self._bound[1].values():
-                buffer.free()
-            self._bound = None
-
-    def _run(self, inputs: Mapping[str, np.ndarray], size: ImageSize) -> Pending:
-        sizes = {"B": len(next(iter(inputs.values()))), **size.dims}
-        if self._bound is None or self._bound[0] != sizes:
-            self._bind(sizes)
-        assert self._bound is not None
-        _, buffers, launch = self._bound
-        for name, values in inputs.items():
-            buffers[name].write(values.reshape(buffers[name].shape))
-        launch()
-        return buffers[self.output].fetch()
-
-    def _bind(self, sizes: dict[str, int]) -> None:
+    def bind(self, images: int, size: ImageSize) -> None:
+        """Allocate and bind the buffers for ``images`` of one size, in place of those for others."""
+        sizes = {"B": images, **size.dims}
+        if self._bound is not None and self._bound[0] == sizes:
+            return
         self.close()
         buffers = {
             tensor.name: self.backend.empty(tensor.sized(sizes), tensor.dtype)
             for tensor in (*self.spec.inputs, *self.spec.outputs)
         }
         self._bound = (sizes, buffers, self.stage.bind(buffers))
+
+    def close(self) -> None:
+        """Give the buffers back."""
+        if self._bound is not None:
+            for buffer in self._bound[1].values():
+                buffer.free()
+            self._bound = None
+
+    def _run(self, inputs: Mapping[str, np.ndarray], size: ImageSize) -> Pending:
+        self.bind(len(next(iter(inputs.values()))), size)
+        assert self._bound is not None
+        _, buffers, launch = self._bound
+        for name, values in inputs.items():
+            buffers[name].write(values.reshape(buffers[name].shape))
+        launch()
+        return buffers[self.output].fetch()
 
 
 class Joined:

@@ -1,7 +1,7 @@
-"""Noise that depends on the image alone: not on its batch, the backend, the device or the version of numpy.
+"""Noise that depends only on the image: not on its batch, the backend, the device or the version of numpy.
 
 A counter-based generator (Philox) is keyed by the image's seed and a stream number, and its counter is set from patch
-and step, so that any patch can be drawn again by itself. Normals are made here from the generator's raw integers:
+and step, so that any patch can be drawn again on its own. Normals are made here from the generator's raw integers:
 numpy promises the bits of a bit generator across versions (NEP 19), not the normals made from them.
 """
 
@@ -16,17 +16,17 @@ class Stream(IntEnum):
     """Independent sequences of one image."""
 
     IMAGE = 0  # the conditional row, and both rows where they share their noise
-    UNCONDITIONAL = 1  # the unconditional row where it is sampled apart
+    UNCONDITIONAL = 1  # the unconditional row where it has noise of its own
     DECODER = 2  # texture of decoders that draw some
 
 
-AT_ONCE = 8192  # normals of an image that are made together: on fewer, numpy's calls cost more than their work
+AT_ONCE = 8192  # normals of an image in one call of numpy: for fewer, the calls cost more than their work
 
 
 def normals(seed: int, stream: Stream, patch: int, steps: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal draws of one image's patch, float32 ``[steps, *shape]``.
+    """Draw standard normals for one patch of an image, float32 ``[steps, *shape]``.
 
-    Step k starts at a counter of its own: it is the same whether one step is drawn or a hundred.
+    Step k starts at a counter of its own, so that its values do not depend on the number of steps.
     """
     return _normals(seed, stream, range(patch, patch + 1), steps, shape)[0]
 
@@ -54,8 +54,8 @@ class ImageNoise:
     """The draws of a batch of images, each from its own seed.
 
     Args:
-        start_only: for samplers without noise, whose steps get zeros.
-        ahead: patches that will be asked for one after the other; small ones are drawn together.
+        start_only: for samplers without noise: all draws but the start are zero.
+        ahead: the number of patches that will be asked for in order; small ones are drawn in groups.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ImageNoise:
     def __call__(self, patch: int, rows_apart: bool) -> np.ndarray:
         """Draws of one patch, float32 ``[steps + 1, B, P, C]``: the start, then one a noisy step.
 
-        With ``rows_apart`` the unconditional rows, which follow, have draws of their own: ``[steps + 1, 2B, P, C]``.
+        With ``rows_apart`` the unconditional rows follow, with draws of their own: ``[steps + 1, 2B, P, C]``.
         """
         if rows_apart:
             return self._draw((Stream.IMAGE, Stream.UNCONDITIONAL), [patch])[0]
@@ -85,7 +85,7 @@ class ImageNoise:
         return self._ahead[patch]
 
     def _draw(self, streams: Sequence[Stream], patches: Sequence[int]) -> np.ndarray:
-        """Of several patches, float32 ``[patches, steps + 1, rows, P, C]``."""
+        """Draw several patches, float32 ``[patches, steps + 1, rows, P, C]``."""
         rows = [(seed, stream) for stream in streams for seed in self.seeds]
         noise = np.zeros((len(patches), self.steps + 1, len(rows), *self.patch_shape), np.float32)
         for row, (seed, stream) in enumerate(rows):

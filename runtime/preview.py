@@ -1,4 +1,4 @@
-"""What can be seen of an image before it is whole.
+"""What can be seen of an image before it is complete.
 
 A full preview is the decoder over all tokens, the missing ones zero. It costs what decoding the image costs, and is an
 approximation too: the decoder's group norms are statistics of the whole image, so no part can be decoded by itself.
@@ -7,7 +7,7 @@ A fast preview is a linear map, fitted to the decoder when the bundle was export
 eight neighbours to the token's square of pixels. It depends on nothing else, so a new patch changes only what is near.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,45 @@ from time import perf_counter
 
 import numpy as np
 
+from bitdance_edge.runtime.backends.interface import Pending
 from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.errors import BundleError
 
-UNSEEN = 128  # gray of what a preview has not reached
+UNSEEN = 128  # gray of the pixels that are not drawn yet
 KINDS = ("full", "fast")
 REACH = 1  # tokens to each side that a token's pixels are made from
 WINDOW = 2 * REACH + 1
-RIDGE = 1e-3  # of the fit, for each of its samples: bits that always agree do not make it blow up
+RIDGE = 1e-3  # of the fit, per sample: keeps it finite where bits always agree
+
+
+def full_preview(
+    tokens: np.ndarray, size: ImageSize, patch_side: int, decode: Callable[[np.ndarray], Pending]
+) -> Pending:
+    """Start decoding the first tokens ``[B, K, C]`` of images to what can be seen of them, uint8 ``[B, H, W, 3]``.
+
+    Args:
+        decode: what starts decoding all tokens, float32 ``[B, h*w, C]``.
+    """
+    images, known, bits = tokens.shape
+    padded = np.zeros((images, size.tokens, bits), np.float32)
+    padded[:, :known] = tokens
+    return GrayWhereUndrawn(decode(padded), undrawn(size, known, patch_side))
+
+
+@dataclass(frozen=True)
+class GrayWhereUndrawn:
+    """Pixels that are being decoded, gray where ``missing`` bool ``[H, W]`` says that nothing is drawn yet."""
+
+    decoded: Pending
+    missing: np.ndarray
+
+    def done(self) -> bool:
+        return self.decoded.done()
+
+    def wait(self) -> np.ndarray:
+        pixels = self.decoded.wait()
+        pixels[:, self.missing] = UNSEEN
+        return pixels
 
 
 @dataclass(frozen=True)
@@ -33,7 +64,11 @@ class PreviewMap:
 
     @classmethod
     def load(cls, path: Path, bits: int, pixels_per_token: int) -> "PreviewMap":
-        """Raises: BundleError: the file is no such map of this model."""
+        """Read a map from a file.
+
+        Raises:
+            BundleError: the file is not a map of this model.
+        """
         try:
             weights = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -47,7 +82,7 @@ class PreviewMap:
 
     @classmethod
     def fitted(cls, tokens: np.ndarray, pixels: np.ndarray, size: ImageSize, patch_side: int) -> "PreviewMap":
-        """The map that is nearest, by squared error, to what the decoder makes of whole images.
+        """Fit the map that is nearest, by squared error, to what the decoder makes of complete images.
 
         Args:
             tokens: ``[N, h*w, C]`` in generation order; ``pixels`` uint8 ``[N, H, W, 3]`` is what they decode to.
@@ -88,7 +123,7 @@ class PreviewCanvas:
         self.known = 0
 
     def add(self, tokens: np.ndarray) -> None:
-        """The next tokens ``[B, K, C]`` of all images, in generation order."""
+        """Draw the next tokens ``[B, K, C]`` of all images, in generation order."""
         rows, columns = np.divmod(self.places[self.known : self.known + tokens.shape[1]], self.drawn.shape[1])
         self.known += tokens.shape[1]
         self.bits[:, rows + REACH, columns + REACH] = tokens
@@ -104,10 +139,10 @@ class PreviewCanvas:
 
 
 class PreviewBudget:
-    """Keeps what previews take below a share of the time since it was made, by what the last one took.
+    """Keeps the time of previews below a share of the time since it was made, judging by what the last one took.
 
     Args:
-        expected: seconds that the first is taken to need.
+        expected: seconds that the first one is expected to take.
     """
 
     def __init__(self, share: float, expected: float) -> None:
@@ -120,7 +155,7 @@ class PreviewBudget:
 
     @contextmanager
     def paying(self) -> Iterator[None]:
-        """Around the making of a preview."""
+        """Count the time inside the block as spent on a preview."""
         started = perf_counter()
         yield
         self.expected = perf_counter() - started
@@ -145,7 +180,7 @@ def places(size: ImageSize, patch_side: int) -> np.ndarray:
 
 
 def undrawn(size: ImageSize, known: int, patch_side: int) -> np.ndarray:
-    """Which pixels the first ``known`` tokens leave open, bool ``[H, W]``."""
+    """Which pixels the first ``known`` tokens do not draw, bool ``[H, W]``."""
     missing = np.ones(size.tokens, bool)
     missing[:known] = False
     cells = sequence_to_grid(missing, size.grid_height, size.grid_width, patch_side)

@@ -13,14 +13,14 @@ from bitdance_edge.runtime.bundle.specs import ImageSize, TextSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError, PromptTooLongError, RequestError
 
 PLACE = "{prompt}"  # of the prompt in the chat template
-LISTED_WORDS = 100  # a vocabulary of more is not listed in an error
+LISTED_WORDS = 100  # an error lists no larger vocabulary
 
 
 class PromptEncoder:
     """Knows the chat template and the tokens that announce an image; prompts are never cut.
 
-    A tokenizer of whole words has a token for those that it does not know; a prompt with one is refused, for the model
-    was not trained on it. Tokenizers of bytes, as that of the published models, know every word.
+    A tokenizer of whole words has one token for all words that it does not know; a prompt with such a word is refused,
+    because the model was not trained on it. Tokenizers of bytes, such as that of the published models, know every word.
     """
 
     def __init__(self, text: TextSpec, tokenizer: Any) -> None:
@@ -43,11 +43,11 @@ class PromptEncoder:
         return cls(bundle.text, Tokenizer.from_file(str(bundle.verified_file(bundle.text.tokenizer))))
 
     def conditional(self, prompt: str, size: ImageSize) -> tuple[int, ...]:
-        """Ids of a prompt for an image of this size, with the queries of the first patch.
+        """Encode a prompt for an image of this size, with the queries of the first patch.
 
         Raises:
-            RequestError: the prompt is empty or has words that the tokenizer does not know; PromptTooLongError where
-                it has more tokens than the bundle takes.
+            RequestError: the prompt is empty or has words that the tokenizer does not know.
+            PromptTooLongError: it has more tokens than the bundle takes.
         """
         if not prompt.strip():
             raise RequestError("a prompt is empty; say what to draw")
@@ -64,11 +64,12 @@ class PromptEncoder:
         return (*ids, *self.text.suffixes[str(size)])
 
     def unconditional(self, size: ImageSize) -> tuple[int, ...]:
+        """Encode the absence of a prompt for an image of this size."""
         return (*self.tokenizer.encode(self.text.unconditional).ids, *self.text.suffixes[str(size)])
 
     @cached_property
     def words(self) -> tuple[str, ...] | None:
-        """All that a prompt may be made of, in alphabetical order; None where the tokenizer knows every text."""
+        """The words that a prompt may consist of, in alphabetical order; None: the tokenizer knows every text."""
         if self._unknown_id is None:
             return None
         added = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
@@ -77,7 +78,7 @@ class PromptEncoder:
 
     @cached_property
     def _unknown_id(self) -> int | None:
-        """The id that stands for what the tokenizer does not know; models name it by its text or by its number."""
+        """The id of the token for unknown text; tokenizers name it by its text or by its number."""
         model = json.loads(self.tokenizer.to_str())["model"]
         name = model.get("unk_token")
         return model.get("unk_id") if name is None else self.tokenizer.token_to_id(name)
@@ -106,7 +107,7 @@ class PromptEncoder:
 
 
 def padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids as one int64 ``[R, T]``, shorter ones filled up on the left, and how much of each was: ``[R]``."""
+    """Stack rows of ids as int64 ``[R, T]``, shorter ones padded on the left; returns the padding too, ``[R]``."""
     longest = max(map(len, rows))
     padding = np.array([longest - len(row) for row in rows], np.int64)
     return np.array([[0] * (longest - len(row)) + list(row) for row in rows], np.int64), padding

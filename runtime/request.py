@@ -1,4 +1,4 @@
-"""A request: what to generate, validated once, here."""
+"""A request: what to generate, validated in one place."""
 
 import math
 import secrets
@@ -23,27 +23,28 @@ OUTPUTS = ("image", "tokens")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Images to generate. What is None is the bundle's default.
+    """Images to generate. Fields that are None take the bundle's default.
 
     Attributes:
         classes: of a class-conditional bundle: ids, or names where it has them.
         prompts: of a text-to-image bundle. Images come class by class or prompt by prompt, ``count`` of each.
-        negative_prompt: what guidance leads away from; None is no text at all.
-        seed: image i of the request uses seed + i; None draws one.
-        seeds: one an image, in place of ``seed``: images that were asked for apart and run together.
+        negative_prompt: what guidance leads away from; None: no text at all.
+        seed: image i of the request uses seed + i; None: a seed is drawn at random.
+        seeds: one an image, in place of ``seed``, for images of several requests that run as one.
         steps: sampling steps of each patch, one head evaluation each, plus a last one.
         guidance: 1 switches guidance off.
         guidance_schedule: "constant", or "linear" over the patches, from none at the first.
-        sampler: "sde", the reference's, or "ode", its deterministic limit: no noise but what each patch starts from.
-        published: take what is None from the settings that the checkpoint was published with.
+        sampler: "sde", the reference's, or "ode", its deterministic limit, without noise after the start of a patch.
+        published: fields that are None take the settings that the checkpoint was published with.
         size: in pixels, as ``Size(width=, height=)`` or "WIDTHxHEIGHT".
         prefix: tokens ``[K, C]`` or ``[images, K, C]`` of -1 and +1 that start each image, K a whole number of patches.
-        preview_every: show what is there after every so many patches; 0 for none.
+        preview_every: patches between two previews; 0: no previews.
         preview_kind: "full", by the decoder, or "fast", by a linear approximation of it.
-        preview_share: skip full previews that would take more than this share of the time so far, by what decoding has
-            taken before (the first decoding of a pipeline is not skipped). Without preview_every, after any patch.
-        output: "image", or "tokens" to leave the decoder out.
-        batch_invariant: run the images one by one, so that each is the same to the bit in any batch.
+        preview_share: skip full previews that would take more than this share of the time so far, judging by what
+            decoding took before (the first decoding of a pipeline is never skipped). Without preview_every, one may
+            follow every patch.
+        output: "image", or "tokens" to omit the decoder.
+        batch_invariant: run the images one by one, so that each has the same bits in any batch.
     """
 
     classes: Sequence[int | str] = ()
@@ -67,14 +68,14 @@ class Request:
 
     @classmethod
     def example(cls, bundle: Bundle) -> "Request":
-        """Something that a bundle can draw: its first class, or the prompt that came with it."""
+        """A request for something the bundle can draw: its first class, or the prompt that came with it."""
         return cls(classes=[0]) if bundle.text is None else cls(prompts=[bundle.text.example])
 
     def resolve(self, bundle: Bundle, encoder: PromptEncoder | None = None) -> "Settings":
         """Fill in the bundle's defaults and check every value against it.
 
         Args:
-            encoder: of the bundle's prompts; None opens it where it is needed.
+            encoder: of the bundle's prompts; None: it is opened where it is needed.
 
         Raises:
             RequestError: names the value and what is allowed.
@@ -113,7 +114,7 @@ class Request:
         if share is not None and (not isinstance(share, int | float) or not 0 < share < 1):
             raise RequestError(f"preview_share is {share!r}; it must be a number between 0 and 1")
         if share is not None and kind == "fast":
-            raise RequestError("preview_share is for full previews; fast ones take next to nothing: leave it away")
+            raise RequestError("preview_share is for full previews; fast ones take next to no time: omit preview_share")
         return {
             "preview_every": 1 if share is not None and not every else every,
             "preview_kind": kind,
@@ -123,7 +124,7 @@ class Request:
     def _image_seeds(self, images: int) -> list[int]:
         if self.seeds is not None:
             if self.seed is not None:
-                raise RequestError("seed and seeds are both given; seeds replaces seed, leave one of them away")
+                raise RequestError("seed and seeds are both given; seeds replaces seed: omit one of the two")
             if len(self.seeds) != images:
                 raise RequestError(f"{len(self.seeds)} seeds for {images} images; give one an image")
             return [_whole("seed", seed, 0, MAX_SEED) for seed in self.seeds]
@@ -164,7 +165,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """One image: what it shows, as asked for and as ids of its conditional and unconditional row."""
+    """One image: what it shows, as the request says it and as ids of its conditional and unconditional row."""
 
     conditional: tuple[int, ...]
     unconditional: tuple[int, ...]
@@ -177,7 +178,7 @@ class ImageSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A request with nothing left open."""
+    """A request with every default filled in."""
 
     images: tuple[ImageSpec, ...]
     size: ImageSize
@@ -193,7 +194,7 @@ class Settings:
     batch_invariant: bool
 
     def batches(self, largest: int) -> list["Settings"]:
-        """The same request in parts of at most ``largest`` images (one, where batches must not matter)."""
+        """Split into parts of at most ``largest`` images (one, where batches must not matter)."""
         count = 1 if self.batch_invariant else largest
         return [
             replace(self, images=self.images[i : i + count], prefix=self.prefix[i : i + count])
@@ -254,6 +255,6 @@ def _prefix(prefix: np.ndarray | None, images: int, bundle: Bundle, size: ImageS
             f"K a multiple of {model.tokens_per_step} tokens, at most {size.tokens}"
         )
     if not np.isin(shaped, (-1, 1)).all():
-        raise RequestError("prefix holds values other than -1 and +1; take it from Pipeline.tokenize")
+        raise RequestError("prefix has values other than -1 and +1; take it from Pipeline.tokenize")
     whole = np.broadcast_to(shaped, (images, *shaped.shape[1:])).astype(np.float32)
     return whole.reshape(images, -1, *patch)

@@ -6,8 +6,8 @@ dx = (v + g^2 / 2 * score) dt + g dW has the same distribution at any time (Y. S
 
 - ``sde``, the reference's (paper section 3.3): g^2 / 2 = 1 - t, so the drift is (1 + t) * v - x. The Euler-Maruyama
   step has B = (1 + t) * dt / m, A = 1 - dt - B, C = sqrt(2 * (1 - t) * dt).
-- ``ode``, the deterministic limit: g = 0, the drift is v. The Euler step has B = dt / m, A = 1 - B, C = 0; all that is
-  random is the draw that a patch starts from.
+- ``ode``, the deterministic limit: g = 0, the drift is v. The Euler step has B = dt / m, A = 1 - B, C = 0; only the
+  draw that a patch starts from is random.
 
 The last step crosses from 0.95 to 1 without noise, which is the clean token itself: A = 0, B = 1, C = 0.
 """
@@ -23,7 +23,7 @@ GUIDANCE_SCHEDULES = ("constant", "linear")
 
 @dataclass(frozen=True)
 class Schedule:
-    """Everything about sampling that depends on the sampler and its number of steps alone, computed in float64."""
+    """Everything that depends only on the sampler and its number of steps, computed in float64."""
 
     times: np.ndarray  # float32 [steps + 1]: when the head is evaluated
     coefficients: np.ndarray  # float32 [steps + 1, 3]: A, B, C
@@ -56,7 +56,7 @@ class Schedule:
 
 
 def _grid(steps: int, time_shift: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each step but the last: its time, its length, and m, the time that is left."""
+    """Time, length and m (the time left) of each step but the last."""
     grid = np.linspace(0, LAST_TIME, steps + 1)
     with np.errstate(divide="ignore"):  # 1 / 0 is infinity, which maps to time 0
         grid = (1 / time_shift) / (1 / time_shift + (1 / grid - 1))

@@ -1,4 +1,4 @@
-"""The application: routes, the page, and one shape for all errors."""
+"""The ASGI application: routes, the page, and one JSON form for all errors."""
 
 import asyncio
 import logging
@@ -21,11 +21,11 @@ from bitdance_edge.serve.service import Service
 
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
-CLIENT_CLOSED = 499  # nginx's status for an answer that nobody hears
+CLIENT_CLOSED = 499  # nginx's status for a client that disconnected
 
 
 def create_app(service: Service) -> FastAPI:
-    """The ASGI application of a service; its workers start and stop with it."""
+    """Build the ASGI application of a service, which starts and stops with it."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -34,7 +34,7 @@ def create_app(service: Service) -> FastAPI:
         starting.cancel()
         await service.stop()
 
-    # FastAPI's own pages of documentation load scripts from elsewhere; /openapi.json stays.
+    # FastAPI's documentation pages load scripts from other hosts; /openapi.json is kept.
     app = FastAPI(
         title="bitdance-edge",
         version=version("bitdance-edge"),
@@ -57,39 +57,39 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-def _answer(error: ApiError) -> JSONResponse:
+def _error_response(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body(), error.status, error.headers)
 
 
 def _api_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return _answer(error)
+    return _error_response(error)
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     message = f"{request.method} {request.url.path}: {error.detail}"
-    return _answer(ApiError(error.status_code, code, message, headers=error.headers))
+    return _error_response(ApiError(error.status_code, code, message, headers=error.headers))
 
 
 def _validation_error(_request: Request, error: Exception) -> JSONResponse:
-    """The first thing that pydantic found wrong, in our words where they say more."""
+    """Report the first error that pydantic found, in plainer words where there are any."""
     assert isinstance(error, RequestValidationError)
     found = error.errors()[0]
     place = [str(part) for part in found["loc"][1:]]
     param = next(iter(place), None)
     if found["type"] == "json_invalid":
-        return _answer(ApiError(400, "invalid_json", f"the body is not JSON: {found['ctx']['error']}"))
+        return _error_response(ApiError(400, "invalid_json", f"the body is not JSON: {found['ctx']['error']}"))
     if param is None:
-        return _answer(ApiError(400, "invalid_json", "send a JSON object, with Content-Type: application/json"))
+        return _error_response(ApiError(400, "invalid_json", "send a JSON object, with Content-Type: application/json"))
     name = ".".join(place)
     if found["type"] == "extra_forbidden":
-        message = f"unknown field {name!r}; /openapi.json lists those there are"
-        return _answer(ApiError(400, "unknown_parameter", message, param=name))
+        message = f"unknown field {name!r}; /openapi.json lists the known ones"
+        return _error_response(ApiError(400, "unknown_parameter", message, param=name))
     if found["type"] == "missing":
-        return _answer(ApiError(400, "missing_parameter", f"{name} is missing", param=name))
-    return _answer(ApiError(400, "invalid_value", f"{name}: {found['msg']}", param=param))
+        return _error_response(ApiError(400, "missing_parameter", f"{name} is missing", param=name))
+    return _error_response(ApiError(400, "invalid_value", f"{name}: {found['msg']}", param=param))
 
 
 def _client_left(_request: Request, _error: Exception) -> JSONResponse:
@@ -98,4 +98,4 @@ def _client_left(_request: Request, _error: Exception) -> JSONResponse:
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _answer(ApiError(500, "internal_error", "the server failed; its log says why", kind=SERVER))
+    return _error_response(ApiError(500, "internal_error", "the server failed; see its log", kind=SERVER))

@@ -1,4 +1,4 @@
-"""The models that are served: their bundles, the sizes they make, and how many images fit in memory at once."""
+"""The served models: their bundles, their image sizes, and how many images of each fit in memory at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,36 +16,38 @@ from bitdance_edge.serve.settings import ServeSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
+    """A bundle under the id that requests name it by."""
+
     id: str
     bundle: Bundle
-    images_at_once: int  # 0 where the memory limit leaves no room for one
+    images_at_once: int  # 0: the memory limit leaves no room for one
 
     @cached_property
     def encoder(self) -> PromptEncoder | None:
-        """Of text-to-image models."""
+        """The prompt encoder of a text-to-image model; None for a class-conditional one."""
         return None if self.bundle.text is None else PromptEncoder.open(self.bundle)
 
-    def size(self, asked: str | None) -> ImageSize:
-        """The size of "auto", None or "WIDTHxHEIGHT".
+    def size(self, name: str | None) -> ImageSize:
+        """Look up "WIDTHxHEIGHT", or the default for "auto" and None.
 
         Raises:
-            ApiError: 400 invalid_size, with the sizes there are.
+            ApiError: 400 invalid_size; the message lists the sizes of the model.
         """
         offered = {str(size): size for size in self.bundle.model.sizes}
-        if asked in (None, "auto"):
+        if name in (None, "auto"):
             return self.bundle.model.default_size
-        if asked not in offered:
+        if name not in offered:
             choices = ", ".join(["auto", *offered])
-            message = f"size is {asked!r}; {self.id} makes {choices}"
+            message = f"size is {name!r}; {self.id} makes {choices}"
             raise ApiError(400, "invalid_size", message, param="size")
-        return self.bundle.model.size(offered[asked])
+        return self.bundle.model.size(offered[name])
 
     def require_memory(self, limit: int) -> None:
-        """Raises: ApiError 507 where not even one image fits."""
+        """Raises: ApiError 507: the memory limit leaves no room for one image."""
         if self.images_at_once == 0:
             needed = plan_memory(self.bundle, 1).held
             raise insufficient_memory(
-                f"an image of {self.id} needs {needed / 1e6:.1f} MB, this server may use {limit / 1e6:.1f} MB; "
+                f"an image of {self.id} needs {needed / 1e6:.1f} MB, and this server may use {limit / 1e6:.1f} MB; "
                 "start it with a larger --memory, or serve a smaller bundle"
             )
 
@@ -55,30 +57,32 @@ class Catalog:
 
     def __init__(self, settings: ServeSettings) -> None:
         if not settings.bundles:
-            raise ServeError("no bundle given; name at least one folder made by: bitdance-edge export")
+            raise ServeError("no bundle given; name at least one folder written by: bitdance-edge export")
         self.memory = psutil.virtual_memory().available if settings.memory is None else settings.memory
         self.models: dict[str, Model] = {}
         for folder in settings.bundles:
-            # A link keeps its own name; "." and the like have none.
+            # A link is served under its own name; "." and ".." have none.
             model_id = folder.name if folder.name not in ("", "..") else folder.resolve().name
             if model_id in self.models:
-                raise ServeError(f"two bundles are in folders called {model_id!r}, which names them; rename one")
+                raise ServeError(
+                    f"two bundles are in folders named {model_id!r}, which would be the id of both; rename one"
+                )
             bundle = Bundle.open(folder)
             at_once = _images_at_once(bundle, settings.max_batch, self.memory)
             self.models[model_id] = model = Model(id=model_id, bundle=bundle, images_at_once=at_once)
-            _ = model.encoder  # a tokenizer that will not load is found now, not by the first request
+            _ = model.encoder  # so that a tokenizer that cannot be loaded fails here, not in the first request
 
     @property
     def default(self) -> Model:
         return next(iter(self.models.values()))
 
     def get(self, model_id: str | None) -> Model:
-        """Raises: ApiError 404 model_not_found."""
+        """Look up a model by id; None: the default one. Raises: ApiError 404 model_not_found."""
         if model_id is None:
             return self.default
         if model_id not in self.models:
             known = ", ".join(self.models)
-            message = f"model is {model_id!r}; this server has {known}"
+            message = f"model is {model_id!r}; this server has: {known}"
             raise ApiError(404, "model_not_found", message, param="model")
         return self.models[model_id]
 

@@ -1,4 +1,4 @@
-"""Answers that end when their client leaves: server-sent events, and results that are awaited.
+"""Responses that are cancelled when their client disconnects: server-sent events, and awaited results.
 
 Server-sent events as in the HTML standard, section 9.2 (html.spec.whatwg.org/multipage/server-sent-events.html).
 """
@@ -21,11 +21,11 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class ClientLeft(Exception):
-    """Nobody is there to be answered."""
+    """The client has disconnected before its response was complete."""
 
 
 async def until_client_leaves(request: Request, result: Coroutine[Any, Any, Result]) -> Result:
-    """The result, unless the client disconnects first: then it is cancelled. Raises: ClientLeft."""
+    """Await the result, and cancel it if the client disconnects first. Raises: ClientLeft."""
     working = asyncio.create_task(result)
     leaving = asyncio.create_task(_disconnected(request.receive))
     try:
@@ -38,9 +38,9 @@ async def until_client_leaves(request: Request, result: Coroutine[Any, Any, Resu
 
 
 class EventStream(Response):
-    """Sends (event, data) pairs as they come, a comment where none comes for a while, and an error as the last event.
+    """Sends (event, data) pairs as they come, and a comment after ``keep_alive`` seconds without one.
 
-    When the client leaves, the iteration is cancelled.
+    An error becomes the last event. The iteration is cancelled when the client disconnects.
     """
 
     media_type = "text/event-stream"
@@ -63,7 +63,10 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         async def chunk(body: bytes, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": body, "more_body": more})
+            try:
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+            except OSError as error:
+                raise ClientLeft from error
 
         events = aiter(self.events)
         following = asyncio.ensure_future(anext(events))
@@ -80,10 +83,10 @@ class EventStream(Response):
             pass
         except ApiError as error:
             await chunk(_frame("error", {"type": "error", **error.body()}))
-        except OSError:  # the connection broke while something was sent
+        except ClientLeft:
             return
         except Exception:
-            broken = ApiError(500, "internal_error", "the server failed; its log says why", kind=SERVER)
+            broken = ApiError(500, "internal_error", "the server failed; see its log", kind=SERVER)
             await chunk(_frame("error", {"type": "error", **broken.body()}))
             raise
         finally:
@@ -103,7 +106,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _end(*tasks: "asyncio.Future[Any]") -> None:
-    """Cancel what is not done, and wait until it has cleaned up."""
+    """Cancel the tasks that are not done, and wait until they have cleaned up."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,7 +1,7 @@
-"""Errors of the server: those that keep it from starting, and those that a client is told.
+"""Errors of the server: those that keep it from starting, and those reported to a client.
 
-A client sees ``{"error": {"message", "type", "param", "code"}}``, as from OpenAI, with an HTTP status; once a stream
-has begun the same object comes as its last event.
+A client gets an HTTP status and ``{"error": {"message", "type", "param", "code"}}``, as from OpenAI; once a stream has
+begun, the same object is its last event.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ INVALID, SERVER = "invalid_request_error", "server_error"
 
 
 class ServeError(BitDanceError):
-    """A server that cannot start."""
+    """A server or a worker that cannot start."""
 
 
-class ApiError(Exception):
-    """What a client did wrong, or what the server cannot do for it now."""
+class ApiError(BitDanceError):
+    """A request that is wrong, or that the server cannot serve now."""
 
     def __init__(
         self,
@@ -34,16 +34,18 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
+        """The JSON that the client gets."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 def queue_full(waiting: int, seconds: int) -> ApiError:
-    message = f"{waiting} requests are waiting, as many as this server holds; try again in {seconds} s"
+    """429: retry after ``seconds``."""
+    message = f"the queue is full with {waiting} requests; try again in {seconds} s"
     return ApiError(429, "queue_full", message, kind="rate_limit_error", headers={"Retry-After": str(seconds)})
 
 
 def unavailable(code: str, message: str) -> ApiError:
-    """503: the same request may succeed a moment later."""
+    """503: the same request may succeed if it is sent again."""
     return ApiError(503, code, message, kind=SERVER, headers={"Retry-After": "1"})
 
 

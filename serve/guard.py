@@ -1,7 +1,7 @@
-"""What every request passes first: the Host, the bearer token, the size and speed of its body, headers of the answer.
+"""Checks before every request: Host, bearer token, size of the body and the time it takes; and security headers.
 
-CORS stays off: no other site may read an answer. A server on this machine alone also refuses foreign Host names, by
-which a site could otherwise reach it (DNS rebinding).
+CORS is off: no other site may read a response. A server that listens on this machine only also refuses other
+Host names, with which a site could reach it by DNS rebinding.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bitdance_edge.serve.errors import ApiError
 from bitdance_edge.serve.settings import ServeSettings
 
-PUBLIC, PUBLIC_FOLDER = ("/", "/health", "/openapi.json"), "/page/"  # what needs no token: nothing of anybody's
+PUBLIC, PUBLIC_FOLDER = ("/", "/health", "/openapi.json"), "/page/"  # need no token: they show nothing of any user
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 BODY_SECONDS = 30.0  # for a whole request body to arrive
 DISCARD_SECONDS, MOST_DISCARDED = 5.0, 64 * 2**20
@@ -55,12 +55,12 @@ class Guard:
             refused = JSONResponse(error.body(), error.status, {**error.headers, "Connection": "close"})
             await refused(scope, receive, send_guarded)
             return
-        if body is None:  # the client left while it was sending
+        if body is None:  # the client disconnected while it was sending
             return
         await self.app(scope, _replayed(body, receive), send_guarded)
 
     def _check_headers(self, scope: Scope) -> None:
-        """What can be refused before the body is read."""
+        """Refuse what the headers alone show to be wrong."""
         self._check_host(scope)
         self._check_token(scope)
         declared = _header(scope, b"content-length")
@@ -71,7 +71,7 @@ class Guard:
         host = _header(scope, b"host").decode("latin-1")
         name = host if host.endswith("]") else host.rsplit(":", 1)[0]
         if self.settings.local_only and name.lower() not in LOCAL_NAMES:
-            message = f"Host is {host!r}; this server answers to {', '.join(LOCAL_NAMES)} only (see --host)"
+            message = f"Host is {host!r}; this server accepts {', '.join(LOCAL_NAMES)} only (see --host)"
             raise ApiError(421, "invalid_host", message)
 
     def _check_token(self, scope: Scope) -> None:
@@ -79,14 +79,14 @@ class Guard:
         if self.settings.token is None or path in PUBLIC or path.startswith(PUBLIC_FOLDER):
             return
         scheme, _, given = _header(scope, b"authorization").partition(b" ")
-        # Compared in constant time, so that its time says nothing of how much of a guess was right.
+        # In constant time, so that timing does not tell how much of a guess is right.
         right = hmac.compare_digest(given.strip(), self.settings.token.encode())
         if scheme.lower() != b"bearer" or not right:
             message = "the bearer token is missing or wrong; send Authorization: Bearer TOKEN"
             raise ApiError(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
 
     async def _body(self, receive: Receive) -> bytes | None:
-        """The whole body; None where the client left before its end."""
+        """The whole body; None if the client disconnected before its end."""
         most = self.settings.max_body
         parts, size = [], 0
         try:
@@ -105,12 +105,12 @@ class Guard:
                     if not more:
                         return b"".join(parts)
         except TimeoutError:
-            message = f"the request's body did not arrive within {BODY_SECONDS:g} s"
+            message = f"the request body did not arrive within {BODY_SECONDS:g} s"
             raise ApiError(408, "request_timeout", message) from None
 
 
 async def _discard(receive: Receive) -> None:
-    """Let a refused body run out, within bounds: a client that is still sending would see a reset, not the answer."""
+    """Read the rest of a refused body, within bounds: a client still sending would see a reset, not the answer."""
     left = MOST_DISCARDED
     with suppress(TimeoutError):
         async with asyncio.timeout(DISCARD_SECONDS):
@@ -122,7 +122,7 @@ async def _discard(receive: Receive) -> None:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body once, then whatever comes after it."""
+    """A receive function that gives the body first, then the messages after it."""
     messages: Iterable[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def replay() -> Message:
@@ -138,4 +138,4 @@ def _header(scope: Scope, name: bytes) -> bytes:
 
 
 def _too_large(most: int) -> ApiError:
-    return ApiError(413, "request_too_large", f"the request is larger than the {most} bytes that this server takes")
+    return ApiError(413, "request_too_large", f"the request is larger than {most} bytes, the limit of this server")

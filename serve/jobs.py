@@ -1,7 +1,7 @@
-"""Jobs: images asked for now and fetched later, or watched patch by patch.
+"""Jobs: images that are requested now and fetched later, or watched patch by patch.
 
-A job keeps the latest preview of each image only, so one that nobody watches holds no more than one that is watched.
-Finished jobs are forgotten by age and by size, oldest first.
+A job keeps only the latest preview of each image, so a job that nobody watches does not grow. Finished jobs are dropped
+by age, number and size, oldest first.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from collections.abc import AsyncGenerator
 from bitdance_edge.serve.connection import NamedEvent
 from bitdance_edge.serve.errors import ApiError
 from bitdance_edge.serve.pictures import encoded
-from bitdance_edge.serve.schema import ErrorDetail, ImageData, Job, JobRequest, StageTime, Timing
-from bitdance_edge.serve.ticket import Completed, ImageReady, Progress, Started, Ticket
+from bitdance_edge.serve.schema import ErrorDetail, ImageData, Job, JobRequest, StageTiming, Timing
+from bitdance_edge.serve.ticket import Completed, ImageReady, PatchReady, Started, Ticket
 from bitdance_edge.serve.work import Generation
 
 KEPT_SECONDS = 600.0
@@ -22,12 +22,12 @@ KEPT_BYTES = 64 * 2**20  # of base64, over all finished jobs
 
 
 class RunningJob:
-    """A job and the task that follows its ticket."""
+    """A job, its latest previews, and the task that reads the events of its ticket."""
 
-    def __init__(self, ticket: Ticket, work: Generation, asked: JobRequest, patches: int) -> None:
-        self.ticket, self.asked, self.patches = ticket, asked, patches
+    def __init__(self, ticket: Ticket, work: Generation, fields: JobRequest, patches: int) -> None:
+        self.ticket, self.fields, self.patches = ticket, fields, patches
         self.batch_images = 0
-        self.previews: dict[int, str] = {}  # image -> base64, until it is whole
+        self.previews: dict[int, str] = {}  # image -> base64, until the image is finished
         self.patch_of = [0] * work.images
         self.changed = asyncio.Condition()
         self.version = 0
@@ -38,7 +38,7 @@ class RunningJob:
             created=int(time.time()),
             model=work.model,
             size=str(work.size),
-            output_format=asked.output_format or "png",
+            output_format=fields.output_format or "png",
             seed=work.seeds[0],
             n=work.images,
             num_inference_steps=work.steps,
@@ -55,6 +55,7 @@ class RunningJob:
 
     @property
     def bytes(self) -> int:
+        """Size of the images, in characters of base64."""
         return sum(len(data.b64_json) for data in self.state.data if data)
 
     async def _follow(self) -> None:
@@ -72,7 +73,7 @@ class RunningJob:
     async def _take(self, event: object) -> None:
         if isinstance(event, Started):
             self.state.status, self.batch_images = "running", event.batch_images
-        elif isinstance(event, Progress):
+        elif isinstance(event, PatchReady):
             for image in event.images:
                 self.patch_of[image] = event.patch
             self.state.patches_done = sum(self.patch_of)
@@ -80,7 +81,7 @@ class RunningJob:
                 self.previews[image] = await encoded(pixels)
         elif isinstance(event, ImageReady) and event.image.pixels is not None:
             file = await encoded(
-                event.image.pixels, self.state.output_format, self.asked.output_compression, event.image.settings
+                event.image.pixels, self.state.output_format, self.fields.output_compression, event.image.settings
             )
             self.state.data[event.index] = ImageData(b64_json=file, seed=event.image.seed)
             self.previews.pop(event.index, None)
@@ -93,9 +94,9 @@ class RunningJob:
             self.changed.notify_all()
 
     async def watch(self) -> AsyncGenerator[NamedEvent, None]:
-        """(event, data) as the job goes on: ``job.preview`` and ``job.progress``, then ``job.<status>`` with the job.
+        """Yield (event, data): ``job.preview`` and ``job.progress``, at last ``job.<status>`` with the job.
 
-        A slow watcher misses previews, never the end.
+        A slow watcher misses previews, never the last event.
         """
         shown: dict[int, str] = {}
         version = -1
@@ -122,36 +123,38 @@ class RunningJob:
 
 
 def timing(completed: Completed, batch_images: int) -> Timing:
+    """The times of a batch in milliseconds, as the API reports them."""
     return Timing(
         waited_milliseconds=1000 * completed.waited,
         milliseconds=1000 * completed.seconds,
         batch_images=batch_images,
         stages={
-            name: StageTime(launches=report.launches, milliseconds=1000 * report.seconds)
-            for name, report in completed.stages.items()
+            name: StageTiming(launches=spent.launches, milliseconds=1000 * spent.seconds)
+            for name, spent in completed.stages.items()
         },
     )
 
 
 class Jobs:
-    """All jobs of a server, by ids that cannot be guessed."""
+    """All jobs of a server. Their ids cannot be guessed."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, RunningJob] = {}
 
     def add(self, job: RunningJob) -> None:
+        """Keep a job, and drop finished ones over the limits."""
         self._jobs[job.state.id] = job
-        self._forget()
+        self._drop_finished()
 
     def get(self, job_id: str) -> RunningJob:
-        """Raises: ApiError 404."""
-        self._forget()
+        """Look up a job. Raises: ApiError 404."""
+        self._drop_finished()
         if job_id not in self._jobs:
-            message = f"no job {job_id!r}; finished ones are kept for {KEPT_SECONDS:g} s at most"
+            message = f"no job {job_id!r}; finished jobs are kept for {KEPT_SECONDS:g} s at most"
             raise ApiError(404, "job_not_found", message, param="job_id")
         return self._jobs[job_id]
 
-    def _forget(self) -> None:
+    def _drop_finished(self) -> None:
         ended = [job for job in self._jobs.values() if job.ended is not None]
         count, size, oldest = len(ended), sum(job.bytes for job in ended), time.monotonic() - KEPT_SECONDS
         for job in sorted(ended, key=lambda job: job.ended or 0.0):

@@ -1,4 +1,4 @@
-"""What a server counts, in Prometheus' text format (names and units after prometheus.io/docs/practices/naming)."""
+"""The metrics of a server in Prometheus' text format; names and units follow prometheus.io/docs/practices/naming."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -8,50 +8,54 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from bitdance_edge.serve.work import BatchDone
+from bitdance_edge.serve.work import BatchReport
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """One registry a server, so that several can live in one process."""
+    """One registry for each server, so that several can run in one process."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.images = Counter("bitdance_images", "Images made", ["model"], registry=registry)
-        self.patches = Counter("bitdance_patches", "Patches made, one an image and step", ["model"], registry=registry)
+        self.patches = Counter("bitdance_patches", "Patches made, counted for each image", ["model"], registry=registry)
         self.requests = Counter("bitdance_requests", "Accepted requests by outcome", ["outcome"], registry=registry)
         self.refused = Counter("bitdance_refused", "Requests refused because the queue was full", registry=registry)
         self.stage_seconds = Counter(
-            "bitdance_stage_seconds", "Time in each stage of the network", ["model", "stage"], registry=registry
+            "bitdance_stage_seconds", "Seconds in each stage of the network", ["model", "stage"], registry=registry
         )
         self.stage_launches = Counter(
             "bitdance_stage_launches", "Launches of each stage", ["model", "stage"], registry=registry
         )
         self.batch_images = Histogram(
-            "bitdance_batch_images", "Images run together", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+            "bitdance_batch_images", "Images of a batch", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
-        self.batch_seconds = Histogram("bitdance_batch_seconds", "Time of a batch", buckets=SECONDS, registry=registry)
+        self.batch_seconds = Histogram(
+            "bitdance_batch_seconds", "Seconds of a batch", buckets=SECONDS, registry=registry
+        )
         self.wait_seconds = Histogram(
-            "bitdance_wait_seconds", "From acceptance to a worker", buckets=SECONDS, registry=registry
+            "bitdance_wait_seconds", "Seconds from acceptance to a worker", buckets=SECONDS, registry=registry
         )
-        self.waiting = Gauge("bitdance_queue_requests", "Requests that wait", registry=registry)
+        self.waiting = Gauge("bitdance_queue_requests", "Requests that are waiting", registry=registry)
         self.capacity = Gauge("bitdance_queue_capacity_requests", "Requests that may wait", registry=registry)
         self.running = Gauge("bitdance_running_requests", "Requests in a worker", registry=registry)
-        self.restarts = Counter("bitdance_worker_restarts", "Workers started again", registry=registry)
+        self.restarts = Counter("bitdance_worker_restarts", "Restarts of workers", registry=registry)
 
-    def batch_done(self, model: str, images: int, done: BatchDone) -> None:
+    def batch_done(self, model: str, images: int, done: BatchReport) -> None:
+        """Count a batch that has ended."""
         self.batch_images.observe(images)
         self.batch_seconds.observe(done.seconds)
-        for stage, report in done.stages.items():
-            self.stage_seconds.labels(model, stage).inc(report.seconds)
-            self.stage_launches.labels(model, stage).inc(report.launches)
+        for stage, spent in done.stages.items():
+            self.stage_seconds.labels(model, stage).inc(spent.seconds)
+            self.stage_launches.labels(model, stage).inc(spent.launches)
 
     def watch_memory(self, workers: Callable[[], Iterable[tuple[str, int | None]]]) -> None:
-        """Read the resident memory of the server and its workers, (name, pid), whenever the metrics are."""
+        """Report the resident memory of the server and of its workers, given as (name, pid), at each scrape."""
         self.registry.register(_Memory(workers))
 
     def text(self) -> bytes:
+        """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 

@@ -1,4 +1,4 @@
-"""Pixels to image files and back, in base64, away from the event loop."""
+"""Encodes pixels as image files in base64 and decodes them, in threads, so that the event loop is free."""
 
 import asyncio
 import base64
@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from bitdance_edge.runtime import Size
 from bitdance_edge.runtime.image import PNG_KEY, fitted_pixels
 from bitdance_edge.serve.errors import ApiError
 
-MOST_PIXELS = 64_000_000  # of an image sent to be tokenised: what a small file can unpack to
+MOST_PIXELS = 64_000_000  # of an image to tokenise; a small file can unpack to far more
 FORMATS = ("png", "jpeg", "webp")
 
 
@@ -24,17 +25,17 @@ async def encoded(
     quality: int | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> str:
-    """uint8 ``[H, W, 3]`` as an image file in base64; a PNG carries the settings that make it again."""
+    """Encode uint8 ``[H, W, 3]`` as an image file in base64; a PNG carries ``settings``, which reproduce it."""
     return await asyncio.to_thread(_encode, pixels, output_format, quality, settings)
 
 
-async def decoded(text: str, height: int, width: int) -> np.ndarray:
-    """An image file in base64 or a data URL as uint8 ``[height, width, 3]``, cropped to that shape.
+async def decoded(text: str, size: Size) -> np.ndarray:
+    """Decode an image file in base64 or a data URL to uint8 ``[H, W, 3]``, cropped and resized to ``size``.
 
     Raises:
-        ApiError: 400, it is not an image or too large.
+        ApiError: 400: it is not an image, is truncated or is too large.
     """
-    return await asyncio.to_thread(_decode, text, height, width)
+    return await asyncio.to_thread(_decode, text, size)
 
 
 def _encode(pixels: np.ndarray, output_format: str, quality: int | None, settings: Mapping[str, Any] | None) -> str:
@@ -49,7 +50,7 @@ def _encode(pixels: np.ndarray, output_format: str, quality: int | None, setting
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _decode(text: str, height: int, width: int) -> np.ndarray:
+def _decode(text: str, size: Size) -> np.ndarray:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
@@ -59,13 +60,15 @@ def _decode(text: str, height: int, width: int) -> np.ndarray:
     try:
         with Image.open(file, formats=[name.upper() for name in FORMATS]) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise _invalid(f"image has {image.width}x{image.height} pixels; {MOST_PIXELS:,} at most")
+                raise _invalid(
+                    f"image has {image.width}x{image.height} pixels; the limit is {MOST_PIXELS:,} pixels in total"
+                )
             upright = ImageOps.exif_transpose(image).convert("RGB")
     except (UnidentifiedImageError, Image.DecompressionBombError):
-        raise _invalid("image is not a PNG, JPEG or WebP file that can be read") from None
+        raise _invalid("image is not a readable PNG, JPEG or WebP file") from None
     except (OSError, ValueError, SyntaxError) as error:
-        raise _invalid(f"image cannot be read to its end ({error}); it may be truncated") from None
-    return fitted_pixels(upright, height, width)
+        raise _invalid(f"image cannot be decoded ({error}); the file may be truncated") from None
+    return fitted_pixels(upright, size.height, size.width)
 
 
 def _invalid(message: str) -> ApiError:

@@ -1,7 +1,7 @@
 """The bounded queue in front of the workers, and the batches taken from it.
 
-First come, first served; requests of the same shape that wait behind the first one join its batch. Each keeps its own
-seeds, and so its own noise: what an image looks like does not depend on who else was in its batch.
+First come, first served. Waiting requests of the same shape as the first join its batch. Each keeps its own seeds, and
+so its own noise: an image does not depend on the other requests in its batch.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class Batch:
     def __init__(self, tickets: list[Ticket]) -> None:
         self.number, self.tickets = next(self.numbers), tickets
         self.starts = [0, *itertools.accumulate(ticket.work.images for ticket in tickets)]
-        self.cancel = asyncio.Event()  # nobody waits for any of it
+        self.cancel = asyncio.Event()  # set when no ticket waits for a result any more
 
     @property
     def images(self) -> int:
@@ -35,24 +35,26 @@ class Batch:
 
 
 class Scheduler:
-    """Accepts work while there is room and hands it out in batches."""
+    """Accepts work while the queue has room, and hands it out in batches."""
 
     def __init__(self, catalog: Catalog, settings: ServeSettings, metrics: Metrics) -> None:
         self.catalog, self.settings, self.metrics = catalog, settings, metrics
-        self.refusal: ApiError | None = unavailable("not_ready", "the models are being loaded; ask /health when")
+        self.rejection: ApiError | None = unavailable(
+            "not_ready", "the models are being loaded; /health says when they are"
+        )
         self.waiting: list[Ticket] = []
         self.running: dict[Ticket, Batch] = {}
         self.batch_seconds = 1.0  # a moving average, from which Retry-After is estimated
         self._arrived = asyncio.Event()
 
     def submit(self, work: Work) -> Ticket:
-        """Take a request in.
+        """Accept a request into the queue.
 
         Raises:
-            ApiError: 503 not ready or stopping, 429 queue full, 507 not even one image fits in memory.
+            ApiError: 503 not ready or stopping, 429 queue full, 507 one image does not fit in memory.
         """
-        if self.refusal is not None:
-            raise self.refusal
+        if self.rejection is not None:
+            raise self.rejection
         model = self.catalog.get(work.model)
         model.require_memory(self.catalog.memory)
         if len(self.waiting) >= self.settings.queue:
@@ -66,7 +68,7 @@ class Scheduler:
         return ticket
 
     async def next_batch(self) -> Batch:
-        """Wait for work; then, for a moment, for more of the same shape."""
+        """Wait for work, then for a short time for more of the same shape."""
         while True:
             while not self.waiting:
                 self._arrived.clear()
@@ -82,7 +84,7 @@ class Scheduler:
                 return batch
 
     def put_back(self, batch: Batch) -> None:
-        """A batch that no worker has begun waits again, before all others."""
+        """Return a batch that no worker has begun to the head of the queue."""
         for ticket in batch.tickets:
             del self.running[ticket]
         self.waiting[:0] = [ticket for ticket in batch.tickets if not ticket.closed]
@@ -90,23 +92,24 @@ class Scheduler:
         self._count()
 
     def finished(self, batch: Batch, seconds: float) -> None:
+        """Note that a worker is done with a batch, and how long it took."""
         for ticket in batch.tickets:
             self.running.pop(ticket, None)
         self.batch_seconds = 0.8 * self.batch_seconds + 0.2 * seconds
         self._count()
 
     async def idle(self) -> None:
-        """Wait until nothing waits or runs."""
+        """Wait until no request waits or runs."""
         while self.waiting or self.running:
             await asyncio.sleep(0.02)
 
     def give_up(self, error: ApiError) -> None:
-        """End everything that waits or runs with an error."""
+        """End every request that waits or runs with an error."""
         for ticket in [*self.waiting, *self.running]:
             ticket.give_up(error)
 
     def _joined(self) -> list[Ticket]:
-        """The first ticket and those of its shape, as many as run together."""
+        """The first ticket and those of the same shape that fit into its batch."""
         if not self.waiting:
             return []
         first, *others = self.waiting
@@ -122,8 +125,7 @@ class Scheduler:
         work, seconds = ticket.work, asyncio.get_running_loop().time() - ticket.accepted
         self.metrics.requests.labels(outcome).inc()
         prompt = f", prompt {work.prompt!r}" if self.settings.log_prompts and isinstance(work, Generation) else ""
-        kind = type(work).__name__.lower()
-        log.info("%s of %d by %s: %s after %.2f s%s", kind, work.images, work.model, outcome, seconds, prompt)
+        log.info("%s of %d by %s: %s after %.2f s%s", work.kind, work.images, work.model, outcome, seconds, prompt)
 
     def _given_up(self, ticket: Ticket) -> None:
         if ticket in self.waiting:

@@ -1,4 +1,4 @@
-"""The JSON that comes in and goes out. An unknown field is refused, a value of another type too.
+"""The JSON of requests and responses. Unknown fields and values of another type are refused.
 
 The image fields are those of OpenAI's images API (platform.openai.com/docs/api-reference/images); ``seed``,
 ``num_inference_steps``, ``guidance_scale`` and ``negative_prompt`` are ours, under the names that diffusers uses.
@@ -16,69 +16,82 @@ Sampler = Literal["sde", "ode"]
 
 
 def _without_fraction(value: object) -> object:
-    """1.0 is a whole number in JSON."""
+    """Accept 1.0 as 1: JSON has one type of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 Whole = Annotated[int, BeforeValidator(_without_fraction)]
 
 
-class Asked(BaseModel):
+class RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
-class GenerationFields(Asked):
-    """What every request for images has. Null and absent are the same: the model's default."""
+class GenerationFields(RequestBody):
+    """The fields of every request for images. A field that is null or absent takes the model's default."""
 
-    model: str | None = Field(None, description="Id from /v1/models; the first one by default.")
-    prompt: str = Field(description="Of models of classes: the id or name of one.", min_length=1)
-    n: Annotated[Whole, Field(ge=1)] | None = Field(None, description="Images; 1 by default. Image i uses seed + i.")
+    model: str | None = Field(None, description="Id from /v1/models; by default the first model.")
+    prompt: str = Field(description="A prompt; for a class-conditional model, the id or name of a class.", min_length=1)
+    n: Annotated[Whole, Field(ge=1)] | None = Field(
+        None, description="Number of images, 1 by default. Image i uses seed + i."
+    )
     size: str | None = Field(None, description='"WIDTHxHEIGHT" or "auto".', examples=["auto"])
-    seed: Annotated[Whole, Field(ge=0, le=MAX_SEED)] | None = Field(None, description="Drawn, and returned, if absent.")
+    seed: Annotated[Whole, Field(ge=0, le=MAX_SEED)] | None = Field(
+        None, description="Drawn at random if absent; the response says which."
+    )
     num_inference_steps: Annotated[Whole, Field(ge=1, le=MAX_STEPS)] | None = Field(
         None, description="Sampling steps of each patch."
     )
-    guidance_scale: Annotated[float, Field(ge=1, le=100)] | None = Field(None, description="1 is off.")
-    guidance_schedule: GuidanceSchedule | None = Field(None, description="Over the patches of an image.")
-    sampler: Sampler | None = Field(None, description="sde is the reference's, ode its limit without noise.")
+    guidance_scale: Annotated[float, Field(ge=1, le=100)] | None = Field(
+        None, description="Guidance strength; 1 is off."
+    )
+    guidance_schedule: GuidanceSchedule | None = Field(
+        None, description="How guidance changes over the patches of an image."
+    )
+    sampler: Sampler | None = Field(None, description="sde: the reference sampler, with noise; ode: without noise.")
     published: bool | None = Field(
-        None, description="Sample as the checkpoint was published, where nothing else is said; false by default."
+        None, description="Use the published sampling settings of the checkpoint as defaults; false by default."
     )
-    negative_prompt: str | None = Field(None, description="For models of text; class models take none.")
-    output_format: OutputFormat | None = Field(None, description="png by default; it carries the settings inside.")
+    negative_prompt: str | None = Field(None, description="For text-to-image models only.")
+    output_format: OutputFormat | None = Field(
+        None, description="png by default; a PNG also carries the settings that reproduce it."
+    )
     output_compression: Annotated[Whole, Field(ge=0, le=100)] | None = Field(
-        None, description="Quality of jpeg and webp; 100 by default."
+        None, description="Quality of jpeg and webp, 100 by default."
     )
-    user: str | None = Field(None, description="Taken for compatibility; nothing is done with it.", max_length=1000)
+    user: str | None = Field(None, description="Accepted for compatibility and ignored.", max_length=1000)
 
 
 class ImageRequest(GenerationFields):
     response_format: Literal["b64_json"] | None = None
-    stream: bool | None = Field(None, description="Answer with server-sent events as the images are made.")
+    stream: bool | None = Field(None, description="Respond with server-sent events while the images are made.")
     partial_images: Annotated[Whole, Field(ge=0, le=3)] | None = Field(
-        None, description="How often a stream shows what is decoded so far; 0 by default."
+        None, description="Number of previews of each image in a stream; 0 by default."
     )
 
 
-class Prefix(Asked):
-    """The start of an image, kept as it is."""
+class Prefix(RequestBody):
+    """The first patches of an image, which are kept."""
 
-    tokens: str = Field(description="As from /v1/tokens.", min_length=1)
-    patches: Whole = Field(description="How many patches of it are kept.", ge=0)
+    tokens: str = Field(description="`tokens` from /v1/tokens.", min_length=1)
+    patches: Whole = Field(description="Number of patches to keep.", ge=0)
 
 
 class JobRequest(GenerationFields):
     prefix: Prefix | None = Field(None, description="Complete an image from its first patches.")
-    preview_every: Whole = Field(0, description="Show what is there after every so many patches; 0 for never.", ge=0)
+    preview_every: Whole = Field(
+        0, description="Send a preview each time this number of patches has been made; 0: no previews.", ge=0
+    )
     preview_kind: Literal["full", "fast"] = Field(
-        "full", description="By the decoder, or by a linear approximation where the model's capabilities have one."
+        "full",
+        description="full: by the decoder; fast: by a linear approximation, if the capabilities of the model say so.",
     )
 
 
-class TokensRequest(Asked):
+class TokensRequest(RequestBody):
     model: str | None = None
-    size: str | None = Field(None, description='"WIDTHxHEIGHT" or "auto": what the image is cropped to.')
-    image: str = Field(description="An image file in base64, or its data URL.", min_length=1)
+    size: str | None = Field(None, description='"WIDTHxHEIGHT" or "auto"; the image is cropped and resized to it.')
+    image: str = Field(description="A PNG, JPEG or WebP file in base64, or as a data URL.", min_length=1)
 
 
 class ErrorDetail(BaseModel):
@@ -94,7 +107,7 @@ class Error(BaseModel):
 
 class ImageData(BaseModel):
     b64_json: str
-    seed: int = Field(description="Of this image; the same seed and settings make it again.")
+    seed: int = Field(description="Seed of this image; the same seed and settings reproduce it.")
 
 
 class TokenDetails(BaseModel):
@@ -103,7 +116,7 @@ class TokenDetails(BaseModel):
 
 
 class Usage(BaseModel):
-    """Ids of the prompt, 1 for a class, and the image tokens made of it."""
+    """The number of prompt tokens, 1 for a class, and of image tokens."""
 
     input_tokens: int
     input_tokens_details: TokenDetails
@@ -120,18 +133,18 @@ class ImagesResponse(BaseModel):
     usage: Usage
 
 
-class StageTime(BaseModel):
+class StageTiming(BaseModel):
     launches: int
     milliseconds: float
 
 
 class Timing(BaseModel):
-    """Of the batch in which the images were made, which other requests may have shared."""
+    """Times of the batch that made the images; other requests may have shared it."""
 
     waited_milliseconds: float
     milliseconds: float
     batch_images: int
-    stages: dict[str, StageTime]
+    stages: dict[str, StageTiming]
 
 
 class Job(BaseModel):
@@ -148,9 +161,9 @@ class Job(BaseModel):
     guidance_scale: float
     guidance_schedule: str
     sampler: str
-    patches: int = Field(description="Of all its images.")
+    patches: int = Field(description="Patches of all images in total.")
     patches_done: int
-    data: list[ImageData | None] = Field(description="One an image; null until it is made.")
+    data: list[ImageData | None] = Field(description="One entry for each image; null until it is finished.")
     timing: Timing | None
     error: ErrorDetail | None
 
@@ -161,9 +174,9 @@ class TokensResponse(BaseModel):
     grid: tuple[int, int] = Field(description="Rows and columns of tokens.")
     bits: int
     patches: int
-    tokens: str = Field(description="In generation order, a bit each, packed, base64.")
+    tokens: str = Field(description="Packed bits in generation order, in base64.")
     grid_tokens: str = Field(description="The same bits in raster order.")
-    image: str = Field(description="What the decoder makes of the tokens: a PNG in base64.")
+    image: str = Field(description="The image decoded from the tokens: a PNG in base64.")
 
 
 class ModelCard(BaseModel):
@@ -188,11 +201,11 @@ class SizeCapabilities(BaseModel):
     name: str = Field(description="WIDTHxHEIGHT")
     grid: tuple[int, int] = Field(description="Rows and columns of tokens.")
     patches: int
-    rows_of_patches: int = Field(description="An image is made by so many rows of patches, from its top.")
+    rows_of_patches: int = Field(description="Number of rows of patches; they are made from top to bottom.")
 
 
 class PublishedSampling(BaseModel):
-    """What the checkpoint was published with, and a request with ``published`` gets."""
+    """The published sampling settings of the checkpoint, which a request with `published` uses as defaults."""
 
     num_inference_steps: int
     guidance_scale: float
@@ -203,16 +216,16 @@ class PublishedSampling(BaseModel):
 class ModelCapabilities(BaseModel):
     id: str
     kind: str
-    classes: list[str] = Field(description="Names by id; ids are names where there are none.")
+    classes: list[str] = Field(description="Names by id; empty if classes have ids only.")
     num_classes: int
-    negative_prompt: bool = Field(description="Whether it takes one: models of text do.")
-    sizes: list[SizeCapabilities] = Field(description="The default first.")
+    negative_prompt: bool = Field(description="Whether the model takes a negative prompt; text-to-image models do.")
+    sizes: list[SizeCapabilities] = Field(description="The first is the default.")
     num_inference_steps: int = Field(description="The default.")
     guidance_scale: float = Field(description="The default.")
     guidance_schedule: str = Field(description="The default.")
     sampler: str = Field(description="The default.")
     published: PublishedSampling
-    fast_previews: bool = Field(description="Whether jobs may ask for previews of kind fast.")
+    fast_previews: bool = Field(description="Whether jobs may ask for previews of kind `fast`.")
     bits: int
     images_at_once: int
     tokenizes: bool

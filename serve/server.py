@@ -1,4 +1,4 @@
-"""The HTTP server around a service: uvicorn, told when to stop."""
+"""The HTTP server of a service: uvicorn, with its signals passed on."""
 
 import asyncio
 import math
@@ -12,7 +12,7 @@ from bitdance_edge.serve.service import Service
 
 
 class Server(uvicorn.Server):
-    """Tells the service as soon as a signal asks it to stop, and stops where the service cannot start."""
+    """Tells the service at once when a signal asks to stop, and stops if the service cannot start."""
 
     def __init__(self, service: Service) -> None:
         grace = math.ceil(service.settings.grace) + 5
@@ -22,7 +22,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        with suppress(RuntimeError):  # no loop runs yet, or none any more
+        with suppress(RuntimeError):  # no event loop runs, before the start or after the end
             asyncio.get_running_loop().call_soon_threadsafe(self.service.begin_stop)
 
     def _end(self) -> None:

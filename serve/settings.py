@@ -1,4 +1,4 @@
-"""What one server is told when it starts, validated once, here."""
+"""The settings of a server, validated once, here."""
 
 import math
 from dataclasses import dataclass
@@ -12,23 +12,27 @@ POSITIVE = ("queue", "max_batch", "time_limit", "max_images", "max_steps", "max_
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """Limits and choices of a server. Times are seconds, sizes bytes.
+    """Settings and limits of a server. Times are in seconds, sizes in bytes.
 
     Attributes:
-        bundles: folders; a model is called as its bundle's folder, and the first one is the default.
-        devices: one worker process each.
-        threads: of each graph; None is one a physical core.
-        queue: requests that may wait; one more is refused with 429.
-        max_batch: images that run together.
+        bundles: folders of bundles. A model's id is the name of its folder; the first model is the default.
+        devices: one worker process is started for each.
+        threads: the number of threads of each graph; None: one for each physical core.
+        queue: the number of requests that may wait; more are refused with 429.
+        max_batch: the largest number of images in a batch.
         batch_window: how long a free worker waits for more requests of the same shape.
-        time_limit: from a request's acceptance to its last image.
+        time_limit: how long a request may take, from its acceptance to its last image.
+        max_images: images of one request.
+        max_steps: sampling steps of one request.
+        max_prompt: characters of a prompt.
         max_body: largest request body.
-        max_prompt: longest prompt, in characters.
-        memory: what generation may use; None is what is available when the server starts.
-        token: bearer token that every request but those for the page and /health must carry; None asks for none.
-        local_only: listening on this machine alone, where only local names are taken as the Host.
+        memory: what generation may use; None: what is available when the server starts.
+        token: bearer token, required of every request except for the page and /health; None: no token is required.
+        local_only: whether the server listens on this machine only; a Host that is not local is then refused.
+        log_prompts: whether prompts are written into the log.
         grace: how long a stopping server lets its requests finish before it cancels them.
-        stuck_after: a worker that has not heeded a cancellation by then is killed and started again.
+        keep_alive: the longest silence on a stream; then a comment is sent.
+        stuck_after: how long a worker may take to obey a cancellation before it is killed and restarted.
     """
 
     bundles: tuple[Path, ...]
@@ -60,6 +64,6 @@ class ServeSettings:
         if self.max_steps > MAX_STEPS:
             raise ServeError(f"max-steps is {self.max_steps}; it must be from 1 to {MAX_STEPS}")
         if len(set(self.devices)) != len(self.devices):
-            raise ServeError(f"devices are {', '.join(self.devices)}; each gets one worker, name it once")
+            raise ServeError(f"devices are {', '.join(self.devices)}; each gets one worker, so name it once")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and len(self.token) >= 8):
             raise ServeError("the token must be at least 8 printable ASCII characters, on one line")

@@ -1,4 +1,4 @@
-"""One accepted request: the work it asks for, and the events that come back to whoever waits for it."""
+"""One accepted request: its work, and the events that its route or job reads."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -7,20 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitdance_edge.runtime import GeneratedImage
+from bitdance_edge.runtime.backends.interface import StageTime
 from bitdance_edge.serve.errors import SERVER, ApiError, cancelled
-from bitdance_edge.serve.work import StageReport, Work
+from bitdance_edge.serve.work import Work
 
 
 @dataclass(frozen=True)
 class Started:
-    """A worker has taken the request, together with others in a batch of this many images."""
+    """A worker has begun the request, in a batch of ``batch_images`` images."""
 
     batch_images: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
-    """``images`` of the request have ``patch`` of ``patches``; ``previews`` are some of them, uint8 ``[H, W, 3]``."""
+class PatchReady:
+    """``images`` of the request have ``patch`` of ``patches``; ``previews`` shows some of them, uint8 ``[H, W, 3]``."""
 
     images: range
     patch: int
@@ -30,30 +31,34 @@ class Progress:
 
 @dataclass(frozen=True)
 class ImageReady:
+    """An image is finished."""
+
     index: int  # in the request
     image: GeneratedImage
 
 
 @dataclass(frozen=True)
 class Tokenized:
+    """An image has been turned into tokens and back."""
+
     tokens: np.ndarray  # int8 [h*w, C]
     pixels: np.ndarray  # uint8 [H, W, 3]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completed:
-    """All is there; the times are those of the whole batch."""
+    """The request is done. Times are in seconds; ``seconds`` and ``stages`` are those of the whole batch."""
 
     seconds: float
     waited: float
-    stages: dict[str, StageReport]
+    stages: dict[str, StageTime]
 
 
-Event = Started | Progress | ImageReady | Tokenized | Completed
+Event = Started | PatchReady | ImageReady | Tokenized | Completed
 
 
 class Ticket:
-    """Iterate ``events()`` once; leaving that early, or ``cancel()``, gives the request up."""
+    """Iterate ``events()`` once. Leaving it early, or ``cancel()``, cancels the request."""
 
     def __init__(
         self,
@@ -64,12 +69,12 @@ class Ticket:
     ) -> None:
         self.work, self.time_limit = work, time_limit
         self.accepted = asyncio.get_running_loop().time()
-        self.closed = False  # nobody waits for more
+        self.closed = False  # it has had its last event
         self._on_given_up, self._on_closed = on_given_up, on_closed
         self._events: asyncio.Queue[Event | ApiError] = asyncio.Queue()
 
     def put(self, event: Event | ApiError) -> None:
-        """Pass an event on; after the last one nothing is kept."""
+        """Add an event for the reader; any after the last one is dropped."""
         if self.closed:
             return
         self._events.put_nowait(event)
@@ -78,19 +83,20 @@ class Ticket:
             self._on_closed(self, "completed" if isinstance(event, Completed) else event.code)
 
     def give_up(self, error: ApiError) -> None:
-        """End with an error; the work ends at its next patch, unless others share its batch."""
+        """End with an error. The batch is cancelled at its next patch, unless other tickets still need it."""
         if not self.closed:
             self.put(error)
             self._on_given_up(self)
 
     def cancel(self) -> None:
+        """Give up because the client asked for it or disconnected."""
         self.give_up(cancelled())
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """What happens to the request, until it is completed.
+        """Yield the events of the request until it is completed.
 
         Raises:
-            ApiError: it failed, was cancelled or ran out of time.
+            ApiError: the request failed, was cancelled or reached the time limit.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -99,7 +105,7 @@ class Ticket:
                 try:
                     event = await asyncio.wait_for(self._events.get(), max(0.0, left))
                 except TimeoutError:
-                    message = f"not done within the {self.time_limit:g} s that this server gives a request"
+                    message = f"the request was not done within {self.time_limit:g} s, the time limit of this server"
                     late = ApiError(504, "time_limit", message, kind=SERVER)
                     self.give_up(late)
                     raise late from None

@@ -1,16 +1,18 @@
-"""What the server asks of a worker, and what it hears back: plain data, sent between processes."""
+"""The messages between the server and a worker process: work and orders one way, reports the other. Plain data."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from bitdance_edge.runtime import GeneratedImage, Request, Size
+from bitdance_edge.runtime.backends.interface import StageTime
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """Images of one prompt, checked; image i has ``seeds[i]``."""
+    """A checked request for images of one prompt; image i uses ``seeds[i]``."""
 
     model: str
     prompt: str
@@ -22,9 +24,11 @@ class Generation:
     sampler: str
     size: Size
     prefix: np.ndarray | None  # [K, C] of -1 and +1
-    previews: frozenset[int]  # patches after which to show what is there so far
-    fast_previews: bool  # by the linear approximation of the decoder
-    prompt_tokens: int = 0  # ids of the prompt, known once it has been checked
+    previews: frozenset[int]  # patches after which to send a preview
+    fast_previews: bool  # previews by the linear approximation of the decoder
+    prompt_tokens: int = 0  # number of token ids, known once the prompt has been checked
+
+    kind: ClassVar[str] = "generation"
 
     @property
     def images(self) -> int:
@@ -40,13 +44,14 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenization:
-    """One image to tokens and back; pixels uint8 ``[H, W, 3]``."""
+    """A checked request to turn one image, uint8 ``[H, W, 3]``, into tokens and back."""
 
     model: str
     pixels: np.ndarray
 
-    images = 1
-    shape = None  # runs alone
+    kind: ClassVar[str] = "tokenization"
+    images: ClassVar[int] = 1
+    shape: ClassVar[None] = None  # always a batch of its own
 
 
 Work = Generation | Tokenization
@@ -54,7 +59,7 @@ Work = Generation | Tokenization
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """To a worker: run this request; ``previews`` are the patches to show of each image, ``fast`` how."""
+    """To a worker: run this request. ``previews[i]`` are the patches after which to show image i, ``fast[i]`` how."""
 
     batch: int
     model: str
@@ -65,7 +70,7 @@ class Generate:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenize:
-    """To a worker: pixels uint8 ``[H, W, 3]`` to tokens and back."""
+    """To a worker: turn pixels, uint8 ``[H, W, 3]``, into tokens and back."""
 
     batch: int
     model: str
@@ -74,19 +79,19 @@ class Tokenize:
 
 @dataclass(frozen=True)
 class Cancel:
-    """To a worker: end this batch at its next patch."""
+    """To a worker: stop this batch at its next patch."""
 
     batch: int
 
 
 @dataclass(frozen=True)
 class Stop:
-    """To a worker: end, at the next patch of what runs."""
+    """To a worker: exit, at the next patch of the batch that runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchDone:
-    """From a worker: images ``first`` to ``first + count - 1`` have ``patch`` patches; some can be seen."""
+class PatchReport:
+    """From a worker: images ``first`` to ``first + count - 1`` have ``patch`` patches; some have a preview."""
 
     batch: int
     first: int
@@ -97,8 +102,8 @@ class PatchDone:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageDone:
-    """From a worker: image ``index`` of the batch."""
+class ImageReport:
+    """From a worker: image ``index`` of the batch is finished."""
 
     batch: int
     index: int
@@ -106,43 +111,37 @@ class ImageDone:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
-    """From a worker: int8 ``[h*w, C]`` in generation order, and what the decoder makes of them, uint8 ``[H, W, 3]``."""
+class TokensReport:
+    """From a worker: tokens, int8 ``[h*w, C]`` in generation order, and their decoded pixels, uint8 ``[H, W, 3]``."""
 
     batch: int
     tokens: np.ndarray
     pixels: np.ndarray
 
 
-@dataclass(frozen=True)
-class StageReport:
-    launches: int
-    seconds: float
-
-
 @dataclass(frozen=True, kw_only=True)
-class BatchDone:
-    """From a worker: it is free again; what each stage took, and why it failed where it did."""
+class BatchReport:
+    """From a worker: the batch has ended and the worker is free; the time of each stage, and the failure if any."""
 
     batch: int
     seconds: float
-    stages: dict[str, StageReport]
+    stages: dict[str, StageTime]
     failure: tuple[str, str] | None = None  # code, message
 
 
 @dataclass(frozen=True)
 class Ready:
-    """From a worker: each model has made its warm-up image."""
+    """From a worker: every model has made its warm-up image."""
 
     backend: str
 
 
 @dataclass(frozen=True)
 class NotReady:
-    """From a worker: it cannot start, and why; it has ended."""
+    """From a worker: why it cannot start; the process has ended."""
 
     message: str
 
 
 Order = Generate | Tokenize | Cancel | Stop
-Report = PatchDone | ImageDone | Tokens | BatchDone | Ready | NotReady
+Report = PatchReport | ImageReport | TokensReport | BatchReport | Ready | NotReady

@@ -1,6 +1,6 @@
-"""The process that owns the pipelines of one device: takes orders, answers with what it made, and ends with its server.
+"""The process that owns the pipelines of one device: it takes orders, sends reports, and ends with its server.
 
-Nothing of HTTP is known here. A second thread listens for cancellations while the first runs a batch.
+It knows nothing of HTTP. A second thread listens for cancellations while the first runs a batch.
 """
 
 import queue
@@ -15,32 +15,38 @@ from pathlib import Path
 
 import numpy as np
 
-from bitdance_edge.runtime import BitDanceError, Cancelled, Pipeline, Request, RequestError, Size
-from bitdance_edge.runtime import ImageDone as RuntimeImage
-from bitdance_edge.runtime import PatchDone as RuntimePatch
+from bitdance_edge.runtime import BitDanceError, Cancelled, ImageDone, PatchDone, Pipeline, Request, RequestError, Size
+from bitdance_edge.runtime.backends.interface import StageTime
+from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.errors import OutOfMemoryError
 from bitdance_edge.runtime.preview import PreviewCanvas
 from bitdance_edge.serve.work import (
-    BatchDone,
+    BatchReport,
     Cancel,
     Generate,
-    ImageDone,
+    ImageReport,
     NotReady,
     Order,
-    PatchDone,
+    PatchReport,
     Ready,
     Report,
-    StageReport,
     Stop,
     Tokenize,
-    Tokens,
+    TokensReport,
 )
 
 
-def work(connection: Connection, bundles: Mapping[str, tuple[Path, int]], device: str, threads: int | None) -> None:
-    """Entry point of the process: open each bundle (folder, images at once), warm up, then serve until the end."""
+class ServerGone(Exception):
+    """The server at the other end of the connection has ended."""
+
+
+def run_worker(
+    connection: Connection, bundles: Mapping[str, tuple[Path, int]], device: str, threads: int | None
+) -> None:
+    """Open each bundle (folder, images at once), make a warm-up image, then take orders until told to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server says when to stop
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with ExitStack() as opened:
+    with ExitStack() as opened, suppress(ServerGone):
         try:
             pipelines = {
                 name: opened.enter_context(Pipeline.open(folder, device=device, threads=threads, max_batch=at_once))
@@ -49,128 +55,150 @@ def work(connection: Connection, bundles: Mapping[str, tuple[Path, int]], device
             for pipeline in pipelines.values():
                 _warm_up(pipeline)
         except BitDanceError as error:
-            connection.send(NotReady(str(error)))
+            _send(connection, NotReady(str(error)))
             return
         backends = {pipeline.backend.name for pipeline in pipelines.values()}
-        connection.send(Ready(", ".join(sorted(backends))))
-        with suppress(BrokenPipeError, EOFError):  # the server is gone
-            _Desk(connection, pipelines).serve()
+        _send(connection, Ready(", ".join(sorted(backends))))
+        _OrderLoop(connection, pipelines).run()
+
+
+def _send(connection: Connection, report: Report) -> None:
+    try:
+        connection.send(report)
+    except OSError as error:
+        raise ServerGone from error
 
 
 def _warm_up(pipeline: Pipeline) -> None:
-    """One image in as few steps as there are, and one through the encoder: every stage is loaded then."""
-    subject = Request.example(pipeline.bundle)
+    """Make one image of one step and, where there is an encoder, tokenise it, so that every stage is loaded."""
+    example = Request.example(pipeline.bundle)
     (image,) = pipeline.generate(
-        replace(subject, seed=0, steps=1, size=min(pipeline.bundle.model.sizes, key=lambda size: size.area))
+        replace(example, seed=0, steps=1, size=min(pipeline.bundle.model.sizes, key=lambda size: size.area))
     )
-    if "encoder" in pipeline.bundle.stages and image.pixels is not None:
+    if StageName.ENCODER in pipeline.bundle.stages and image.pixels is not None:
         pipeline.tokenize(image.pixels[None])
 
 
-class _Desk:
-    """Orders in, reports out."""
+class _OrderLoop:
+    """Runs orders one after the other, and reports on them."""
 
     def __init__(self, connection: Connection, pipelines: Mapping[str, Pipeline]) -> None:
         self.connection, self.pipelines = connection, pipelines
         self.orders: queue.Queue[Generate | Tokenize | None] = queue.Queue()
         self.cancels: dict[int, threading.Event] = {}
 
-    def serve(self) -> None:
+    def run(self) -> None:
+        """Run orders until the server says stop or is gone. Raises: ServerGone."""
         threading.Thread(target=self._listen, daemon=True).start()
         while (order := self.orders.get()) is not None:
-            self.connection.send(self._carried_out(order))
+            _send(self.connection, self._run_batch(order))
             del self.cancels[order.batch]
 
     def _listen(self) -> None:
-        """Sort what arrives; when the server says so or is gone, end what runs."""
-        with suppress(EOFError, OSError):
-            while not isinstance(order := self._next_order(), Stop):
-                if isinstance(order, Cancel):
-                    if event := self.cancels.get(order.batch):
-                        event.set()
-                else:
-                    self.cancels[order.batch] = threading.Event()
-                    self.orders.put(order)
+        """Queue batches and pass on cancellations; at the end cancel the batch that runs."""
+        while not isinstance(order := self._next_order(), Stop):
+            if isinstance(order, Cancel):
+                if event := self.cancels.get(order.batch):
+                    event.set()
+            else:
+                self.cancels[order.batch] = threading.Event()
+                self.orders.put(order)
         for event in list(self.cancels.values()):
             event.set()
         self.orders.put(None)
 
     def _next_order(self) -> Order:
-        return self.connection.recv()
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):  # the server is gone
+            return Stop()
 
-    def _carried_out(self, order: Generate | Tokenize) -> BatchDone:
+    def _run_batch(self, order: Generate | Tokenize) -> BatchReport:
         pipeline = self.pipelines[order.model]
-        before, started = _stage_reports(pipeline), time.perf_counter()
+        before, started = _stage_times(pipeline), time.perf_counter()
         failure = None
         try:
             reports = self._generated(pipeline, order) if isinstance(order, Generate) else _tokenized(pipeline, order)
             for report in reports:
-                self.connection.send(report)
+                _send(self.connection, report)
+        except ServerGone:
+            raise
         except Cancelled as error:
             failure = ("cancelled", str(error))
         except RequestError as error:
             failure = ("invalid_request", str(error))
-        except BrokenPipeError:
-            raise
-        except Exception as error:  # a backend's own errors share no base class; the server goes on
-            failure = ("insufficient_memory" if _is_memory(error) else "generation_failed", str(error))
-        return BatchDone(
+        except (OutOfMemoryError, MemoryError) as error:
+            failure = ("insufficient_memory", str(error))
+        except Exception as error:  # whatever a backend raises fails this batch only
+            failure = ("generation_failed", str(error))
+        return BatchReport(
             batch=order.batch,
             seconds=time.perf_counter() - started,
-            stages=_spent(before, _stage_reports(pipeline)),
+            stages=_spent(before, _stage_times(pipeline)),
             failure=failure,
         )
 
     def _generated(self, pipeline: Pipeline, order: Generate) -> Iterator[Report]:
-        seeds = order.request.seeds or []
-        done: list[np.ndarray] = []
-        canvas: PreviewCanvas | None = None
+        previewer: _Previewer | None = None
         for event in pipeline.stream(order.request, self.cancels[order.batch]):
-            if isinstance(event, RuntimePatch):
-                done = [event.tokens] if event.patch == 1 else [*done, event.tokens]
-                first, count = event.first_image, len(event.tokens)
-                images = range(first, first + count)
-                if event.patch == 1:
-                    fast = any(order.fast[i] and order.previews[i] for i in images)
-                    canvas = pipeline.preview_canvas(count, order.request.size) if fast else None
-                previews: dict[int, np.ndarray] = {}
-                if canvas is not None:
-                    canvas.add(event.tokens)
-                    due = [i for i in images if order.fast[i] and event.patch in order.previews[i]]
-                    previews = {i: canvas.pixels[i - first].copy() for i in due}
-                if shown := [i for i in images if not order.fast[i] and event.patch in order.previews[i]]:
-                    tokens = np.concatenate(done, axis=1)[[i - first for i in shown]]
-                    pixels = pipeline.preview(tokens, [seeds[i] for i in shown], order.request.size)
-                    previews |= zip(shown, pixels, strict=True)
-                yield PatchDone(
+            if isinstance(event, PatchDone):
+                if previewer is None or event.patch == 1:
+                    previewer = _Previewer(pipeline, order, event.first_image, len(event.tokens))
+                yield PatchReport(
                     batch=order.batch,
-                    first=first,
-                    count=count,
+                    first=event.first_image,
+                    count=len(event.tokens),
                     patch=event.patch,
                     patches=event.patches,
-                    previews=previews,
+                    previews=previewer.add(event),
                 )
-            elif isinstance(event, RuntimeImage):
-                yield ImageDone(batch=order.batch, index=event.image.index, image=event.image)
+            elif isinstance(event, ImageDone):
+                yield ImageReport(batch=order.batch, index=event.image.index, image=event.image)
+
+
+class _Previewer:
+    """Makes the previews that an order asks for, of ``count`` images from image ``first`` of its batch."""
+
+    def __init__(self, pipeline: Pipeline, order: Generate, first: int, count: int) -> None:
+        self.pipeline, self.order, self.first = pipeline, order, first
+        self.images = range(first, first + count)
+        self.tokens: list[np.ndarray] = []  # int8 [B, P, C], one a patch
+        self.canvas: PreviewCanvas | None = None
+        if any(order.fast[i] and order.previews[i] for i in self.images):
+            self.canvas = pipeline.preview_canvas(count, order.request.size)
+
+    def add(self, done: PatchDone) -> dict[int, np.ndarray]:
+        """Take in a patch and return the previews due after it, uint8 ``[H, W, 3]``, by image of the batch."""
+        self.tokens.append(done.tokens)
+        due = [i for i in self.images if done.patch in self.order.previews[i]]
+        previews: dict[int, np.ndarray] = {}
+        if self.canvas is not None:
+            self.canvas.add(done.tokens)
+            previews = {i: self.canvas.pixels[i - self.first].copy() for i in due if self.order.fast[i]}
+        if full := [i for i in due if not self.order.fast[i]]:
+            tokens = np.concatenate(self.tokens, axis=1)[[i - self.first for i in full]]
+            seeds = self.order.request.seeds or []
+            pixels = self.pipeline.preview(tokens, [seeds[i] for i in full], self.order.request.size)
+            previews |= zip(full, pixels, strict=True)
+        return previews
 
 
 def _tokenized(pipeline: Pipeline, order: Tokenize) -> Iterator[Report]:
     tokens = pipeline.tokenize(order.pixels[None])
-    yield Tokens(batch=order.batch, tokens=tokens[0], pixels=pipeline.decode(tokens, size=Size.of(order.pixels))[0])
+    pixels = pipeline.decode(tokens, size=Size.of(order.pixels))
+    yield TokensReport(batch=order.batch, tokens=tokens[0], pixels=pixels[0])
 
 
-def _stage_reports(pipeline: Pipeline) -> dict[str, StageReport]:
-    return {name: StageReport(spent.launches, spent.seconds) for name, spent in pipeline.times().items()}
+def _stage_times(pipeline: Pipeline) -> dict[str, StageTime]:
+    """A copy of the pipeline's times, which go on counting."""
+    return {name: replace(time) for name, time in pipeline.times().items()}
 
 
-def _spent(before: Mapping[str, StageReport], after: Mapping[str, StageReport]) -> dict[str, StageReport]:
-    none = StageReport(0, 0.0)
+def _spent(before: Mapping[str, StageTime], after: Mapping[str, StageTime]) -> dict[str, StageTime]:
+    """The launches and seconds of each stage that ran between two readings."""
+    none = StageTime()
     return {
-        name: StageReport(now.launches - then.launches, now.seconds - then.seconds)
+        name: StageTime(launches=now.launches - then.launches, seconds=now.seconds - then.seconds)
         for name, now in after.items()
         if now.launches > (then := before.get(name, none)).launches
     }
-
-
-def _is_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "allocate" in str(error).lower() or "out of memory" in str(error).lower()

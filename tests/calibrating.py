@@ -1,8 +1,8 @@
-"""What the tests of calibration share: options on as little as shows everything, and spoilt bundles."""
+"""Shared by the tests of calibration: options for small calibrations, their results, and damaged bundles."""
 
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +10,15 @@ import onnx
 from onnx import numpy_helper
 
 from bitdance_edge.calibration.calibrate import CalibrateOptions
-from bitdance_edge.calibration.recipe import Recipe
-from bitdance_edge.calibration.recording import Draw
+from bitdance_edge.calibration.findings import Findings
+from bitdance_edge.calibration.recipe import CalibrationRecipe, Draw
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.bundle.manifest import file_spec
 
 STAGES = ("tokens", "time", "backbone", "modulation", "head", "decoder", "encoder")
 DRAW = Draw(images=2, seed=3, steps=4, patches=3)
 OPTIONS = CalibrateOptions(
-    recipe=Recipe(
+    recipe=CalibrationRecipe(
         precisions=dict.fromkeys(STAGES, "int8"),
         calibrator="mse",
         percentile=99.99,
@@ -34,9 +34,15 @@ OPTIONS = CalibrateOptions(
 )
 
 
-def options(precision: str, **changes: object) -> CalibrateOptions:
+@dataclass(frozen=True)
+class Calibrated:
+    bundle: Bundle
+    findings: Findings
+
+
+def options(precision: str, stages: Sequence[str] = STAGES, **changes: object) -> CalibrateOptions:
     """The options of these tests for one precision, with changes to the recipe."""
-    recipe = replace(OPTIONS.recipe, precisions=dict.fromkeys(STAGES, precision), **changes)
+    recipe = replace(OPTIONS.recipe, precisions=dict.fromkeys(stages, precision), **changes)
     return replace(OPTIONS, recipe=recipe)
 
 

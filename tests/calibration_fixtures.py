@@ -1,4 +1,4 @@
-"""One bundle of the shipped digits, calibrated once a precision on as little as shows everything."""
+"""A bundle of the shipped digits, calibrated once a precision on few images, and a text-to-image bundle."""
 
 import shutil
 from collections.abc import Callable
@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from calibrating import options
+from calibrating import Calibrated, options
 from safetensors.torch import load_file, save_file
 
 from bitdance_edge.calibration.calibrate import calibrate
-from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.export.exporter import ExportOptions
 from bitdance_edge.export.opening import open_text_to_image
 from bitdance_edge.runtime import Bundle
@@ -19,17 +18,23 @@ FIXTURE = Path(__file__).parent / "fixtures" / "t2i_16x_swiglu"
 
 
 @pytest.fixture(scope="session")
-def calibrated(digits: Callable[[str], Bundle], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Findings]:
-    """``calibrated("int8")``: what was found; its ``calibrated`` is the bundle."""
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for recordings, which calibrations of the same bundle share."""
+    return tmp_path_factory.mktemp("recordings")
+
+
+@pytest.fixture(scope="session")
+def calibrated(
+    digits: Callable[[str], Bundle], recordings: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Calibrated]:
+    """``calibrated("int8")``: the calibrated bundle, and what was found."""
     folder, made = tmp_path_factory.mktemp("calibrated"), {}
 
-    def get(precision: str) -> Findings:
+    def get(precision: str) -> Calibrated:
         if precision not in made:
-            source = digits("fp32")
-            place = Path(folder / precision)
-            asked = replace(options(precision), data=folder / "recordings", sensitivity=precision == "int8")
-            found = calibrate(source, place, asked)
-            made[precision] = replace(found, calibrated=Bundle.open(place))
+            asked = replace(options(precision), data=recordings, sensitivity=precision == "int8")
+            findings = calibrate(digits("fp32"), folder / precision, asked)
+            made[precision] = Calibrated(Bundle.open(folder / precision), findings)
         return made[precision]
 
     return get

@@ -11,6 +11,7 @@ import pytest
 from bench_fixtures import altered as altered
 from bench_fixtures import compared as compared
 from calibration_fixtures import calibrated as calibrated
+from calibration_fixtures import recordings as recordings
 from calibration_fixtures import text_bundle as text_bundle
 from engine_fixtures import built as built
 from engine_fixtures import built_copy as built_copy
@@ -18,10 +19,13 @@ from engine_fixtures import digits as digits
 from engine_fixtures import library as library
 from gpu_fixtures import gpus as gpus
 from serve_fixtures import digits_bundle as digits_bundle
+from serve_fixtures import guarded_server as guarded_server
 from serve_fixtures import pool as pool
 from serve_fixtures import reference as reference
 from serve_fixtures import serve as serve
 from serve_fixtures import server as server
+from serve_fixtures import small_server as small_server
+from serve_fixtures import text_server as text_server
 from sharing import made_once, run_folder
 
 from bitdance_edge.runtime import Bundle

@@ -39,6 +39,7 @@ class FakeGpu:
     def __init__(self, bundle: Bundle, size: int = 10**9, aliases: bool = True) -> None:
         self.bundle, self.size, self.aliases = bundle, size, aliases
         self.memory: dict[int, np.ndarray] = {}  # address -> bytes
+        self.arenas: set[int] = set()  # addresses that execution contexts were given for their activations
         self.streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
         self.graphs: set[int] = set()
         self.contexts = 0
@@ -63,6 +64,11 @@ class FakeGpu:
             **self.owned,
             "lost": len(self.lost),
         }
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes allocated for anything but activations."""
+        return sum(block.nbytes for address, block in self.memory.items() if address not in self.arenas)
 
     def own(self, kind: str) -> None:
         self.require_current()
@@ -372,6 +378,7 @@ class ExecutionContext:
 
     def set_device_memory(self, address: int, size: int) -> None:
         self.arena = (address, size)
+        self.gpu.arenas.add(address)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address

@@ -1,4 +1,4 @@
-"""Servers over the digits model, started once a test run or with options of a test's own."""
+"""Servers, most of them started once for the whole test run."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +9,12 @@ from serving import Server
 
 from bitdance_edge.runtime import Bundle, Pipeline
 
+TOKEN = "a-long-secret-token"
+
 
 @pytest.fixture(scope="session")
 def digits_bundle(digits: Callable[[str], Bundle], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits bundle in a folder that gives its model a name."""
+    """The digits bundle, in a folder whose name is the id of the model."""
     link = tmp_path_factory.mktemp("served") / "digits-4x"
     link.symlink_to(digits("fp32").folder)
     return link
@@ -27,15 +29,45 @@ def reference(digits_bundle: Path) -> Iterator[Pipeline]:
 
 @pytest.fixture(scope="session")
 def server(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with its defaults."""
+    """A server of the digits model with default settings."""
     started = Server(tmp_path_factory.mktemp("server") / "log", digits_bundle)
+    yield started.wait_ready()
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def small_server(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that logs prompts, allows many steps, holds one request in its queue, and keeps streams alive often."""
+    options = ("--log-prompts", "--max-steps", 1000, "--queue", 1, "--keep-alive", 0.05)
+    started = Server(tmp_path_factory.mktemp("small") / "log", digits_bundle, *options)
+    yield started.wait_ready()
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def guarded_server(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that requires ``TOKEN`` and takes requests of up to 2000 bytes."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "token").write_text(f"{TOKEN}\n", encoding="utf-8")
+    started = Server(folder / "log", digits_bundle, "--max-body", 2000, "--token-file", folder / "token")
+    yield started.wait_ready()
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def text_server(
+    exported: Callable[..., Bundle], digits_bundle: Path, word_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server of three models: of any text (the default), of classes, and of the words of "a red fish"."""
+    folders = (exported("t2i_16x_swiglu").folder, digits_bundle, word_bundle.folder)
+    started = Server(tmp_path_factory.mktemp("text") / "log", *folders)
     yield started.wait_ready()
     started.stop()
 
 
 @pytest.fixture
 def serve(digits_bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """``serve("--queue", 1)`` starts a server with options, which ends with the test."""
+    """``serve("--queue", 1)`` starts a server with options for one test."""
     started: list[Server] = []
 
     def start(*options: object, env: dict[str, str] | None = None) -> Server:
@@ -50,6 +82,6 @@ def serve(digits_bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Server]
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
-    """Threads for requests that are under way at the same time."""
+    """Threads for concurrent requests."""
     with ThreadPoolExecutor(16) as threads:
         yield threads

@@ -124,7 +124,7 @@ def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
     for expected in (
         *bundle.stages,
         "memory to generate 4 guided images",
-        "in all",
+        "total",
         "onnxruntime-cpu: yes",
         "all files of 8 stages",
         "checkpoint",
@@ -150,7 +150,7 @@ def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
         (["--tokens", "tokens.bin"], "tokens.bin does not end in .npy"),
         (["--tokens", "tokens.npy", "--grid", "grid.png"], "--tokens decodes nothing"),
         (["--preview-every", "2"], "give --previews FOLDER too"),
-        (["--preview-kind", "fast", "--preview-share", "0.1"], "--preview-kind, --preview-share is about --previews"),
+        (["--preview-kind", "fast", "--preview-share", "0.1"], "--preview-kind, --preview-share needs --previews"),
         (["--previews", "p", "--preview-kind", "quick"], "preview_kind is 'quick'; it must be one of full, fast"),
         (["--sampler", "euler"], "sampler is 'euler'; it must be one of sde, ode"),
     ],
@@ -174,7 +174,7 @@ def test_unwritable_folder(bundle: Bundle, tmp_path: Path) -> None:
 def test_missing_png(bundle: Bundle) -> None:
     assert "no image at nothing.png" in refused("generate", bundle.folder, "--like", "nothing.png")
     message = refused("generate", bundle.folder, "--like", "nothing.png", "--seed", 1, "--count", 2)
-    assert "takes all settings from the PNG; leave --seed, --count away" in message
+    assert "takes all settings from the PNG: omit --seed, --count" in message
     assert "--images is 0" in refused("inspect", bundle.folder, "--images", 0)
 
 

@@ -28,10 +28,10 @@ from bitdance_edge.runtime.backends.choice import NAMES, ON_GPU, survey
 from bitdance_edge.runtime.backends.device import find_device, free_memory
 from bitdance_edge.runtime.backends.interface import Backend, Launch
 from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL
-from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
+from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.loop import BoundLoop
 from bitdance_edge.runtime.noise import ImageNoise
-from bitdance_edge.runtime.pipeline import token_request
+from bitdance_edge.runtime.streaming import token_request
 
 REPEATS, ROUNDS = 20, 5
 SEED = 1
@@ -198,16 +198,14 @@ def host_time(pipeline: Pipeline, request: Request) -> dict[str, Any]:
     drawing, host, calls = [], [], []
     with bound_loop(pipeline, request) as loop:
         loop.start(asked)
-        sampler = loop.sampler(False)
         for patch in range(settings.size.patches):
             started = time.perf_counter()
             values = noise(patch, False)
             drawn = time.perf_counter()
             launched = launches(pipeline, backend)
-            loop.move_to(patch)
-            sampler.prepare(values, settings.guidance)
-            loop.launch(patch, sampler, False)()
-            fetched = sampler.tokens.fetch()
+            run = loop.move_to(patch, False)
+            run.sample(values, settings.guidance)
+            fetched = run.tokens.fetch()
             host.append(time.perf_counter() - drawn)
             calls.append(launches(pipeline, backend) - launched)
             fetched.wait()
@@ -228,13 +226,8 @@ def launches(pipeline: Pipeline, backend: Backend) -> int:
 @contextmanager
 def bound_loop(pipeline: Pipeline, request: Request) -> Iterator[BoundLoop]:
     asked = token_request(request.resolve(pipeline.bundle))
-    with pipeline.backend.current():
-        stages = {name: pipeline._stage(name) for name in LOOP_STAGES}
-        loop = BoundLoop(pipeline.backend, pipeline.bundle, stages, asked.shape)
-        try:
-            yield loop
-        finally:
-            loop.free()
+    with pipeline.backend.current(), pipeline.loaded.loop(asked.shape) as loop:
+        yield loop
 
 
 def time_stages(pipeline: Pipeline, request: Request, machine: Machine) -> Iterator[dict[str, Any]]:
@@ -243,10 +236,9 @@ def time_stages(pipeline: Pipeline, request: Request, machine: Machine) -> Itera
     images = asked.images
     block, prompt = bundle.model.tokens_per_step, asked.prompt.shape[-1] if asked.prompt.ndim > 1 else 0
     with bound_loop(pipeline, request) as loop:
-        sizes = {**loop.sizes, "B": images, **settings.size.dims}
+        sizes = {**loop.buffers.sizes, "B": images, **settings.size.dims}
         loop.start(asked)
-        sampler = loop.sampler(False)
-        loop.move_to(0)
+        sampler = loop.move_to(0, False).sampler
         sampler.prepare(np.zeros(sampler.noise.shape, np.float32), settings.guidance)
         timed: dict[str, tuple[str, Launch, int]] = {
             "backbone (prompt)": (StageName.BACKBONE, loop.backbone(0).launch, prompt or bundle.model.prompt_tokens),

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bitdance_edge.calibration.judge import Judge, JudgeOptions
-from bitdance_edge.runtime import Pipeline, Request
+from bitdance_edge.runtime import Pipeline, Request, Size
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.quality import frechet_distance
 from bitdance_edge.training.data import digits
@@ -80,7 +80,7 @@ class Digits:
 
     def __init__(self, pipeline: Pipeline, judge: Path) -> None:
         options = JudgeOptions(features=judge / "features.onnx", references=judge / "references", floor=judge / "real")
-        self.judge = Judge(options, 32, 32, threads=1)
+        self.judge = Judge(options, Size(width=32, height=32), threads=1)
         train = digits(32).split()[0]
         self.real = _spreads(self.judge.read(train.images.numpy())[0], train.labels.numpy())
         self.real_bits = _bit_differences(pipeline.tokenize(train.images.numpy()), train.labels.numpy())

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     bundle, target = Bundle.open(args.bundle), parse_target(args.target)
     stages = [name.strip() for name in args.stages.split(",")] if args.stages else []
     plan = plan_builds(bundle, target, stages, args.max_images, args.force)
-    print(f"{bundle.folder} for {target.name} with {target.library} {target.library_version}")
+    print(f"{bundle.folder} for {target.name} with {target.library} {target.library_version or 'of any version'}")
     print("\n".join(plan.table()), flush=True)
     plan.require_possible()
     if args.dry_run:

@@ -6,13 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitdance_edge.commands.common import add_size_argument, example_subject, expand_classes, say
+from bitdance_edge.runtime.bundle.stage_names import StageName
 
 if TYPE_CHECKING:
     from bitdance_edge.calibration.calibrate import CalibrateOptions
-    from bitdance_edge.calibration.recipe import Recipe
+    from bitdance_edge.calibration.recipe import CalibrationRecipe
     from bitdance_edge.runtime import Bundle
 
-STAGES = ("tokens", "time", "backbone", "modulation", "head", "decoder", "encoder")
+STAGES = (  # all with layers to quantise
+    StageName.TOKENS,
+    StageName.TIME,
+    StageName.BACKBONE,
+    StageName.MODULATION,
+    StageName.HEAD,
+    StageName.DECODER,
+    StageName.ENCODER,
+)
 EXAMPLE = """examples:
   bitdance-edge calibrate bundles/digits-4x --precision int8 -o bundles/digits-4x-int8
   bitdance-edge calibrate bundles/B-4x --precision int8 --max-bit-flips 0.5% -o bundles/B-4x-int8
@@ -29,21 +38,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export")
     parser.add_argument("-o", "--out", type=Path, metavar="FOLDER", required=True, help="the calibrated bundle")
-    parser.add_argument("--force", action="store_true", help="replace the bundle that is there")
+    parser.add_argument("--force", action="store_true", help="replace a bundle of that name")
     what = parser.add_argument_group("what")
     what.add_argument("--precision", metavar="P", help="of all stages: int8, fp8 or int4 (4-bit weights)")
     for stage in STAGES:
-        what.add_argument(
-            f"--{stage}", metavar="P", help=f"of the {stage}; the bundle's own type leaves it as exported"
-        )
-    what.add_argument("--recipe", type=Path, metavar="FILE", help="all choices of an earlier calibration (recipe.json)")
+        what.add_argument(f"--{stage}", metavar="P", help=f"of the {stage}; the bundle's own type keeps it as exported")
+    what.add_argument(
+        "--recipe", type=Path, metavar="FILE", help="all choices, from an earlier calibration (recipe.json)"
+    )
     what.add_argument("--max-bit-flips", metavar="PERCENT", help="keep sensitive layers as exported until this holds")
-    what.add_argument("--target", help="GPUs it is meant for (rtx, rtx:8.9, ...): refuse at once what they cannot run")
+    what.add_argument("--target", help="GPUs it is meant for (rtx, rtx:8.9, ...); what they cannot run is refused")
     how = parser.add_argument_group("how scales are chosen")
     how.add_argument("--calibrator", help="max, percentile, entropy or mse (default mse)")
     how.add_argument("--percentile", type=float, metavar="Q", help="of the percentile calibrator (default 99.99)")
     how.add_argument("--smooth", type=float, metavar="A", help="SmoothQuant of this strength, 0 to 1 (default: none)")
-    how.add_argument("--flat-times", action="store_true", help="count all sampling times the same")
+    how.add_argument("--flat-times", action="store_true", help="weigh all sampling times the same")
     draw = parser.add_argument_group("which images")
     draw.add_argument("--images", type=int, help="images recorded (default 8)")
     draw.add_argument("--seed", type=int, help="of the recorded images; the held-out ones follow from it (default 0)")
@@ -55,10 +64,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     draw.add_argument("--patches", type=int, help="only the first patches of each image, for large models")
     draw.add_argument("--data", type=Path, metavar="FOLDER", help="recordings (default: calibration/ in the bundle)")
     report = parser.add_argument_group("report")
-    report.add_argument("--held-out", type=int, default=8, metavar="N", help="images that judge stages and layers (8)")
-    report.add_argument("--search-images", type=int, default=32, metavar="N", help="images that hold the budget (32)")
-    report.add_argument("--test-images", type=int, default=64, metavar="N", help="images of bits and PSNR (64)")
-    report.add_argument("--no-sensitivity", action="store_true", help="leave out what each layer costs alone")
+    report.add_argument("--held-out", type=int, default=8, metavar="N", help="images for stages and layers (8)")
+    report.add_argument("--search-images", type=int, default=32, metavar="N", help="images for the budget search (32)")
+    report.add_argument("--test-images", type=int, default=64, metavar="N", help="images for bits and PSNR (64)")
+    report.add_argument("--no-sensitivity", action="store_true", help="omit what each layer costs alone")
     report.add_argument("--features", type=Path, metavar="ONNX", help="network that judges images (see docs/quality)")
     report.add_argument("--references", type=Path, metavar="FOLDER", help="real images for the Fréchet distance")
     report.add_argument("--floor", type=Path, metavar="FOLDER", help="other real images, for its floor")
@@ -68,7 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from bitdance_edge.calibration.calibrate import calibrate
-    from bitdance_edge.calibration.report import summary
+    from bitdance_edge.calibration.findings import summary
     from bitdance_edge.runtime import Bundle
 
     bundle = Bundle.open(args.bundle)
@@ -78,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         findings = calibrate(bundle, args.out, options)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("what was recorded is kept; the same command goes on from there") from None
+        raise KeyboardInterrupt("what was recorded is kept; run the same command to go on from there") from None
     print("\n".join(summary(findings)))
     say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
     say(f"  bitdance-edge generate {args.out} {example_subject(bundle)} --seed 1")
@@ -92,7 +101,7 @@ def _options(args: argparse.Namespace, bundle: "Bundle") -> "CalibrateOptions":
     judge = None
     if args.features or args.references or args.floor:
         if not (args.features and args.references):
-            raise CalibrationError("--features and --references judge images together; give both")
+            raise CalibrationError("--features or --references alone judge nothing; give both")
         judge = JudgeOptions(features=args.features, references=args.references, floor=args.floor)
     for name in ("held_out", "search_images", "test_images", "judged_images"):
         if getattr(args, name) < 1:
@@ -111,10 +120,9 @@ def _options(args: argparse.Namespace, bundle: "Bundle") -> "CalibrateOptions":
     )
 
 
-def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "Recipe":
+def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "CalibrationRecipe":
     from bitdance_edge.calibration.errors import CalibrationError
-    from bitdance_edge.calibration.recipe import Recipe
-    from bitdance_edge.calibration.recording import Draw
+    from bitdance_edge.calibration.recipe import CalibrationRecipe, Draw
 
     given = {stage: getattr(args, stage) for stage in STAGES if getattr(args, stage)}
     budget = _share(args.max_bit_flips)
@@ -123,11 +131,9 @@ def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "Recipe":
         clash = [name for name in (*others, "steps", "guidance", "patches") if getattr(args, name) is not None]
         clash += [*given, *(["flat-times"] if args.flat_times else [])]
         if clash:
-            raise CalibrationError(
-                f"--recipe holds every choice; leave {', '.join(f'--{name}' for name in clash)} away"
-            )
-        recipe = Recipe.read(args.recipe)
-        return replace(recipe, max_bit_flips=budget)  # the layers that it keeps were searched for already
+            raise CalibrationError(f"--recipe holds every choice; omit {', '.join(f'--{name}' for name in clash)}")
+        recipe = CalibrationRecipe.read(args.recipe)
+        return replace(recipe, max_bit_flips=budget)  # its kept layers are the result of a search already
     precisions = {}
     for stage in STAGES:
         precision = given.get(stage, args.precision)
@@ -149,7 +155,7 @@ def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "Recipe":
         steps=args.steps,
         guidance=args.guidance,
     )
-    return Recipe(
+    return CalibrationRecipe(
         precisions=precisions,
         calibrator=args.calibrator or "mse",
         percentile=99.99 if args.percentile is None else args.percentile,
@@ -161,7 +167,7 @@ def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "Recipe":
 
 
 def _lines(path: Path) -> tuple[str, ...]:
-    """The prompts of a file, one a line; empty lines are left out."""
+    """Read the prompts of a file, one a line; empty lines are skipped."""
     from bitdance_edge.calibration.errors import CalibrationError
 
     try:
@@ -176,7 +182,7 @@ def _lines(path: Path) -> tuple[str, ...]:
 
 
 def _share(text: str | None) -> float | None:
-    """``1%`` or ``1`` (percent) to a share."""
+    """Convert ``1%`` or ``1`` (percent) to a share."""
     from bitdance_edge.calibration.errors import CalibrationError
 
     if text is None:
@@ -187,8 +193,8 @@ def _share(text: str | None) -> float | None:
         raise CalibrationError(f"--max-bit-flips is {text!r}; write a percentage, for example 0.5%") from None
 
 
-def _require_target(name: str, recipe: "Recipe", bundle: str) -> None:
-    """Refuse, before any work, a precision that the target's GPUs do not have."""
+def _require_target(name: str, recipe: "CalibrationRecipe", bundle: str) -> None:
+    """Refuse a precision that the target's GPUs do not have, before any work."""
     from bitdance_edge.engines.support import require_types
     from bitdance_edge.engines.targets import parse_engine_target
 

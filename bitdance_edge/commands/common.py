@@ -1,4 +1,4 @@
-"""Arguments and small conversions that several commands share."""
+"""Arguments and conversions that several commands share."""
 
 import argparse
 import shlex
@@ -16,13 +16,15 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument(
-        "--backend", help="tensorrt, tensorrt_rtx, onnxruntime-cuda or onnxruntime-cpu (default: the best that is here)"
+        "--backend",
+        help="tensorrt, tensorrt_rtx, onnxruntime-cuda or onnxruntime-cpu (default: the best that runs here)",
     )
     parser.add_argument("--trace", type=Path, metavar="FOLDER", help="write an operator trace of each stage")
     parser.add_argument("--threads", type=int, help="threads of each graph (default: one a physical core)")
 
 
 def open_pipeline(args: argparse.Namespace, max_batch: int | None = None) -> Pipeline:
+    """Open the bundle as ``add_pipeline_arguments`` lets the user ask for, and say on which backend."""
     pipeline = Pipeline.open(
         args.bundle,
         device=args.device,
@@ -31,7 +33,7 @@ def open_pipeline(args: argparse.Namespace, max_batch: int | None = None) -> Pip
         max_batch=max_batch,
         trace=args.trace,
     )
-    say(next(pipeline.choice.lines()))  # why not another is in: bitdance-edge inspect
+    say(next(pipeline.choice.lines()))  # bitdance-edge inspect says why not the others
     return pipeline
 
 
@@ -40,7 +42,7 @@ def add_size_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def image_size(args: argparse.Namespace, pipeline: Pipeline) -> ImageSize:
-    """The size that ``--size`` names, or the bundle's default."""
+    """The size given by ``--size``, or the bundle's default."""
     return pipeline.bundle.model.size(args.size)
 
 
@@ -53,14 +55,14 @@ def size(text: str) -> Size:
 
 
 def split_classes(text: str, pipeline: Pipeline) -> list[int | str]:
-    """``3,7``, ``0-9`` or ``all`` to class ids and names, which the request then checks."""
+    """Read ``3,7``, ``0-9`` or ``all`` as class ids and names, which the request then checks."""
     if text == "all":
         return list(range(pipeline.bundle.model.num_classes))
     return expand_classes(text)
 
 
 def expand_classes(text: str) -> list[int | str]:
-    """``3,7`` or ``0-9`` to class ids and names."""
+    """Read ``3,7`` or ``0-9`` as class ids and names."""
     return [item for part in text.split(",") for item in _expand(part.strip())]
 
 
@@ -75,11 +77,16 @@ def _expand(part: str) -> Iterator[int | str]:
 
 
 def example_subject(bundle: Bundle) -> str:
-    """Arguments of ``generate`` that this bundle can draw, for hints."""
+    """Arguments with which ``generate`` draws something from this bundle, for hints."""
     return "--classes 0" if bundle.text is None else f"--prompt {shlex.quote(bundle.text.example)}"
 
 
 def load_tokens(path: Path) -> np.ndarray:
+    """Read tokens that ``save_tokens`` wrote.
+
+    Raises:
+        RequestError: the file is missing or not a ``.npy`` file.
+    """
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -89,7 +96,12 @@ def load_tokens(path: Path) -> np.ndarray:
 
 
 def save_tokens(tokens: np.ndarray, path: Path) -> None:
-    """int8 ``[n, h*w, C]`` of -1 and +1 as ``.npy``."""
+    """Write tokens of -1 and +1 as int8 ``[n, h*w, C]`` in a ``.npy`` file.
+
+    Raises:
+        RequestError: the name does not end in ``.npy``.
+        StorageError: the file cannot be written.
+    """
     if path.suffix != ".npy":
         raise RequestError(f"{path} does not end in .npy, the format of tokens")
     with written_whole(path) as file:
@@ -97,5 +109,5 @@ def save_tokens(tokens: np.ndarray, path: Path) -> None:
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal, on standard error: standard output is for results."""
+    """Print a line to standard error: standard output is for results."""
     sys.stderr.write(text + "\n")

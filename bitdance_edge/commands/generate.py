@@ -1,4 +1,4 @@
-"""``bitdance-edge generate``: images of the asked classes, as single PNGs and as one labelled grid."""
+"""``bitdance-edge generate``: images of classes or prompts, as single PNGs and as one labelled grid."""
 
 import argparse
 import time
@@ -36,6 +36,7 @@ from bitdance_edge.runtime import (
     save_png,
 )
 
+SLOW = 2.0  # seconds from which what a build would bring is said
 EXAMPLE = """examples:
   bitdance-edge generate bundles/digits-4x --classes all --count 8 --seed 1 --grid digits.png
   bitdance-edge generate bundles/digits-4x --classes 3 --prefix three.png --prefix-patches 8 --out completed
@@ -50,31 +51,40 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_pipeline_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--classes", help="ids or names: 3,7 or 0-9 or all")
-    what.add_argument("--prompt", action="append", metavar="TEXT", help="what to draw; may be given several times")
-    what.add_argument("--like", type=Path, metavar="PNG", help="make the image of this PNG again")
+    what.add_argument("--prompt", action="append", metavar="TEXT", help="what to draw; can be given several times")
+    what.add_argument("--like", type=Path, metavar="PNG", help="reproduce the image of this PNG")
     parser.add_argument("--count", type=int, default=1, help="images of each class or prompt (default 1)")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
-    parser.add_argument("--seed", type=int, help="image i uses seed + i (default: drawn, and printed)")
+    parser.add_argument("--seed", type=int, help="image i uses seed + i (default: drawn at random, and printed)")
     parser.add_argument("--steps", type=int, help="sampling steps of each patch (default: the bundle's)")
     parser.add_argument("--guidance", type=float, help="1 is off (default: the bundle's)")
     parser.add_argument("--guidance-schedule", help="constant, or linear over the patches (default: the bundle's)")
     parser.add_argument("--sampler", help="sde, the reference's, or ode, without noise (default: the bundle's)")
     parser.add_argument(
-        "--published", action="store_true", help="what is not given is as the checkpoint was published, not the default"
+        "--published",
+        action="store_true",
+        help="settings that are not given are those the checkpoint was published with",
     )
     add_size_argument(parser)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write one PNG an image, with its settings inside")
     parser.add_argument("--grid", type=Path, metavar="FILE", help="write one labelled PNG of all images")
-    parser.add_argument("--tokens", type=Path, metavar="FILE", help="write tokens [n, h*w, C] as .npy, decode nothing")
+    parser.add_argument(
+        "--tokens", type=Path, metavar="FILE", help="write tokens [n, h*w, C] as .npy and decode nothing"
+    )
     parser.add_argument("--previews", type=Path, metavar="FOLDER", help="write what is decoded so far into FOLDER")
     parser.add_argument("--preview-every", type=int, metavar="K", help="patches between previews (default: a fourth)")
     parser.add_argument("--preview-kind", help="full (default), by the decoder, or fast, a linear approximation of it")
     parser.add_argument(
-        "--preview-share", type=float, metavar="S", help="skip full previews over this share of the time, such as 0.1"
+        "--preview-share",
+        type=float,
+        metavar="S",
+        help="skip full previews that exceed this share of the time, such as 0.1",
     )
-    parser.add_argument("--prefix", type=Path, metavar="FILE", help="an image, or tokens .npy, to be completed")
+    parser.add_argument("--prefix", type=Path, metavar="FILE", help="an image, or tokens (.npy), to complete")
     parser.add_argument("--prefix-patches", type=int, metavar="K", help="patches kept of --prefix (default: half)")
-    parser.add_argument("--batch-invariant", action="store_true", help="one image at a time: same bits in any batch")
+    parser.add_argument(
+        "--batch-invariant", action="store_true", help="one image at a time: the same bits in any batch"
+    )
     parser.add_argument("--max-batch", type=int, help="images that run together (default 16, or what fits)")
 
 
@@ -93,25 +103,29 @@ def run(args: argparse.Namespace) -> None:
             for stage, spent in pipeline.times().items():
                 each = 1000 * spent.seconds / spent.launches
                 say(f"{stage:9} {spent.launches:7} launches {each:9.3f} ms each {1000 * spent.seconds:10.1f} ms")
+        if pipeline.choice.advice and time.perf_counter() - started > SLOW:
+            say(pipeline.choice.advice)
     say(f"{len(images)} images in {seconds:.2f} s, {seconds / len(images):.2f} s each, seed {images[0].seed}")
 
 
 def _require_outputs(args: argparse.Namespace) -> None:
-    """Refuse before the work what could not be written after it, and flags that would have no effect."""
+    """Refuse outputs that could not be written, and flags that would have no effect, before the work starts."""
     if args.grid and args.grid.suffix.lower() != ".png":
         raise RequestError(f"{args.grid} does not end in .png, the format of grids")
     if args.tokens and args.tokens.suffix != ".npy":
         raise RequestError(f"{args.tokens} does not end in .npy, the format of tokens")
     if args.tokens and (args.grid or args.out):
-        raise RequestError("--tokens decodes nothing, so there is nothing for --grid or --out; leave one of them away")
+        raise RequestError(
+            "--tokens decodes nothing, so there is nothing for --grid or --out: omit --tokens, or the others"
+        )
     how = ("preview_every", "preview_kind", "preview_share")
     if (given := _given(args, how)) and not args.previews:
-        raise RequestError(f"{', '.join(given)} is about --previews; give --previews FOLDER too")
+        raise RequestError(f"{', '.join(given)} needs --previews: give --previews FOLDER too")
     settings = ("seed", "steps", "guidance", "guidance_schedule", "sampler", "size", "prefix", "prefix_patches")
     given = _given(args, (*settings, "negative_prompt"))
     given += [f"--{name}" for name, value in (("count", args.count != 1), ("published", args.published)) if value]
     if args.like and given:
-        raise RequestError(f"--like takes all settings from the PNG; leave {', '.join(given)} away")
+        raise RequestError(f"--like takes all settings from the PNG: omit {', '.join(given)}")
 
 
 def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
@@ -152,7 +166,7 @@ def _like(path: Path, pipeline: Pipeline) -> Request:
     settings = read_settings(path)
     if settings.get("bundle_sha256") != pipeline.bundle.digest:
         raise RequestError(
-            f"{path} was made by another bundle ({settings.get('bundle')}); open that one, or pass its settings"
+            f"{path} was made by another bundle ({settings.get('bundle')}): open that one, or pass its settings"
         )
     return request_from_settings(settings)
 
@@ -160,7 +174,7 @@ def _like(path: Path, pipeline: Pipeline) -> Request:
 def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
     if args.prefix is None:
         if args.prefix_patches is not None:
-            raise RequestError("--prefix-patches says how much of --prefix to keep; give --prefix too")
+            raise RequestError("--prefix-patches says how much of --prefix to keep: give --prefix too")
         return None
     size = image_size(args, pipeline)
     patches = size.patches // 2 if args.prefix_patches is None else args.prefix_patches
@@ -174,7 +188,7 @@ def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
 
 
 def _shown(events: Iterator[Event], previews: Path) -> Iterator[Event]:
-    """Pass the events on, with a progress bar over patches and previews written on the way."""
+    """Pass the events on, show a progress bar over patches, and write previews."""
     with tqdm(unit="patch", leave=False, disable=None) as progress:
         for event in events:
             if isinstance(event, PatchDone):
@@ -191,7 +205,7 @@ def _shown(events: Iterator[Event], previews: Path) -> Iterator[Event]:
 
 
 def _write(images: list[GeneratedImage], args: argparse.Namespace, pipeline: Pipeline) -> Iterator[Path]:
-    """Write what was asked for; yields each path."""
+    """Write the outputs that were asked for; yields each path."""
     names = pipeline.bundle.model.class_names
     if args.tokens:
         save_tokens(np.stack([image.tokens for image in images]), args.tokens)

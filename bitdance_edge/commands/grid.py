@@ -1,4 +1,4 @@
-"""One picture of many images: a row a class or prompt, its name at the left."""
+"""One picture of many images: one row for each class or prompt, with its name on the left."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -16,13 +16,14 @@ PROMPT_WRAP = 24  # characters a line
 
 
 def image_label(image: GeneratedImage, class_names: Sequence[str]) -> str:
-    """What an image shows: its prompt, or the name or number of its class."""
+    """Name what an image shows: its prompt, or the name or number of its class."""
     if image.class_id is None:
         return image.prompt or ""
     return class_names[image.class_id] if class_names else str(image.class_id)
 
 
 def labelled_grid(images: Sequence[GeneratedImage], class_names: Sequence[str]) -> Image.Image:
+    """Draw all images; those with the same label in a row share it."""
     rows = [(label, list(group)) for label, group in groupby(images, key=lambda image: image_label(image, class_names))]
     first = images[0].to_pil()
     scale = max(1, -(-SHOWN_SIDE // min(first.size)))

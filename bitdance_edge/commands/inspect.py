@@ -8,7 +8,8 @@ from bitdance_edge.runtime import Bundle, EngineError, RequestError
 from bitdance_edge.runtime.backends.choice import survey
 from bitdance_edge.runtime.bundle.record import built_folders, records
 from bitdance_edge.runtime.bundle.specs import SamplingSpec, TensorSpec
-from bitdance_edge.runtime.memory_plan import fitted, parse_memory, plan_memory, refusal
+from bitdance_edge.runtime.memory_fit import fitted, parse_memory, refusal
+from bitdance_edge.runtime.memory_plan import plan_memory
 
 EXAMPLE = """examples:
   bitdance-edge inspect bundles/digits-4x
@@ -120,7 +121,9 @@ def _builds(bundle: Bundle) -> Iterator[str]:
             yield f"  {folder.name}: {error}"
             continue
         stages = ", ".join(record.stage for record in built)
-        for_what = f"{built[0].target} with {built[0].library} {built[0].library_version}" if built else folder.name
+        for_what = (
+            f"{built[0].target} with {built[0].library} {built[0].library_version}".rstrip() if built else folder.name
+        )
         yield f"  {for_what}: {stages or 'nothing'}, {sum(record.bytes for record in built) / 1e6:.1f} MB"
     if not folders:
         yield f"  nothing yet; for this processor: bitdance-edge build {bundle.folder} --target cpu"

@@ -1,4 +1,4 @@
-"""``bitdance-edge reconstruct``: what the tokenizer keeps of an image."""
+"""``bitdance-edge reconstruct``: an image through the tokenizer and back, to see what it keeps."""
 
 import argparse
 from pathlib import Path
@@ -22,7 +22,7 @@ EXAMPLE = """examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.description = "An image through the tokenizer and back, or tokens (.npy) to an image."
+    parser.description = "Encode an image and decode it again, or decode tokens (.npy)."
     parser.epilog = EXAMPLE
     add_pipeline_arguments(parser)
     add_size_argument(parser)

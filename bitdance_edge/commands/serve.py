@@ -1,6 +1,7 @@
-"""``bitdance-edge serve``: bundles over HTTP, and a page to try them on."""
+"""``bitdance-edge serve``: serves bundles over HTTP, with a page to try them."""
 
 import argparse
+import errno
 import ipaddress
 import logging
 import os
@@ -14,17 +15,18 @@ from bitdance_edge.serve.settings import ServeSettings
 
 TOKEN_VARIABLE = "BITDANCE_EDGE_TOKEN"
 DEFAULTS = ServeSettings(bundles=())
+PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES)  # taken, or reserved for root
 NUMBERS: dict[str, tuple[type, str]] = {
-    "queue": (int, "requests that may wait; one more is refused with 429"),
-    "max_batch": (int, "images that run together"),
-    "batch_window": (float, "seconds a free worker waits for requests to join"),
-    "time_limit": (float, "seconds a request may take, its wait included"),
-    "max_images": (int, "images of one request"),
-    "max_steps": (int, "sampling steps of one request"),
-    "max_prompt": (int, "characters of a prompt"),
-    "max_body": (int, "bytes of a request"),
-    "keep_alive": (float, "seconds between signs of life on a quiet stream"),
-    "grace": (float, "seconds a stopping server lets its requests finish"),
+    "queue": (int, "requests that may wait; more are refused with 429"),
+    "max_batch": (int, "images in one batch, at most"),
+    "batch_window": (float, "seconds that a free worker waits for more requests to batch"),
+    "time_limit": (float, "seconds a request may take, including its wait"),
+    "max_images": (int, "images of one request, at most"),
+    "max_steps": (int, "sampling steps of one request, at most"),
+    "max_prompt": (int, "characters of a prompt, at most"),
+    "max_body": (int, "bytes of a request body, at most"),
+    "keep_alive": (float, "seconds of silence on a stream before a keep-alive comment is sent"),
+    "grace": (float, "seconds that a stopping server waits for its requests"),
 }
 EXAMPLE = f"""examples:
   bitdance-edge serve bundles/digits-4x                       # then open http://127.0.0.1:8000
@@ -36,30 +38,42 @@ EXAMPLE = f"""examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Serve bundles: an OpenAI-compatible API, jobs, metrics, and a page on which images appear."
+    parser.description = (
+        "Serve bundles over HTTP: an OpenAI-compatible API, jobs, metrics, and a page to generate images on."
+    )
     parser.epilog = EXAMPLE
-    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="folders; the first is the default")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one and prints it (default 8000)")
+    parser.add_argument(
+        "bundles", nargs="+", type=Path, metavar="BUNDLE", help="folder of a bundle; the first is the default model"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=8000, help="port to listen on; 0: any free port, which is printed (default 8000)"
+    )
     parser.add_argument(
         "--device",
         action="append",
         dest="devices",
-        help="as for generate; give several for one worker each (default auto)",
+        help="as for generate; repeat it to start one worker per device (default auto)",
     )
-    parser.add_argument("--threads", type=int, help="threads of each graph (default: one a physical core)")
+    parser.add_argument("--threads", type=int, help="threads of each graph (default: one per physical core)")
     for name, (kind, meaning) in NUMBERS.items():
         default = getattr(DEFAULTS, name)
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=kind, default=default, help=f"{meaning} (default {default})")
-    parser.add_argument("--memory", type=float, metavar="MB", help="what images may use (default: what is free)")
-    parser.add_argument("--token-file", type=Path, help=f"bearer token to ask for (default: from {TOKEN_VARIABLE})")
+    parser.add_argument(
+        "--memory", type=float, metavar="MB", help="memory that generation may use (default: what is free)"
+    )
+    parser.add_argument(
+        "--token-file", type=Path, help=f"file with the bearer token to require (default: {TOKEN_VARIABLE})"
+    )
     parser.add_argument("--log-level", choices=["info", "warning", "error"], default="info", help="(default info)")
     parser.add_argument("--log-prompts", action="store_true", help="write prompts into the log")
 
 
 def run(args: argparse.Namespace) -> None:
-    from bitdance_edge.serve.server import Server  # needs the extra packages, which --help does not
+    from bitdance_edge.serve.server import Server  # needs the packages of the extra; --help does not
     from bitdance_edge.serve.service import Service
 
     service = Service(_settings(args))
@@ -69,9 +83,9 @@ def run(args: argparse.Namespace) -> None:
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{port}", flush=True)
     if not service.settings.local_only and service.settings.token is None:
-        print(f"warning: anyone who reaches {shown} may use this; set {TOKEN_VARIABLE}", file=sys.stderr)
+        print(f"warning: anyone who can reach {shown} can use this server; set {TOKEN_VARIABLE}", file=sys.stderr)
     server = Server(service)
-    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all has been stopped in order
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after an orderly stop
         server.run(sockets=[listening])
     if service.failure is not None:
         raise service.failure
@@ -94,7 +108,7 @@ def _token(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get(TOKEN_VARIABLE)
     try:
-        return file.read_text().strip()
+        return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ServeError(f"--token-file {file} cannot be read: {error}") from None
 
@@ -107,7 +121,7 @@ def _is_local(host: str) -> bool:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """The listening socket. Raises: ServeError, the address is taken or not ours."""
+    """Open the listening socket. Raises: ServeError: the port is taken or reserved, or the host is not this machine."""
     if not 0 <= port <= 65535:
         raise ServeError(f"--port is {port}; it must be from 0 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -115,8 +129,9 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-        listening.listen()  # before its address is printed, so that whoever reads it can connect
+        listening.listen()  # before the address is printed, so that its reader can connect
     except OSError as error:
         listening.close()
-        raise ServeError(f"cannot listen on {host} port {port}: {error.strerror}; choose another --port") from None
+        other = "another --port" if error.errno in PORT_ERRORS else "another --host"
+        raise ServeError(f"cannot listen on {host} port {port}: {error.strerror}; choose {other}") from None
     return listening

@@ -21,7 +21,7 @@ EXAMPLE = """example:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Images to tokens, int8 [n, h*w, C] of -1 and +1 in generation order; crops and resizes to fit."
+        "Encode images as tokens, int8 [n, h*w, C] of -1 and +1 in generation order. Images are cropped and resized."
     )
     parser.epilog = EXAMPLE
     add_pipeline_arguments(parser)

@@ -1,4 +1,4 @@
-"""The nodes, over ``bitdance_edge.runtime`` alone (docs.comfy.org/custom-nodes/backend/server_overview)."""
+"""The nodes; they use ``bitdance_edge.runtime`` only (docs.comfy.org/custom-nodes/backend/server_overview)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +13,15 @@ from bitdance_edge.runtime import Bundle, ImageDone, PatchDone, Pipeline, Previe
 from bitdance_edge.runtime.request import MAX_SEED, MAX_STEPS
 
 CATEGORY = "BitDance"
-MOST = 64  # images of one run of the node
+MOST = 64  # images in one run of the node
 MOST_PIXELS = 16384  # across
-PREVIEWS = 8  # of an image on its way
+PREVIEWS = 8  # of each image
 PREVIEW_SIZE = 512
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Binary tokens of some images, int8 ``[B, h*w, C]``, with the seeds that decoders with noise need."""
+    """Binary tokens of images, int8 ``[B, h*w, C]``, with their seeds, which decoders that use noise need, and size."""
 
     tokens: np.ndarray
     seeds: list[int]
@@ -29,11 +29,13 @@ class Tokens:
 
 
 class LoadBundle:
+    """Opens a bundle."""
+
     CATEGORY = CATEGORY
     FUNCTION = "load"
     RETURN_TYPES = ("BITDANCE",)
     RETURN_NAMES = ("pipeline",)
-    DESCRIPTION = "Open a bundle made by: bitdance-edge export"
+    DESCRIPTION = "Open a bundle written by: bitdance-edge export"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -46,7 +48,7 @@ class LoadBundle:
 
     @classmethod
     def IS_CHANGED(cls, bundle: str, device: str) -> str:
-        """Load again when the bundle was exported again."""
+        """Return a digest that changes when the bundle is exported again, so that ComfyUI loads it again."""
         return Bundle.open(bundle).digest
 
     def load(self, bundle: str, device: str) -> tuple[Pipeline]:
@@ -54,6 +56,8 @@ class LoadBundle:
 
 
 class Generate:
+    """Generates tokens of a prompt or a class."""
+
     CATEGORY = CATEGORY
     FUNCTION = "generate"
     RETURN_TYPES = ("BITDANCE_TOKENS",)
@@ -62,8 +66,8 @@ class Generate:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        steps = {"default": 0, "min": 0, "max": MAX_STEPS, "tooltip": "0 is the bundle's"}
-        guidance = {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": "0 is the bundle's, 1 is off"}
+        steps = {"default": 0, "min": 0, "max": MAX_STEPS, "tooltip": "0: the bundle's default"}
+        guidance = {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": "0: the bundle's default; 1: off"}
         return {
             "required": {
                 "pipeline": ("BITDANCE",),
@@ -72,9 +76,9 @@ class Generate:
                 "seed": ("INT", {"default": 0, "min": 0, "max": MAX_SEED - MOST, "control_after_generate": True}),
                 "steps": ("INT", steps),
                 "guidance": ("FLOAT", guidance),
-                "width": ("INT", {"default": 0, "min": 0, "max": MOST_PIXELS, "tooltip": "0 is the bundle's"}),
-                "height": ("INT", {"default": 0, "min": 0, "max": MOST_PIXELS, "tooltip": "0 is the bundle's"}),
-                "negative_prompt": ("STRING", {"default": "", "tooltip": "For models of text"}),
+                "width": ("INT", {"default": 0, "min": 0, "max": MOST_PIXELS, "tooltip": "0: the bundle's default"}),
+                "height": ("INT", {"default": 0, "min": 0, "max": MOST_PIXELS, "tooltip": "0: the bundle's default"}),
+                "negative_prompt": ("STRING", {"default": "", "tooltip": "For text-to-image models"}),
             }
         }
 
@@ -90,7 +94,7 @@ class Generate:
         height: int,
         negative_prompt: str,
     ) -> tuple[Tokens]:
-        """Raises: RequestError where the bundle cannot give it; ComfyUI's own exception when interrupted."""
+        """Generate tokens. Raises: RequestError: the bundle cannot serve the request; ComfyUI's exception on Cancel."""
         model, text = pipeline.bundle.model, pipeline.bundle.text is not None
         size = model.size(Size(width=width, height=height) if height or width else None)
         request = Request(
@@ -122,16 +126,18 @@ class Generate:
 
 
 class Decode:
+    """Decodes tokens to images."""
+
     CATEGORY = CATEGORY
     FUNCTION = "decode"
     RETURN_TYPES = ("IMAGE",)
-    DESCRIPTION = "Binary tokens to images"
+    DESCRIPTION = "Decode binary tokens to images"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"pipeline": ("BITDANCE",), "tokens": ("BITDANCE_TOKENS",)}}
 
     def decode(self, pipeline: Pipeline, tokens: Tokens) -> tuple[torch.Tensor]:
-        """ComfyUI's images: float32 ``[B, H, W, 3]`` from 0 to 1."""
+        """Decode to ComfyUI's images: float32 ``[B, H, W, 3]`` from 0 to 1."""
         pixels = pipeline.decode(tokens.tokens, tokens.seeds, tokens.size)
         return (torch.from_numpy(pixels).float() / 255,)

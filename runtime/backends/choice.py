@@ -110,7 +110,7 @@ def survey(bundle: Bundle) -> Iterator[str]:
             yield f"{name}: no: {error}"
         else:
             backend.close()
-            yield f"{name}: yes, on {choice.device}" + (f"; {choice.arithmetic}" if choice.arithmetic else "")
+            yield "; ".join(filter(None, (f"{name}: yes, on {choice.device}", choice.arithmetic, choice.advice)))
 
 
 def _open(name: str, bundle: Bundle, wanted: Wanted, device: Device | None) -> tuple[Backend, Choice]:

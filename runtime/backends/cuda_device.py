@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bitdance_edge.runtime.errors import BackendError
+from bitdance_edge.runtime.errors import BackendError, OutOfMemoryError
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING of cuda.h: no waiting for the default stream, which others may use
 
@@ -31,7 +31,7 @@ def import_pycuda() -> ModuleType:
 
 
 class CudaDevice:
-    """All that was taken from one GPU, and the way to give it back. Use it within ``current()``, on any thread."""
+    """One GPU and all that was allocated on it, which ``close`` frees. Use it within ``current()``, on any thread."""
 
     def __init__(self, ordinal: int) -> None:
         self.cuda: Any = import_pycuda()
@@ -41,7 +41,7 @@ class CudaDevice:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make the context this thread's own for as long as the block runs."""
+        """Make the GPU's context current on this thread for as long as the block runs."""
         self.context.push()
         try:
             yield
@@ -49,16 +49,16 @@ class CudaDevice:
             self.cuda.Context.pop()
 
     def allocate(self, size: int) -> int:
-        """Address of ``size`` bytes.
+        """Allocate ``size`` bytes; returns their address.
 
         Raises:
-            BackendError: the GPU has no such amount left.
+            OutOfMemoryError: the GPU has fewer left.
         """
         try:
             memory = self.cuda.mem_alloc(max(size, 1))
         except self.cuda.MemoryError:
             free, total = self.cuda.mem_get_info()
-            raise BackendError(
+            raise OutOfMemoryError(
                 f"the GPU has {free / 1e6:.0f} of {total / 1e6:.0f} MB free, and {size / 1e6:.0f} MB more are needed: "
                 "generate fewer images at once (max_batch), or close other programs on it"
             ) from None
@@ -69,8 +69,19 @@ class CudaDevice:
         self.allocations.pop(address).free()
 
     def pinned(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """Host memory that copies run from and to while the host does other things; freed with its last reference."""
-        return self.cuda.pagelocked_empty(shape, dtype)
+        """Host memory that copies run from and to while the host does other things; freed with its last reference.
+
+        Raises:
+            OutOfMemoryError: the host has too little that can be pinned.
+        """
+        try:
+            return self.cuda.pagelocked_empty(shape, dtype)
+        except self.cuda.MemoryError:
+            size = int(np.prod(shape)) * dtype.itemsize
+            raise OutOfMemoryError(
+                f"this machine has no {size / 1e6:.0f} MB of memory that can be pinned: generate fewer images at once "
+                "(max_batch), or raise its limit (ulimit -l)"
+            ) from None
 
     def stream(self) -> Any:
         """A stream with PyCUDA's ``handle``, ``synchronize`` and ``wait_for_event``."""
@@ -96,15 +107,15 @@ class CudaDevice:
         self.cuda.memcpy_dtod_async(to, source, size, stream)
 
     def memory(self) -> Mapping[str, int]:
-        """Bytes ``free`` and in ``total``, as the driver has them."""
+        """Bytes ``free`` and in ``total``, by the driver."""
         free, total = self.cuda.mem_get_info()
         return {"free": free, "total": total}
 
     def close(self) -> None:
-        """Free what is left and let go of the primary context."""
+        """Free what is left and release the primary context."""
         self.context.push()
         self.cuda.Context.synchronize()
         while self.allocations:
             self.allocations.popitem()[1].free()
-        # While it is current: otherwise PyCUDA lets go of it only in the thread that retained it. This also pops it.
+        # While it is current: otherwise PyCUDA releases it only on the thread that retained it. This also pops it.
         self.context.detach()

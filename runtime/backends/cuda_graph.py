@@ -14,10 +14,15 @@ from bitdance_edge.runtime.errors import BackendError
 
 
 class CaptureError(BackendError):
-    """The launches could not be captured; they can still be run one by one."""
+    """The launches cannot be captured; they can still be run one by one."""
 
 
 def import_cuda_bindings() -> ModuleType:
+    """Import the driver's bindings.
+
+    Raises:
+        CaptureError: they are not installed.
+    """
     try:
         return importlib.import_module("cuda.bindings.driver")
     except ImportError as error:
@@ -44,7 +49,7 @@ class CudaGraph:
             self._checked("cuGraphDestroy", graph)
 
     def _capture(self, launches: Sequence[Launch]) -> Any:
-        # Other threads may allocate meanwhile: they have their own streams.
+        # Other threads may allocate at the same time: they have their own streams.
         mode = self.driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._checked("cuStreamBeginCapture", self.stream.handle, mode)
         failure: Exception | None = None
@@ -53,7 +58,7 @@ class CudaGraph:
                 launch()
         except BackendError as error:
             failure = error
-        finally:  # a capture that went wrong has to be ended too, or the stream stays unusable
+        finally:  # a failed capture has to be ended too, or the stream stays unusable
             status, graph = self.driver.cuStreamEndCapture(self.stream.handle)
         ended = status == self.driver.CUresult.CUDA_SUCCESS
         if failure is not None:
@@ -72,7 +77,7 @@ class CudaGraph:
         self._checked("cuGraphExecDestroy", executable)
 
     def _checked(self, function: str, *arguments: Any) -> tuple[Any, ...]:
-        """Call a function of the driver; what it gives beside its status."""
+        """Call a function of the driver; returns its results without the status."""
         status, *values = getattr(self.driver, function)(*arguments)
         if status != self.driver.CUresult.CUDA_SUCCESS:
             raise CaptureError(f"{function} gave {status.name}")

@@ -1,4 +1,4 @@
-"""Tensors of a GPU that never move: buffers, the lane of work that they belong to, and its arena for activations."""
+"""Tensors of a GPU at fixed addresses: buffers, the lane of work that they belong to, and its arena for activations."""
 
 import weakref
 from collections.abc import Callable
@@ -16,7 +16,7 @@ ALIGNMENT = 256  # of the memory that a TensorRT context is given for its activa
 class Arena:
     """One allocation that all execution contexts of a lane use in turn for their activations.
 
-    It grows to the largest need. Whoever keeps its address asks ``generation`` whether that still holds.
+    It grows to the largest need. Its address is valid as long as ``generation`` is unchanged.
     """
 
     def __init__(self, device: CudaDevice) -> None:
@@ -25,7 +25,7 @@ class Arena:
         self.address = 0
 
     def reserve(self, size: int, synchronize: Callable[[], None]) -> None:
-        """Make room for ``size`` bytes; ``synchronize`` waits for those who use the room there is."""
+        """Make room for ``size`` bytes; ``synchronize`` waits for launches that use the present memory."""
         if size <= self.size:
             return
         synchronize()
@@ -43,7 +43,7 @@ class Arena:
 class Lane:
     """A stream with its arena: work on one lane is done in the order in which it is queued.
 
-    Large values that are to be replaced while they are read come in by a stream of their own.
+    Large values that are replaced while they are read arrive on a stream of their own.
     """
 
     def __init__(self, device: CudaDevice) -> None:
@@ -58,7 +58,7 @@ class Lane:
         self.stream.synchronize()
 
     def close(self) -> None:
-        """Give everything back, whoever still holds a buffer, a result or this lane."""
+        """Free everything, even if a buffer, a result or this lane is still referenced."""
         self.synchronize()
         self.arena.free()
         for buffer in list(self.buffers):
@@ -67,7 +67,7 @@ class Lane:
 
 
 class Slot:
-    """Pinned host memory for one copy at a time, and the event that says that it is done."""
+    """Pinned host memory for one copy at a time, and the event that marks its end."""
 
     def __init__(self, lane: Lane, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self.array: Any = lane.device.pinned(shape, dtype)
@@ -83,12 +83,12 @@ class Slot:
         self.used = True
 
     def free(self) -> None:
-        """Let go of what PyCUDA can free only while the context is current."""
+        """Drop what PyCUDA can free only while the context is current."""
         self.array = self.copied = None
 
 
 class Fetched:
-    """Values being copied to a slot, which is free again when they have been taken, or nobody wants them any more."""
+    """Values being copied to a slot, which is free again once they are taken, or this is no longer referenced."""
 
     def __init__(self, slot: Slot, free: list[Slot]) -> None:
         self.slot = slot
@@ -108,8 +108,8 @@ class Fetched:
 class CudaBuffer:
     """A tensor in device memory, written and fetched by way of pinned host memory.
 
-    With ``ahead``, new values first go to a landing place of their own, which they reach while launches that read the
-    old ones still run; from there it is a copy within the device, in its turn.
+    With ``ahead``, new values first go to a landing buffer, which they reach while launches that read the old ones
+    still run; from there they are copied within the device, in order with the launches.
     """
 
     def __init__(self, lane: Lane, shape: tuple[int, ...], dtype: str, ahead: bool) -> None:
@@ -181,13 +181,13 @@ class CudaBuffer:
         return slot
 
     def _new_slot(self) -> Slot:
-        # numpy has no bfloat16, and nothing on the host makes any: such tensors are bound, never written.
+        # numpy has no bfloat16, and the host makes none: such tensors are bound, never written.
         self._slots.append(Slot(self.lane, self.shape, np.dtype(self.dtype)))
         return self._slots[-1]
 
 
 class CudaPart:
-    """A part of a buffer along its first axis, to be bound."""
+    """One index of the first axis of a buffer, to be bound."""
 
     def __init__(self, whole: CudaBuffer, shape: tuple[int, ...], address: int) -> None:
         self.whole, self.shape, self.address = whole, shape, address

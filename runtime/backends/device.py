@@ -1,4 +1,4 @@
-"""The GPUs of this machine, asked of their driver: no package is needed and their absence is an answer."""
+"""The GPUs of this machine, by their driver: no package is needed, and there may be none."""
 
 import ctypes
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Device:
 
 
 def find_device(driver: str = DRIVER, ordinal: int = 0) -> Device | None:
-    """A GPU in the order in which CUDA lists them, or None where there is no driver or no such GPU."""
+    """Find a GPU by its number in CUDA's order; None: there is no driver or no such GPU."""
     try:
         cuda = ctypes.CDLL(driver)
     except OSError:
@@ -33,7 +33,7 @@ def find_device(driver: str = DRIVER, ordinal: int = 0) -> Device | None:
 
 
 def free_memory(ordinal: int = 0) -> int | None:
-    """Bytes that are free on a GPU that ``find_device`` found, or None where its driver does not say."""
+    """Bytes that are free on a GPU that ``find_device`` found; None: its driver does not say."""
     cuda = ctypes.CDLL(DRIVER)
     handle, context, popped = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
     free, total = ctypes.c_size_t(), ctypes.c_size_t()

@@ -1,7 +1,7 @@
-"""Memory that libraries have freed, back to the system.
+"""Return memory that libraries have freed to the system.
 
-ONNX Runtime reorders weights while it loads them, and the C library keeps what that took for later requests: up to one
-and a half times a stage's weights. https://man7.org/linux/man-pages/man3/malloc_trim.3.html
+ONNX Runtime reorders weights while it loads them, and the C library keeps the memory for later requests: up to one and
+a half times a stage's weights. https://man7.org/linux/man-pages/man3/malloc_trim.3.html
 """
 
 import ctypes

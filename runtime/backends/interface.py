@@ -1,7 +1,7 @@
-"""What the loop needs of a backend: memory, and stages bound to memory once and launched many times.
+"""What the loop needs of a backend: memory, and stages that are bound to memory once and launched many times.
 
-Launches, writes and fetches take effect in the order in which they are asked for. A backend may queue them and return
-at once (a GPU), or do them before it returns (a CPU); ``run_ahead`` says how far the host may be in front.
+Launches, writes and fetches take effect in the order of the calls. A backend may queue them and return at once (a GPU),
+or do them before it returns (a CPU); ``run_ahead`` says how far the host may be ahead.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,18 @@ Launch = Callable[[], None]
 class Pending(Protocol):
     """Values on their way to the host."""
 
-    def done(self) -> bool: ...
+    def done(self) -> bool:
+        """Whether ``wait`` would return at once."""
+        ...
 
-    def wait(self) -> np.ndarray: ...
+    def wait(self) -> np.ndarray:
+        """Wait for the values; the array belongs to the caller."""
+        ...
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """Values that are there already."""
+    """Values that have arrived."""
 
     values: np.ndarray
 
@@ -36,7 +40,7 @@ class Arrived:
 
 
 class Memory(Protocol):
-    """Device memory at a fixed address, to be bound: of a whole tensor, or of a part of one."""
+    """Device memory of a tensor, or of a part of one, at a fixed address, to be bound."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -50,21 +54,21 @@ class Memory(Protocol):
 
 
 class Buffer(Memory, Protocol):
-    """Device memory of one tensor, zero at first, and the host's way to it."""
+    """Device memory of one tensor, zero at first, that the host can write and fetch."""
 
     def write(self, values: np.ndarray) -> None:
-        """Give the buffer these values, broadcast to its shape, for the launches that follow.
+        """Set the values, broadcast to the buffer's shape, for the launches that follow.
 
-        Launches before still see the old ones; ``values`` may be changed at once.
+        Earlier launches still see the old ones. The caller may change ``values`` as soon as this returns.
         """
         ...
 
     def fetch(self) -> Pending:
-        """A copy of what is in the buffer after the launches so far."""
+        """Start a copy of the buffer as it is after the launches so far."""
         ...
 
     def read(self) -> np.ndarray:
-        """The same, waited for."""
+        """Fetch and wait."""
         ...
 
     def free(self) -> None:
@@ -74,7 +78,7 @@ class Buffer(Memory, Protocol):
 
 @dataclass
 class StageTime:
-    """What the launches of one stage took, host clock; on a GPU that is what it takes to queue them."""
+    """Launches of one stage and their seconds on the host's clock; on a GPU, the seconds that queueing them took."""
 
     launches: int = 0
     seconds: float = 0.0
@@ -88,7 +92,7 @@ class Stage(Protocol):
     time: StageTime
 
     def bind(self, buffers: Mapping[str, Memory]) -> Launch:
-        """Tie each input and output of the graph to the buffer of that name; the launch runs the graph once."""
+        """Bind each input and output of the graph to the buffer of that name; the launch runs the graph once."""
         ...
 
     def close(self) -> None: ...
@@ -100,7 +104,7 @@ class Captured(Protocol):
     def __call__(self) -> None: ...
 
     def close(self) -> None:
-        """Give back what the device keeps for it; the buffers that it runs over may be freed afterwards."""
+        """Free what the device keeps for it; the buffers that it runs over may be freed afterwards."""
         ...
 
 
@@ -110,37 +114,46 @@ class Backend(Protocol):
 
     @property
     def run_ahead(self) -> int:
-        """Patches that may be queued behind the one whose tokens are waited for."""
+        """The number of patches that may be queued behind the one whose tokens are waited for."""
         ...
 
     def empty(self, shape: tuple[int, ...], dtype: str, *, ahead: bool = False) -> Buffer:
-        """Memory of one tensor; ``ahead`` is for values written while the launches that read the old ones still run."""
+        """Allocate one tensor; ``ahead``: new values are written while launches that read the old ones still run.
+
+        Raises:
+            OutOfMemoryError: the device has too little left.
+        """
         ...
 
     def load(self, stage: str) -> Stage:
-        """Load a stage of the bundle after checking its files."""
+        """Load a stage of the bundle.
+
+        Raises:
+            BundleError: a file is missing or altered.
+            EngineError: an engine does not fit the bundle or the device, or does not load.
+        """
         ...
 
     def capture(self, launches: Sequence[Launch]) -> Captured:
-        """One launch that runs these in order, in a single call to the device where that is possible."""
+        """Make one launch that runs these in order, in a single call to the device where that is possible."""
         ...
 
-    def beside(self) -> "Backend":
-        """The same device for work that need not wait for the loop, nor the loop for it: decoding."""
+    def second_lane(self) -> "Backend":
+        """The same device for work that neither waits for the loop nor delays it: decoding."""
         ...
 
     def current(self) -> AbstractContextManager[None]:
-        """To be entered by the thread that is about to use the device."""
+        """A context that a thread enters to use the device."""
         ...
 
     def close(self) -> None:
-        """Give back all that was taken from the device."""
+        """Free everything that was allocated on the device."""
         ...
 
 
 @dataclass(frozen=True)
 class InOrder:
-    """Launches one after the other: what a captured sequence does where nothing is captured."""
+    """Launches one after the other, where nothing is captured."""
 
     launches: Sequence[Launch]
 
@@ -149,4 +162,4 @@ class InOrder:
             launch()
 
     def close(self) -> None:
-        """There is nothing to give back."""
+        """There is nothing to free."""

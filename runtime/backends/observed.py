@@ -1,26 +1,24 @@
-"""ONNX Runtime on the CPU seen from outside: what each launch is about to read, and what it has just written.
+"""ONNX Runtime on the CPU with observers: they see what each launch is about to read, and what it has just written.
 
-Recorders keep what they are told of; experiments change it. The loop and the stages know nothing of it.
+Recorders keep these values, experiments change them. The loop and the stages do not know of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import cast
 
-from bitdance_edge.runtime.backends.interface import InOrder, Launch, Memory
-from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeBackend, OnnxRuntimeStage
+from bitdance_edge.runtime.backends.interface import Backend, InOrder, Launch, Memory, Stage
+from bitdance_edge.runtime.backends.onnxruntime import HostBuffer
 
 Observer = Callable[[str, Mapping[str, HostBuffer]], None]  # (stage, its buffers as the loop has bound them)
 
 
 class ObservedBackend:
-    """A backend with ``before`` called ahead of each launch and ``after`` behind it."""
+    """A backend that calls ``before`` ahead of each launch and ``after`` when it is done."""
 
-    run_ahead = 0  # what is observed has happened
+    run_ahead = 0
 
-    def __init__(
-        self, backend: OnnxRuntimeBackend, before: Observer | None = None, after: Observer | None = None
-    ) -> None:
+    def __init__(self, backend: Backend, before: Observer | None = None, after: Observer | None = None) -> None:
         self.backend, self.before, self.after = backend, before, after
         self.name = backend.name
 
@@ -33,7 +31,7 @@ class ObservedBackend:
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)
 
-    def beside(self) -> "ObservedBackend":
+    def second_lane(self) -> "ObservedBackend":
         return self
 
     def current(self) -> AbstractContextManager[None]:
@@ -44,7 +42,9 @@ class ObservedBackend:
 
 
 class ObservedStage:
-    def __init__(self, observed: ObservedBackend, name: str, stage: OnnxRuntimeStage) -> None:
+    """A stage whose launches are observed."""
+
+    def __init__(self, observed: ObservedBackend, name: str, stage: Stage) -> None:
         self.observed, self.name, self.stage, self.time = observed, name, stage, stage.time
 
     def bind(self, buffers: Mapping[str, Memory]) -> Launch:

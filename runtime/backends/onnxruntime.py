@@ -336,7 +336,7 @@ class OnnxRuntimeBackend:
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)  # each launch is a graph of its own already
 
-    def beside(self) -> "OnnxRuntimeBackend":
+    def second_lane(self) -> "OnnxRuntimeBackend":
         return self
 
     def current(self) -> AbstractContextManager[None]:

@@ -1,6 +1,6 @@
-"""The processor's instructions; which of them INT8 products take, and what that means for their sums.
+"""The processor's instructions: which of them INT8 products use, and what that means for their sums.
 
-ONNX Runtime multiplies unsigned activations with signed weights. With VNNI or AMX the products are added up in 32 bits;
+ONNX Runtime multiplies unsigned activations with signed weights. With VNNI or AMX the products are summed in 32 bits;
 without them in pairs of 16 bits, which saturate, unless the weights are made unsigned too: exact, and slower.
 https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 """
@@ -24,12 +24,14 @@ class Int8Path:
 
 
 def int8_path() -> Int8Path:
-    """How this machine multiplies in INT8."""
+    """Find how this machine multiplies in INT8."""
     if platform.machine().lower() not in X86:
         return Int8Path(False, f"INT8 products by the dot products of {platform.machine()}")
     flags = _flags()
     if flags is None:
-        return Int8Path(True, "INT8 products by AVX2 with weights made unsigned: this system does not tell of VNNI")
+        return Int8Path(
+            True, "INT8 products by AVX2 with weights made unsigned: this system does not say whether there is VNNI"
+        )
     for instructions, flag in (("AMX", "amx_int8"), ("AVX-512 VNNI", "avx512_vnni"), ("AVX VNNI", "avx_vnni")):
         if flag in flags:
             return Int8Path(False, f"INT8 products by {instructions}, exact in 32 bits")
@@ -40,16 +42,16 @@ def int8_path() -> Int8Path:
 
 @cache
 def instructions() -> str:
-    """This kind of processor and all its instructions, as one name to compare."""
+    """Name this kind of processor and its instructions, for comparison."""
     flags = _flags()
     described = platform.processor() if flags is None else " ".join(sorted(flags))
     return f"{platform.machine()}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
 
 
 def _flags() -> list[str] | None:
-    """The instructions as Linux names them (on arm64 it calls them features); None where it does not tell."""
+    """The instructions as Linux names them (on arm64 it calls them features); None: the system does not say."""
     try:
-        lines = CPUINFO.read_text().splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     return next((line.split() for line in lines if line.startswith(("flags", "Features"))), None)

@@ -1,8 +1,8 @@
 """TensorRT and TensorRT-RTX engines on one GPU: bound once, launched on one stream, a patch as one CUDA graph.
 
 Every tensor has one address for as long as it lives. All contexts of a lane use one arena for their activations, which
-is right because a lane runs one launch after another. The cache's input and output are one memory; an engine that does
-not update in place (portable20) gets a second one, and what it wrote is copied back.
+is safe because a lane runs one launch after another. The cache's input and output share their memory; an engine that
+does not update in place (opset 20) gets a second buffer, from which what it wrote is copied back.
 """
 
 import logging
@@ -63,7 +63,7 @@ class TensorRTBackend:
         self._captured.append(CapturedLaunch(self, launches))  # type: ignore[arg-type]  all are this backend's own
         return self._captured[-1]
 
-    def beside(self) -> "TensorRTBackend":
+    def second_lane(self) -> "TensorRTBackend":
         self._siblings.append(TensorRTBackend(self.bundle, self.library, self.folder, self.device, self.capability))
         return self._siblings[-1]
 
@@ -71,7 +71,7 @@ class TensorRTBackend:
         return self.device.current()
 
     def run_eagerly(self, reason: str) -> None:
-        """Remember, and say once, that launches are not captured."""
+        """Stop capturing, and log why, once."""
         if self.eager_because is None:
             self.eager_because = reason
             log.warning("patches run launch by launch, not as one CUDA graph: %s", reason)
@@ -110,7 +110,7 @@ class TensorRTStage:
             refuse_invalid(self.path, library.trt, library.logger)
         self.engine: Any = _deserialize(library, self.path)
         self._contexts: WeakValueDictionary[tuple[tuple[int, ...], ...], Context] = WeakValueDictionary()
-        self._asides: dict[tuple[str, tuple[int, ...]], CudaBuffer] = {}
+        self._second_outputs: dict[tuple[str, tuple[int, ...]], CudaBuffer] = {}
 
     def bind(self, buffers: Mapping[str, Memory]) -> "BoundEngine":
         shapes = {tensor.name: buffers[tensor.name].shape for tensor in self.spec.inputs}
@@ -126,29 +126,30 @@ class TensorRTStage:
             return None
         return self.engine.get_aliased_input_tensor(output)
 
-    def aside(self, output: str, shape: tuple[int, ...], dtype: str) -> CudaBuffer:
-        """Memory for an output that may not be written where it belongs; one for all launches, which take turns."""
-        if (output, shape) not in self._asides:
-            self._asides[output, shape] = self.backend.empty(shape, dtype)
-        return self._asides[output, shape]
+    def second_output(self, output: str, shape: tuple[int, ...], dtype: str) -> CudaBuffer:
+        """Memory for an output that the engine cannot write in place; one for all launches, which take turns."""
+        if (output, shape) not in self._second_outputs:
+            self._second_outputs[output, shape] = self.backend.empty(shape, dtype)
+        return self._second_outputs[output, shape]
 
     def close(self) -> None:
-        # Emptied, not only forgotten: whoever still holds a launch must not keep what lies on the GPU.
+        # Emptied, not only dropped: a launch that is still referenced must not keep memory of the GPU.
         for context in list(self._contexts.values()):
             context.trt = None
         self.engine = None
-        while self._asides:
-            self._asides.popitem()[1].free()
+        while self._second_outputs:
+            self._second_outputs.popitem()[1].free()
 
     def _context(self, shapes: Mapping[str, tuple[int, ...]]) -> "Context":
         """A context of these shapes, and room in the arena for its activations."""
         backend, stream = self.backend, self.backend.lane.stream
-        context = _create_context(self.backend.library.trt, self.engine)
-        if context is None:
-            raise EngineError(f"{self.path} gives no execution context: {_reason(backend.library)}")
-        placed = context.set_optimization_profile_async(self._profile(shapes), stream.handle)
-        if not placed or not all(context.set_input_shape(name, shape) for name, shape in shapes.items()):
-            raise EngineError(f"{self.path} refuses the shapes {shapes}: {_reason(backend.library)}")
+        with backend.library.recording() as said:
+            context = _create_context(backend.library.trt, self.engine)
+            if context is None:
+                raise EngineError(f"{self.path} gives no execution context: {_reason(said)}")
+            placed = context.set_optimization_profile_async(self._profile(shapes), stream.handle)
+            if not placed or not all(context.set_input_shape(name, shape) for name, shape in shapes.items()):
+                raise EngineError(f"{self.path} refuses the shapes {shapes}: {_reason(said)}")
         size = int(context.update_device_memory_size_for_shapes())
         backend.lane.arena.reserve(size, backend.lane.synchronize)
         return Context(context)
@@ -172,7 +173,7 @@ class TensorRTStage:
 
 @dataclass(eq=False)
 class Context:
-    """An execution context, with what it was last told of addresses."""
+    """An execution context, and the addresses that it was last given."""
 
     trt: Any
     generation: int = 0  # of the arena
@@ -192,7 +193,7 @@ class BoundEngine:
             self._settle(tensor.name, tensor.dtype, self.addresses[tensor.name] in inputs)
 
     def _settle(self, output: str, dtype: str, shared: bool) -> None:
-        """Hold an output to the memory of the input that it aliases, or to memory of its own.
+        """Check that an output has the memory of the input that it aliases, or give it memory of its own.
 
         Raises:
             EngineError: the engine updates an input in place, and the buffers given are two.
@@ -201,9 +202,9 @@ class BoundEngine:
         if past is not None and self.addresses[past] != self.addresses[output]:
             raise EngineError(f"{self.stage.path} updates {past} in place, but {output} is bound to another address")
         if past is None and shared:
-            aside = self.stage.aside(output, self.memory[output].shape, dtype)
-            self.copies_back.append((self.addresses[output], aside))
-            self.addresses[output] = aside.address
+            second = self.stage.second_output(output, self.memory[output].shape, dtype)
+            self.copies_back.append((self.addresses[output], second))
+            self.addresses[output] = second.address
 
     def __call__(self) -> None:
         started = perf_counter()
@@ -215,29 +216,33 @@ class BoundEngine:
             for name, address in self.addresses.items():
                 context.trt.set_tensor_address(name, address)
             context.bound = ref(self)
-        if not context.trt.execute_async_v3(lane.stream.handle):
-            raise EngineError(f"{self.stage.path} does not run: {_reason(self.stage.backend.library)}")
-        for address, aside in self.copies_back:
-            lane.device.copy(address, aside.address, aside.size, lane.stream)
+        with self.stage.backend.library.recording() as said:
+            launched = context.trt.execute_async_v3(lane.stream.handle)
+        if not launched:
+            raise EngineError(f"{self.stage.path} does not run: {_reason(said)}")
+        for address, second in self.copies_back:
+            lane.device.copy(address, second.address, second.size, lane.stream)
         self.stage.backend.calls += 1
         self.stage.time.add(perf_counter() - started)
 
     def require_capturable(self) -> None:
-        """Ask the library, where it can say, whether a launch can be part of a CUDA graph (TensorRT-RTX).
+        """Check that a launch can be part of a CUDA graph, where the library can tell (TensorRT-RTX).
 
         Raises:
             CaptureError: it cannot.
         """
         trt = self.context.trt
         if hasattr(trt, "is_stream_capturable") and not trt.is_stream_capturable(self.lane.stream.handle):
-            raise CaptureError(f"{self.stage.name} cannot be captured in its present shapes, says the library")
+            raise CaptureError(
+                f"{self.stage.name} cannot be captured in its present shapes, by the library's own account"
+            )
 
 
 class CapturedLaunch:
     """Launches that become one CUDA graph.
 
-    The first call runs them one by one, in which TensorRT sets up what it does once for a shape; the second captures.
-    A graph holds addresses, so it is captured again when the arena has moved.
+    The first call runs them one by one, while TensorRT sets up what a shape needs once; the second captures.
+    A graph contains addresses, so it is captured again when the arena has moved.
     """
 
     def __init__(self, backend: TensorRTBackend, launches: Sequence[BoundEngine]) -> None:
@@ -283,10 +288,14 @@ class CapturedLaunch:
 
 def _deserialize(library: Library, path: Path) -> Any:
     # Mapped rather than read: the library copies the weights to the GPU, and the host need not hold them as well.
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan,
+        library.recording() as said,
+    ):
         engine = library.trt.Runtime(library.logger).deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"{path} does not load: {_reason(library)}")
+        raise EngineError(f"{path} does not load: {_reason(said)}")
     return engine
 
 
@@ -294,7 +303,7 @@ def _create_context(trt: Any, engine: Any) -> Any:
     """A context whose activations lie in memory of ours.
 
     TensorRT-RTX compiles its kernels for the shapes of a context. It is told to do so before the first launch: by
-    default it starts with others and changes over in the course of time, which a captured graph would not see.
+    default it starts with generic ones and replaces them later, which a captured graph would not see.
     """
     strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
     if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
@@ -305,8 +314,9 @@ def _create_context(trt: Any, engine: Any) -> Any:
     return engine.create_execution_context(config)
 
 
-def _reason(library: Library) -> str:
-    return library.log[-1] if library.log else f"{library.name} gives no reason"
+def _reason(said: Sequence[str]) -> str:
+    """The last line that the library said while it failed."""
+    return said[-1] if said else "the library gives no reason"
 
 
 def _within(shape: Sequence[int], ranges: Sequence[Sequence[int]]) -> bool:

@@ -1,12 +1,13 @@
-"""TensorRT or TensorRT-RTX behind one face, told apart by what they can do rather than by version.
+"""TensorRT or TensorRT-RTX behind one interface, told apart by what they can do rather than by version.
 
 Both have the same Python API but for a few names: RTX alone has ``ComputeCapability`` (engines for GPUs that are not
 here) and ``Runtime.get_engine_validity``.
 """
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -18,10 +19,28 @@ EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
 
 @dataclass(frozen=True)
 class Library:
+    """One of the two libraries, with the one logger that it keeps for as long as the process lives."""
+
     name: str
     trt: ModuleType
     logger: Any
-    log: list[str]  # what the library said, newest last
+    log: list[str]  # what the library said to this process, newest last
+    recordings: list[list[str]] = field(default_factory=list)  # that are open
+
+    @contextmanager
+    def recording(self) -> Iterator[list[str]]:
+        """Record what the library says inside the block, newest last; lines from before it are not in it."""
+        lines: list[str] = []
+        self.recordings.append(lines)
+        try:
+            yield lines
+        finally:
+            self.recordings[:] = [each for each in self.recordings if each is not lines]
+
+    def say(self, line: str) -> None:
+        """Pass a line of the library on to all who record."""
+        for lines in (self.log, *self.recordings):
+            lines.append(line)
 
     @property
     def version(self) -> str:
@@ -33,7 +52,7 @@ class Library:
 
     @property
     def updates_cache_in_place(self) -> bool:
-        """Whether it knows the operators of the kv24 profile: TensorRT from 10.15, every TensorRT-RTX of this API."""
+        """Whether it knows the cache operators of opset 24: TensorRT from 10.15, every TensorRT-RTX of this API."""
         return hasattr(self.trt.LayerType, "KV_CACHE_UPDATE")
 
     @property
@@ -52,12 +71,12 @@ def load_library(name: str) -> Library:
         trt = importlib.import_module(name)
     except (ImportError, OSError) as error:
         raise EngineError(f"{name} cannot be imported ({error}): pip install 'bitdance-edge[{EXTRAS[name]}]'") from None
-    lines: list[str] = []
-    return Library(name, trt, _make_logger(trt, lines.append), lines)
+    library = Library(name, trt, None, log=[])
+    return replace(library, logger=_make_logger(trt, library.say))  # both share the lists
 
 
 def _make_logger(trt: ModuleType, write: Callable[[str], None]) -> Any:
-    """An ``ILogger`` that passes on warnings and errors; verbose lines would be millions."""
+    """An ``ILogger`` that passes on all but verbose lines, of which there are millions."""
     shown = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING, trt.ILogger.INFO)
 
     class Logger(trt.ILogger):

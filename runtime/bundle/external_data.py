@@ -1,4 +1,4 @@
-"""Weights that a graph keeps in a file beside it (https://onnx.ai/onnx/repo-docs/ExternalData.html).
+"""Weights that a graph keeps in a file next to it (https://onnx.ai/onnx/repo-docs/ExternalData.html).
 
 Reads hard links too, which the ``onnx`` package refuses: the weights of a linked bundle are the checkpoint's own files.
 """
@@ -11,19 +11,21 @@ from bitdance_edge.runtime.errors import BundleError
 
 
 def read_external(entries: Iterable[Entry], folder: Path) -> bytes:
-    """The bytes of one tensor.
+    """Read the bytes of one tensor.
 
     Args:
         entries: the tensor's ``external_data``: ``location``, ``offset`` and ``length``.
         folder: of the graph; a location elsewhere is refused.
 
     Raises:
-        BundleError: the location is not a file beside the graph, or the file is too short.
+        BundleError: the location is not a file in the graph's folder, or the file is too short.
     """
     found = {entry.key: entry.value for entry in entries}
     location, offset = found.get("location", ""), int(found.get("offset") or 0)
     if not location or Path(location).name != location:
-        raise BundleError(f"weights of a graph in {folder} are said to be in {location!r}, not in a file beside it")
+        raise BundleError(
+            f"weights of a graph in {folder} have the location {location!r}; only files in that folder are allowed"
+        )
     path = folder / location
     length = int(found["length"]) if found.get("length") else path.stat().st_size - offset
     with path.open("rb") as file:

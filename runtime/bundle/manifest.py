@@ -24,16 +24,18 @@ RECORDINGS = "calibration/recordings"  # what calibration recorded of this bundl
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
+    """A bundle's manifest, checked, and the folder that it is in."""
+
     folder: Path
     name: str
     opset: int  # of the graphs
     model: ModelSpec
     cache: CacheSpec
-    sampling: SamplingSpec  # what a request gets where it does not say otherwise
-    published: SamplingSpec | None = None  # what the checkpoint was published with; None where that is ``sampling``
+    sampling: SamplingSpec  # the defaults of a request
+    published: SamplingSpec | None = None  # what the checkpoint was published with; None: the same as ``sampling``
     stages: Mapping[str, StageSpec]  # by StageName
     text: TextSpec | None  # of text-to-image models
-    links: Mapping[str, str]  # file -> the checkpoint's file that it is a hard link to
+    links: Mapping[str, str]  # file -> the checkpoint's file that it was hard-linked to
     provenance: Mapping[str, Any]
     fast_preview: FileSpec | None = None  # map from bits to pixels, fitted to the decoder
     digest: str  # SHA-256 of bundle.json, which holds those of all files
@@ -43,7 +45,7 @@ class Bundle:
         """Read and validate ``bundle.json``; the files are checked when a stage is loaded (``verified``).
 
         Raises:
-            BundleError: no bundle there, another format version, or a manifest that is not whole.
+            BundleError: there is no bundle, or its manifest is incomplete or of another format.
         """
         folder = Path(folder)
         manifest = folder / MANIFEST
@@ -82,7 +84,11 @@ class Bundle:
         return self.published or self.sampling
 
     def require_fast_previews(self) -> FileSpec:
-        """Raises: RequestError: the bundle was exported without."""
+        """The file of the fast previews' map.
+
+        Raises:
+            RequestError: the bundle was exported without it.
+        """
         if self.fast_preview is None:
             raise RequestError(
                 f"{self.name} has no fast previews; ask for full ones (preview_kind 'full'), or export it again with "
@@ -91,13 +97,17 @@ class Bundle:
         return self.fast_preview
 
     def stage(self, name: str) -> StageSpec:
-        """Raises: BundleError: the bundle has no such stage."""
+        """A stage by name.
+
+        Raises:
+            BundleError: the bundle has no such stage.
+        """
         if name not in self.stages:
             raise BundleError(f"{self.folder} has no {name} stage; it has {', '.join(self.stages)}: export it again")
         return self.stages[name]
 
     def verified(self, name: str) -> Path:
-        """The graph file of a stage, after every file of that stage was found to be the one in the manifest.
+        """Check that the files of a stage are those of the manifest; returns the graph's path.
 
         Raises:
             BundleError: a file is missing or its size or SHA-256 differs.
@@ -108,7 +118,7 @@ class Bundle:
         return self.folder / stage.graph.path
 
     def verified_file(self, file: FileSpec) -> Path:
-        """One file of the bundle, checked as by ``verified``."""
+        """Check one file of the bundle as ``verified`` does; returns its path."""
         path = self.folder / file.path
         if not path.is_file():
             raise BundleError(f"{path} is missing; copy the whole bundle again or export it again")
@@ -122,11 +132,11 @@ class Bundle:
         return path
 
     def shared_files(self) -> list[str]:
-        """Files that are still the same as a checkpoint's: what is written to one is written to the other."""
+        """The files that are still hard links to a checkpoint's: a change to one changes the other."""
         return [name for name in self.links if (self.folder / name).stat().st_nlink > 1]
 
     def cache_names(self) -> Iterator[tuple[str, str]]:
-        """The backbone's cache tensors, as pairs of input and output name."""
+        """Yield the backbone's cache tensors, as pairs of input and output name."""
         for layer in range(self.cache.layers):
             for part in ("key", "value"):
                 yield f"past_key_values.{layer}.{part}", f"present.{layer}.{part}"
@@ -143,7 +153,7 @@ def file_spec(folder: Path, path: Path) -> FileSpec:
 
 
 def _current_format(data: Any, manifest: Path) -> dict[str, Any]:
-    """A manifest's content in today's format; that of the format before is converted.
+    """Convert a manifest's content to today's format, where it has the one before.
 
     Raises:
         BundleError: the format is another.
@@ -152,7 +162,7 @@ def _current_format(data: Any, manifest: Path) -> dict[str, Any]:
     if found == WITHOUT_OPSET:
         try:
             data = _from_format_3(data)
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, LookupError, TypeError, ValueError):
             raise BundleError(f"{manifest} is not whole; copy or export the bundle again") from None
     elif found != FORMAT:
         provenance = data.get("provenance") if isinstance(data, dict) else None

@@ -73,7 +73,7 @@ class BuildRecord:
 
     Attributes:
         target: as given to ``bitdance-edge build --target``.
-        library: "onnxruntime", "tensorrt_rtx" or "tensorrt".
+        library: "onnxruntime", "tensorrt_rtx" or "tensorrt"; library_version: "" where any version runs it.
         devices: what it runs on: kinds of processor, or compute capabilities of GPUs; empty for any.
         built_on: the GPU that it was built on, "" where none was needed.
         sources: file of the bundle -> SHA-256.
@@ -137,7 +137,7 @@ class BuildRecord:
         """Why the build is not of this bundle and library, or None; its bytes are not looked at."""
         if self.sources != source_hashes(bundle, self.stage):
             return "it was built from another export of this stage"
-        if self.library_version != library_version:
+        if self.library_version and self.library_version != library_version:
             return f"it was built by {self.library} {self.library_version}, and {library_version} is installed"
         return None
 

@@ -14,7 +14,7 @@ Record = TypeVar("Record")
 
 
 def optional(parse: Callable[[Any, str], Record]) -> Callable[[Any, str], Record | None]:
-    """A parser that lets null through."""
+    """Make a parser accept null."""
     return lambda value, at: None if value is None else parse(value, at)
 
 
@@ -93,7 +93,7 @@ def record(
 ) -> Record:
     """Build a dataclass from JSON, refusing missing keys, unknown keys and values of another type.
 
-    A field with a default may be missing: it is younger than the format, and bundles from before it have what it says.
+    A field with a default may be missing: it was added later, and older bundles get the default.
     """
     value, parsers = mapping(value, at), parsers or {}
     optional = {field.name: field.default for field in fields(kind) if field.default is not MISSING}  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The size of an image in pixels: WIDTHxHEIGHT as text and keywords in Python, so that a swap cannot go unseen."""
+"""The size of an image in pixels: WIDTHxHEIGHT as text and keywords in Python, so that a swap is noticed."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a manifest says of a bundle: its model, stages, tensors, files, cache and sampling."""
+"""What a manifest says about a bundle: its model, stages, tensors, files, cache and sampling."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from bitdance_edge.runtime.errors import RequestError
 class TensorSpec:
     """One input or output of a stage.
 
-    A dimension is a size, the name of one that changes (R rows, T tokens, B images or draws, N times, PH and PW patches
-    down and across an image), or a multiple of such a name: ``16*PH``.
+    A dimension is a number, the name of one that varies (R rows, T tokens, B images or draws, N times, PH and PW
+    patches down and across an image), or a multiple of such a name: ``16*PH``.
     """
 
     name: str
@@ -49,17 +49,17 @@ class FileSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSpec:
-    """One exported graph, and how far it was from PyTorch when it was exported."""
+    """One exported graph, and its difference from PyTorch at export."""
 
     graph: FileSpec
     weights: tuple[FileSpec, ...]
     precision: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    max_error: float | None  # None: the machine that exported it had no room to run it
+    max_error: float | None  # None: the machine that exported it had too little memory to run it
     tolerance: float
-    weight_bytes: int  # of the weights this stage uses, wherever they are kept
-    activation_bytes: int  # live at once inside the graph, one image (two rows)
+    weight_bytes: int  # of the weights that this stage uses, whichever file they are in
+    activation_bytes: int  # live at the same time inside the graph, for one image (two rows)
 
     @property
     def files(self) -> tuple[FileSpec, ...]:
@@ -67,7 +67,7 @@ class StageSpec:
 
     @property
     def bytes(self) -> int:
-        """What the stage alone takes; a file of weights may serve several stages and hold more."""
+        """Bytes of the graph and its weights; a file of weights may serve several stages and be larger."""
         return self.graph.bytes + self.weight_bytes
 
 
@@ -96,7 +96,7 @@ class ImageSize:
 
     @property
     def dims(self) -> dict[str, int]:
-        """The named dimensions of decoder and encoder that this size settles."""
+        """The named dimensions of decoder and encoder that this size determines."""
         return {"PH": self.patches_down, "PW": self.patches_across}
 
 
@@ -111,7 +111,7 @@ class ModelSpec:
     patch_side: int  # square that the token order is made of; 1 is raster order
     sizes: tuple[Size, ...]  # of images in pixels; the first is the default
     prompt_tokens: int  # of the longest prompt, with the queries of the first patch
-    num_classes: int  # 0 where a prompt says what to draw
+    num_classes: int  # 0 for text-to-image
     class_names: tuple[str, ...]
     decoder_noise: bool
 
@@ -125,7 +125,7 @@ class ModelSpec:
         return self.size(max(self.sizes, key=lambda size: size.area))
 
     def size(self, size: Size | str | None = None) -> ImageSize:
-        """One of this model's sizes, given as such or as "WIDTHxHEIGHT", by default the first.
+        """Look up one of this model's sizes, given as ``Size`` or "WIDTHxHEIGHT"; None: the first.
 
         Raises:
             RequestError: the text is not a size, or the model does not make images of this one.
@@ -158,7 +158,7 @@ class TextSpec:
     unconditional: str
     suffixes: Mapping[str, tuple[int, ...]]  # WIDTHxHEIGHT -> ids that follow the text: start, sides, queries
     max_prompt: int  # tokens of the longest prompt, template included
-    example: str  # a prompt that the model knows every word of, to show and to try it with
+    example: str  # a prompt of words that the model knows, for hints and first trials
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-// Requests to the server that served this page. Errors become ApiError, which knows the field they are about.
+// Requests to the server of this page. An error becomes an ApiError, which names the field that it is about.
 
 export class ApiError extends Error {
   constructor(status, detail) {
@@ -19,11 +19,11 @@ async function send(method, path, body) {
   try {
     response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
   } catch {
-    throw new ApiError(0, { message: "The server does not answer. Is it still running?", code: "unreachable" });
+    throw new ApiError(0, { message: "The server does not respond. Is it still running?", code: "unreachable" });
   }
   if (response.ok) return response;
   const answer = await response.json().catch(() => ({}));
-  const error = new ApiError(response.status, answer.error ?? { message: `The server answered ${response.status}.` });
+  const error = new ApiError(response.status, answer.error ?? { message: `The server responded with status ${response.status}.` });
   if (response.status !== 401) throw error;
   await askForToken();
   return send(method, path, body);
@@ -51,7 +51,7 @@ export async function health() {
   return response ? response.json() : { status: "unreachable" };
 }
 
-// Server-sent events over fetch, since EventSource cannot carry a token: yields { event, data }.
+// Yields { event, data } of server-sent events. Over fetch, because EventSource cannot send a token.
 export async function* watch(path) {
   const response = await send("GET", path);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -1,4 +1,4 @@
-// The drop target: an image becomes tokens, its bits are shown, and its first rows can be completed.
+// The drop target: converts an image to tokens, shows their bits, and completes the image from its first rows.
 
 import { post } from "./api.js";
 import { drawBits, drawKept, loaded } from "./picture.js";
@@ -60,8 +60,8 @@ export class Completion {
     const ink = { set: style.getPropertyValue("--accent"), clear: style.getPropertyValue("--plane") };
     drawBits(element("bits"), tokens, grid, bits, ink);
     element("bits-caption").textContent = `${bits} bits of ${grid[0]} × ${grid[1]} tokens`;
-    element("kept").setAttribute("aria-label", `The image from its tokens, ${rows} rows kept`);
-    element("bits").setAttribute("aria-label", `${bits} planes of bits`);
+    element("kept").setAttribute("aria-label", `The image decoded from its tokens, ${rows} rows kept`);
+    element("bits").setAttribute("aria-label", `${bits} bit planes`);
   }
 
   get prefix() {

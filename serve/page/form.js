@@ -1,6 +1,6 @@
-// The settings: what the server offers, what was chosen, and errors beside the field they are about.
+// The form: the options of the server, the chosen settings, and errors at the field they are about.
 
-const CHIPS = 24; // up to so many classes are buttons, more are a list to type in
+const CHIPS = 24; // up to this number of classes are shown as buttons, more as a text field with suggestions
 const element = (id) => document.getElementById(id);
 
 export class Form {
@@ -23,7 +23,7 @@ export class Form {
   showModel() {
     const model = this.model;
     const names = model.classes.length ? model.classes : Array.from({ length: model.num_classes }, (_, id) => String(id));
-    this.chips = names.length > 0 && names.length <= CHIPS; // a model of text has no classes
+    this.chips = names.length > 0 && names.length <= CHIPS; // a text-to-image model has no classes
     element("prompt-label").textContent = names.length ? "Class" : "Prompt";
     element("negative-field").hidden = !model.negative_prompt;
     element("chips-field").hidden = !this.chips;
@@ -41,7 +41,7 @@ export class Form {
     document.dispatchEvent(new CustomEvent("size"));
   }
 
-  // What the chosen size is made of: { name, grid, patches, rows_of_patches }.
+  // The chosen size: { name, grid, patches, rows_of_patches }.
   get size() {
     return this.model.sizes.find(({ name }) => name === element("size").value);
   }
@@ -50,7 +50,7 @@ export class Form {
     return this.chips ? element("chips").querySelector("input:checked").value : element("prompt").value.trim();
   }
 
-  // The body of a request. Numbers that are not numbers go as they are: the server says what is wrong with them.
+  // The body of a request. Text that is not a number is sent unchanged, and the server says what is wrong with it.
   body() {
     const number = (id) => (Number.isNaN(Number(element(id).value)) ? element(id).value : Number(element(id).value));
     const body = {
@@ -82,7 +82,7 @@ export class Form {
     for (const input of document.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
   }
 
-  // Beside its field where it is about one, else above the images.
+  // Shows an error at its field, or above the images if it is about none.
   showError(error) {
     const field = error.param
       ? [...document.querySelectorAll(`[data-param="${CSS.escape(error.param)}"]`)].find((found) => !found.hidden)

@@ -1,4 +1,4 @@
-// The page: one request at a time, from the settings to images that grow on the stage.
+// The page: runs one request at a time, from the settings to the images on the stage.
 
 import { ApiError, get, health, post, watch } from "./api.js";
 import { Completion } from "./complete.js";
@@ -8,7 +8,7 @@ import { Stage } from "./stage.js";
 import { showTimes } from "./times.js";
 
 const element = (id) => document.getElementById(id);
-const PREVIEWS = 64; // at most so many an image, or each patch where there are fewer
+const PREVIEWS = 64; // of each image at most; fewer if it has fewer patches
 const HEALTH_EVERY = 5000;
 
 class Page {
@@ -32,7 +32,7 @@ class Page {
       const asked = {
         ...this.form.body(),
         preview_every: Math.ceil(size.patches / PREVIEWS),
-        preview_kind: this.form.model.fast_previews ? "fast" : "full", // which take as long as an image to decode, each
+        preview_kind: this.form.model.fast_previews ? "fast" : "full", // a full preview takes as long as decoding an image
       };
       this.job = await post("/v1/jobs", prefix ? { ...asked, prefix } : asked);
       this.stage.clear(this.job.n, size);
@@ -65,7 +65,7 @@ class Page {
         throw new ApiError(0, event === "job.failed" ? data.error : data.error ?? { message: "The server stopped." });
       }
     }
-    throw new ApiError(0, { message: "The connection broke before the images were done.", code: "broken" });
+    throw new ApiError(0, { message: "The connection was lost before the images were done.", code: "broken" });
   }
 
   async finish(job, { prompt, kept }) {
@@ -88,7 +88,7 @@ class Page {
     showTimes(job.timing);
   }
 
-  // An image of the history, on the stage again.
+  // Shows an image of the history on the stage again.
   async open(entry) {
     if (this.busy) return;
     this.stage.clear(1, this.form.size);
@@ -112,7 +112,7 @@ class Page {
 
   setBusy(busy) {
     this.busy = busy;
-    element("caption").setAttribute("aria-busy", busy); // read out at the end, not at every patch
+    element("caption").setAttribute("aria-busy", busy); // so that screen readers read it at the end, not at every patch
     element("generate").disabled = element("go-on").disabled = busy;
     element("cancel").disabled = !busy;
   }

@@ -1,4 +1,4 @@
-// An image on a canvas, whole or as far as its patches are made: what is missing is left clear, the newest is framed.
+// Draws images on canvases: whole, or up to a patch or a row, with the rest clear or faint.
 
 export async function loaded(base64, format = "png") {
   const image = new Image();
@@ -7,7 +7,7 @@ export async function loaded(base64, format = "png") {
   return image;
 }
 
-export const SMALL = 128; // pixels across; such images are shown as the squares they are
+export const SMALL = 128; // pixels across; images up to this width are enlarged without smoothing
 
 export function draw(canvas, image) {
   canvas.classList.toggle("small", image.naturalWidth <= SMALL);
@@ -16,7 +16,7 @@ export function draw(canvas, image) {
   canvas.getContext("2d").drawImage(image, 0, 0);
 }
 
-// Patches are made row by row of squares.
+// Patches are square and made row by row.
 export function drawPatches(canvas, image, patch, size) {
   draw(canvas, image);
   const rows = size.rows_of_patches;
@@ -28,7 +28,7 @@ export function drawPatches(canvas, image, patch, size) {
   }
 }
 
-// Only the first rows of patches stay at full strength.
+// Draws the first rows of patches at full strength and the others faintly.
 export function drawKept(canvas, image, rows, size) {
   draw(canvas, image);
   const context = canvas.getContext("2d");
@@ -38,7 +38,7 @@ export function drawKept(canvas, image, rows, size) {
   context.drawImage(image, 0, top, canvas.width, canvas.height - top, 0, top, canvas.width, canvas.height - top);
 }
 
-// Bits [rows, columns, bits] packed in raster order, one plane a bit, side by side.
+// Draws bits [rows, columns, bits], packed in raster order, as one plane per bit, side by side.
 export function drawBits(canvas, packed, [rows, columns], bits, ink) {
   const bytes = Uint8Array.from(atob(packed), (character) => character.charCodeAt(0));
   const across = Math.ceil(Math.sqrt(bits));

@@ -1,4 +1,4 @@
-// The images of the request that runs, or of one from the history, with a caption and what can be done with them.
+// The images of the running request, or one from the history, with a caption and buttons for them.
 
 import { draw, drawPatches, loaded } from "./picture.js";
 
@@ -10,14 +10,14 @@ export class Stage {
     this.clear(1, null);
   }
 
-  // Empty frames for n images of a size.
+  // Shows empty frames for n images of a size.
   clear(n, size) {
     this.size = size;
     this.frames = Array.from({ length: n }, (_, index) => {
       const canvas = document.createElement("canvas");
       [canvas.width, canvas.height] = size ? size.name.split("x") : [1, 1];
       canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", `Image ${index + 1}, not made yet`);
+      canvas.setAttribute("aria-label", `Image ${index + 1}, not started`);
       return canvas;
     });
     element("frames").replaceChildren(...this.frames);
@@ -41,7 +41,7 @@ export class Stage {
     this.frames[index].setAttribute("aria-label", `Image ${index + 1}, patch ${patch} of ${this.size.patches}`);
   }
 
-  // One image that is whole, in the first frame or the one given.
+  // Shows a finished image in a frame.
   async show(entry, index = 0) {
     const canvas = this.frames[index];
     canvas.dataset.whole = "yes";
@@ -49,7 +49,7 @@ export class Stage {
     canvas.setAttribute("aria-label", `${entry.prompt}, seed ${entry.seed}`);
   }
 
-  // What can be done with images that are whole.
+  // Shows the buttons for finished images.
   offer(entries, reuse) {
     element("actions").hidden = false;
     element("download").textContent = entries.length > 1 ? `Download all ${entries.length}` : "Download";

@@ -1,4 +1,4 @@
-// Where the time of the last images went.
+// The time that each stage took for the last images.
 
 const element = (id) => document.getElementById(id);
 const shown = (milliseconds) => milliseconds.toLocaleString("en", { maximumFractionDigits: milliseconds < 10 ? 2 : 0 });
@@ -17,7 +17,7 @@ export function showTimes(timing) {
   element("times").querySelector("tbody").replaceChildren(...rows);
   element("times").querySelector("table").hidden = false;
   element("times-empty").hidden = true;
-  const shared = timing.batch_images === 1 ? "1 image" : `${timing.batch_images} images together`;
+  const shared = timing.batch_images === 1 ? "1 image" : `a batch of ${timing.batch_images} images`;
   element("times-total").textContent =
     `${shown(timing.milliseconds)} ms for ${shared}, after ${shown(timing.waited_milliseconds)} ms in the queue`;
 }

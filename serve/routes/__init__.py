@@ -1,1 +1,1 @@
-"""The routes, a file for each group; ``common`` is what they share."""
+"""The routes, one file for each group; ``common`` holds what they share."""

@@ -1,4 +1,4 @@
-"""What the server is and how it does: models, capabilities, health, metrics."""
+"""Routes about the server: models, capabilities, health, metrics."""
 
 from importlib.metadata import version
 
@@ -6,6 +6,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from bitdance_edge.runtime.bundle.specs import ImageSize, ModelSpec
+from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.serve.catalog import Model
 from bitdance_edge.serve.pictures import FORMATS
 from bitdance_edge.serve.routes.common import TheService, errors
@@ -22,9 +23,9 @@ from bitdance_edge.serve.schema import (
 router = APIRouter()
 
 
-@router.get("/health", responses={503: {"model": Health, "description": "Not ready yet, or not now."}})
+@router.get("/health", responses={503: {"model": Health, "description": "Starting, restarting or stopping."}})
 async def health(response: Response, service: TheService) -> Health:
-    """200 once every worker has made a warm-up image."""
+    """Return 200 if every worker is ready, 503 otherwise."""
     now = service.health()
     if now.status != "ready":
         response.status_code = 503
@@ -33,22 +34,23 @@ async def health(response: Response, service: TheService) -> Health:
 
 @router.get("/v1/models", responses=errors(401))
 async def list_models(service: TheService) -> ModelList:
-    """The served bundles."""
+    """List the served models."""
     return ModelList(data=[_card(model) for model in service.catalog.models.values()])
 
 
 @router.get("/v1/models/{model_id}", responses=errors(401, 404))
 async def get_model(model_id: str, service: TheService) -> ModelCard:
+    """Describe one model."""
     return _card(service.catalog.get(model_id))
 
 
 @router.get("/v1/capabilities", responses=errors(401))
 async def capabilities(service: TheService) -> Capabilities:
-    """Sizes, classes, defaults and limits: what a request may ask for."""
+    """List the sizes, classes and defaults of each model, and the limits of the server."""
     settings = service.settings
     return Capabilities(
         version=version("bitdance-edge"),
-        devices=[worker.backend or worker.device for worker in service.crew.workers],
+        devices=[worker.backend or worker.device for worker in service.pool.workers],
         models=[_capabilities(model) for model in service.catalog.models.values()],
         output_formats=list(FORMATS),
         max_n=settings.max_images,
@@ -67,7 +69,7 @@ async def capabilities(service: TheService) -> Capabilities:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(401)},
 )
 async def metrics(service: TheService) -> Response:
-    """For Prometheus."""
+    """Return the metrics in Prometheus' text format."""
     return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -98,7 +100,7 @@ def _capabilities(model: Model) -> ModelCapabilities:
         fast_previews=model.bundle.fast_preview is not None,
         bits=spec.bits,
         images_at_once=model.images_at_once,
-        tokenizes="encoder" in model.bundle.stages,
+        tokenizes=StageName.ENCODER in model.bundle.stages,
     )
 
 

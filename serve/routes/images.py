@@ -1,4 +1,4 @@
-"""POST /v1/images/generations, as OpenAI's: https://platform.openai.com/docs/api-reference/images/create."""
+"""POST /v1/images/generations, compatible with https://platform.openai.com/docs/api-reference/images/create."""
 
 import time
 from collections.abc import AsyncGenerator
@@ -13,13 +13,13 @@ from bitdance_edge.serve.pictures import encoded
 from bitdance_edge.serve.routes.common import TheService, errors, event_stream
 from bitdance_edge.serve.runtime_request import generation
 from bitdance_edge.serve.schema import ImageData, ImageRequest, ImagesResponse, OutputFormat, TokenDetails, Usage
-from bitdance_edge.serve.ticket import ImageReady, Progress, Ticket
+from bitdance_edge.serve.ticket import ImageReady, PatchReady, Ticket
 from bitdance_edge.serve.work import Generation
 
 router = APIRouter()
 STREAMED = event_stream(
-    "The images; with `stream`, server-sent events `image_generation.partial_image`, `image_generation.completed` and, "
-    "where it fails on the way, `error`."
+    "The images; with `stream`, the server-sent events `image_generation.partial_image`, `image_generation.completed` "
+    "and, after a failure, `error`."
 )
 
 
@@ -28,23 +28,23 @@ STREAMED = event_stream(
     response_model=ImagesResponse,
     responses={200: STREAMED, **errors(400, 401, 404, 413, 429, 503, 504, 507)},
 )
-async def generate_images(asked: ImageRequest, request: Request, service: TheService) -> Any:
-    """Make images of a prompt; image i uses seed + i."""
-    model = service.catalog.get(asked.model)
-    work = generation(asked, model, service.settings)
-    answer = _Answer(asked, work, model)
+async def generate_images(fields: ImageRequest, request: Request, service: TheService) -> Any:
+    """Generate images of a prompt; image i uses seed + i."""
+    model = service.catalog.get(fields.model)
+    work = generation(fields, model, service.settings)
+    response = _Response(fields, work, model)
     ticket = service.scheduler.submit(work)
-    if asked.stream:
-        return EventStream(answer.events(ticket), service.settings.keep_alive)
-    return await until_client_leaves(request, answer.whole(ticket))
+    if fields.stream:
+        return EventStream(response.events(ticket), service.settings.keep_alive)
+    return await until_client_leaves(request, response.whole(ticket))
 
 
-class _Answer:
-    """The images of one request, all at the end or one event at a time."""
+class _Response:
+    """The response to one request: all images at the end, or one event at a time."""
 
-    def __init__(self, asked: ImageRequest, work: Generation, model: Model) -> None:
-        self.format: OutputFormat = asked.output_format or "png"
-        self.quality = asked.output_compression
+    def __init__(self, fields: ImageRequest, work: Generation, model: Model) -> None:
+        self.format: OutputFormat = fields.output_format or "png"
+        self.quality = fields.output_compression
         self.work, self.tokens = work, model.bundle.model.size(work.size).tokens
 
     async def whole(self, ticket: Ticket) -> Response | ImagesResponse:
@@ -65,7 +65,7 @@ class _Answer:
         partials = [0] * self.work.images
         async with aclosing(ticket.events()) as events:
             async for event in events:
-                if isinstance(event, Progress):
+                if isinstance(event, PatchReady):
                     for image, pixels in event.previews.items():
                         file = await encoded(pixels, self.format, self.quality)
                         yield self._event("partial_image", image, file, partial_image_index=partials[image])

@@ -1,4 +1,4 @@
-"""/v1/jobs: images asked for now, watched or fetched later."""
+"""/v1/jobs: images that are requested now, and watched or fetched later."""
 
 from typing import Any
 
@@ -13,18 +13,18 @@ from bitdance_edge.serve.schema import Job, JobRequest
 router = APIRouter(prefix="/v1/jobs")
 OF_A_JOB = ("get_job", "watch_job", "cancel_job")
 STREAMED = event_stream(
-    "Server-sent events: `job.progress`, `job.preview`, and at the end `job.completed`, `job.failed` or "
-    "`job.cancelled` with the job."
+    "Server-sent events: `job.progress` and `job.preview`, then `job.completed`, `job.failed` or `job.cancelled` with "
+    "the job."
 )
 LINKS = {name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}} for name in OF_A_JOB}
 
 
 @router.post("", status_code=202, responses={202: {"links": LINKS}, **errors(400, 401, 404, 413, 429, 503, 507)})
-async def create_job(asked: JobRequest, response: Response, service: TheService) -> Job:
-    """Ask for images without waiting for them."""
-    model = service.catalog.get(asked.model)
-    work = generation(asked, model, service.settings)
-    job = RunningJob(service.scheduler.submit(work), work, asked, model.bundle.model.size(work.size).patches)
+async def create_job(fields: JobRequest, response: Response, service: TheService) -> Job:
+    """Request images without waiting for them."""
+    model = service.catalog.get(fields.model)
+    work = generation(fields, model, service.settings)
+    job = RunningJob(service.scheduler.submit(work), work, fields, model.bundle.model.size(work.size).patches)
     service.jobs.add(job)
     response.headers["Location"] = f"/v1/jobs/{job.state.id}"
     return job.state
@@ -32,13 +32,13 @@ async def create_job(asked: JobRequest, response: Response, service: TheService)
 
 @router.get("/{job_id}", responses=errors(401, 404))
 async def get_job(job_id: str, service: TheService) -> Job:
-    """How far a job is, and its images."""
+    """Return the progress of a job, and its finished images."""
     return service.jobs.get(job_id).state
 
 
 @router.post("/{job_id}/cancel", responses=errors(401, 404))
 async def cancel_job(job_id: str, service: TheService) -> Job:
-    """End a job at its next patch; one that has ended stays as it is."""
+    """Stop a job at its next patch; a job that has ended is returned unchanged."""
     job = service.jobs.get(job_id)
     job.ticket.cancel()
     await job.task
@@ -47,5 +47,5 @@ async def cancel_job(job_id: str, service: TheService) -> Job:
 
 @router.get("/{job_id}/events", response_class=Response, responses={200: STREAMED, **errors(401, 404)})
 async def watch_job(job_id: str, service: TheService) -> Any:
-    """Watch a job; leaving does not cancel it."""
+    """Watch a job; disconnecting does not cancel it."""
     return EventStream(service.jobs.get(job_id).watch(), service.settings.keep_alive)

@@ -1,4 +1,4 @@
-"""POST /v1/tokens: an image to binary tokens, and back."""
+"""POST /v1/tokens: turns an image into binary tokens and back."""
 
 from contextlib import aclosing
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 
 from bitdance_edge.runtime.bundle.specs import ImageSize
+from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.preview import sequence_to_grid
 from bitdance_edge.serve.catalog import Model
 from bitdance_edge.serve.connection import until_client_leaves
@@ -22,18 +23,23 @@ router = APIRouter()
 
 
 @router.post("/v1/tokens", response_model=TokensResponse, responses=errors(400, 401, 404, 413, 429, 503, 504, 507))
-async def tokenize_image(asked: TokensRequest, request: Request, service: TheService) -> Any:
-    """The tokens of an image, cropped to the model's size, and what its decoder makes of them."""
-    model = service.catalog.get(asked.model)
-    if "encoder" not in model.bundle.stages:
-        raise ApiError(400, "no_encoder", f"{model.id} was exported without its encoder", param="model")
-    size = model.size(asked.size)
-    pixels = await decoded(asked.image, size.height, size.width)
+async def tokenize_image(fields: TokensRequest, request: Request, service: TheService) -> Any:
+    """Return the tokens of an image, cropped and resized to a size of the model, and the image decoded from them."""
+    model = service.catalog.get(fields.model)
+    if StageName.ENCODER not in model.bundle.stages:
+        raise ApiError(
+            400,
+            "no_encoder",
+            f"{model.id} has no encoder, so it cannot tokenise images; export its bundle with one",
+            param="model",
+        )
+    size = model.size(fields.size)
+    pixels = await decoded(fields.image, size.pixels)
     ticket = service.scheduler.submit(Tokenization(model=model.id, pixels=pixels))
-    return await until_client_leaves(request, _answer(ticket, model, size))
+    return await until_client_leaves(request, _response(ticket, model, size))
 
 
-async def _answer(ticket: Ticket, model: Model, size: ImageSize) -> TokensResponse:
+async def _response(ticket: Ticket, model: Model, size: ImageSize) -> TokensResponse:
     async with aclosing(ticket.events()) as events:
         tokenized = [event async for event in events if isinstance(event, Tokenized)][-1]
     spec = model.bundle.model

@@ -7,64 +7,64 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calibrating import DRAW, OPTIONS, altered, options
+from calibrating import DRAW, OPTIONS, Calibrated, altered, options
 
 from bitdance_edge.calibration.calibrate import calibrate
-from bitdance_edge.calibration.findings import Findings
-from bitdance_edge.calibration.recipe import Recipe
-from bitdance_edge.calibration.report import summary
-from bitdance_edge.calibration.search import SearchResult, fewest_kept
-from bitdance_edge.calibration.sensitivity import ranked
+from bitdance_edge.calibration.findings import summary
+from bitdance_edge.calibration.recipe import CalibrationRecipe
+from bitdance_edge.calibration.search import SearchResult, fewest_kept, ranked
+from bitdance_edge.calibration.sessions import BundleSessions
 from bitdance_edge.calibration.trials import Trial
 from bitdance_edge.cli import main
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 
-Calibrated = Callable[[str], Findings]
+Get = Callable[[str], Calibrated]
 Digits = Callable[[str], Bundle]
 
 
-def test_the_same_seed_gives_the_same_bytes(calibrated: Calibrated, digits: Digits, tmp_path: Path) -> None:
-    first = calibrated("int8").calibrated
-    again = calibrate(digits("fp32"), tmp_path / "again", replace(options("int8"), data=tmp_path / "recordings"))
-    assert again.calibrated.digest != ""
+def test_the_same_seed_gives_the_same_bytes(calibrated: Get, digits: Digits, tmp_path: Path) -> None:
+    first = calibrated("int8").bundle
+    calibrate(digits("fp32"), tmp_path / "again", replace(options("int8"), data=tmp_path / "recordings"))
+    again = Bundle.open(tmp_path / "again")
     for file in ("calibration/scales.json", "calibration/recipe.json"):
         assert (first.folder / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
     for name, stage in first.stages.items():
-        assert [file.sha256 for file in stage.files] == [file.sha256 for file in again.calibrated.stages[name].files], (
-            name
-        )
+        assert [file.sha256 for file in stage.files] == [file.sha256 for file in again.stages[name].files], name
 
 
-def test_another_seed_gives_other_scales(calibrated: Calibrated, digits: Digits, tmp_path: Path) -> None:
-    first = json.loads((calibrated("int8").calibrated.folder / "calibration" / "scales.json").read_text())
-    other = replace(options("int8", draw=replace(DRAW, seed=4)), test_images=1, data=tmp_path / "recordings")
-    calibrate(digits("fp32"), tmp_path / "other", other)
-    assert json.loads((tmp_path / "other" / "calibration" / "scales.json").read_text()) != first
+def test_another_seed_gives_other_scales(calibrated: Get, digits: Digits, tmp_path: Path) -> None:
+    asked = options("int8", ["backbone"], draw=replace(DRAW, images=1, seed=4))
+    other = calibrate(digits("fp32"), tmp_path / "other", replace(asked, held_out=1, test_images=1, data=tmp_path))
+    first = calibrated("int8").findings.chosen.variants.limits
+    assert any(reached != first[name] for name, reached in other.chosen.variants.limits.items())
 
 
-def test_a_trial_on_the_bundle_itself_turns_no_bit(digits: Digits) -> None:
-    trial = Trial(digits("fp32"), DRAW, 1)
+def test_a_trial_on_the_bundle_itself_flips_no_bit(digits: Digits) -> None:
+    trial = Trial(BundleSessions(digits("fp32"), 1), DRAW)
     for outcome in (trial.free({}), trial.forced({})):
         assert outcome.flips(trial.reference) == 0 and outcome.error(trial.reference) == 0
 
 
-def test_bits_and_images_are_measured(calibrated: Calibrated) -> None:
-    """Few bits turn under teacher forcing; more bits less precision; images of a calibrated bundle are near."""
-    found = {precision: calibrated(precision) for precision in ("int8", "fp8", "int4")}
+def test_bits_and_images_are_measured(calibrated: Get) -> None:
+    """Few bits flip under teacher forcing, more with less precision; images of a calibrated bundle are close."""
+    found = {precision: calibrated(precision).findings.losses for precision in ("int8", "fp8", "int4")}
     for precision, one in found.items():
         assert 0 <= one.bits.forced < 0.05, precision
         assert len(one.bits.forced_by_patch) == DRAW.patches
         assert one.images.decoder_psnr is not None and one.images.decoder_psnr > 30
         assert one.images.ssim > 0.7
-    assert found["int4"].stage_losses["backbone"].relative > 2 * found["int8"].stage_losses["backbone"].relative
-    assert found["fp8"].stage_losses["decoder"].relative > found["int8"].stage_losses["decoder"].relative
+    assert found["int4"].stages["backbone"].relative > 2 * found["int8"].stages["backbone"].relative
+    assert found["fp8"].stages["decoder"].relative > found["int8"].stages["decoder"].relative
 
 
-def test_the_report_holds_every_figure_and_its_plots(calibrated: Calibrated) -> None:
-    folder = calibrated("int8").calibrated.folder / "calibration"
-    report, page = json.loads((folder / "report.json").read_text()), (folder / "report.md").read_text()
-    assert report["bits"]["forced"] == pytest.approx(calibrated("int8").bits.forced, rel=1e-5)
+def test_the_report_holds_every_figure_and_its_plots(calibrated: Get) -> None:
+    folder = calibrated("int8").bundle.folder / "calibration"
+    report, page = (
+        json.loads((folder / "report.json").read_text(encoding="utf-8")),
+        (folder / "report.md").read_text(encoding="utf-8"),
+    )
+    assert report["bits"]["forced"] == pytest.approx(calibrated("int8").findings.losses.bits.forced, rel=1e-5)
     assert len(report["sensitivity"]) == 69 and len(report["effect_of_times"]) == 5
     assert set(report["stages"]) == set(OPTIONS.recipe.precisions)
     for name, size in report["sizes"].items():
@@ -75,14 +75,15 @@ def test_the_report_holds_every_figure_and_its_plots(calibrated: Calibrated) -> 
     assert "head:head.final_layer.linear" in page
 
 
-def test_errors_are_in_the_manifest(calibrated: Calibrated) -> None:
+def test_errors_are_in_the_manifest(calibrated: Get) -> None:
     found = calibrated("int8")
-    for name, loss in found.stage_losses.items():
-        assert found.calibrated.stages[name].max_error == pytest.approx(loss.largest)
+    for name, loss in found.findings.losses.stages.items():
+        assert found.bundle.stages[name].max_error == pytest.approx(loss.largest)
 
 
-def test_the_budget_keeps_the_most_sensitive_layers(digits: Digits, tmp_path: Path) -> None:
-    asked = replace(options("int4", max_bit_flips=0.004), data=tmp_path / "recordings", search_images=8)
+def test_the_budget_keeps_the_most_sensitive_layers(digits: Digits, recordings: Path, tmp_path: Path) -> None:
+    asked = options("int4", ["backbone", "head"], max_bit_flips=0.004)
+    asked = replace(asked, data=recordings, search_images=8)
     found = calibrate(digits("fp32"), tmp_path / "out", asked)
     search = found.searches["generator"]
     assert 0 < len(search.kept) < search.layers
@@ -90,42 +91,42 @@ def test_the_budget_keeps_the_most_sensitive_layers(digits: Digits, tmp_path: Pa
     assert (
         list(search.kept) == [item.layer.name for item in ranked(found.sensitivities, LOOP_STAGES)][: len(search.kept)]
     )
-    assert set(search.kept).isdisjoint(found.formats)
-    page = (tmp_path / "out" / "calibration" / "report.md").read_text()
+    assert set(search.kept).isdisjoint(found.chosen.formats)
+    page = (tmp_path / "out" / "calibration" / "report.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in search.kept) and "in sensitivity (generator)" in page
 
-    recipe = Recipe.read(tmp_path / "out" / "calibration" / "recipe.json")
+    recipe = CalibrationRecipe.read(tmp_path / "out" / "calibration" / "recipe.json")
     tuned = altered(
         digits("fp32"), tmp_path / "tuned", "head", "head.final_layer.linear.bias", lambda w: w + np.float32(0.01)
     )
-    reused = replace(OPTIONS, recipe=replace(recipe, max_bit_flips=None))
+    reused = replace(OPTIONS, recipe=replace(recipe, max_bit_flips=None), held_out=1, test_images=1)
     again = calibrate(tuned, tmp_path / "tuned-int4", reused)
-    assert again.formats == found.formats
+    assert again.chosen.formats == found.chosen.formats
     assert not again.searches
 
 
-def test_a_budget_that_other_images_break_is_told(calibrated: Calibrated) -> None:
-    """A search holds it on its own images; the report says what came of it on those of the test."""
-    found = calibrated("int4")
-    search = SearchResult(budget=found.bits.forced / 2, layers=37, kept=(), loss=0.0, bits=4096, tried=())
+def test_a_budget_that_other_images_break_is_told(calibrated: Get) -> None:
+    """A search holds the budget on its own images; the report says whether it holds on those of the test."""
+    found = calibrated("int4").findings
+    search = SearchResult(budget=found.losses.bits.forced / 2, layers=37, kept=(), loss=0.0, bits=4096, tried=())
     lines = list(summary(replace(found, searches={"generator": search})))
-    assert any("over the budget there: search on more (--search-images)" in line for line in lines)
+    assert any("budget missed" in line and "raise --search-images, or lower --max-bit-flips" in line for line in lines)
     lines = list(summary(replace(found, searches={"generator": replace(search, budget=0.4)})))
-    assert not any("over the budget" in line for line in lines)
+    assert not any("budget missed" in line for line in lines)
 
 
 def test_a_budget_that_no_layer_holds_leaves_all_as_exported(
-    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: Digits, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def all_kept(ranked: list[str], loss: object, budget: float, bits: int) -> SearchResult:
         return SearchResult(budget, len(ranked), tuple(ranked), 0.0, bits, ())
 
-    monkeypatch.setattr("bitdance_edge.calibration.budget.fewest_kept", all_kept)
-    recipe = replace(OPTIONS.recipe, precisions={"encoder": "int8"}, max_bit_flips=0.001)
-    found = calibrate(digits("fp32"), tmp_path / "out", replace(OPTIONS, recipe=recipe, data=tmp_path / "recordings"))
-    assert not found.formats and found.tested("encoder") == 0 and found.bits.free == 0
+    monkeypatch.setattr("bitdance_edge.calibration.search.fewest_kept", all_kept)
+    asked = replace(options("int8", ["encoder"], max_bit_flips=0.001), data=recordings)
+    found = calibrate(digits("fp32"), tmp_path / "out", asked)
+    assert not found.chosen.formats and found.tested("encoder") == 0 and found.losses.bits.free == 0
     assert Bundle.open(tmp_path / "out").stages["encoder"].precision == "fp32"
-    assert "13 of 13 layers kept" in (tmp_path / "out" / "calibration" / "report.md").read_text()
+    assert "13 of 13 layers kept" in (tmp_path / "out" / "calibration" / "report.md").read_text(encoding="utf-8")
 
 
 def test_fewest_kept_bisects() -> None:
@@ -166,7 +167,7 @@ def test_mixtures_from_the_command_line(digits: Digits, tmp_path: Path, capsys: 
 
 
 def test_a_text_to_image_bundle(text_bundle: Bundle, tmp_path: Path) -> None:
-    """Weights that stand transposed in a checkpoint's own file are quantised into the bundle's."""
+    """Weights that a checkpoint's own file keeps transposed are quantised into the bundle's."""
     prompts = ("a red circle", "a blue square")
     draw = replace(DRAW, prompts=prompts, steps=2, patches=None)
     stages = {name: "int8" for name in OPTIONS.recipe.precisions if name in text_bundle.stages}
@@ -177,6 +178,6 @@ def test_a_text_to_image_bundle(text_bundle: Bundle, tmp_path: Path) -> None:
     assert not made.links
     made.verified_file(made.require_fast_previews())
     assert made.stages["backbone"].bytes < 0.5 * text_bundle.stages["backbone"].bytes
-    assert found.bits.forced < 0.2 and found.smoothed  # random weights: predictions lie close to zero
+    assert found.losses.bits.forced < 0.2 and found.chosen.smoothed  # random weights: predictions lie close to zero
     command = ["generate", str(tmp_path / "out"), "--prompt", "a red circle", "--steps", "2", "--seed", "1"]
     assert main([*command, "--grid", str(tmp_path / "grid.png")]) == 0

@@ -1,4 +1,4 @@
-"""Q/DQ graphs: on both inputs of every layer, weights at their small size, all else as it was."""
+"""Q/DQ graphs: on both inputs of every layer, weights stored small, all else unchanged."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -7,22 +7,23 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
+from calibrating import Calibrated
+from onnx import TensorProto
 
-from bitdance_edge.calibration.findings import Findings
-from bitdance_edge.calibration.graphs import quantized_graph, read_skeleton
-from bitdance_edge.calibration.layers import OPERATORS, find_layers, module_of
+from bitdance_edge.calibration.graphs import OPERATORS, StageGraph, load_weight
+from bitdance_edge.calibration.quantise import quantised_graph
 from bitdance_edge.calibration.sessions import session_of
 from bitdance_edge.runtime import Bundle, Pipeline, Request
 from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
+from bitdance_edge.runtime.bundle.module_paths import innermost_module
 
 STORED = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN, "int4": TensorProto.INT4}
-Calibrated = Callable[[str], Findings]
+Get = Callable[[str], Calibrated]
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8", "int4"])
-def test_every_layer_is_quantised_on_both_inputs_and_stored_small(calibrated: Calibrated, precision: str) -> None:
-    bundle = calibrated(precision).calibrated
+def test_every_layer_is_quantised_on_both_inputs_and_stored_small(calibrated: Get, precision: str) -> None:
+    bundle = calibrated(precision).bundle
     quantised = 0
     for name, stage in bundle.stages.items():
         graph = onnx.load(bundle.folder / stage.graph.path).graph
@@ -42,21 +43,21 @@ def test_every_layer_is_quantised_on_both_inputs_and_stored_small(calibrated: Ca
                 assert stored == STORED["int8" if precision == "int4" else precision]
                 assert activation is not None and activation.op_type == "DequantizeLinear"
                 assert producers[activation.input[0]].op_type == "QuantizeLinear"
-            assert module_of(node)
+            assert innermost_module(node.metadata_props)
             quantised += 1
-    assert quantised == len(calibrated(precision).formats) == 69
+    assert quantised == len(calibrated(precision).findings.chosen.formats) == 69
 
 
 @pytest.mark.parametrize(("precision", "share"), [("int8", 0.32), ("fp8", 0.30), ("int4", 0.25)])
-def test_files_shrink(calibrated: Calibrated, digits: Callable[[str], Bundle], precision: str, share: float) -> None:
-    before, after = digits("fp32").stages, calibrated(precision).calibrated.stages
+def test_files_shrink(calibrated: Get, digits: Callable[[str], Bundle], precision: str, share: float) -> None:
+    before, after = digits("fp32").stages, calibrated(precision).bundle.stages
     for name in ("backbone", "head"):
         files = sum(file.bytes for file in after[name].files)
         assert files < share * before[name].bytes
 
 
-def test_int8_weights_are_per_channel_and_biases_stay(calibrated: Calibrated) -> None:
-    bundle = calibrated("int8").calibrated
+def test_int8_weights_are_per_channel_and_biases_stay(calibrated: Get) -> None:
+    bundle = calibrated("int8").bundle
     graph = onnx.load(bundle.folder / bundle.stages["decoder"].graph.path).graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     producers = {output: node for node in graph.node for output in node.output}
@@ -70,14 +71,11 @@ def test_int8_weights_are_per_channel_and_biases_stay(calibrated: Calibrated) ->
 
 def test_what_shares_a_tensor_with_a_layer_reads_the_tensor_itself(digits: Callable[[str], Bundle]) -> None:
     """The encoder's strided convolution feeds a convolution and a norm; only the convolution may see it rounded."""
-    bundle = digits("fp32")
-    path = bundle.folder / bundle.stages["encoder"].graph.path
-    skeleton = read_skeleton(path)
-    layers = find_layers("encoder", skeleton.graph)
-    shared = next(layer for layer in layers if "nin_shortcut" in layer.name)
-    readers = [node.name for node in skeleton.graph.node if shared.activation in node.input]
+    encoder = StageGraph.read(digits("fp32"), "encoder")
+    shared = next(layer for layer in encoder.layers if "nin_shortcut" in layer.name)
+    readers = [node.name for node in encoder.model.graph.node if shared.activation in node.input]
     assert len(readers) > 1
-    made = quantized_graph(skeleton, path.parent, layers, {shared.name: "int8"}, {shared.name: 4.0})
+    made = quantised_graph(encoder, {shared.name: "int8"}, {shared.name: 4.0})
     still = [node.name for node in made.graph.node if shared.activation in node.input]
     assert set(readers) - {shared.node} <= set(still)
     assert shared.node not in still
@@ -85,10 +83,10 @@ def test_what_shares_a_tensor_with_a_layer_reads_the_tensor_itself(digits: Calla
 
 @pytest.mark.parametrize(("stage", "shares"), [("head", False), ("modulation", True)])
 def test_every_int8_product_has_a_pair_of_its_own_and_is_fused_on_the_cpu(
-    calibrated: Calibrated, tmp_path: Path, stage: str, shares: bool
+    calibrated: Get, tmp_path: Path, stage: str, shares: bool
 ) -> None:
     """Where layers shared one, ONNX Runtime would unpack their weights at every launch and multiply in float32."""
-    bundle = calibrated("int8").calibrated
+    bundle = calibrated("int8").bundle
     path = bundle.verified(stage)
     graph = onnx.load(path, load_external_data=False).graph
     products = [node for node in graph.node if node.op_type in OPERATORS]
@@ -107,29 +105,26 @@ def test_every_int8_product_has_a_pair_of_its_own_and_is_fused_on_the_cpu(
 
 def test_rounding_is_that_of_the_operators(digits: Callable[[str], Bundle]) -> None:
     """INT8 of one layer against numpy: activations per tensor, weights per output, products summed exactly."""
-    bundle = digits("fp32")
-    path = bundle.folder / bundle.stages["tokens"].graph.path
-    skeleton = read_skeleton(path)
-    layer = find_layers("tokens", skeleton.graph)[0]
-    made = quantized_graph(skeleton, path.parent, [layer], {layer.name: "int8"}, {layer.name: 1.0})
+    tokens = StageGraph.read(digits("fp32"), "tokens")
+    layer = tokens.layers[0]
+    made = quantised_graph(tokens, {layer.name: "int8"}, {layer.name: 1.0})
     made.graph.output.append(onnx.helper.make_tensor_value_info("val_4", TensorProto.FLOAT, None))
     node = next(node for node in made.graph.node if node.name == layer.node)
     made.graph.output[-1].name = node.output[0]
     x = np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)
-    session = session_of(made, path.parent, 1)
+    session = session_of(made, tokens.folder, 1)
     got = session.run([node.output[0]], {"x": x, "rows": np.arange(2)})[0]
-    full = onnx.load(path)
-    weight = numpy_helper.to_array(next(tensor for tensor in full.graph.initializer if tensor.name == layer.weight))
+    weight = load_weight(tokens.model, tokens.folder, layer.weight)
     scale = np.abs(weight).max(axis=0) / 127
     rounded = np.rint(weight / scale) * scale
     assert np.allclose(got, np.where(x > 0, 1.0, -1.0) @ rounded, atol=1e-5)
 
 
-def test_a_calibrated_bundle_is_used_like_another(calibrated: Calibrated) -> None:
-    with Pipeline.open(calibrated("int8").calibrated.folder, threads=1) as pipeline:
+def test_a_calibrated_bundle_is_used_like_another(calibrated: Get) -> None:
+    with Pipeline.open(calibrated("int8").bundle.folder, threads=1) as pipeline:
         (image,) = pipeline.generate(Request(classes=[3], seed=1, steps=4))
         assert image.pixels is not None and image.pixels.std() > 10
         tokens = pipeline.tokenize(image.pixels[None])
     assert np.isin(tokens, (-1, 1)).all()
-    for name, stage in calibrated("int8").calibrated.stages.items():
+    for name, stage in calibrated("int8").bundle.stages.items():
         assert stage.graph.path == f"onnx/{'fp32' if name == 'prompt' else 'int8'}/{name}.onnx"

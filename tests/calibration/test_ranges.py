@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from bitdance_edge.calibration.formats import FORMATS
-from bitdance_edge.calibration.ranges import BINS, Histogram, limit, squared_error
+from bitdance_edge.calibration.ranges import BINS, FORMATS, Format, Histogram, limit, squared_error
 
 INT8, FP8 = FORMATS["int8"], FORMATS["fp8"]
 
@@ -31,7 +30,7 @@ def test_edges_double_without_losing_a_count() -> None:
 
 
 @pytest.mark.parametrize("number", [INT8, FP8])
-def test_values_of_the_format_come_through_unchanged(number) -> None:
+def test_values_of_the_format_are_unchanged(number: Format) -> None:
     values = np.array([-number.largest, -1.0, 0.0, 2.0, number.largest])
     assert (number.rounded(values, number.largest) == values).all()
     assert (number.rounded(10 * values, number.largest)[[0, -1]] == values[[0, -1]]).all()
@@ -50,12 +49,12 @@ def test_mse_is_the_best_of_the_candidates_and_fp8_clips_less() -> None:
     assert limit(made, "mse", 0, FP8) >= best
 
 
-def test_entropy_keeps_a_distribution_without_tail_whole() -> None:
+def test_entropy_does_not_clip_a_distribution_without_tail() -> None:
     assert limit(histogram((np.linspace(-1, 1, 100_000), 1.0)), "entropy", 0, INT8) == pytest.approx(1, abs=0.02)
     assert limit(histogram((np.ones(10), 1.0)), "entropy", 0, INT8) == 1
 
 
-def test_a_time_that_matters_more_draws_the_limit_to_its_range() -> None:
+def test_a_time_that_matters_more_moves_the_limit_to_its_range() -> None:
     narrow, wide = normal(scale=0.2), normal(scale=2.0)
     flat = limit(histogram((narrow, 1.0), (wide, 1.0)), "mse", 0, INT8)
     assert limit(histogram((narrow, 1.0), (wide, 0.001)), "mse", 0, INT8) < 0.8 * flat

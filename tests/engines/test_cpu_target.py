@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 import pytest
 from building import build
+from calibrating import Calibrated
 
-from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.engines.build import build_stage
 from bitdance_edge.engines.check import BuildCheck
 from bitdance_edge.engines.plan import plan_builds
@@ -203,10 +203,10 @@ def operators(path: Path) -> Counter[str]:
 
 
 def test_a_calibrated_bundle_gets_the_fast_forms_of_what_stayed_float32(
-    calibrated: Callable[[str], Findings], digits: Callable[[str], Bundle], tmp_path: Path
+    calibrated: Callable[[str], Calibrated], digits: Callable[[str], Bundle], tmp_path: Path
 ) -> None:
     """INT8 products stay as ONNX Runtime makes them of the calibrated graph; the float32 decoder becomes Winograd's."""
-    bundle = with_stage_of(copy_of(calibrated("int8").calibrated, tmp_path / "bundle"), digits("fp32"), "decoder")
+    bundle = with_stage_of(copy_of(calibrated("int8").bundle, tmp_path / "bundle"), digits("fp32"), "decoder")
     own, _ = image(bundle)
     records = build(bundle, "cpu", ["head", "backbone", "decoder"])
     assert all(record.error is not None and record.error <= record.tolerance for record in records.values())

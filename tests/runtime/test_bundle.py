@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ def copy(bundle: Bundle, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[dict], object]) -> None:
-    manifest = json.loads((folder / "bundle.json").read_text())
+    manifest = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     change(manifest)
-    (folder / "bundle.json").write_text(json.dumps(manifest))
+    (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def generate(folder: Path) -> None:
@@ -55,7 +56,7 @@ def test_no_bundle(tmp_path: Path) -> None:
 
 def test_truncated_manifest(copy: Path) -> None:
     manifest = copy / "bundle.json"
-    manifest.write_text(manifest.read_text()[:-20])
+    manifest.write_text(manifest.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     with pytest.raises(BundleError, match="is not JSON"):
         Bundle.open(copy)
 
@@ -92,6 +93,42 @@ def test_manifest_from_before_there_were_samplers_and_fast_previews(bundle: Bund
     opened = Bundle.open(copy)
     assert opened.sampling == opened.published_sampling == bundle.sampling
     assert opened.fast_preview is None
+
+
+def as_format_3(manifest: dict) -> None:
+    """The format before: sizes are [height, width], suffixes have HEIGHTxWIDTH keys, a named profile says the opset."""
+    manifest["format"] = 3
+    opset = manifest.pop("opset")
+    manifest["profile"] = {24: "kv", 20: "portable"}[opset] + str(opset)
+    model = manifest["model"]
+    model["sizes"] = [[size["height"], size["width"]] for size in model["sizes"]]
+    if manifest["text"] is not None:
+        suffixes = manifest["text"]["suffixes"].items()
+        manifest["text"]["suffixes"] = {"x".join(reversed(size.split("x"))): ids for size, ids in suffixes}
+
+
+@pytest.mark.parametrize(("fixture", "opset"), [("cc_4x_patch", 24), ("cc_4x_patch", 20), ("t2i_16x_swiglu", 24)])
+def test_manifest_of_the_format_before_opens_the_same(
+    exported: Callable[..., Bundle], fixture: str, opset: int, tmp_path: Path
+) -> None:
+    bundle = exported(fixture, opset)
+    folder = Path(shutil.copytree(bundle.folder, tmp_path / "copy"))
+    edit(folder, as_format_3)
+    opened = Bundle.open(folder)
+    assert opened.opset == opset
+    assert replace(opened, digest=bundle.digest, folder=bundle.folder) == bundle
+    opened.write()
+    assert json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["format"] == 4
+
+
+def test_manifest_of_the_format_before_that_is_not_whole(copy: Path) -> None:
+    edit(copy, as_format_3)
+    edit(copy, lambda manifest: manifest.update(profile="unknown"))
+    with pytest.raises(BundleError, match=r"bundle.json is not whole; copy or export the bundle again"):
+        Bundle.open(copy)
+    edit(copy, lambda manifest: manifest.pop("profile"))
+    with pytest.raises(BundleError, match=r"bundle.json is not whole"):
+        Bundle.open(copy)
 
 
 def test_missing_stage_is_named(copy: Path) -> None:

@@ -21,6 +21,7 @@ from bitdance_edge.runtime import (
     EngineError,
     GeneratedImage,
     ImageDone,
+    OutOfMemoryError,
     PatchDone,
     Pipeline,
     Preview,
@@ -28,6 +29,7 @@ from bitdance_edge.runtime import (
     RequestError,
 )
 from bitdance_edge.runtime.backends.tensorrt import TensorRTBackend
+from bitdance_edge.runtime.bundle.stage_names import StageName
 
 STEPS = 3
 NOTHING = dict.fromkeys(("memory", "graphs", "contexts", "primary context", "pinned", "streams", "events", "lost"), 0)
@@ -140,7 +142,9 @@ def test_decoding_waits_for_no_patch_and_no_patch_for_it(gpus: Gpus) -> None:
     request = Request(classes=[1, 2], seed=3, steps=STEPS)
     with Pipeline.open(gpu.bundle.folder, max_batch=1) as pipeline:
         events = list(pipeline.stream(request))
-        assert backend_of(pipeline).lane.stream is not pipeline._image_stages["decoder"].backend.lane.stream  # type: ignore[attr-defined]
+        decoding = pipeline.loaded.image_stage(StageName.DECODER).backend
+        assert isinstance(decoding, TensorRTBackend)
+        assert backend_of(pipeline).lane.stream is not decoding.lane.stream
     first_image = next(i for i, event in enumerate(events) if isinstance(event, ImageDone))
     second_batch = next(i for i, e in enumerate(events) if isinstance(e, PatchDone) and e.first_image == 1)
     assert second_batch < first_image  # of the fake, whose decoder finishes only when it is waited for
@@ -236,7 +240,9 @@ def test_an_allocation_that_fails_gives_back_what_came_before(gpus: Gpus) -> Non
     with Pipeline.open(gpu.bundle.folder) as pipeline:
         pipeline.generate(Request(classes=[3], seed=5, steps=STEPS))
         gpu.size = sum(block.nbytes for block in gpu.memory.values()) + 1000
-        with pytest.raises(BackendError, match=r"MB free, and .* MB more are needed: generate fewer images at once"):
+        with pytest.raises(
+            OutOfMemoryError, match=r"MB free, and .* MB more are needed: generate fewer images at once"
+        ):
             pipeline.generate(Request(classes=[1, 2, 3], seed=5, steps=STEPS))
         gpu.size = 10**9
         found = pipeline.generate(REQUEST)
@@ -285,10 +291,14 @@ def test_engines_say_how_many_images_they_take(gpus: Gpus, exported: Callable[..
         Pipeline.open(gpu.bundle.folder, max_batch=5)
     assert gpu.alive == NOTHING
     with Pipeline.open(gpu.bundle.folder) as pipeline, pipeline.backend.current():
-        shapes = {"x": (9, 4, 16), "rows": (9,)}
-        stage = backend_of(pipeline).load("tokens")
+        sizes = {"R": 9, "B": 9}
+        spec = gpu.bundle.stage(StageName.TOKENS)
+        buffers = {
+            tensor.name: pipeline.backend.empty(tensor.sized(sizes), tensor.dtype)
+            for tensor in (*spec.inputs, *spec.outputs)
+        }
         with pytest.raises(EngineError, match=r"built for at most 4 images at once.*--max-images N"):
-            stage._profile(shapes)
+            pipeline.backend.load(StageName.TOKENS).bind(buffers)
 
 
 def test_another_thread_than_the_one_that_opened_it_may_close_it(gpus: Gpus) -> None:
@@ -320,5 +330,5 @@ def test_prompts_of_other_lengths_keep_the_captured_patch(gpus: Gpus) -> None:
     for ours, theirs in zip(found, wanted, strict=True):
         assert all(np.array_equal(one.tokens, other.tokens) for one, other in zip(ours, theirs, strict=True))
     patches = gpu.bundle.model.default_size.patches
-    assert gpu.log.count("graph") == 2 * (patches - 1) - 1  # one eager patch in all, not one a request
+    assert gpu.log.count("graph") == 2 * (patches - 1) - 1  # one eager patch in total, not one a request
     assert gpu.alive == NOTHING

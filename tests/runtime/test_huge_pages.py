@@ -43,7 +43,49 @@ def test_a_system_without_them_is_left_alone(monkeypatch: pytest.MonkeyPatch, tm
     assert kept.all()
 
 
+def test_a_process_that_may_not_read_its_memory_map_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    setting = tmp_path / "enabled"
+    setting.write_text("always [madvise] never", encoding="utf-8")
+    monkeypatch.setattr(huge_pages, "SETTING", setting)
+    monkeypatch.setattr(huge_pages, "MAPS", tmp_path / "missing")
+    asked = watched_requests(monkeypatch)
+    with huge_pages.huge_pages():
+        kept = np.ones(4 * PAGE, np.uint8)
+    assert kept.all() and not asked
+
+
+@pytest.mark.parametrize(("value", "on"), [("0", False), ("1", True), (None, True)])
+def test_the_environment_switches_them_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str | None, on: bool
+) -> None:
+    setting = tmp_path / "enabled"
+    setting.write_text("always [madvise] never", encoding="utf-8")
+    monkeypatch.setattr(huge_pages, "SETTING", setting)
+    monkeypatch.delenv("BITDANCE_EDGE_HUGE_PAGES", raising=False)
+    if value is not None:
+        monkeypatch.setenv("BITDANCE_EDGE_HUGE_PAGES", value)
+    asked = watched_requests(monkeypatch)
+    with huge_pages.huge_pages():
+        kept = np.ones(32 * PAGE, np.uint8)
+    assert kept.all()
+    assert (sum(last - first for first, last in asked) >= 16 * PAGE) == on
+
+
+def watched_requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The ranges that huge pages are asked for, in place of asking."""
+    asked: list[tuple[int, int]] = []
+
+    def collapse(first: int, last: int) -> int:
+        asked.append((first, last))
+        return last - first
+
+    monkeypatch.setattr(huge_pages, "collapse", collapse)
+    return asked
+
+
 def held() -> int:
     """Bytes of this process in huge pages."""
-    rollup = Path("/proc/self/smaps_rollup").read_text()
+    rollup = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
     return 1024 * int(re.findall(r"AnonHugePages:\s+(\d+) kB", rollup)[0])

@@ -3,20 +3,15 @@
 from dataclasses import replace
 
 import pytest
-from gpu_fixtures import Gpus
+from gpu_fixtures import TEXT, Gpus
 
 from bitdance_edge.cli import main
 from bitdance_edge.runtime import Bundle, Pipeline, Request, RequestError
 from bitdance_edge.runtime.bundle.specs import CacheSpec
-from bitdance_edge.runtime.memory_plan import (
-    ALLOWANCE,
-    fitted,
-    most_images,
-    parse_memory,
-    plan_memory,
-    refusal,
-    require_memory,
-)
+from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.memory_fit import fitted, most_images, parse_memory, refusal, require_memory
+from bitdance_edge.runtime.memory_plan import ALLOWANCE, Execution, plan_memory
+from bitdance_edge.runtime.prompt import PromptEncoder
 
 
 def large(bundle: Bundle) -> Bundle:
@@ -42,21 +37,71 @@ def test_the_whole_is_the_sum_of_its_parts(bundle: Bundle) -> None:
     assert {need.stage for need in plan.stages} == set(bundle.stages) - {"encoder"}
     assert plan.weights == sum(stage.bytes for name, stage in bundle.stages.items() if name != "encoder")
     assert plan.cache == bundle.cache.bytes(4)
-    in_turn = replace(plan, beside=False)
+    in_turn = replace(plan, overlapped=False)
     assert plan.activations > in_turn.activations == max(need.activations for need in plan.stages)
     assert plan.total == plan.weights + plan.cache + plan.tensors + plan.activations + ALLOWANCE
 
 
-def test_tensors_and_cache_are_what_a_pipeline_allocates(gpus: Gpus) -> None:
-    """To within the rows of a first patch that is sampled apart; activations are the library's own affair."""
-    gpu = gpus()
+def longest_prompt(bundle: Bundle) -> str:
+    """A prompt of as many tokens as the bundle takes; its tokenizer has one for a byte."""
+    assert bundle.text is not None
+    encoder, size = PromptEncoder.open(bundle), bundle.model.largest_size
+    return "~" * (1 + bundle.model.prompt_tokens - len(encoder.conditional("~", size)))
+
+
+@pytest.mark.parametrize(
+    ("fixture", "images", "guidance", "schedule", "sampler"),
+    [
+        ("cc_4x_patch", 1, 1.0, "constant", "sde"),
+        ("cc_4x_patch", 1, 2.0, "constant", "ode"),
+        ("cc_4x_patch", 2, 1.0, "linear", "sde"),
+        ("cc_4x_patch", 2, 2.0, "linear", "sde"),
+        ("cc_1x", 2, 2.0, "constant", "sde"),
+        ("cc_1x", 1, 2.0, "linear", "ode"),
+        (TEXT, 1, 2.0, "constant", "sde"),
+        (TEXT, 2, 2.0, "linear", "ode"),
+        (TEXT, 2, 1.0, "constant", "sde"),
+    ],
+)
+def test_tensors_and_cache_are_what_a_pipeline_allocates(
+    gpus: Gpus, fixture: str, images: int, guidance: float, schedule: str, sampler: str
+) -> None:
+    gpu = gpus(fixture)
+    asked = {"steps": 3, "guidance_schedule": schedule, "sampler": sampler}
+    subject = {"classes": [1]} if gpu.bundle.text is None else {"prompts": [longest_prompt(gpu.bundle)]}
+    request = Request(
+        **subject, **asked, guidance=guidance, count=images, seed=1, size=gpu.bundle.model.largest_size.pixels
+    )
     with Pipeline.open(gpu.bundle.folder) as pipeline:
-        pipeline.generate(Request(classes=[1, 2], seed=1, guidance=2.0, steps=4))
-        sampling = replace(gpu.bundle.sampling, steps=4)
-        activations = sum(lane.lane.arena.size for lane in (pipeline.backend, pipeline._beside))  # type: ignore[union-attr]
-        used = sum(block.nbytes for block in gpu.memory.values()) - activations
-    plan = plan_memory(replace(gpu.bundle, sampling=sampling), 2)
-    assert 0.9 * used <= plan.tensors + plan.cache <= 1.3 * used
+        pipeline.generate(request)
+        allocated = gpu.tensor_bytes
+    bundle = replace(gpu.bundle, sampling=replace(gpu.bundle.sampling, **asked))
+    plan = plan_memory(bundle, images, Execution(guided=guidance > 1))
+    assert plan.tensors + plan.cache == allocated
+    assert plan.cache == bundle.cache.bytes(images * (1 + (guidance > 1)))
+
+
+def test_engines_of_older_operators_have_a_second_cache(gpus: Gpus) -> None:
+    gpu = gpus(opset=20, aliases=False)
+    with Pipeline.open(gpu.bundle.folder) as pipeline:
+        pipeline.generate(Request(classes=[1], seed=1))
+        allocated = gpu.tensor_bytes
+    plan = plan_memory(gpu.bundle, 1)
+    assert plan.tensors + plan.cache == allocated
+    assert plan.cache == 2 * gpu.bundle.cache.bytes(2)
+    assert plan_memory(gpu.bundle, 1, Execution(queued=False)).cache == gpu.bundle.cache.bytes(2)
+
+
+def test_onnxruntime_has_no_landing_buffers(bundle: Bundle) -> None:
+    queued, synchronous = plan_memory(bundle, 2), plan_memory(bundle, 2, Execution(queued=False))
+    model, evaluations = bundle.model, bundle.sampling.steps + 1
+    draws = {"linear": 4 + 2, "constant": 2}[bundle.sampling.guidance_schedule]
+    assert queued.tensors - synchronous.tensors == evaluations * draws * model.tokens_per_step * model.bits * 4
+
+
+def test_weights_are_those_of_the_files_that_are_loaded(bundle: Bundle) -> None:
+    plan, engines = plan_memory(bundle, 1), plan_memory(bundle, 1, Execution(files={StageName.HEAD: 7}))
+    assert plan.weights - engines.weights == bundle.stage(StageName.HEAD).bytes - 7
 
 
 def test_decoding_gives_way_before_images_do(bundle: Bundle) -> None:
@@ -65,10 +110,10 @@ def test_decoding_gives_way_before_images_do(bundle: Bundle) -> None:
     assert fitted(whole, whole.total) == whole
     parts = fitted(whole, whole.total - 1_000_000_000)
     assert parts is not None
-    assert (parts.decoder_images, parts.beside) == (3, True)
+    assert (parts.decoder_images, parts.overlapped) == (3, True)
     turns = fitted(whole, whole.total - 7_000_000_000)
     assert turns is not None
-    assert (turns.decoder_images, turns.beside) == (1, False) or turns.beside
+    assert (turns.decoder_images, turns.overlapped) == (1, False) or turns.overlapped
     assert fitted(whole, whole.weights) is None
 
 
@@ -119,13 +164,13 @@ def test_a_pipeline_takes_as_many_as_fit_and_decodes_in_parts(gpus: Gpus) -> Non
     request = Request(classes=[1, 2, 3], seed=1, steps=2)
     with Pipeline.open(gpu.bundle.folder, device="cpu") as pipeline:
         wanted = pipeline.generate(request)
-    files = {name: len(f"engine of {name}") for name in gpu.bundle.stages}
-    gpu.size = plan_memory(gpu.bundle, 4, files=files).total - 100
+    how = Execution(files={name: len(f"engine of {name}") for name in gpu.bundle.stages})
+    gpu.size = plan_memory(gpu.bundle, 4, how).total - 100
     with Pipeline.open(gpu.bundle.folder, max_batch=4) as pipeline:
         found = pipeline.generate(request)
-        assert 1 <= pipeline._image_stages["decoder"].at_once < 4
+        assert 1 <= pipeline.loaded.image_stage(StageName.DECODER).at_once < 4
     assert all(one.to_pil() == other.to_pil() for one, other in zip(found, wanted, strict=True))
-    gpu.size = plan_memory(gpu.bundle, 1, files=files).total
+    gpu.size = plan_memory(gpu.bundle, 1, how).total
     with Pipeline.open(gpu.bundle.folder) as pipeline:
         assert pipeline.max_batch < 8
     gpu.size = ALLOWANCE

@@ -15,7 +15,7 @@ from bitdance_edge.runtime.backends.onnxruntime import cpu_options
         ("x86_64", "fpu avx2 avx_vnni", False, "AVX VNNI"),
         ("x86_64", "fpu avx512_vnni amx_int8", False, "AMX"),
         ("x86_64", "fpu avx2", True, "saturate"),
-        ("x86_64", None, True, "does not tell"),
+        ("x86_64", None, True, "does not say"),
         ("aarch64", "", False, "aarch64"),
     ],
 )
@@ -25,7 +25,7 @@ def test_weights_are_widened_where_sums_would_saturate(
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr("platform.machine", lambda: machine)
     if flags is not None:
-        (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n", encoding="utf-8")
     path = processor.int8_path()
     assert path.widened == widened
     assert named in path.why

@@ -41,7 +41,7 @@ print(taken() - before)
 
 
 def test_a_stage_takes_little_more_than_its_weights_once_it_is_loaded(tmp_path: Path) -> None:
-    """Of convolutions as ``export --profile cpu24`` writes them, which the library reorders while it loads them."""
+    """Measured on 1x1 convolutions, whose weights the library reorders while it loads them."""
     script, path = tmp_path / "load.py", tmp_path / "head.onnx"
     script.write_text(LOAD.format(width=WIDTH))
     write_convolutions(path)

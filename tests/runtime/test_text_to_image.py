@@ -17,8 +17,9 @@ from bitdance_edge.runtime.attention import AttentionWindow
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 from bitdance_edge.runtime.image import read_settings, request_from_settings
 from bitdance_edge.runtime.loop import BoundLoop, generate_tokens
-from bitdance_edge.runtime.pipeline import token_request
+from bitdance_edge.runtime.prompt import PromptEncoder
 from bitdance_edge.runtime.request import Settings
+from bitdance_edge.runtime.streaming import token_request
 
 FIXTURE = "t2i_16x_swiglu"
 SHORT, LONG = "a cat", "a red cat on a long and winding road, 一只猫, at night"
@@ -159,7 +160,7 @@ def test_class_bundle_refuses_prompts(bundle: Bundle) -> None:
 
 
 def test_longest_prompt_is_taken_whole(pipeline: Pipeline) -> None:
-    encoder, size = pipeline._encoder, pipeline.bundle.model.default_size
+    encoder, size = PromptEncoder.open(pipeline.bundle), pipeline.bundle.model.default_size
     assert encoder is not None and pipeline.bundle.text is not None
     template = len(encoder.tokenizer.encode(encoder.text.conditional.replace("{prompt}", "")).ids)
     longest = "~" * (pipeline.bundle.text.max_prompt - template)  # a byte a token

@@ -1,7 +1,6 @@
-"""What goes wrong with a server: its worker dies, it is stopped in the middle, it cannot start."""
+"""Faults: a worker that dies, a server that is stopped or killed, a server that cannot start."""
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Server
-from test_queue import SLOW, running, wait_until
+from serving import Server, wait_until
+from test_queue import SLOW
 
+from bitdance_edge.cli import main
 from bitdance_edge.serve.catalog import Catalog
 from bitdance_edge.serve.settings import ServeSettings
 
@@ -69,7 +69,7 @@ def test_a_worker_does_not_outlive_a_server_that_is_killed(serve: Callable[..., 
     server = serve().wait_ready()
     worker = server.worker()
     server.http.post("/v1/jobs", json=SLOW)
-    wait_until(lambda: running(server) == 1)
+    wait_until(lambda: server.running() == 1)
     server.process.send_signal(signal.SIGKILL)
     worker.wait(10)
 
@@ -84,22 +84,32 @@ def test_not_ready_before_the_warm_up_image(serve: Callable[..., Server]) -> Non
     assert server.generate(prompt="7").status_code == 200
 
 
-def refused(*arguments: object, env: dict[str, str] | None = None) -> str:
+def refused(*arguments: object) -> str:
+    """Start a server that must fail; the last line of its standard error."""
     command = [sys.executable, "-m", "bitdance_edge", "serve", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
     return result.stderr.strip().splitlines()[-1]
 
 
-def test_what_cannot_be_served_is_one_clear_line(digits_bundle: Path, tmp_path: Path) -> None:
-    assert "no bundle at" in refused(tmp_path / "nothing")
-    assert "rename one" in refused(digits_bundle, digits_bundle)
-    assert "must be greater than 0" in refused(digits_bundle, "--queue", 0)
-    assert "max-steps is 5000" in refused(digits_bundle, "--max-steps", 5000)
-    assert "token-file" in refused(digits_bundle, "--token-file", tmp_path / "none")
-    assert "8 printable" in refused(digits_bundle, env={**os.environ, "BITDANCE_EDGE_TOKEN": "short"})
+def test_settings_that_cannot_be_served_are_refused_in_one_line(
+    digits_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal_of(*arguments: object) -> str:
+        assert main(["serve", *map(str, arguments)]) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    assert "no bundle at" in refusal_of(tmp_path / "nothing")
+    assert "rename one" in refusal_of(digits_bundle, digits_bundle)
+    assert "must be greater than 0" in refusal_of(digits_bundle, "--queue", 0)
+    assert "max-steps is 5000" in refusal_of(digits_bundle, "--max-steps", 5000)
+    assert "token-file" in refusal_of(digits_bundle, "--token-file", tmp_path / "none")
+    assert "choose another --host" in refusal_of(digits_bundle, "--host", "192.0.2.1", "--port", 0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert "choose another --port" in refused(digits_bundle, "--port", taken.getsockname()[1])
+        assert "choose another --port" in refusal_of(digits_bundle, "--port", taken.getsockname()[1])
+    monkeypatch.setenv("BITDANCE_EDGE_TOKEN", "short")
+    assert "8 printable" in refusal_of(digits_bundle)
 
 
 def test_without_the_extra_packages_the_error_names_them(digits_bundle: Path) -> None:
@@ -107,7 +117,7 @@ def test_without_the_extra_packages_the_error_names_them(digits_bundle: Path) ->
         "import sys\nsys.modules['uvicorn'] = None\nfrom bitdance_edge.cli import main\n"
         f"raise SystemExit(main(['serve', {str(digits_bundle)!r}]))"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", timeout=60)
     assert result.returncode == 1 and "bitdance-edge[cpu,serve]" in result.stderr, result.stderr
 
 

@@ -1,4 +1,4 @@
-"""The page in a browser: Debian's chromium, driven by Playwright. ``--screenshots`` writes those in docs/."""
+"""The page in Debian's Chromium, driven by Playwright. ``--screenshots`` writes the screenshots in docs/."""
 
 import io
 import re
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from serving import Server
-from test_queue import wait_until
+from serve_fixtures import TOKEN
+from serving import Server, wait_until
 
-from bitdance_edge.runtime import Bundle, Pipeline, Request
+from bitdance_edge.runtime import Pipeline, Request
 
 CHROMIUM = shutil.which("chromium")
 DOCS = Path(__file__).parents[2] / "docs"
@@ -36,7 +36,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
-    """``open_page(width=390)`` opens the page; nothing may fail in its scripts or be fetched from elsewhere."""
+    """``open_page(width=390)`` opens the page; no script may fail, and nothing may be fetched from another host."""
     pages, faults = [], []
 
     def visit(url: str = server.url, width: int = 1360, height: int = 900, **options: Any) -> Page:
@@ -55,7 +55,7 @@ def open_page(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]
     assert not faults
 
 
-# Keeps the caption and the first image at each change of the caption: a fast machine is done before one could ask.
+# Records the caption and the first image at each change of the caption, which a test may be too slow to see.
 WATCH = """() => {
     window.watched = [];
     const caption = document.querySelector("#caption");
@@ -65,6 +65,16 @@ WATCH = """() => {
     }).observe(caption, {childList: true, characterData: true, subtree: true});
 }"""
 
+# Lets the page read no more events once 12 to 15 of 16 patches of 6 images are made.
+STALL = """() => {
+    const read = ReadableStreamDefaultReader.prototype.read;
+    const caption = document.querySelector("#caption");
+    ReadableStreamDefaultReader.prototype.read = function () {
+        const stalled = /patch (7[2-9]|8[0-9]|90) of 96/.test(caption.textContent);
+        return stalled ? new Promise(() => {}) : read.call(this);
+    };
+}"""
+
 
 def of_the_page(requested: str, url: str) -> bool:
     return requested.startswith((url, "data:", "blob:"))
@@ -72,7 +82,7 @@ def of_the_page(requested: str, url: str) -> bool:
 
 @pytest.fixture
 def shoot(pytestconfig: pytest.Config, tmp_path: Path) -> Callable[..., None]:
-    """``shoot(page, "page")`` takes a picture, into docs/ where --screenshots asks for it."""
+    """``shoot(page, "page")`` takes a screenshot, with --screenshots into docs/."""
     folder = DOCS if pytestconfig.getoption("--screenshots") else tmp_path
 
     def take(page: Page, name: str, **options: Any) -> None:
@@ -91,21 +101,21 @@ def caption(page: Page, text: "str | re.Pattern[str]") -> None:
 
 
 def seen(page: Page, index: int = 0) -> str:
-    """What a canvas of the stage shows now, as a data URL."""
+    """The present content of a canvas of the stage, as a data URL."""
     return page.locator("#frames canvas").nth(index).evaluate("canvas => canvas.toDataURL()")
 
 
 def pixels(page: Page, index: int = 0) -> np.ndarray:
-    """The canvas of a whole image, uint8 [32, 32, 3]."""
+    """The canvas of a finished image, uint8 [32, 32, 3]."""
     read = "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
     values = page.locator("#frames canvas").nth(index).evaluate(read)
     return np.array(values, np.uint8).reshape(32, 32, 4)[..., :3]
 
 
 def test_an_image_grows_patch_by_patch_and_is_the_one_of_its_seed(
-    open_page: Callable[..., Page], reference: Pipeline, shoot: Callable[..., None]
+    open_page: Callable[..., Page], reference: Pipeline
 ) -> None:
-    page = open_page(color_scheme="light")
+    page = open_page()
     choose(page, "3")
     page.fill("#n", "6")
     page.fill("#seed", "21")
@@ -113,7 +123,6 @@ def test_an_image_grows_patch_by_patch_and_is_the_one_of_its_seed(
     page.evaluate(WATCH)
     page.click("#generate")
     caption(page, "3 · seed 21–26 · 60 steps")
-    shoot(page, "page")
     partial = {image for text, image in page.evaluate("() => window.watched") if re.search(r"patch \d+ of 96", text)}
     assert len(partial | {seen(page)}) >= 3
     expect(page.locator("#history li")).to_have_count(6)
@@ -121,6 +130,22 @@ def test_an_image_grows_patch_by_patch_and_is_the_one_of_its_seed(
     wanted = reference.generate(Request(classes=["3"], seed=21, count=6, steps=60))
     for index, want in enumerate(wanted):
         assert want.pixels is not None and np.array_equal(pixels(page, index), want.pixels)
+
+
+def test_patches_not_yet_made_are_clear(open_page: Callable[..., Page], shoot: Callable[..., None]) -> None:
+    page = open_page(color_scheme="light")
+    choose(page, "3")
+    page.fill("#n", "6")
+    page.fill("#seed", "21")
+    page.fill("#steps", "60")
+    page.evaluate(STALL)
+    page.click("#generate")
+    caption(page, re.compile(r"patch (7[2-9]|8\d|90) of 96"))
+    shoot(page, "page")
+    for canvas in page.locator("#frames canvas").all():
+        label = re.fullmatch(r"Image \d, patch (\d+) of 16", canvas.get_attribute("aria-label") or "")
+        clear = "c => c.getContext('2d').getImageData(0, 0, 32, 32).data.filter((v, i) => i % 4 == 3 && !v).length"
+        assert label is not None and canvas.evaluate(clear) == (16 - int(label[1])) * 8 * 8
 
 
 def test_cancel_stops_the_images_and_the_page_goes_on(open_page: Callable[..., Page], server: Server) -> None:
@@ -131,7 +156,7 @@ def test_cancel_stops_the_images_and_the_page_goes_on(open_page: Callable[..., P
     caption(page, "patch")
     page.keyboard.press("Escape")
     caption(page, re.compile(r"Cancelled after \d+ of 160 patches"))
-    wait_until(lambda: server.metric("bitdance_running_requests") == 0)
+    wait_until(lambda: server.running() == 0)
     expect(page.locator("#generate")).to_be_enabled()
     expect(page.locator("#history li")).to_have_count(0)
 
@@ -161,7 +186,7 @@ def test_a_dropped_image_shows_its_bits_and_is_completed(
     shoot(page, "page-dark")
 
 
-def test_errors_are_shown_at_the_field_they_are_about(open_page: Callable[..., Page]) -> None:
+def test_errors_are_shown_at_their_field(open_page: Callable[..., Page]) -> None:
     page = open_page()
     page.fill("#steps", "999")
     page.click("#generate")
@@ -178,8 +203,8 @@ def test_errors_are_shown_at_the_field_they_are_about(open_page: Callable[..., P
     expect(page.locator("#complete .error")).to_contain_text("PNG, JPEG or WebP")
 
 
-def test_a_lost_worker_is_told_above_the_images(browser: Browser, serve: Callable[..., Server]) -> None:
-    server = serve("--max-steps", 1000).wait_ready()
+def test_a_lost_worker_is_reported_above_the_images(browser: Browser, small_server: Server) -> None:
+    server = small_server
     page = browser.new_page()
     page.goto(server.url)
     page.wait_for_selector("body[data-ready]")
@@ -254,15 +279,13 @@ def test_on_a_phone_everything_fits_and_follows_the_colour_scheme(
     shoot(page, f"page-phone-{scheme}")
 
 
-def test_a_token_is_asked_for_and_kept(browser: Browser, serve: Callable[..., Server], tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("a-long-secret-token\n")
-    server = serve("--token-file", tmp_path / "token")
+def test_a_token_is_asked_for_and_kept(browser: Browser, guarded_server: Server) -> None:
     page = browser.new_page()
-    page.goto(server.url)
+    page.goto(guarded_server.url)
     page.fill("#token", "wrong-wrong")
     page.keyboard.press("Enter")
     expect(page.locator("#token")).to_have_value("")  # asked again
-    page.fill("#token", "a-long-secret-token")
+    page.fill("#token", TOKEN)
     page.keyboard.press("Enter")
     page.wait_for_selector("body[data-ready]")
     page.reload()
@@ -271,21 +294,17 @@ def test_a_token_is_asked_for_and_kept(browser: Browser, serve: Callable[..., Se
 
 
 def test_a_model_of_text_has_a_prompt_a_negative_prompt_and_sizes(
-    open_page: Callable[..., Page], exported: Callable[..., Bundle], tmp_path: Path
+    open_page: Callable[..., Page], text_server: Server
 ) -> None:
-    server = Server(tmp_path / "log", exported("t2i_16x_swiglu").folder).wait_ready()
-    try:
-        page = open_page(server.url)
-        expect(page.locator("#chips-field")).to_be_hidden()
-        page.fill("#steps", "2")
+    page = open_page(text_server.url)
+    expect(page.locator("#chips-field")).to_be_hidden()
+    page.fill("#steps", "2")
+    page.click("#generate")
+    expect(page.locator("#prompt-field .error")).to_be_visible()
+    page.get_by_label("Prompt", exact=True).fill("a red fish")
+    page.get_by_label("Negative prompt").fill("blue")
+    for width, height in ((192, 128), (64, 64)):
+        page.select_option("#size", f"{width}x{height}")
         page.click("#generate")
-        expect(page.locator("#prompt-field .error")).to_be_visible()
-        page.get_by_label("Prompt", exact=True).fill("a red fish")
-        page.get_by_label("Negative prompt").fill("blue")
-        for width, height in ((192, 128), (64, 64)):
-            page.select_option("#size", f"{width}x{height}")
-            page.click("#generate")
-            caption(page, f"{width}\xa0×\xa0{height}")
-            assert page.locator("#frames canvas").evaluate("c => [c.width, c.height]") == [width, height]
-    finally:
-        server.stop()
+        caption(page, f"{width}\xa0×\xa0{height}")
+        assert page.locator("#frames canvas").evaluate("c => [c.width, c.height]") == [width, height]

@@ -1,9 +1,8 @@
-"""The queue: requests that run together, that are refused, that run out of time, whose client leaves."""
+"""The queue: requests that share a batch, are refused, reach the time limit, or whose client disconnects."""
 
 import asyncio
 import base64
 import io
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,22 +11,11 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from serving import Server
+from serving import Server, wait_until
 
 from bitdance_edge.runtime import Pipeline, Request
 
 SLOW = {"prompt": "1", "num_inference_steps": 200, "n": 10}
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def running(server: Server) -> int:
-    return int(server.metric("bitdance_running_requests"))
 
 
 def test_requests_of_one_shape_share_a_batch_and_keep_their_own_noise(
@@ -35,7 +23,7 @@ def test_requests_of_one_shape_share_a_batch_and_keep_their_own_noise(
 ) -> None:
     before = server.metric("bitdance_batch_images_count"), server.metric("bitdance_batch_images_sum")
     blocker = pool.submit(server.generate, prompt="0", num_inference_steps=100)  # so that the others meet in the queue
-    wait_until(lambda: running(server) == 1)
+    wait_until(lambda: server.running() == 1)
     asked = [{"prompt": str(digit), "seed": 100 * digit, "num_inference_steps": 5} for digit in range(8)]
     answers = list(pool.map(lambda each: server.generate(**each), asked))
     blocker.result().raise_for_status()
@@ -48,17 +36,16 @@ def test_requests_of_one_shape_share_a_batch_and_keep_their_own_noise(
     assert server.metric("bitdance_batch_images_count") - before[0] < 9
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again(
-    serve: Callable[..., Server], pool: ThreadPoolExecutor
-) -> None:
-    small = serve("--queue", 1).wait_ready()
+def test_a_full_queue_refuses_and_says_when_to_retry(small_server: Server) -> None:
+    small, before = small_server, small_server.metric("bitdance_refused_total")
     first = small.http.post("/v1/jobs", json=SLOW).json()["id"]
-    wait_until(lambda: running(small) == 1)
+    wait_until(lambda: small.running() == 1)
     second = small.http.post("/v1/jobs", json={**SLOW, "num_inference_steps": 199}).json()["id"]
     refused = small.generate(prompt="1")
     assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error"]["code"] == "queue_full"
-    assert small.metric("bitdance_queue_requests") == 1 and small.metric("bitdance_refused_total") == 1
+    assert small.metric("bitdance_queue_requests") == 1
+    assert small.metric("bitdance_refused_total") == before + 1
     assert small.http.post(f"/v1/jobs/{second}/cancel").json()["status"] == "cancelled"  # one that waits leaves at once
     assert small.metric("bitdance_queue_requests") == 0
     small.http.post(f"/v1/jobs/{first}/cancel")
@@ -72,7 +59,7 @@ def test_a_request_out_of_time_is_ended_and_the_next_one_runs(serve: Callable[..
     assert late.status_code == 504 and late.json()["error"]["code"] == "time_limit"
     streamed = hasty.generate(**asked, stream=True)
     assert "event: error" in streamed.text and "time_limit" in streamed.text
-    wait_until(lambda: running(hasty) == 0)
+    wait_until(lambda: hasty.running() == 0)
     assert hasty.generate(prompt="1", num_inference_steps=1).status_code == 200
 
 
@@ -89,7 +76,7 @@ def test_a_client_that_leaves_ends_its_work_at_the_next_patch(server: Server, st
             request.cancel()
 
     asyncio.run(leave_midway())
-    wait_until(lambda: running(server) == 0)
+    wait_until(lambda: server.running() == 0)
     assert server.metric("bitdance_patches_total") - patches < 160
     assert server.metric("bitdance_requests_total", outcome="cancelled") == cancelled + 1
 
@@ -97,10 +84,10 @@ def test_a_client_that_leaves_ends_its_work_at_the_next_patch(server: Server, st
 def test_leaving_a_shared_batch_leaves_the_others_alone(server: Server, pool: ThreadPoolExecutor) -> None:
     steps: dict[str, Any] = {"num_inference_steps": 120}
     blocker = pool.submit(server.generate, prompt="0", num_inference_steps=60)
-    wait_until(lambda: running(server) == 1)
+    wait_until(lambda: server.running() == 1)
     stays = pool.submit(server.generate, prompt="4", seed=1, **steps)
     leaves = server.http.post("/v1/jobs", json={"prompt": "5", **steps}).json()["id"]
-    wait_until(lambda: running(server) == 2)
+    wait_until(lambda: server.running() == 2)
     assert server.http.post(f"/v1/jobs/{leaves}/cancel").json()["status"] == "cancelled"
     assert stays.result().status_code == blocker.result().status_code == 200
     assert stays.result().json()["data"] == server.generate(prompt="4", seed=1, **steps).json()["data"]

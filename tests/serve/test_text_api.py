@@ -1,10 +1,9 @@
-"""A model of text behind the API: prompts, negative prompts, several sizes, and what is refused."""
+"""A text-to-image model behind the API: prompts, negative prompts, sizes, and requests that are refused."""
 
 import base64
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,6 @@ FISH: dict[str, Any] = {"prompt": "a red fish", "size": "64x64", "num_inference_
 @pytest.fixture(scope="module")
 def text_bundle(exported: Callable[..., Bundle]) -> Bundle:
     return exported("t2i_16x_swiglu")
-
-
-@pytest.fixture(scope="module")
-def text_server(
-    text_bundle: Bundle, digits_bundle: Path, word_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """A model of any text and, behind it, one of classes and one of a few words."""
-    server = Server(tmp_path_factory.mktemp("text") / "log", text_bundle.folder, digits_bundle, word_bundle.folder)
-    yield server.wait_ready()
-    server.stop()
 
 
 def pixels(data: dict[str, Any]) -> np.ndarray:

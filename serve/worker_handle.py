@@ -1,4 +1,4 @@
-"""The server's end of a worker process: start it, send orders, hear reports, notice its death."""
+"""The server's handle on a worker process: starts it, sends orders, receives reports, notices its death."""
 
 import asyncio
 import multiprocessing
@@ -10,15 +10,15 @@ from multiprocessing.process import BaseProcess
 from bitdance_edge.serve.catalog import Catalog
 from bitdance_edge.serve.errors import ServeError
 from bitdance_edge.serve.work import NotReady, Order, Ready, Report, Stop
-from bitdance_edge.serve.worker_process import work
+from bitdance_edge.serve.worker_process import run_worker
 
 
-class WorkerDied(Exception):
-    """The process ended by itself, or was killed."""
+class WorkerDied(ServeError):
+    """A worker process that crashed or was killed."""
 
 
-class Worker:
-    """One process on one device. After its death it can be started again."""
+class WorkerHandle:
+    """One worker process on one device. It can be started again after its death."""
 
     def __init__(self, device: str, catalog: Catalog, threads: int | None) -> None:
         self.device, self.threads = device, threads
@@ -32,20 +32,20 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Of the running process; None where there is none."""
+        """The id of the running process, or None if there is none."""
         return self._process.pid if self._process is not None and self._process.is_alive() else None
 
     async def start(self) -> None:
         """Start the process and wait for its warm-up images.
 
         Raises:
-            ServeError: a bundle or a backend will not do.
-            WorkerDied: it ended without a word.
+            ServeError: a bundle cannot be opened, or no backend can run it.
+            WorkerDied: the process ended without giving a reason.
         """
-        context = multiprocessing.get_context("spawn")  # a fork would copy the threads of this process half
+        context = multiprocessing.get_context("spawn")  # a fork would copy this process without its other threads
         self._connection, theirs = context.Pipe()
         process = context.Process(
-            target=work, args=(theirs, self.bundles, self.device, self.threads), name=f"worker-{self.device}"
+            target=run_worker, args=(theirs, self.bundles, self.device, self.threads), name=f"worker-{self.device}"
         )
         process.start()
         theirs.close()
@@ -61,23 +61,28 @@ class Worker:
         self.backend = report.backend
 
     def send(self, order: Order) -> None:
-        with suppress(BrokenPipeError, OSError):  # dead: the next receive says so
+        """Send an order. A dead process does not get it; the next ``receive`` raises WorkerDied."""
+        with suppress(OSError):
             self._connection.send(order)
 
     async def receive(self) -> Report:
-        """The next report. Raises: WorkerDied."""
+        """Wait for the next report.
+
+        Raises:
+            WorkerDied: the process has ended.
+        """
         report = await self._reports.get()
         if report is None:
             raise WorkerDied(f"the worker of {self.device} ended unexpectedly")
         return report
 
     def kill(self) -> None:
-        """End the process at once, whatever it does."""
+        """End the process at once, whatever it is doing."""
         if self._process is not None:
             self._process.kill()
 
     async def stop(self, patience: float = 5.0) -> None:
-        """Have the process end, and kill it where it does not listen."""
+        """Ask the process to end, and kill it if it has not ended after ``patience`` seconds."""
         if self._process is None:
             return
         self.send(Stop())
@@ -86,11 +91,17 @@ class Worker:
         await asyncio.to_thread(self._process.join)
 
     def _listen(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
-        """Pass reports into the event loop, and None at the end (runs in a thread of its own)."""
-        with suppress(RuntimeError), connection:  # a RuntimeError: the loop is closed, nobody listens any more
-            try:
-                while True:
-                    loop.call_soon_threadsafe(self._reports.put_nowait, connection.recv())
-            except (EOFError, OSError):
-                loop.call_soon_threadsafe(self._reports.put_nowait, None)
-                loop.call_soon_threadsafe(self.died.set)
+        """Pass reports into the event loop, then None when the process has ended. Runs in its own thread."""
+        with suppress(RuntimeError), connection:  # RuntimeError: the loop is closed, so nobody reads the reports
+            while (report := _received(connection)) is not None:
+                loop.call_soon_threadsafe(self._reports.put_nowait, report)
+            loop.call_soon_threadsafe(self._reports.put_nowait, None)
+            loop.call_soon_threadsafe(self.died.set)
+
+
+def _received(connection: Connection) -> Report | None:
+    """The next report, or None once the process at the other end is gone."""
+    try:
+        return connection.recv()
+    except (EOFError, OSError):
+        return None

@@ -1,4 +1,4 @@
-"""Keeps a worker on each device: starts it, gives it batches, carries its reports to those who wait, restarts it."""
+"""Keeps one worker per device: starts it, gives it batches, passes its reports to the tickets, restarts it."""
 
 import asyncio
 import logging
@@ -9,79 +9,81 @@ from bitdance_edge.serve.metrics import Metrics
 from bitdance_edge.serve.runtime_request import runtime_request
 from bitdance_edge.serve.scheduler import Batch, Scheduler
 from bitdance_edge.serve.settings import ServeSettings
-from bitdance_edge.serve.ticket import Completed, ImageReady, Progress, Started, Tokenized
+from bitdance_edge.serve.ticket import Completed, ImageReady, PatchReady, Started, Tokenized
 from bitdance_edge.serve.work import (
-    BatchDone,
+    BatchReport,
     Cancel,
     Generate,
     Generation,
-    ImageDone,
-    PatchDone,
+    ImageReport,
+    PatchReport,
     Report,
     Tokenization,
     Tokenize,
-    Tokens,
+    TokensReport,
 )
-from bitdance_edge.serve.worker import Worker, WorkerDied
+from bitdance_edge.serve.worker_handle import WorkerDied, WorkerHandle
 
 log = logging.getLogger(__name__)
-LONGEST_PAUSE = 30.0  # seconds between two attempts to start a worker again
+LONGEST_PAUSE = 30.0  # seconds between two attempts to restart a worker
 
 
-class Crew:
+class WorkerPool:
     """All workers of a server."""
 
     def __init__(self, catalog: Catalog, settings: ServeSettings, scheduler: Scheduler, metrics: Metrics) -> None:
         self.settings, self.scheduler, self.metrics = settings, scheduler, metrics
-        self.workers = [Worker(device, catalog, settings.threads) for device in settings.devices]
-        self.ready: set[Worker] = set()
+        self.workers = [WorkerHandle(device, catalog, settings.threads) for device in settings.devices]
+        self.ready: set[WorkerHandle] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Start every worker, and return when each has made its warm-up images.
+        """Start every worker, and return when all have made their warm-up images.
 
         Raises:
-            ServeError: one cannot start.
+            ServeError: a worker cannot start.
         """
         for worker in self.workers:
             try:
                 await worker.start()
             except WorkerDied as death:
-                raise ServeError(f"{death} during its warm-up; its own messages are above") from None
+                raise ServeError(f"{death} during its warm-up; see its messages above") from None
             self.ready.add(worker)
-        self.scheduler.refusal = None
+        self.scheduler.rejection = None
         self._tasks = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
 
     async def stop(self) -> None:
+        """End every worker, and the batches that run."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(worker.stop() for worker in self.workers))
 
-    async def _keep(self, worker: Worker) -> None:
+    async def _keep(self, worker: WorkerHandle) -> None:
+        """Serve batches, and restart the worker whenever it dies."""
         pause = 0.0
         while True:
             try:
                 await self._serve(worker)
             except WorkerDied as death:
-                log.error("%s; starting it again", death)
+                log.error("%s; restarting it", death)
             except Exception:
-                log.exception("the worker of %s is started again after an error of the server", worker.device)
+                log.exception("the server failed while it used the worker of %s; restarting the worker", worker.device)
             self.ready.discard(worker)
             self.metrics.restarts.inc()
             await worker.stop(patience=0)
             await asyncio.sleep(pause)
             try:
                 await worker.start()
-            except (ServeError, WorkerDied) as error:
+            except ServeError as error:
                 pause = min(LONGEST_PAUSE, 2 * pause + 1)
                 log.error("%s; trying again in %g s", error, pause)
                 continue
             pause = 0.0
             self.ready.add(worker)
 
-    async def _serve(self, worker: Worker) -> None:
-        """Batch after batch. Raises: WorkerDied."""
+    async def _serve(self, worker: WorkerHandle) -> None:
+        """Run one batch after another. Raises: WorkerDied."""
         while True:
             died = asyncio.create_task(worker.died.wait())
             batch = asyncio.create_task(self.scheduler.next_batch())
@@ -96,21 +98,23 @@ class Crew:
                 died.cancel()
                 batch.cancel()
 
-    async def _run(self, worker: Worker, batch: Batch) -> None:
-        """Run one batch; every ticket of it gets its last event here, whatever happens."""
+    async def _run(self, worker: WorkerHandle, batch: Batch) -> None:
+        """Run one batch. Each of its tickets gets its last event here, whatever happens."""
         started = asyncio.get_running_loop().time()
-        cancelling = asyncio.create_task(self._cancel_when_left(worker, batch))
+        cancelling = asyncio.create_task(self._cancel_when_abandoned(worker, batch))
         try:
             for ticket in batch.tickets:
                 ticket.put(Started(batch.images))
                 self.metrics.wait_seconds.observe(started - ticket.accepted)
             worker.send(self._order(batch))
-            while not isinstance(report := await worker.receive(), BatchDone):
+            while not isinstance(report := await worker.receive(), BatchReport):
                 self._deliver(report, batch)
             self._finish(report, batch, started)
         finally:
             cancelling.cancel()
-            gone = unavailable("worker_died", "the worker that made this ended unexpectedly; send the request again")
+            gone = unavailable(
+                "worker_died", "the worker that ran this request ended unexpectedly; send the request again"
+            )
             for ticket in batch.tickets:
                 ticket.put(gone)
             self.scheduler.finished(batch, asyncio.get_running_loop().time() - started)
@@ -128,30 +132,30 @@ class Crew:
             fast=tuple(work.fast_previews for work in works for _ in work.seeds),
         )
 
-    async def _cancel_when_left(self, worker: Worker, batch: Batch) -> None:
+    async def _cancel_when_abandoned(self, worker: WorkerHandle, batch: Batch) -> None:
         await batch.cancel.wait()
         worker.send(Cancel(batch.number))
         await asyncio.sleep(self.settings.stuck_after)
-        log.error("the worker of %s has not heeded a cancellation; it is killed", worker.device)
+        log.error("the worker of %s has not obeyed a cancellation; killing it", worker.device)
         worker.kill()
 
     def _deliver(self, report: Report, batch: Batch) -> None:
-        """Carry a report to the tickets whose images it is about, numbered as in their requests."""
+        """Pass a report to the tickets whose images it is about, with image numbers of their requests."""
         for ticket, start in zip(batch.tickets, batch.starts, strict=False):
             stop = start + ticket.work.images
-            if isinstance(report, PatchDone):
+            if isinstance(report, PatchReport):
                 images = range(max(start, report.first) - start, min(stop, report.first + report.count) - start)
                 if images:
                     self.metrics.patches.labels(ticket.work.model).inc(len(images))
                     shown = {i - start: pixels for i, pixels in report.previews.items() if start <= i < stop}
-                    ticket.put(Progress(images=images, patch=report.patch, patches=report.patches, previews=shown))
-            elif isinstance(report, ImageDone) and start <= report.index < stop:
+                    ticket.put(PatchReady(images=images, patch=report.patch, patches=report.patches, previews=shown))
+            elif isinstance(report, ImageReport) and start <= report.index < stop:
                 self.metrics.images.labels(ticket.work.model).inc()
                 ticket.put(ImageReady(report.index - start, report.image))
-            elif isinstance(report, Tokens):
+            elif isinstance(report, TokensReport):
                 ticket.put(Tokenized(report.tokens, report.pixels))
 
-    def _finish(self, done: BatchDone, batch: Batch, started: float) -> None:
+    def _finish(self, done: BatchReport, batch: Batch, started: float) -> None:
         model = batch.tickets[0].work.model
         self.metrics.batch_done(model, batch.images, done)
         for ticket in batch.tickets:
@@ -166,7 +170,7 @@ class Crew:
 
 def _failure(code: str, message: str) -> ApiError:
     if code == "insufficient_memory":
-        return insufficient_memory(f"the device has no memory for this now ({message}); ask for fewer images")
+        return insufficient_memory(f"the device is out of memory ({message}); ask for fewer images")
     if code == "invalid_request":
         return ApiError(400, code, message)
     return ApiError(500, code, f"the images could not be made: {message}", kind=SERVER)

@@ -1,0 +1,229 @@
+"""Step 2, choose: what every layer to be quantised gets, a format and the limit that the scale of its inputs reaches.
+
+Limits come from what enters each layer over the recorded data set: a histogram, and for SmoothQuant the largest value
+of each channel.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from onnx import ValueInfoProto
+from tqdm import tqdm
+
+from bitdance_edge.calibration.errors import CalibrationError
+from bitdance_edge.calibration.graphs import Layer, StageGraph, layers_by_name
+from bitdance_edge.calibration.quantise import Variants
+from bitdance_edge.calibration.ranges import FORMATS, Histogram, limit
+from bitdance_edge.calibration.recipe import CalibrationRecipe
+from bitdance_edge.calibration.record import SAMPLED_STAGES, DataSet, Sample
+from bitdance_edge.calibration.sessions import StageRun, session_of, with_outputs
+from bitdance_edge.calibration.smooth import smoothed
+from bitdance_edge.runtime.bundle.stage_names import StageName
+
+FETCHED_BYTES = 1_000_000_000  # of one sample's activations held at once; where there are more, another pass is made
+
+
+@dataclass
+class Activations:
+    """What entered one layer. ``by_step`` is the largest magnitude at each sampling step, for the head."""
+
+    histogram: Histogram = field(default_factory=Histogram)
+    channels: np.ndarray | None = None  # largest magnitudes, float32 [inputs], of matrix products
+    by_step: dict[int, float] = field(default_factory=dict)
+
+    def add(self, values: np.ndarray, step: int, weight: float, per_channel: bool) -> bool:
+        """Take in ``values``; return False, with nothing taken in, if one is not finite."""
+        if not self.histogram.add(values, weight):
+            return False
+        self.by_step[step] = max(self.by_step.get(step, 0.0), float(np.abs(values).max(initial=0.0)))
+        if per_channel:
+            largest = np.abs(values.reshape(-1, values.shape[-1])).max(axis=0).astype(np.float32)
+            self.channels = largest if self.channels is None else np.maximum(self.channels, largest)
+        return True
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Scales and formats, with what they were chosen from.
+
+    Attributes:
+        variants: the stages, with limits.
+        formats: layers that are quantised -> "int8", "fp8" or "int4".
+        left: layers of quantised stages that are not -> why.
+        activations: what entered every layer.
+        effects: float64 ``[steps + 1]``, see ``trials.time_effects``; None where all times count the same.
+        smoothed: layers that SmoothQuant changed.
+    """
+
+    variants: Variants
+    formats: Mapping[str, str]
+    left: Mapping[str, str]
+    activations: Mapping[str, Activations]
+    effects: np.ndarray | None
+    smoothed: tuple[str, ...]
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """Layers of all stages by their names."""
+        return layers_by_name(self.variants.graphs)
+
+    def formats_of(self, stages: Iterable[str]) -> dict[str, str]:
+        """The quantised layers of these stages with their formats."""
+        layers, wanted = self.layers, set(stages)
+        return {name: number for name, number in self.formats.items() if layers[name].stage in wanted}
+
+    def without(self, kept: Mapping[str, str]) -> "Chosen":
+        """Return the same with more layers left as exported: name -> why."""
+        formats = {name: number for name, number in self.formats.items() if name not in kept}
+        return replace(self, formats=formats, left={**self.left, **kept})
+
+
+def choose(
+    graphs: Mapping[str, StageGraph],
+    recipe: CalibrationRecipe,
+    recorded: DataSet,
+    effects: np.ndarray | None,
+    threads: int | None,
+) -> Chosen:
+    """Choose formats and limits for every layer of the stages that the recipe quantises.
+
+    Args:
+        graphs: of these stages.
+        recorded: what the limits are chosen on.
+        effects: float64 ``[steps + 1]``, see ``trials.time_effects``; None where all times count the same.
+
+    Raises:
+        CalibrationError: values that are not finite, or nothing to quantise.
+    """
+    weights = np.ones(recorded.steps + 1) if effects is None else _time_weights(effects)
+    activations = collect(graphs, recorded, weights, threads)
+    done: list[str] = []
+    if recipe.smooth is not None:
+        seen = {name: found.channels for name, found in activations.items() if found.channels is not None}
+        changed = {}
+        for stage, graph in graphs.items():
+            changed[stage], names = smoothed(graph, seen, recipe.smooth)
+            done.extend(names)
+        graphs = changed
+        activations = collect(graphs, recorded, weights, threads)
+    formats, limits, left = {}, {}, {}
+    for name, layer in layers_by_name(graphs).items():
+        histogram = activations[name].histogram
+        number = layer.format_for(recipe.precisions[layer.stage])
+        if name in recipe.kept:
+            left[name] = "kept by the recipe"
+        elif number in FORMATS and histogram.largest == 0:
+            left[name] = "its inputs were 0 in the whole calibration set: no scale can be chosen"
+        else:
+            formats[name] = number
+            if number in FORMATS:
+                limits[name] = limit(histogram, recipe.calibrator, recipe.percentile, FORMATS[number])
+    if not formats:
+        raise CalibrationError(
+            f"no layer of {', '.join(recipe.precisions)} is left to quantise: {len(left)} are kept by the recipe or "
+            "see only zeros; shorten its 'kept', or record other images with --seed or --classes"
+        )
+    return Chosen(Variants(graphs, limits, threads), formats, left, activations, effects, tuple(done))
+
+
+def require_kept(recipe: CalibrationRecipe, graphs: Mapping[str, StageGraph]) -> None:
+    """Raise CalibrationError where the recipe keeps layers that no stage has."""
+    known = layers_by_name(graphs)
+    if unknown := set(recipe.kept) - known.keys():
+        raise CalibrationError(
+            f"layers {', '.join(sorted(unknown))} of the recipe are not in this bundle; "
+            f"layers are named like {next(iter(known), 'head:head.final_layer.linear')}"
+        )
+
+
+def scales_head(recipe: CalibrationRecipe, graphs: Mapping[str, StageGraph]) -> bool:
+    """Whether activations of the head get scales, which its sampling times then weigh on."""
+    head = graphs.get(StageName.HEAD)
+    return head is not None and any(layer.format_for(recipe.precisions[head.stage]) in FORMATS for layer in head.layers)
+
+
+def _time_weights(effects: np.ndarray) -> np.ndarray:
+    """How much a sample of each time counts: squared effects, for errors add up in squares; their mean is 1."""
+    return np.square(effects) / np.square(effects).mean()
+
+
+def collect(
+    graphs: Mapping[str, StageGraph], data: DataSet, weights: np.ndarray, threads: int | None
+) -> dict[str, Activations]:
+    """Run every stage over the data set and return what entered its layers, by name of the layer.
+
+    Args:
+        weights: float64 ``[steps + 1]``, how much a sample of head or modulation counts at each sampling step.
+
+    Raises:
+        CalibrationError: a value is NaN or infinite.
+    """
+    seen: dict[str, Activations] = {}
+    for graph in graphs.values():
+        for part in _parts(graph):
+            seen.update(_collect_part(graph, part, data, weights, threads))
+    return seen
+
+
+def _collect_part(
+    graph: StageGraph, layers: list[Layer], data: DataSet, weights: np.ndarray, threads: int | None
+) -> dict[str, Activations]:
+    tensors = list(dict.fromkeys(layer.activation for layer in layers))
+    run = StageRun(graph.spec, session_of(with_outputs(graph.model, tensors), graph.folder, threads))
+    inputs = {value.name for value in graph.model.graph.input}
+    fetched = [name for name in tensors if name not in inputs]
+    seen = {layer.name: Activations() for layer in layers}
+    for sample in tqdm(data.samples(graph.stage), desc=f"ranges of {graph.stage}", leave=False, disable=None):
+        values = dict(zip(fetched, sample.replay(run, fetched), strict=True))
+        for layer in layers:
+            entering = values[layer.activation] if layer.activation in values else sample.inputs[layer.activation]
+            for step, part, weight in _by_step(sample, entering, weights):
+                if not seen[layer.name].add(part, step, weight, layer.operator != "Conv"):
+                    raise CalibrationError(_not_finite(layer, sample, step))
+    return seen
+
+
+def _by_step(sample: Sample, entering: np.ndarray, weights: np.ndarray) -> Iterator[tuple[int, np.ndarray, float]]:
+    """Split what enters a layer by the sampling steps of a sample: step, values, how much they count."""
+    if sample.stage not in SAMPLED_STAGES:
+        yield 0, entering, 1.0
+        return
+    at_once = len(sample.inputs["time_embeddings"]) if sample.stage == StageName.MODULATION else 1
+    parts = entering.reshape(at_once, -1, entering.shape[-1])
+    for step, part in zip(range(sample.step, len(weights)), parts, strict=False):  # the last batch may be filled up
+        yield step, part, float(weights[step])
+
+
+def _not_finite(layer: Layer, sample: Sample, step: int) -> str:
+    at = f"image {sample.image}, launch {sample.launch}" + (f", step {step}" if layer.stage in SAMPLED_STAGES else "")
+    return (
+        f"the input of {layer.name} is NaN or infinite at {at}: no scale fits; find where it begins with: "
+        "bitdance-edge compare, or export in a wider --dtype"
+    )
+
+
+def _parts(graph: StageGraph) -> Iterator[list[Layer]]:
+    """Yield the layers in parts whose inputs fit in memory at once."""
+    inferred = {value.name: value for value in graph.model.graph.value_info}
+    part: list[Layer] = []
+    held = 0
+    for layer in graph.layers:
+        size = _bytes(inferred.get(layer.activation), graph.prompt_tokens)
+        if part and held + size > FETCHED_BYTES:
+            yield part
+            part, held = [], 0
+        part.append(layer)
+        held += size
+    if part:
+        yield part
+
+
+def _bytes(value: ValueInfoProto | None, prompt_tokens: int) -> int:
+    """Bytes of a tensor of one image, in float32; a free dimension is taken to be that of a guided prompt."""
+    if value is None:
+        return 0
+    elements = 4
+    for dim in value.type.tensor_type.shape.dim:
+        elements *= dim.dim_value or {"B": 1, "R": 2}.get(dim.dim_param, 2 * prompt_tokens)
+    return elements

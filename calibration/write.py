@@ -1,0 +1,121 @@
+"""Step 4, write: the calibrated bundle on disk, its graphs, recipe, scales and manifest.
+
+What was recorded of the bundle, and what was built of it for devices, is not copied: neither is of the new one.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+
+from bitdance_edge.calibration.choose import Chosen
+from bitdance_edge.calibration.graphs import load_weights, read_skeleton
+from bitdance_edge.calibration.measure import StageLoss
+from bitdance_edge.calibration.recipe import CalibrationRecipe
+from bitdance_edge.runtime.bundle.files import cannot_write, put_in_place, staged_folder
+from bitdance_edge.runtime.bundle.manifest import Bundle, file_spec
+from bitdance_edge.runtime.bundle.specs import StageSpec
+
+INLINE_BYTES = 1024  # larger tensors go to the file of weights
+FOLDER = "calibration"  # of a calibrated bundle: its recipe, scales and report
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give a new folder to fill, and put it in the place of ``folder`` afterwards; after an error it is removed.
+
+    Raises:
+        StorageError: the folder cannot be made, or not be put in place.
+    """
+    with ExitStack() as stack:
+        with writing(folder):
+            staged = stack.enter_context(staged_folder(folder))
+        yield staged
+        with writing(folder):
+            put_in_place(staged, folder)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raise StorageError where the code inside, which only writes, cannot write to ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def write_bundle(bundle: Bundle, folder: Path, recipe: CalibrationRecipe, chosen: Chosen) -> Bundle:
+    """Write the calibrated bundle into ``folder``; every stage gets a file of weights of its own.
+
+    Args:
+        recipe: with all layers that are kept.
+        chosen: without them.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    stages = {name: _write_stage(bundle, name, folder, recipe, chosen) for name in bundle.stages}
+    carried = [bundle.text.tokenizer] if bundle.text is not None else []
+    carried += [bundle.fast_preview] if bundle.fast_preview is not None else []
+    files = {folder / file.path: bundle.verified_file(file) for file in carried}
+    made_with = {package: version(package) for package in ("bitdance-edge", "onnx", "onnxruntime")}
+    with writing(folder):
+        for path, source in files.items():
+            shutil.copyfile(source, path)
+        (folder / FOLDER).mkdir(exist_ok=True)
+        (folder / FOLDER / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
+        (folder / FOLDER / "scales.json").write_text(_scales(chosen), encoding="utf-8")
+        replace(
+            bundle,
+            folder=folder,
+            name=f"{bundle.name}-{recipe.name}",
+            stages=stages,
+            links={},
+            provenance={**bundle.provenance, "calibrated_from": bundle.digest, "calibrated_with": made_with},
+        ).write()
+    return Bundle.open(folder)
+
+
+def _write_stage(bundle: Bundle, name: str, folder: Path, recipe: CalibrationRecipe, chosen: Chosen) -> StageSpec:
+    """Write one graph with its weights, quantised if any of its layers are."""
+    source, stage = bundle.verified(name), bundle.stage(name)
+    if formats := chosen.formats_of([name]):
+        model, precision = chosen.variants.graph(name, formats), recipe.precisions[name]
+    else:
+        model, precision = read_skeleton(source), stage.precision
+    load_weights(model, source.parent, (tensor.name for tensor in model.graph.initializer))
+    path = folder / "onnx" / precision / f"{name}.onnx"
+    weights = path.with_name(f"{path.name}.data")
+    with writing(folder):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(model, path, save_as_external_data=True, location=weights.name, size_threshold=INLINE_BYTES)
+    files = (file_spec(folder, weights),) if weights.exists() else ()
+    size = sum(file.bytes for file in files)
+    return replace(stage, graph=file_spec(folder, path), weights=files, weight_bytes=size, precision=precision)
+
+
+def write_errors(written: Bundle, losses: Mapping[str, StageLoss]) -> None:
+    """Write the largest error of calibrated stages, against the same stage as exported, into the manifest."""
+    stages = {
+        name: replace(stage, max_error=losses[name].largest, tolerance=2 * losses[name].largest)
+        if name in losses
+        else stage
+        for name, stage in written.stages.items()
+    }
+    with writing(written.folder):
+        replace(written, stages=stages).write()
+
+
+def _scales(chosen: Chosen) -> str:
+    """Give every quantised layer's format and, where its activations are rounded, the limit of their scale."""
+    limits = chosen.variants.limits
+    scales = {
+        name: {"format": number, **({"limit": limits[name]} if name in limits else {})}
+        for name, number in chosen.formats.items()
+    }
+    return json.dumps(scales, indent=1) + "\n"

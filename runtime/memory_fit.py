@@ -1,0 +1,109 @@
+"""Whether a memory plan fits: how decoding gives way, what is refused and what would fit instead."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.specs import StageSpec
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
+from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.memory_plan import ALLOWANCE, Execution, MemoryPlan, StageNeed, plan_memory
+
+UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+# Bytes of one weight, by the narrowest element type of a stage; 4 bits with one fp16 scale for 128 weights.
+WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5 + 2 / 128}
+# The stages that hold nearly all weights, and whose products can be quantised.
+QUANTISED = (StageName.BACKBONE, StageName.MODULATION, StageName.HEAD)
+
+
+def fitted(plan: MemoryPlan, free: int) -> MemoryPlan | None:
+    """Fit a plan into ``free`` bytes: decode in parts, or in turn with the loop, where it must be.
+
+    Returns:
+        None: it does not fit.
+    """
+    for overlapped in (True, False):
+        for at_once in range(plan.images, 0, -1):
+            changed = _decoding(plan, at_once, overlapped)
+            if changed.total <= free:
+                return changed
+    return None
+
+
+def require_memory(bundle: Bundle, images: int, free: int, how: Execution | None = None) -> MemoryPlan:
+    """Plan ``images`` at once, as they fit into ``free`` bytes.
+
+    Raises:
+        RequestError: they do not fit; with the numbers, and with what would.
+    """
+    if (found := fitted(plan_memory(bundle, images, how), free)) is not None:
+        return found
+    raise RequestError(refusal(bundle, images, free, how))
+
+
+def refusal(bundle: Bundle, images: int, free: int, how: Execution | None = None) -> str:
+    """Say what ``images`` at once take at least, what is free, and what would fit."""
+    least = _decoding(plan_memory(bundle, images, how), 1, overlapped=False)
+    alternatives = "; ".join(_alternatives(bundle, images, free, how or Execution()))
+    what = "1 image at once takes" if images == 1 else f"{images} images at once take"
+    return (
+        f"{what} {least.total / 1e6:.0f} MB, of which weights "
+        f"{least.weights / 1e6:.0f}, cache {least.cache / 1e6:.0f}, tensors {least.tensors / 1e6:.0f}, activations "
+        f"{least.activations / 1e6:.0f} and {ALLOWANCE / 1e6:.0f} set aside for driver and libraries; "
+        f"{free / 1e6:.0f} MB are free. "
+        + (
+            f"What would fit: {alternatives}"
+            if alternatives
+            else "No form of this bundle would fit: take a smaller model"
+        )
+    )
+
+
+def most_images(bundle: Bundle, largest: int, free: int, how: Execution | None = None) -> int:
+    """Find the most images, up to ``largest``, that fit at once; 0 where not even one does."""
+    for images in range(largest, 0, -1):
+        if fitted(plan_memory(bundle, images, how), free) is not None:
+            return images
+    return 0
+
+
+def parse_memory(text: str) -> int:
+    """Read ``16GB``, ``512 MB`` or ``24GiB`` as bytes.
+
+    Raises:
+        RequestError: it is not a size of memory.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    unit = next((unit for unit in UNITS if match and unit.lower() == match[2].lower()), None)
+    if match is None or unit is None:
+        raise RequestError(f"memory is {text!r}; write a number with one of {', '.join(UNITS)}, for example 16GB")
+    return int(float(match[1]) * UNITS[unit])
+
+
+def _decoding(plan: MemoryPlan, at_once: int, overlapped: bool) -> MemoryPlan:
+    """The plan with ``at_once`` images in one launch of the decoder."""
+
+    def part(need: StageNeed) -> StageNeed:
+        tensors, activations = (size * at_once // plan.images for size in (need.tensors, need.activations))
+        return replace(need, tensors=tensors, activations=activations)
+
+    stages = tuple(need if need.stage in LOOP_STAGES else part(need) for need in plan.stages)
+    return replace(plan, overlapped=overlapped, decoder_images=at_once, stages=stages)
+
+
+def _alternatives(bundle: Bundle, images: int, free: int, how: Execution) -> Iterator[str]:
+    if fewer := most_images(bundle, images - 1, free, how):
+        yield f"{fewer} at once (max_batch {fewer})"
+    for title, kind in (("FP8", "fp8"), ("4-bit", "int4")):
+        smaller = {name: _requantised(bundle.stage(name), kind) for name in QUANTISED}
+        if any(smaller[name] < bundle.stage(name).bytes for name in QUANTISED):
+            files = {**how.files, **smaller}
+            if most := most_images(bundle, images, free, replace(how, files=files)):
+                yield f"{title} weights in {', '.join(QUANTISED)}, {most} at once"
+
+
+def _requantised(stage: StageSpec, kind: str) -> int:
+    """Bytes of a stage with its weights in another element type; never more than it has."""
+    now = WEIGHT_BYTES.get(stage.precision.split("+")[0], WEIGHT_BYTES["fp32"])
+    return int(stage.bytes * min(1.0, WEIGHT_BYTES[kind] / now))
