@@ -12,12 +12,12 @@ from bench_fixtures import altered as altered
 from bench_fixtures import compared as compared
 from calibration_fixtures import calibrated as calibrated
 from calibration_fixtures import recordings as recordings
-from calibration_fixtures import text_bundle as text_bundle
 from engine_fixtures import built as built
 from engine_fixtures import built_copy as built_copy
 from engine_fixtures import digits as digits
 from engine_fixtures import library as library
 from gpu_fixtures import gpus as gpus
+from linking import linked_bundle as linked_bundle
 from serve_fixtures import digits_bundle as digits_bundle
 from serve_fixtures import guarded_server as guarded_server
 from serve_fixtures import pool as pool

@@ -14,7 +14,7 @@ import pytest
 from conftest import FIXTURES
 from PIL import Image
 
-from bitdance_edge.cli import COMMANDS
+from bitdance_edge.cli import COMMANDS, main
 from bitdance_edge.runtime import Bundle, read_settings
 
 CHECKPOINT = FIXTURES / "cc_4x_patch" / "state.safetensors"
@@ -197,15 +197,25 @@ def test_png_of_another_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> Non
     assert "made by another bundle" in refused("generate", other, "--like", image)
 
 
-def test_export_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+def test_export_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(*arguments: object) -> str:
+        """In this process, which loads PyTorch once."""
+        assert main(["export", *map(str, arguments)]) in (1, 2)
+        return capsys.readouterr().err
+
     out = tmp_path / "bundle"
-    assert "no checkpoint at" in refused("export", tmp_path / "nothing", "-o", out)
-    assert "one of 24, 20" in refused("export", CHECKPOINT, "-o", out, "--opset", 25)
-    assert "one of fp32, fp16, bf16" in refused("export", CHECKPOINT, "-o", out, "--dtype", "int3")
-    assert "is not a checkpoint of this configuration" in refused("export", CHECKPOINT, "-o", out, "--variant", "B-4x")
+    assert "no checkpoint at" in refused(tmp_path / "nothing", "-o", out)
+    assert "one of 24, 20" in refused(CHECKPOINT, "-o", out, "--opset", 25)
+    assert "one of fp32, fp16, bf16" in refused(CHECKPOINT, "-o", out, "--dtype", "int3")
+    assert "does not match its configuration" in refused(CHECKPOINT, "-o", out, "--variant", "B-4x")
+    assert "--sizes has no effect" in refused(CHECKPOINT, "-o", out, "--sizes", "64x64")
+    text = FIXTURES / "t2i_16x_swiglu"
+    assert "--variant has no effect" in refused(text, "-o", out, "--variant", "B-4x")
+    assert "--max-prompt is 0; it must be at least 1" in refused(text, "-o", out, "--max-prompt", 0)
+    assert "'64' is not a size; write WIDTHxHEIGHT" in refused(text, "-o", out, "--sizes", 64)
     out.mkdir()
-    assert "--force" in refused("export", CHECKPOINT, "-o", out)
-    assert "is not a bundle" in refused("export", CHECKPOINT, "-o", out, "--force")
+    assert "--force" in refused(CHECKPOINT, "-o", out)
+    assert "is not a bundle" in refused(CHECKPOINT, "-o", out, "--force")
     assert files(tmp_path) == {"bundle"}
 
 

@@ -166,18 +166,18 @@ def test_mixtures_from_the_command_line(digits: Digits, tmp_path: Path, capsys: 
     assert main(["inspect", str(tmp_path / "out"), "--verify"]) == 0
 
 
-def test_a_text_to_image_bundle(text_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_text_to_image_bundle(linked_bundle: Bundle, tmp_path: Path) -> None:
     """Weights that a checkpoint's own file keeps transposed are quantised into the bundle's."""
     prompts = ("a red circle", "a blue square")
     draw = replace(DRAW, prompts=prompts, steps=2, patches=None)
-    stages = {name: "int8" for name in OPTIONS.recipe.precisions if name in text_bundle.stages}
+    stages = {name: "int8" for name in OPTIONS.recipe.precisions if name in linked_bundle.stages}
     recipe = replace(OPTIONS.recipe, precisions=stages, draw=draw, smooth=0.5)
     asked = replace(OPTIONS, recipe=recipe, test_images=2, data=tmp_path / "recordings")
-    found = calibrate(text_bundle, tmp_path / "out", asked)
+    found = calibrate(linked_bundle, tmp_path / "out", asked)
     made = Bundle.open(tmp_path / "out")
     assert not made.links
     made.verified_file(made.require_fast_previews())
-    assert made.stages["backbone"].bytes < 0.5 * text_bundle.stages["backbone"].bytes
+    assert made.stages["backbone"].bytes < 0.5 * linked_bundle.stages["backbone"].bytes
     assert found.losses.bits.forced < 0.2 and found.chosen.smoothed  # random weights: predictions lie close to zero
     command = ["generate", str(tmp_path / "out"), "--prompt", "a red circle", "--steps", "2", "--seed", "1"]
     assert main([*command, "--grid", str(tmp_path / "grid.png")]) == 0

@@ -85,8 +85,8 @@ def test_held_out_images_are_others(bundle: Bundle) -> None:
     assert sum(map(len, seeds)) == len(set[int | None]().union(*seeds))
 
 
-def test_prompts_of_a_text_bundle(text_bundle: Bundle, tmp_path: Path) -> None:
+def test_prompts_of_a_linked_bundle(linked_bundle: Bundle, tmp_path: Path) -> None:
     draw = Draw(images=2, seed=0, prompts=("a red circle", "a blue square"), steps=2)
-    data = record(BundleSessions(text_bundle, 1), draw, tmp_path)
+    data = record(BundleSessions(linked_bundle, 1), draw, tmp_path)
     assert len({sample.image for sample in data.samples("backbone")}) == 2
     assert all(sample.inputs["pixels"].dtype == np.uint8 for sample in data.samples("encoder"))

@@ -2,40 +2,20 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import FIXTURES
-from safetensors.torch import load_file, save_file
+from linking import FIXTURE, checkpoint_in, export_linked
 
 from bitdance_edge.cli import main
-from bitdance_edge.export.exporter import ExportOptions
-from bitdance_edge.export.opening import open_text_to_image
 from bitdance_edge.runtime import Bundle, Pipeline, Request
+from bitdance_edge.runtime.bundle.size import Size
 
-FIXTURE = FIXTURES / "t2i_16x_swiglu"
-WEIGHTS = ("model.safetensors", "vision_head.safetensors", "ae.safetensors", "projector.safetensors")
-REQUEST = Request(prompts=["a red cat"], seed=1, steps=2)
-
-
-def checkpoint_in(folder: Path, dtype: torch.dtype) -> Path:
-    """The fixture with all its weights in one element type, as the big ones are published."""
-    shutil.copytree(FIXTURE, folder)
-    for name in WEIGHTS:
-        state = {key: value.to(dtype) for key, value in load_file(folder / name).items()}
-        save_file(state, folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def linked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
-    folder = tmp_path_factory.mktemp("linked")
-    checkpoint = checkpoint_in(folder / "checkpoint", torch.float32)
-    options = ExportOptions(name="linked", link=True)
-    return checkpoint, open_text_to_image(checkpoint, options, sizes="192x128", max_prompt=96).export(folder / "bundle")
+REQUEST = Request(prompts=["a red cat"], size=Size(width=64, height=64), seed=1, steps=2)
 
 
 def tokens(bundle: Bundle) -> np.ndarray:
@@ -43,8 +23,8 @@ def tokens(bundle: Bundle) -> np.ndarray:
         return pipeline.generate(REQUEST)[0].tokens
 
 
-def test_large_weights_are_the_checkpoints_own_bytes(linked: tuple[Path, Bundle]) -> None:
-    checkpoint, bundle = linked
+def test_large_weights_are_the_checkpoints_own_bytes(linked_bundle: Bundle) -> None:
+    bundle, checkpoint = linked_bundle, linked_bundle.folder.with_name("checkpoint")
     assert {Path(name).name for name in bundle.links} == {"vision_head.safetensors"}  # what is large
     for name, source in bundle.links.items():
         assert (bundle.folder / name).samefile(checkpoint / Path(name).name)
@@ -54,23 +34,21 @@ def test_large_weights_are_the_checkpoints_own_bytes(linked: tuple[Path, Bundle]
     assert own < sum(stage.weight_bytes for stage in bundle.stages.values())
 
 
-def test_linked_and_copied_bundles_give_the_same_tokens(linked: tuple[Path, Bundle], tmp_path: Path) -> None:
-    checkpoint, bundle = linked
-    options = ExportOptions(name="copied")
-    copied = open_text_to_image(checkpoint, options, sizes="192x128", max_prompt=96).export(tmp_path / "copied")
+def test_linked_and_copied_bundles_give_the_same_tokens(linked_bundle: Bundle, exported: Callable[..., Bundle]) -> None:
+    bundle, copied = linked_bundle, exported("t2i_16x_swiglu")
     assert not copied.links
     assert np.array_equal(tokens(bundle), tokens(copied))
     assert any(
         weight.name.startswith("head.ada_ln_blocks.0.weight") for weight in _graph(bundle, "modulation").initializer
     )
-    turned = [sum(node.op_type == "Transpose" for node in _graph(b, "modulation").node) for b in (bundle, copied)]
-    assert turned[0] > turned[1]  # linked weights are stored as they came and transposed in the graph
+    transposes = [sum(node.op_type == "Transpose" for node in _graph(b, "modulation").node) for b in (bundle, copied)]
+    assert transposes[0] > transposes[1]  # linked weights are stored as they came and transposed in the graph
 
 
-def test_a_changed_checkpoint_is_noticed(linked: tuple[Path, Bundle], tmp_path: Path) -> None:
+def test_a_changed_checkpoint_is_noticed(linked_bundle: Bundle, tmp_path: Path) -> None:
     from bitdance_edge.runtime import BundleError
 
-    _, bundle = linked
+    bundle = linked_bundle
     shutil.copytree(bundle.folder, tmp_path / "bundle")
     path = tmp_path / "bundle" / next(iter(bundle.links))
     content = bytearray(path.read_bytes())
@@ -81,9 +59,9 @@ def test_a_changed_checkpoint_is_noticed(linked: tuple[Path, Bundle], tmp_path: 
 
 
 def test_one_command_makes_it_self_contained(
-    linked: tuple[Path, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    linked_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, bundle = linked
+    bundle = linked_bundle
     folder = tmp_path / "bundle"
     shutil.copytree(bundle.folder, folder, copy_function=os.link)
     assert main(["inspect", str(folder)]) == 0
@@ -98,8 +76,7 @@ def test_one_command_makes_it_self_contained(
 
 def test_bfloat16_weights_are_linked_and_checked(tmp_path: Path) -> None:
     checkpoint = checkpoint_in(tmp_path / "checkpoint", torch.bfloat16)
-    options = ExportOptions(name="bf16", precision="bf16", link=True)
-    bundle = open_text_to_image(checkpoint, options, sizes="192x128", max_prompt=96).export(tmp_path / "bundle")
+    bundle = export_linked(checkpoint, tmp_path / "bundle", "bf16")
     assert len(bundle.links) == 1
     assert all(stage.max_error is not None for stage in bundle.stages.values())
 
