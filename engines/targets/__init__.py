@@ -1,10 +1,11 @@
 """The devices that a bundle can be built for, one module each behind one interface."""
 
-from bitdance_edge.engines.targets import rtx, trt
 from bitdance_edge.engines.targets.cpu import CpuTarget
 from bitdance_edge.engines.targets.cuda import CudaTarget
 from bitdance_edge.engines.targets.interface import Target
+from bitdance_edge.engines.targets.rtx import rtx_target
 from bitdance_edge.engines.targets.tensorrt import TensorRTTarget
+from bitdance_edge.engines.targets.trt import CURRENT_GPU, trt_target
 from bitdance_edge.runtime.errors import EngineError
 
 EXAMPLES = "cpu, cuda, rtx, rtx:8.9, rtx:12.0,8.9 or trt:current"
@@ -21,10 +22,10 @@ def parse_target(text: str) -> Target:
         return CpuTarget()
     if text == "cuda":
         return CudaTarget()
-    if text == trt.NAME:
-        return trt.trt_target()
+    if text == CURRENT_GPU:
+        return trt_target()
     if name == "rtx" and text != "rtx:":
-        return rtx.rtx_target(rest)
+        return rtx_target(rest)
     raise EngineError(f"target is {text!r}; it must be one of {EXAMPLES}")
 
 

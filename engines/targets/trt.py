@@ -2,8 +2,8 @@
 
 from bitdance_edge.engines.targets.tensorrt import TensorRTTarget
 
-NAME = "trt:current"
+CURRENT_GPU = "trt:current"
 
 
 def trt_target() -> TensorRTTarget:
-    return TensorRTTarget(NAME, "tensorrt", (), ())
+    return TensorRTTarget(CURRENT_GPU, "tensorrt", (), ())

@@ -31,7 +31,7 @@ def unbuilt(exported: Callable[..., Bundle], tmp_path: Path) -> Bundle:
     return Bundle.open(folder)
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]) -> None:
+def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]) -> None:
     """Have the cpu target write a wrong graph."""
     build_rightly = CpuTarget.build
 

@@ -47,7 +47,7 @@ def rewritten(path: Path, stage: str, x: np.ndarray) -> tuple[list[str], float]:
     assert bool(count) == (used != [node.op_type for node in onnx.load(path).graph.node])
     onnx.checker.check_model(changed)
     want, got = (
-        ort.InferenceSession(str(file), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        np.asarray(ort.InferenceSession(str(file), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0])
         for file in (path, changed)
     )
     assert want.shape == got.shape
@@ -88,7 +88,8 @@ def no_change(nodes: list[NodeProto], x: Dims, weights: dict[str, np.ndarray]) -
 
 
 def convolution(**attributes: Any) -> list[NodeProto]:
-    return [helper.make_node("Conv", ["x", "w"], ["y"], **({"pads": [1, 1, 1, 1]} | attributes))]
+    given: dict[str, Any] = {"pads": [1, 1, 1, 1], **attributes}
+    return [helper.make_node("Conv", ["x", "w"], ["y"], **given)]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,21 @@ RTX_ONLY = {
     "is_stream_capturable",
 }
 # Attributes of Python's own objects that some class of TensorRT has too.
-PYTHON = {"append", "clear", "max", "pop", "read", "remove", "start", "update", "write", "engine", "value", "uint8"}
+PYTHON = {
+    "append",
+    "clear",
+    "insert",
+    "max",
+    "pop",
+    "read",
+    "remove",
+    "start",
+    "update",
+    "write",
+    "engine",
+    "value",
+    "uint8",
+}
 
 
 def attributes() -> set[str]:
