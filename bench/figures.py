@@ -10,7 +10,7 @@ from bitdance_edge.bench.operations import GraphCosts
 from bitdance_edge.bench.runs import ThreadRuns, Turns
 from bitdance_edge.bench.work import Work
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.memory_plan import MemoryPlan, plan_memory
+from bitdance_edge.runtime.memory_plan import Execution, MemoryPlan, plan_memory
 
 WEIGHTS_FACTOR = 1.3  # memory may reach this many times the weights, plus what the plan says for everything else
 # For any model: graphs, threads and arenas of its sessions, and Python's objects (4 to 7 MB at weights of 2 to 9 MB).
@@ -137,7 +137,8 @@ def _memory(turns: Turns, bundle: Bundle | None, work: Work) -> dict[str, Any]:
 def memory_plan(bundle: Bundle, work: Work) -> MemoryPlan:
     """Plan the memory for the images and steps of this work."""
     steps = work.settings(bundle).steps
-    return plan_memory(replace(bundle, sampling=replace(bundle.sampling, steps=steps)), work.images)
+    sampled = replace(bundle, sampling=replace(bundle.sampling, steps=steps))
+    return plan_memory(sampled, work.images, Execution(queued=False))
 
 
 def allowed_bytes(plan: MemoryPlan) -> float:

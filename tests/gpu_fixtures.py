@@ -68,7 +68,7 @@ def gpus(exported: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setitem(sys.modules, "pycuda", SimpleNamespace(driver=gpu.driver))
         monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.driver)
         monkeypatch.setitem(sys.modules, "cuda.bindings.driver", gpu.bindings)
-        library = Library("tensorrt", gpu.trt, None, log=[])
+        library = Library("tensorrt", gpu.trt, None)
         monkeypatch.setattr(choice, "load_library", lambda name: library)
         monkeypatch.setattr(choice, "find_device", lambda ordinal: Device("Fake", "8.9"))
         monkeypatch.setattr(choice, "free_memory", lambda ordinal: gpu.size)

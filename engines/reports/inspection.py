@@ -64,9 +64,10 @@ def _built_layers(engine: Path, record: BuildRecord, device: Device | None) -> I
     library = load_library(record.library)
     if library.judges_engines:
         refuse_invalid(engine, library.trt, library.logger)
-    loaded = library.trt.Runtime(library.logger).deserialize_cuda_engine(engine.read_bytes())
+    with library.recording() as said:
+        loaded = library.trt.Runtime(library.logger).deserialize_cuda_engine(engine.read_bytes())
     if loaded is None:
-        raise EngineError(f"{engine} does not load on {device.name}: {library.log[-1] if library.log else 'no reason'}")
+        raise EngineError(f"{engine} does not load on {device.name}: {said[-1] if said else 'no reason'}")
     inspector = loaded.create_engine_inspector()
     layers = json.loads(inspector.get_engine_information(library.trt.LayerInformationFormat.JSON))["Layers"]
     yield f"{len(layers)} layers as built, on {device.name}"

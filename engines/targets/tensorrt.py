@@ -96,14 +96,14 @@ class TensorRTTarget:
 
     def build(self, job: Job, folder: Path, watch: BuildWatch) -> Built:
         library, device = self.loaded, self._device(job.bundle)
-        library.log.clear()
-        try:
-            network, plan = self._serialized(job, library, watch)
-            if plan is None:
-                watch.require_wanted(job.stage)
-                raise build_failure(job.stage, library.log, job.facts)
-        except BuildFailure as failure:
-            raise self._logged(job, failure) from None
+        with library.recording() as said:
+            try:
+                network, plan = self._serialized(job, library, watch)
+                if plan is None:
+                    watch.require_wanted(job.stage)
+                    raise build_failure(job.stage, said, job.facts)
+            except BuildFailure as failure:
+                raise self._logged(job, failure, said) from None
         here = (device.capability,) if device and not self.runs_on else ()
         devices = able(job.facts, self.runs_on) or here
         if job.options["in_place_cache"] and device is not None and device.capability in devices:
@@ -165,7 +165,7 @@ class TensorRTTarget:
     def _log(self, job: Job) -> Path:
         return self.folder(job.bundle) / f"{job.stage}.log"
 
-    def _logged(self, job: Job, failure: BuildFailure) -> BuildFailure:
+    def _logged(self, job: Job, failure: BuildFailure, said: Sequence[str]) -> BuildFailure:
         with written_whole(self._log(job)) as file:
-            file.write("\n".join(self.loaded.log).encode())
+            file.write("\n".join(said).encode())
         return BuildFailure(f"{failure}; TensorRT's log is in {self._log(job)}")

@@ -24,7 +24,6 @@ class Library:
     name: str
     trt: ModuleType
     logger: Any
-    log: list[str]  # what the library said to this process, newest last
     recordings: list[list[str]] = field(default_factory=list)  # that are open
 
     @contextmanager
@@ -39,7 +38,7 @@ class Library:
 
     def say(self, line: str) -> None:
         """Pass a line of the library on to all who record."""
-        for lines in (self.log, *self.recordings):
+        for lines in self.recordings:
             lines.append(line)
 
     @property
@@ -71,8 +70,8 @@ def load_library(name: str) -> Library:
         trt = importlib.import_module(name)
     except (ImportError, OSError) as error:
         raise EngineError(f"{name} cannot be imported ({error}): pip install 'bitdance-edge[{EXTRAS[name]}]'") from None
-    library = Library(name, trt, None, log=[])
-    return replace(library, logger=_make_logger(trt, library.say))  # both share the lists
+    library = Library(name, trt, None)
+    return replace(library, logger=_make_logger(trt, library.say))  # both share the list
 
 
 def _make_logger(trt: ModuleType, write: Callable[[str], None]) -> Any:
