@@ -19,6 +19,7 @@ import pytest
 from building import build
 from calibrating import Calibrated
 
+from bitdance_edge.engines import build as building
 from bitdance_edge.engines.build import build_stage
 from bitdance_edge.engines.check import BuildCheck
 from bitdance_edge.engines.plan import plan_builds
@@ -149,7 +150,10 @@ def test_a_copy_is_read_again_and_runs(built_for_cpu: Bundle, tmp_path: Path, mo
     assert stages == STAGES
 
 
-def test_an_interrupted_build_leaves_nothing_and_goes_on_from_there(unbuilt: Bundle) -> None:
+def test_an_interrupted_build_leaves_nothing_and_goes_on_from_there(
+    unbuilt: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "POLL_SECONDS", 0)  # the watcher is called however fast the build is
     target, check = parse_target("cpu"), BuildCheck(unbuilt)
     plan = plan_builds(unbuilt, target, ["time", "tokens"], 1, force=False)
 
