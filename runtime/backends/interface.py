@@ -130,7 +130,7 @@ class Backend(Protocol):
 
         Raises:
             BundleError: a file is missing or altered.
-            EngineError: an engine does not fit the bundle or the device, or does not load.
+            BuildError: an engine does not fit the bundle or the device, or does not load.
         """
         ...
 

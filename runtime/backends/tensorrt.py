@@ -22,7 +22,7 @@ from bitdance_edge.runtime.backends.engine_fit import engine_path, refuse_invali
 from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.tensorrt_library import Library
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.errors import BuildError
 
 log = logging.getLogger(__name__)
 
@@ -146,10 +146,10 @@ class TensorRTStage:
         with backend.library.recording() as said:
             context = _create_context(backend.library.trt, self.engine)
             if context is None:
-                raise EngineError(f"{self.path} gives no execution context: {_reason(said)}")
+                raise BuildError(f"{self.path} gives no execution context: {_reason(said)}")
             placed = context.set_optimization_profile_async(self._profile(shapes), stream.handle)
             if not placed or not all(context.set_input_shape(name, shape) for name, shape in shapes.items()):
-                raise EngineError(f"{self.path} refuses the shapes {shapes}: {_reason(said)}")
+                raise BuildError(f"{self.path} refuses the shapes {shapes}: {_reason(said)}")
         size = int(context.update_device_memory_size_for_shapes())
         backend.lane.arena.reserve(size, backend.lane.synchronize)
         return Context(context)
@@ -160,7 +160,7 @@ class TensorRTStage:
             if all(_within(shape, ranges[name]) for name, shape in shapes.items()):
                 return index
         asked = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items() if name in self._varying())
-        raise EngineError(
+        raise BuildError(
             f"{self.path} was built for at most {self.record.max_images} images at once, and {asked} is asked for; "
             f"generate fewer at once (max_batch), or build for more with: bitdance-edge build "
             f"{self.backend.bundle.folder} --target {self.record.target} --max-images N"
@@ -196,11 +196,11 @@ class BoundEngine:
         """Check that an output has the memory of the input that it aliases, or give it memory of its own.
 
         Raises:
-            EngineError: the engine updates an input in place, and the buffers given are two.
+            BuildError: the engine updates an input in place, and the buffers given are two.
         """
         past = self.stage.aliased_input(output)
         if past is not None and self.addresses[past] != self.addresses[output]:
-            raise EngineError(f"{self.stage.path} updates {past} in place, but {output} is bound to another address")
+            raise BuildError(f"{self.stage.path} updates {past} in place, but {output} is bound to another address")
         if past is None and shared:
             second = self.stage.second_output(output, self.memory[output].shape, dtype)
             self.copies_back.append((self.addresses[output], second))
@@ -219,7 +219,7 @@ class BoundEngine:
         with self.stage.backend.library.recording() as said:
             launched = context.trt.execute_async_v3(lane.stream.handle)
         if not launched:
-            raise EngineError(f"{self.stage.path} does not run: {_reason(said)}")
+            raise BuildError(f"{self.stage.path} does not run: {_reason(said)}")
         for address, second in self.copies_back:
             lane.device.copy(address, second.address, second.size, lane.stream)
         self.stage.backend.calls += 1
@@ -281,7 +281,7 @@ class CapturedLaunch:
                 launch.require_capturable()
             self.graph = CudaGraph(self.backend.lane.stream, self.launches)
             self.generation = self.backend.lane.arena.generation
-        except (CaptureError, EngineError) as error:
+        except (CaptureError, BuildError) as error:
             self.backend.run_eagerly(str(error))
         self.backend.calls = calls  # what was recorded has not run
 
@@ -295,7 +295,7 @@ def _deserialize(library: Library, path: Path) -> Any:
     ):
         engine = library.trt.Runtime(library.logger).deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"{path} does not load: {_reason(said)}")
+        raise BuildError(f"{path} does not load: {_reason(said)}")
     return engine
 
 

@@ -16,9 +16,9 @@ from gpu_fixtures import MAX_IMAGES, TARGET, TEXT, Gpus
 
 from bitdance_edge.runtime import (
     BackendError,
+    BuildError,
     Bundle,
     Cancelled,
-    EngineError,
     GeneratedImage,
     ImageDone,
     OutOfMemoryError,
@@ -196,7 +196,7 @@ def test_a_cache_in_two_places_is_refused(gpus: Gpus) -> None:
             spec, sizes = gpu.bundle.stage("backbone"), {"R": 2, "T": 4}
             tensors = (*spec.inputs, *spec.outputs)
             buffers = {tensor.name: backend.empty(tensor.sized(sizes), tensor.dtype) for tensor in tensors}
-            with pytest.raises(EngineError, match=r"updates past_key_values\.0\.key in place, but present\.0\.key"):
+            with pytest.raises(BuildError, match=r"updates past_key_values\.0\.key in place, but present\.0\.key"):
                 backend.load("backbone").bind(buffers)
 
 
@@ -297,7 +297,7 @@ def test_engines_say_how_many_images_they_take(gpus: Gpus, exported: Callable[..
             tensor.name: pipeline.backend.empty(tensor.sized(sizes), tensor.dtype)
             for tensor in (*spec.inputs, *spec.outputs)
         }
-        with pytest.raises(EngineError, match=r"built for at most 4 images at once.*--max-images N"):
+        with pytest.raises(BuildError, match=r"built for at most 4 images at once.*--max-images N"):
             pipeline.backend.load(StageName.TOKENS).bind(buffers)
 
 
