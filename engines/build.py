@@ -13,7 +13,7 @@ from bitdance_edge.engines.progress import BuildWatch
 from bitdance_edge.engines.targets.interface import Built, Job, Target
 from bitdance_edge.runtime.bundle.files import cannot_write, staged_folder, written_whole
 from bitdance_edge.runtime.bundle.record import BuildRecord, BuiltFile, record_path, source_hashes, target_folder
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.errors import BuildError
 
 POLL_SECONDS = 0.1  # between two looks at the build, and the longest wait before Ctrl-C is heard
 
@@ -32,7 +32,7 @@ def build_stage(
     Raises:
         BundleError: the graph is not the one in the manifest.
         BuildFailure: the library refuses the stage, or what it built differs from the bundle's own.
-        EngineError: another build of the same stage and target was put in place at the same moment.
+        BuildError: another build of the same stage and target was put in place at the same moment.
         StorageError: the folder cannot be written.
         Cancelled: ``cancel`` was set. KeyboardInterrupt passes through after the library has stopped.
     """
@@ -109,7 +109,7 @@ def _put_in_place(record: BuildRecord, staged: Path, folder: Path) -> BuildRecor
     # Of two processes that build the same, the one that writes its record last sees the files of the other.
     if damage := placed.damage(folder):
         path.unlink(missing_ok=True)
-        raise EngineError(
+        raise BuildError(
             f"another process built {record.stage} for {record.target} at the same time ({damage}); when it has "
             "ended, run the same command again"
         )

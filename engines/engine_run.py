@@ -20,7 +20,7 @@ def open_engines(bundle: Bundle, folder: Path, library: str) -> TensorRTBackend:
 
     Raises:
         BackendError: no GPU answers, or PyCUDA is not installed.
-        EngineError: the library is not installed.
+        BuildError: the library is not installed.
     """
     device = find_device()
     if device is None:

@@ -6,7 +6,7 @@ from textwrap import shorten
 from typing import Any
 
 from bitdance_edge.engines.graph import GraphFacts
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.errors import BuildError
 
 # What the library's message holds -> what helps.
 REMEDIES = {
@@ -21,7 +21,7 @@ MESSAGE_LENGTH = 400  # characters of TensorRT's own words; the log has them all
 OTHERWISE = "export the bundle with --opset 20, or with another --dtype"
 
 
-class BuildFailure(EngineError):
+class BuildFailure(BuildError):
     """TensorRT refused a stage."""
 
 

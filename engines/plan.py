@@ -8,7 +8,7 @@ from bitdance_edge.engines.graph import read_graph
 from bitdance_edge.engines.targets.interface import Estimate, Job, Target
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, record_path, target_folder
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.errors import BuildError
 from bitdance_edge.runtime.host_memory import available_memory
 
 
@@ -51,27 +51,27 @@ class Plan:
         """Refuse the whole build before its first second.
 
         Raises:
-            EngineError: a stage cannot be built for the target, or disk or memory do not suffice.
+            BuildError: a stage cannot be built for the target, or disk or memory do not suffice.
         """
         refused: dict[str, list[str]] = {}
         for stage in self.stages:
             if stage.estimate.refusal:
                 refused.setdefault(stage.estimate.refusal, []).append(stage.job.stage)
         if refused:
-            raise EngineError("; ".join(f"{', '.join(stages)}: {reason}" for reason, stages in refused.items()))
+            raise BuildError("; ".join(f"{', '.join(stages)}: {reason}" for reason, stages in refused.items()))
         if not self.to_build:
             return
         folder = self.bundle.folder
         needed, free = sum(stage.estimate.output_bytes for stage in self.to_build), shutil.disk_usage(folder).free
         if needed > free:
-            raise EngineError(
+            raise BuildError(
                 f"{folder} has {free / 1e6:.0f} MB free and the build takes up to {needed / 1e6:.0f} MB; free some "
                 f"space, or build fewer stages: bitdance-edge build {folder} --target {self.target.name} --stages head"
             )
         largest = max(self.to_build, key=lambda stage: stage.estimate.memory_bytes)
         available = available_memory()
         if available is not None and largest.estimate.memory_bytes > available:
-            raise EngineError(
+            raise BuildError(
                 f"{largest.job.stage} takes up to {largest.estimate.memory_bytes / 1e6:.0f} MB of memory to build and "
                 f"{available / 1e6:.0f} MB are available; close other programs, or build on a larger machine (for rtx "
                 "any will do) and copy the bundle back"
@@ -85,7 +85,7 @@ def plan_builds(bundle: Bundle, target: Target, stages: Sequence[str], max_image
         stages: names; none for those that the target builds by itself.
 
     Raises:
-        EngineError: the target needs a GPU that is not here, or a stage has no shapes to build for.
+        BuildError: the target needs a GPU that is not here, or a stage has no shapes to build for.
         BundleError: the bundle lacks a stage or a file.
     """
     named = stages or target.stages(bundle)
@@ -118,5 +118,5 @@ def _current(record: BuildRecord, job: Job, target: Target) -> bool:
 def _record(job: Job, target: Target) -> BuildRecord | None:
     try:
         return BuildRecord.read(record_path(target_folder(job.bundle, target.name), job.stage))
-    except EngineError:  # none, or not whole: it is built again, which mends it
+    except BuildError:  # none, or not whole: it is built again, which mends it
         return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import dim_factor
 from bitdance_edge.runtime.bundle.stage_names import StageName
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.errors import BuildError
 from bitdance_edge.runtime.loop import modulated_at_once
 from bitdance_edge.runtime.request import MAX_STEPS
 
@@ -28,10 +28,10 @@ def shape_profiles(bundle: Bundle, stage: str, max_images: int) -> tuple[ShapePr
     """The profiles of a stage for 1 to ``max_images`` images at once, with and without guidance.
 
     Raises:
-        EngineError: a dimension of the stage has a name that this version does not know, or ``max_images`` is wrong.
+        BuildError: a dimension of the stage has a name that this version does not know, or ``max_images`` is wrong.
     """
     if max_images < 1:
-        raise EngineError(f"--max-images is {max_images}; it must be at least 1")
+        raise BuildError(f"--max-images is {max_images}; it must be at least 1")
     rows = 2 * max_images  # guided: a conditional and an unconditional row an image
     # Draws are images, but for a patch whose two rows are sampled apart.
     draws = rows if stage in (StageName.HEAD, StageName.TOKENS) else max_images
@@ -82,7 +82,7 @@ def _ranged(bundle: Bundle, stage: str, ranges: dict[str, Range]) -> dict[str, t
     for tensor in bundle.stage(stage).inputs:
         named = [dim_factor(dim)[1] for dim in tensor.shape if isinstance(dim, str)]
         if unknown := [dim for dim in named if dim not in ranges]:
-            raise EngineError(
+            raise BuildError(
                 f"{stage} input {tensor.name} has dimensions {', '.join(unknown)}; engines are built for "
                 f"{', '.join(ranges)}: the bundle is of another version, export it again"
             )

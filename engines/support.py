@@ -4,7 +4,7 @@ from bitdance_edge.engines.gpus import DEFAULT_GPUS, GPUS
 from bitdance_edge.engines.graph import GraphFacts
 from bitdance_edge.runtime.backends.tensorrt_library import Library
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.errors import BuildError
 
 # Element type -> the first compute capability that has it. fp8 and fp32 as the builder itself says when it refuses
 # ("HW-specific datatypes: fp8_e4m3", "FP32 GEMM is not supported"); bf16 and fp4 as the support matrices have it.
@@ -38,13 +38,13 @@ def require_types(types: frozenset[str], target: str, gpus: tuple[str, ...], *, 
     """Refuse element types that no GPU of a target has, or not all of those that it names.
 
     Raises:
-        EngineError: names the type, the GPUs, and a target that works.
+        BuildError: names the type, the GPUs, and a target that works.
     """
     for kind, lacking in _lacking(types, gpus).items():
         if all_of_them or len(lacking) == len(gpus):
             first = FIRST_CAPABILITY[kind]
             fits = ",".join(gpu for gpu in GPUS if tuple(map(int, gpu.split("."))) >= first)
-            raise EngineError(
+            raise BuildError(
                 f"target {target} has GPUs without {kind}: compute capability {', '.join(lacking)}; choose "
                 f"another precision, or GPUs that have it: --target rtx:{fits}"
             )

@@ -11,9 +11,9 @@ from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.errors import (
     BackendError,
     BitDanceError,
+    BuildError,
     BundleError,
     Cancelled,
-    EngineError,
     OutOfMemoryError,
     RequestError,
     StorageError,
@@ -25,10 +25,10 @@ from bitdance_edge.runtime.request import Request
 __all__ = [
     "BackendError",
     "BitDanceError",
+    "BuildError",
     "Bundle",
     "BundleError",
     "Cancelled",
-    "EngineError",
     "Event",
     "GeneratedImage",
     "ImageDone",

@@ -27,8 +27,8 @@ class OutOfMemoryError(BackendError):
     """A device that has less memory left than the work takes."""
 
 
-class EngineError(BitDanceError):
-    """An engine that cannot be built, is missing, or is of another bundle, library or GPU."""
+class BuildError(BitDanceError):
+    """A build that cannot be made, is missing, or is of another bundle, library or device."""
 
 
 class Cancelled(BitDanceError):

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from bitdance_edge.engines.reports.compare import compare_stage
     from bitdance_edge.engines.samples import record_samples
     from bitdance_edge.engines.targets import parse_target
-    from bitdance_edge.runtime import Bundle, EngineError
+    from bitdance_edge.runtime import BuildError, Bundle
 
     bundle, target = Bundle.open(args.bundle), parse_target(args.target)
     wanted = {name.strip() for name in args.stages.split(",")} if args.stages else set(bundle.stages)
@@ -46,6 +46,4 @@ def run(args: argparse.Namespace) -> None:
             print("\n".join(comparison.lines()), flush=True)
             different += [stage for pair in comparison.differences if comparison.first_diverging(pair)]
     if different:
-        raise EngineError(
-            f"backends differ in {', '.join(dict.fromkeys(different))}; the first tensors are named above"
-        )
+        raise BuildError(f"backends differ in {', '.join(dict.fromkeys(different))}; the first tensors are named above")

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from bitdance_edge.runtime import Bundle, EngineError, RequestError
+from bitdance_edge.runtime import BuildError, Bundle, RequestError
 from bitdance_edge.runtime.backends.choice import survey
 from bitdance_edge.runtime.bundle.record import built_folders, records
 from bitdance_edge.runtime.bundle.specs import SamplingSpec, TensorSpec
@@ -116,7 +116,7 @@ def _builds(bundle: Bundle) -> Iterator[str]:
     for folder in folders:
         try:
             built = list(records(folder))
-        except EngineError as error:
+        except BuildError as error:
             yield f"  {folder.name}: {error}"
             continue
         stages = ", ".join(record.stage for record in built)

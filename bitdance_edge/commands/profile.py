@@ -72,13 +72,13 @@ def run(args: argparse.Namespace) -> None:
 def _by_program(run: "ProfileRun", bundle: "Bundle", args: argparse.Namespace) -> "list[LayerTime]":
     from bitdance_edge.engines.graph import read_graph
     from bitdance_edge.engines.reports.layer_times import read_layer_times
-    from bitdance_edge.runtime import EngineError
+    from bitdance_edge.runtime import BuildError
 
     log = args.out / f"{run.stage}-{run.sample}.log"
     with log.open("wb") as output:
         status = subprocess.run(run.command, stdout=output, stderr=subprocess.STDOUT).returncode
     if status:
-        raise EngineError(f"{run.title}: {run.command[0]} ended with status {status}; what it said is in {log}")
+        raise BuildError(f"{run.title}: {run.command[0]} ended with status {status}; what it said is in {log}")
     facts = read_graph(bundle.folder / bundle.stage(run.stage).graph.path)
     return read_layer_times(run.layer_times, run.layer_info, facts)
 

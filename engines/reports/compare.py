@@ -17,7 +17,7 @@ from bitdance_edge.engines.targets.interface import Target
 from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, record_path, target_folder
-from bitdance_edge.runtime.errors import BitDanceError, EngineError
+from bitdance_edge.runtime.errors import BitDanceError, BuildError
 
 if TYPE_CHECKING:
     from bitdance_edge.model import BitDance
@@ -121,12 +121,12 @@ def _built_runner(bundle: Bundle, target: Target, stage: str, facts: GraphFacts)
     folder = target_folder(bundle, target.name)
     path = record_path(folder, stage)
     if not path.is_file():
-        raise EngineError(
+        raise BuildError(
             f"nothing was built for {target.name}: bitdance-edge build {bundle.folder} --target {target.name}"
         )
     record = BuildRecord.read(path)
     if unfit := record.damage(folder) or record.mismatch(bundle, target.library_version):
-        raise EngineError(f"{unfit}; {record.rebuild_command(bundle)}")
+        raise BuildError(f"{unfit}; {record.rebuild_command(bundle)}")
     job = target.job(bundle, stage, facts, record.max_images or 1)
     return StageRunner(target.name, bundle.stage(stage), target.open(job, record, folder))
 

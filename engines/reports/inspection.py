@@ -9,17 +9,17 @@ from bitdance_edge.runtime.backends.device import Device, find_device
 from bitdance_edge.runtime.backends.engine_fit import refuse_invalid
 from bitdance_edge.runtime.backends.tensorrt_library import load_library
 from bitdance_edge.runtime.bundle.record import BuildRecord, record_path
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.errors import BuildError
 
 
 def describe_build(path: Path) -> Iterator[str]:
     """Lines for a person to read, of a graph or an engine in a bundle's ``targets/``.
 
     Raises:
-        EngineError: there is no such file, or it has no record.
+        BuildError: there is no such file, or it has no record.
     """
     if not path.is_file():
-        raise EngineError(f"nothing at {path}; build with: bitdance-edge build BUNDLE --target TARGET")
+        raise BuildError(f"nothing at {path}; build with: bitdance-edge build BUNDLE --target TARGET")
     record = BuildRecord.read(record_path(path.parent, path.stem))
     yield from _described(record)
     yield f"  file              {record.damage(path.parent) or 'whole: size and SHA-256 are those of the build'}"
@@ -66,7 +66,7 @@ def _built_layers(engine: Path, record: BuildRecord, device: Device | None) -> I
         refuse_invalid(engine, library.trt, library.logger)
     loaded = library.trt.Runtime(library.logger).deserialize_cuda_engine(engine.read_bytes())
     if loaded is None:
-        raise EngineError(f"{engine} does not load on {device.name}: {library.log[-1] if library.log else 'no reason'}")
+        raise BuildError(f"{engine} does not load on {device.name}: {library.log[-1] if library.log else 'no reason'}")
     inspector = loaded.create_engine_inspector()
     layers = json.loads(inspector.get_engine_information(library.trt.LayerInformationFormat.JSON))["Layers"]
     yield f"{len(layers)} layers as built, on {device.name}"

@@ -25,7 +25,7 @@ def profile_engine(
     """Average milliseconds of every layer over ``RUNS`` launches, slowest first.
 
     Raises:
-        EngineError: there is no such engine, or it does not fit bundle, library or GPU.
+        BuildError: there is no such engine, or it does not fit bundle, library or GPU.
     """
     trt = backend.library.trt
     sums: dict[str, float] = defaultdict(float)

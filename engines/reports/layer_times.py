@@ -9,7 +9,7 @@ from typing import Any
 
 from bitdance_edge.engines.graph import GraphFacts
 from bitdance_edge.engines.reports.layers import module_of, nodes_of
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.errors import BuildError
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ def read_layer_times(times: Path, info: Path, facts: GraphFacts) -> list[LayerTi
     """Join ``--exportProfile`` and ``--exportLayerInfo`` by layer name; slowest first.
 
     Raises:
-        EngineError: a file is not what these options write.
+        BuildError: a file is not what these options write.
     """
     try:
         # The first entry of a profile counts its runs; the others are layers.
@@ -31,7 +31,7 @@ def read_layer_times(times: Path, info: Path, facts: GraphFacts) -> list[LayerTi
         layers = json.loads(info.read_text())["Layers"]
         return join_layers({entry["name"]: float(entry["averageMs"]) for entry in measured}, layers, facts)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EngineError(
+        raise BuildError(
             f"{times} and {info} are not the profile and layers of trtexec ({error!r}); "
             "run the command of profile.sh by itself to see what it says"
         ) from None

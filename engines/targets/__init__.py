@@ -6,7 +6,7 @@ from bitdance_edge.engines.targets.interface import Target
 from bitdance_edge.engines.targets.rtx import rtx_target
 from bitdance_edge.engines.targets.tensorrt import TensorRTTarget
 from bitdance_edge.engines.targets.trt import CURRENT_GPU, trt_target
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.errors import BuildError
 
 EXAMPLES = "cpu, cuda, rtx, rtx:8.9, rtx:12.0,8.9 or trt:current"
 
@@ -15,7 +15,7 @@ def parse_target(text: str) -> Target:
     """Read a target by name.
 
     Raises:
-        EngineError: there is none of this name, or it names a GPU that its library does not build for.
+        BuildError: there is none of this name, or it names a GPU that its library does not build for.
     """
     name, _, rest = text.partition(":")
     if text == "cpu":
@@ -26,16 +26,16 @@ def parse_target(text: str) -> Target:
         return trt_target()
     if name == "rtx" and text != "rtx:":
         return rtx_target(rest)
-    raise EngineError(f"target is {text!r}; it must be one of {EXAMPLES}")
+    raise BuildError(f"target is {text!r}; it must be one of {EXAMPLES}")
 
 
 def parse_engine_target(text: str) -> TensorRTTarget:
     """Read the name of a target of TensorRT engines.
 
     Raises:
-        EngineError: there is none of this name, or its builds are not engines.
+        BuildError: there is none of this name, or its builds are not engines.
     """
     target = parse_target(text)
     if not isinstance(target, TensorRTTarget):
-        raise EngineError(f"target is {text!r}, whose builds are graphs; engines are of rtx, rtx:8.9 or trt:current")
+        raise BuildError(f"target is {text!r}, whose builds are graphs; engines are of rtx, rtx:8.9 or trt:current")
     return target

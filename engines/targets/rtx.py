@@ -6,21 +6,21 @@ compute capabilities only.
 
 from bitdance_edge.engines.gpus import DEFAULT_GPUS, GPUS
 from bitdance_edge.engines.targets.tensorrt import TensorRTTarget
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.errors import BuildError
 
 
 def rtx_target(capabilities: str) -> TensorRTTarget:
     """The target of ``rtx`` or ``rtx:<capabilities>``.
 
     Raises:
-        EngineError: a GPU that the library does not build for.
+        BuildError: a GPU that the library does not build for.
     """
     if not capabilities:
         return TensorRTTarget("rtx", "tensorrt_rtx", (), DEFAULT_GPUS)
     wanted = tuple(part.strip() for part in capabilities.split(","))
     if unknown := [part for part in wanted if part not in GPUS]:
         known = ", ".join(f"{capability} ({gpus})" for capability, gpus in GPUS.items())
-        raise EngineError(
+        raise BuildError(
             f"target 'rtx:{capabilities}' names compute capability {', '.join(map(repr, unknown))}; TensorRT-RTX "
             f"builds for {known}; for another GPU build on its machine with: --target trt:current"
         )

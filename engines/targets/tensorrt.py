@@ -24,7 +24,7 @@ from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, target_folder
 from bitdance_edge.runtime.bundle.stage_names import StageName
-from bitdance_edge.runtime.errors import BackendError, EngineError
+from bitdance_edge.runtime.errors import BackendError, BuildError
 
 DETAILS = "detailed"  # layer names and their ONNX nodes stay in the engine, for inspect and profile
 # Upper bounds of what was measured on builds for RTX, from a few kB of weights to the 683 MB of B-4x's backbone
@@ -53,7 +53,7 @@ class TensorRTTarget:
 
     @property
     def loaded(self) -> Library:
-        """Raises: EngineError: the library is not installed."""
+        """Raises: BuildError: the library is not installed."""
         return load_library(self.library)
 
     @property
@@ -152,11 +152,11 @@ class TensorRTTarget:
         """The GPU of this machine.
 
         Raises:
-            EngineError: the target builds for it, and there is none.
+            BuildError: the target builds for it, and there is none.
         """
         device = find_device()
         if not self.runs_on and device is None:
-            raise EngineError(
+            raise BuildError(
                 f"target {self.name} builds for the GPU of this machine, and no NVIDIA driver answers here; "
                 f"build on the device, or for RTX GPUs with: bitdance-edge build {bundle.folder} --target rtx"
             )

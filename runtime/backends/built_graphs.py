@@ -8,7 +8,7 @@ from pathlib import Path
 from bitdance_edge.runtime.backends.processor import instructions
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, record_path, target_folder
-from bitdance_edge.runtime.errors import BundleError, EngineError
+from bitdance_edge.runtime.errors import BuildError, BundleError
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class BuiltGraphs:
                 continue
             try:
                 record = BuildRecord.read(path)
-            except EngineError as error:
+            except BuildError as error:
                 passed_over[stage] = str(error)
                 continue
             unfit = record.mismatch(bundle, version)

@@ -15,7 +15,7 @@ from bitdance_edge.runtime.backends.tensorrt_library import load_library
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, built_folders, record_path
 from bitdance_edge.runtime.bundle.stage_names import GENERATING_STAGES, StageName
-from bitdance_edge.runtime.errors import BackendError, EngineError
+from bitdance_edge.runtime.errors import BackendError, BuildError
 
 TARGETS = {"tensorrt": "trt:current", "tensorrt_rtx": "rtx"}  # library -> the target that is built for it by default
 ON_GPU = (*TARGETS, "onnxruntime-cuda")
@@ -91,7 +91,7 @@ def choose_backend(bundle: Bundle, wanted: Wanted) -> tuple[Backend, Choice]:
     for name in wanted.backends:
         try:
             backend, choice = _open(name, bundle, wanted, device)
-        except (BackendError, EngineError) as error:
+        except (BackendError, BuildError) as error:
             rejected[name] = str(error)
         else:
             return backend, replace(choice, rejected=rejected)
@@ -106,7 +106,7 @@ def survey(bundle: Bundle) -> Iterator[str]:
         wanted = Wanted(backends=(name,), ordinal=0, threads=None, trace=None)
         try:
             backend, choice = choose_backend(bundle, wanted)
-        except (BackendError, EngineError) as error:
+        except (BackendError, BuildError) as error:
             yield f"{name}: no: {error}"
         else:
             backend.close()
@@ -197,7 +197,7 @@ def _find_engines(bundle: Bundle, library: str, version: str, device: Device) ->
     for folder in built_folders(bundle):
         try:
             records = {name: BuildRecord.read(record_path(folder, name)) for name in GENERATING_STAGES}
-        except EngineError as error:
+        except BuildError as error:
             if list(folder.glob("*.engine")):
                 reasons.append(str(error))
             continue

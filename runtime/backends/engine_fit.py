@@ -6,7 +6,7 @@ from typing import Any
 
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, record_path
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.errors import BuildError
 
 ANY_GPU = "rtx"  # target whose engines run on more GPUs than it names: the library decides
 
@@ -35,14 +35,14 @@ def require_fit(bundle: Bundle, folder: Path, stage: str, trt: ModuleType, capab
         capability: compute capability of the GPU, "8.9".
 
     Raises:
-        EngineError: with the reason and the command that builds it anew.
+        BuildError: with the reason and the command that builds it anew.
     """
     record = BuildRecord.read(record_path(folder, stage))
     reason = record.damage(folder) or record.mismatch(bundle, trt.__version__)
     if reason is None and record.library != trt.__name__:
         reason = f"it is for {record.library}, and {trt.__name__} is to run it"
     if reason := reason or other_gpu(record, capability):
-        raise EngineError(f"{engine_path(folder, stage)} is refused: {reason}; {record.rebuild_command(bundle)}")
+        raise BuildError(f"{engine_path(folder, stage)} is refused: {reason}; {record.rebuild_command(bundle)}")
     return record
 
 
@@ -53,7 +53,7 @@ def refuse_invalid(engine: Path, trt: ModuleType, logger: Any) -> None:
     ``EngineInvalidityDiagnostics`` as bits. Without a driver it gives no bits, which tells that from a broken file.
 
     Raises:
-        EngineError: it is not an engine, or not one for this library, driver or GPU.
+        BuildError: it is not an engine, or not one for this library, driver or GPU.
     """
     runtime = trt.Runtime(logger)
     with engine.open("rb") as file:
@@ -73,4 +73,4 @@ def refuse_invalid(engine: Path, trt: ModuleType, logger: Any) -> None:
     named = [text for bit, text in reasons.items() if found & int(bit)]
     if not named:
         named = ["no NVIDIA driver answers on this machine, so no engine can run here; the file itself looks whole"]
-    raise EngineError(f"{engine} cannot be used: {'; '.join(named)}")
+    raise BuildError(f"{engine} cannot be used: {'; '.join(named)}")

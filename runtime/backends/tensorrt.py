@@ -22,7 +22,7 @@ from bitdance_edge.runtime.backends.engine_fit import engine_path, refuse_invali
 from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.tensorrt_library import Library
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.errors import BuildError
 
 log = logging.getLogger(__name__)
 
@@ -145,10 +145,10 @@ class TensorRTStage:
         backend, stream = self.backend, self.backend.lane.stream
         context = _create_context(self.backend.library.trt, self.engine)
         if context is None:
-            raise EngineError(f"{self.path} gives no execution context: {_reason(backend.library)}")
+            raise BuildError(f"{self.path} gives no execution context: {_reason(backend.library)}")
         placed = context.set_optimization_profile_async(self._profile(shapes), stream.handle)
         if not placed or not all(context.set_input_shape(name, shape) for name, shape in shapes.items()):
-            raise EngineError(f"{self.path} refuses the shapes {shapes}: {_reason(backend.library)}")
+            raise BuildError(f"{self.path} refuses the shapes {shapes}: {_reason(backend.library)}")
         size = int(context.update_device_memory_size_for_shapes())
         backend.lane.arena.reserve(size, backend.lane.synchronize)
         return Context(context)
@@ -159,7 +159,7 @@ class TensorRTStage:
             if all(_within(shape, ranges[name]) for name, shape in shapes.items()):
                 return index
         asked = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items() if name in self._varying())
-        raise EngineError(
+        raise BuildError(
             f"{self.path} was built for at most {self.record.max_images} images at once, and {asked} is asked for; "
             f"generate fewer at once (max_batch), or build for more with: bitdance-edge build "
             f"{self.backend.bundle.folder} --target {self.record.target} --max-images N"
@@ -195,11 +195,11 @@ class BoundEngine:
         """Hold an output to the memory of the input that it aliases, or to memory of its own.
 
         Raises:
-            EngineError: the engine updates an input in place, and the buffers given are two.
+            BuildError: the engine updates an input in place, and the buffers given are two.
         """
         past = self.stage.aliased_input(output)
         if past is not None and self.addresses[past] != self.addresses[output]:
-            raise EngineError(f"{self.stage.path} updates {past} in place, but {output} is bound to another address")
+            raise BuildError(f"{self.stage.path} updates {past} in place, but {output} is bound to another address")
         if past is None and shared:
             aside = self.stage.aside(output, self.memory[output].shape, dtype)
             self.copies_back.append((self.addresses[output], aside))
@@ -216,7 +216,7 @@ class BoundEngine:
                 context.trt.set_tensor_address(name, address)
             context.bound = ref(self)
         if not context.trt.execute_async_v3(lane.stream.handle):
-            raise EngineError(f"{self.stage.path} does not run: {_reason(self.stage.backend.library)}")
+            raise BuildError(f"{self.stage.path} does not run: {_reason(self.stage.backend.library)}")
         for address, aside in self.copies_back:
             lane.device.copy(address, aside.address, aside.size, lane.stream)
         self.stage.backend.calls += 1
@@ -276,7 +276,7 @@ class CapturedLaunch:
                 launch.require_capturable()
             self.graph = CudaGraph(self.backend.lane.stream, self.launches)
             self.generation = self.backend.lane.arena.generation
-        except (CaptureError, EngineError) as error:
+        except (CaptureError, BuildError) as error:
             self.backend.run_eagerly(str(error))
         self.backend.calls = calls  # what was recorded has not run
 
@@ -286,7 +286,7 @@ def _deserialize(library: Library, path: Path) -> Any:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
         engine = library.trt.Runtime(library.logger).deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(f"{path} does not load: {_reason(library)}")
+        raise BuildError(f"{path} does not load: {_reason(library)}")
     return engine
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from bitdance_edge.runtime.errors import EngineError
+from bitdance_edge.runtime.errors import BuildError
 
 EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
 
@@ -46,12 +46,12 @@ def load_library(name: str) -> Library:
     """Import ``tensorrt_rtx`` or ``tensorrt``.
 
     Raises:
-        EngineError: it is not installed, or its own libraries are missing.
+        BuildError: it is not installed, or its own libraries are missing.
     """
     try:
         trt = importlib.import_module(name)
     except (ImportError, OSError) as error:
-        raise EngineError(f"{name} cannot be imported ({error}): pip install 'bitdance-edge[{EXTRAS[name]}]'") from None
+        raise BuildError(f"{name} cannot be imported ({error}): pip install 'bitdance-edge[{EXTRAS[name]}]'") from None
     lines: list[str] = []
     return Library(name, trt, _make_logger(trt, lines.append), lines)
 

@@ -18,7 +18,7 @@ from bitdance_edge.runtime.bundle.record import (
     source_hashes,
     target_folder,
 )
-from bitdance_edge.runtime.errors import BundleError, EngineError
+from bitdance_edge.runtime.errors import BuildError, BundleError
 
 COPY_CHUNK = 1 << 24  # bytes
 Builds = dict[Path, list[BuildRecord]]  # folder of a target -> what is in it
@@ -44,14 +44,14 @@ def pack_bundle(bundle: Bundle, archive: Path, targets: Sequence[str] | None, en
 
     Raises:
         BundleError: a file of the bundle is missing or altered, or the archive would be inside the bundle.
-        EngineError: a build is damaged or of another export, or a target is not there.
+        BuildError: a build is damaged or of another export, or a target is not there.
     """
     if archive.absolute().is_relative_to(bundle.folder.absolute()):
         raise BundleError(f"{archive} is inside the bundle {bundle.folder}; write it elsewhere")
     builds = _builds(bundle, targets)
     replaced = {name for name in bundle.stages if engines_only and _has_engine(name, builds)}
     if engines_only and not replaced:
-        raise EngineError(
+        raise BuildError(
             f"{bundle.folder} has no engines to stand for its ONNX files; build them with: "
             f"bitdance-edge build {bundle.folder} --target rtx"
         )
@@ -94,13 +94,13 @@ def _builds(bundle: Bundle, targets: Sequence[str] | None) -> Builds:
     wanted = there if targets is None else [target_folder(bundle, name) for name in targets]
     if missing := [folder.name for folder in wanted if folder not in there]:
         known = ", ".join(folder.name for folder in there) or "none"
-        raise EngineError(f"nothing was built for {', '.join(missing)} in {bundle.folder}; there are: {known}")
+        raise BuildError(f"nothing was built for {', '.join(missing)} in {bundle.folder}; there are: {known}")
     found = {folder: list(records(folder)) for folder in wanted}
     for folder, built in found.items():
         for record in built:
             stale = record.sources != source_hashes(bundle, record.stage)
             if reason := record.damage(folder) or ("it was built from another export" if stale else None):
-                raise EngineError(
+                raise BuildError(
                     f"{folder.name}/{record.stage} is not packed: {reason}; {record.rebuild_command(bundle)}"
                 )
     return {folder: built for folder, built in found.items() if built}

@@ -16,7 +16,7 @@ from typing import Any
 from bitdance_edge.runtime.bundle import schema
 from bitdance_edge.runtime.bundle.manifest import Bundle, sha256
 from bitdance_edge.runtime.bundle.stage_names import StageName
-from bitdance_edge.runtime.errors import BundleError, EngineError
+from bitdance_edge.runtime.errors import BuildError, BundleError
 
 FORMAT = 1
 TARGETS = "targets"
@@ -110,21 +110,21 @@ class BuildRecord:
         """Read a record.
 
         Raises:
-            EngineError: there is none, or it is not whole.
+            BuildError: there is none, or it is not whole.
         """
         again = "build again with: bitdance-edge build BUNDLE --target TARGET --force"
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise EngineError(f"{path} is missing, so nothing says what the build beside it is; {again}") from None
+            raise BuildError(f"{path} is missing, so nothing says what the build beside it is; {again}") from None
         except (OSError, ValueError) as error:
-            raise EngineError(f"{path} cannot be read ({error}); {again}") from None
+            raise BuildError(f"{path} cannot be read ({error}); {again}") from None
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
-            raise EngineError(f"{path} is not a record of format {FORMAT}; {again}")
+            raise BuildError(f"{path} is not a record of format {FORMAT}; {again}")
         try:
             return schema.record(cls, data, str(path), PARSERS)
         except BundleError as error:
-            raise EngineError(f"{str(error).split(';')[0]}; {again}") from None
+            raise BuildError(f"{str(error).split(';')[0]}; {again}") from None
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
@@ -230,7 +230,7 @@ def records(folder: Path) -> Iterator[BuildRecord]:
     """The records in a target's folder, by stage.
 
     Raises:
-        EngineError: one is not whole.
+        BuildError: one is not whole.
     """
     for path in sorted(folder.glob("*.json")):
         yield BuildRecord.read(path)

@@ -14,7 +14,7 @@ from bitdance_edge.calibration.calibrate import calibrate
 from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.engines.plan import plan_builds
 from bitdance_edge.engines.targets import parse_target
-from bitdance_edge.runtime import Bundle, EngineError
+from bitdance_edge.runtime import BuildError, Bundle
 from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
 
 STAGES = ("tokens", "time", "backbone", "modulation", "head", "decoder", "encoder")
@@ -39,7 +39,7 @@ def test_a_half_precision_bundle_keeps_its_type_beside_int8(digits: Callable[[st
 
 def test_fp8_is_refused_where_a_gpu_has_none(calibrated: Callable[[str], Findings]) -> None:
     plan = plan_builds(calibrated("fp8").calibrated, parse_target("rtx:8.6"), ["head"], 1, force=True)
-    with pytest.raises(EngineError, match=r"fp8 needs compute capability 8\.9, not 8\.6"):
+    with pytest.raises(BuildError, match=r"fp8 needs compute capability 8\.9, not 8\.6"):
         plan.require_possible()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from bitdance_edge.engines.plan import plan_builds
 from bitdance_edge.engines.targets import parse_target
-from bitdance_edge.runtime import Bundle, EngineError
+from bitdance_edge.runtime import BuildError, Bundle
 from bitdance_edge.runtime.backends.device import find_device
 from bitdance_edge.runtime.backends.engine_fit import engine_path, refuse_invalid, require_fit
 from bitdance_edge.runtime.backends.tensorrt_library import Library
@@ -36,7 +36,7 @@ def test_stale_record(built_copy: Bundle, library: Library) -> None:
     changed = replace(spec, graph=replace(spec.graph, sha256="0" * 64))
     replace(built_copy, stages={**built_copy.stages, "head": changed}).write()
     message = r"head\.engine is refused: it was built from another export.*bitdance-edge build .* --target rtx"
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(BuildError, match=message):
         require_fit(Bundle.open(built_copy.folder), rtx(built_copy), "head", library.trt, "8.9")
 
 
@@ -44,7 +44,7 @@ def test_truncated_engine(built_copy: Bundle, library: Library) -> None:
     engine = head_engine(built_copy)
     engine.write_bytes(engine.read_bytes()[:-100])
     with pytest.raises(
-        EngineError, match=r"has \d+ bytes, its record says \d+: it is truncated or altered; build it again"
+        BuildError, match=r"has \d+ bytes, its record says \d+: it is truncated or altered; build it again"
     ):
         require_fit(built_copy, rtx(built_copy), "head", library.trt, "8.9")
     again = plan_builds(built_copy, parse_target("rtx"), ["head", "time"], 1, force=False)
@@ -56,14 +56,14 @@ def test_altered_engine(built_copy: Bundle, library: Library) -> None:
     content = bytearray(engine.read_bytes())
     content[len(content) // 2] ^= 1
     engine.write_bytes(content)
-    with pytest.raises(EngineError, match="its SHA-256 is not the one in its record"):
+    with pytest.raises(BuildError, match="its SHA-256 is not the one in its record"):
         require_fit(built_copy, rtx(built_copy), "head", library.trt, "8.9")
 
 
 def test_other_library_version(built_copy: Bundle) -> None:
     newer = cast(Any, SimpleNamespace(__name__="tensorrt_rtx", __version__="1.8.0.1"))
     with pytest.raises(
-        EngineError, match=r"built by tensorrt_rtx [\d.]+, and 1\.8\.0\.1 is installed; build it again with"
+        BuildError, match=r"built by tensorrt_rtx [\d.]+, and 1\.8\.0\.1 is installed; build it again with"
     ):
         require_fit(built_copy, rtx(built_copy), "head", newer, "8.9")
 
@@ -72,7 +72,7 @@ def test_other_gpu(built_copy: Bundle, library: Library) -> None:
     path = record_path(rtx(built_copy), "head")
     path.write_text(replace(BuildRecord.read(path), target="rtx:8.9", devices=("8.9",)).to_json(), encoding="utf-8")
     require_fit(built_copy, rtx(built_copy), "head", library.trt, "8.9")
-    with pytest.raises(EngineError, match=r"built for compute capability 8\.9, and this GPU has 12\.0; build it again"):
+    with pytest.raises(BuildError, match=r"built for compute capability 8\.9, and this GPU has 12\.0; build it again"):
         require_fit(built_copy, rtx(built_copy), "head", library.trt, "12.0")
 
 
@@ -87,17 +87,17 @@ def test_other_gpu(built_copy: Bundle, library: Library) -> None:
 )
 def test_record_that_is_not_whole(built_copy: Bundle, library: Library, spoil: Callable[[Path], Any]) -> None:
     spoil(record_path(rtx(built_copy), "head"))
-    with pytest.raises(EngineError, match=r"bitdance-edge build BUNDLE --target TARGET --force"):
+    with pytest.raises(BuildError, match=r"bitdance-edge build BUNDLE --target TARGET --force"):
         require_fit(built_copy, rtx(built_copy), "head", library.trt, "8.9")
 
 
 def test_malformed_file_is_told_from_a_missing_driver(built_copy: Bundle, library: Library, tmp_path: Path) -> None:
     text = tmp_path / "head.engine"
     text.write_text("not an engine at all, " * 10)
-    with pytest.raises(EngineError, match="it is not an engine of tensorrt_rtx: copy or build it again"):
+    with pytest.raises(BuildError, match="it is not an engine of tensorrt_rtx: copy or build it again"):
         refuse_invalid(text, library.trt, library.logger)
     if find_device() is None:
-        with pytest.raises(EngineError, match="no NVIDIA driver answers on this machine"):
+        with pytest.raises(BuildError, match="no NVIDIA driver answers on this machine"):
             refuse_invalid(head_engine(built_copy), library.trt, library.logger)
 
 

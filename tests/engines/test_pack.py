@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bitdance_edge.cli import main
-from bitdance_edge.runtime import Bundle, BundleError, EngineError
+from bitdance_edge.runtime import BuildError, Bundle, BundleError
 from bitdance_edge.runtime.backends.engine_fit import engine_path, require_fit
 from bitdance_edge.runtime.backends.tensorrt_library import Library
 from bitdance_edge.runtime.bundle.pack import pack_bundle
@@ -54,7 +54,7 @@ def test_without_engines(built_copy: Bundle, tmp_path: Path) -> None:
     pack_bundle(built_copy, tmp_path / "onnx.tar", [], engines_only=False)
     opened = unpacked(tmp_path / "onnx.tar", tmp_path / "there")
     assert not (opened.folder / "targets").exists()
-    with pytest.raises(EngineError, match="has no engines to stand for its ONNX files"):
+    with pytest.raises(BuildError, match="has no engines to stand for its ONNX files"):
         pack_bundle(opened, tmp_path / "engines.tar", None, engines_only=True)
     assert not (tmp_path / "engines.tar").exists()
 
@@ -75,7 +75,7 @@ def test_equal_files_are_stored_once(built_copy: Bundle, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (lambda bundle: engine(bundle).write_bytes(b"short"), EngineError, "truncated or altered"),
+        (lambda bundle: engine(bundle).write_bytes(b"short"), BuildError, "truncated or altered"),
         (lambda bundle: (bundle.folder / "onnx/fp16/head.onnx").unlink(), BundleError, "head.onnx is missing"),
     ],
 )
@@ -91,7 +91,7 @@ def test_damaged_is_not_packed(
 def test_wrong_places(built_copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BundleError, match="is inside the bundle"):
         pack_bundle(built_copy, built_copy.folder / "bundle.tar", None, engines_only=False)
-    with pytest.raises(EngineError, match=r"nothing was built for rtx-7\.5 .* there are: rtx"):
+    with pytest.raises(BuildError, match=r"nothing was built for rtx-7\.5 .* there are: rtx"):
         pack_bundle(built_copy, tmp_path / "bundle.tar", ["rtx:7.5"], engines_only=False)
     assert main(["pack", str(built_copy.folder), "-o", str(tmp_path / "bundle.zip")]) == 1
     assert "does not end in .tar" in capsys.readouterr().err

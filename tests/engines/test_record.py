@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bitdance_edge.runtime import Bundle, EngineError
+from bitdance_edge.runtime import BuildError, Bundle
 from bitdance_edge.runtime.bundle.record import (
     BuildRecord,
     BuiltFile,
@@ -64,12 +64,12 @@ def test_round_trip(record: BuildRecord, tmp_path: Path) -> None:
 def test_a_missing_field_is_refused(record: BuildRecord, tmp_path: Path, name: str) -> None:
     data = json.loads(record.to_json())
     del data[name]
-    with pytest.raises(EngineError, match=AGAIN):
+    with pytest.raises(BuildError, match=AGAIN):
         BuildRecord.read(written(tmp_path, data))
 
 
 def test_an_unknown_field_is_refused(record: BuildRecord, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=AGAIN):
+    with pytest.raises(BuildError, match=AGAIN):
         BuildRecord.read(written(tmp_path, json.loads(record.to_json()) | {"newer": 1}))
 
 
@@ -81,7 +81,7 @@ def test_a_field_of_another_type_is_refused(record: BuildRecord, bundle: Bundle,
         path = written(tmp_path, original | {name: value})
         try:
             read = BuildRecord.read(path)
-        except EngineError as error:
+        except BuildError as error:
             assert AGAIN in str(error)
             assert "\n" not in str(error)
             continue
@@ -99,10 +99,10 @@ def test_a_field_of_a_file_of_another_type_is_refused(record: BuildRecord, tmp_p
     whole = original["files"][0]
     wrong = [value for value in WRONG if not isinstance(value, int if isinstance(whole[name], int) else str)]
     for value in [*wrong, *([True] if isinstance(whole[name], int) else [])]:
-        with pytest.raises(EngineError, match=AGAIN):
+        with pytest.raises(BuildError, match=AGAIN):
             BuildRecord.read(written(tmp_path, original | {"files": [whole | {name: value}]}))
     without = {key: value for key, value in whole.items() if key != name}
-    with pytest.raises(EngineError, match=AGAIN):
+    with pytest.raises(BuildError, match=AGAIN):
         BuildRecord.read(written(tmp_path, original | {"files": [without]}))
 
 
@@ -110,16 +110,16 @@ def test_a_field_of_a_file_of_another_type_is_refused(record: BuildRecord, tmp_p
 def test_files_are_in_the_folder_of_their_record(record: BuildRecord, tmp_path: Path, name: str) -> None:
     data = json.loads(record.to_json())
     data["files"][0]["name"] = name
-    with pytest.raises(EngineError, match=AGAIN):
+    with pytest.raises(BuildError, match=AGAIN):
         BuildRecord.read(written(tmp_path, data))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b'{"format": 99}', b"\xff\xfe"])
 def test_what_is_not_a_record_is_refused(tmp_path: Path, content: bytes) -> None:
     record_path(tmp_path, "head").write_bytes(content)
-    with pytest.raises(EngineError, match=AGAIN):
+    with pytest.raises(BuildError, match=AGAIN):
         BuildRecord.read(record_path(tmp_path, "head"))
-    with pytest.raises(EngineError, match="missing, so nothing says what"):
+    with pytest.raises(BuildError, match="missing, so nothing says what"):
         BuildRecord.read(record_path(tmp_path, "backbone"))
 
 

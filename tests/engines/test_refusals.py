@@ -23,7 +23,7 @@ from bitdance_edge.engines.plan import Plan, plan_builds
 from bitdance_edge.engines.progress import BuildWatch
 from bitdance_edge.engines.targets import parse_engine_target, parse_target
 from bitdance_edge.engines.targets.tensorrt import TensorRTTarget
-from bitdance_edge.runtime import Bundle, BundleError, Cancelled, EngineError
+from bitdance_edge.runtime import BuildError, Bundle, BundleError, Cancelled
 from bitdance_edge.runtime.backends.device import find_device
 from bitdance_edge.runtime.backends.engine_fit import engine_path
 from bitdance_edge.runtime.backends.tensorrt_library import Library, load_library
@@ -47,14 +47,14 @@ def files(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", ["cpu:1", "gpu", "rtx:9.0", "rtx:8.9,x", "rtx:", "trt", "trt:8.9", "RTX"])
 def test_wrong_target(name: str) -> None:
-    with pytest.raises(EngineError, match=r"trt:current"):
+    with pytest.raises(BuildError, match=r"trt:current"):
         parse_target(name)
 
 
 def test_targets_have_one_name_each() -> None:
     assert parse_target("rtx:12.0, 8.9,8.9").name == "rtx:8.9,12.0"
     assert [parse_target(name).name for name in ("cpu", "cuda", "rtx")] == ["cpu", "cuda", "rtx"]
-    with pytest.raises(EngineError, match="whose builds are graphs"):
+    with pytest.raises(BuildError, match="whose builds are graphs"):
         parse_engine_target("cpu")
 
 
@@ -67,9 +67,9 @@ def test_each_target_has_a_folder(digits: Digits) -> None:
 def test_fp8_for_a_gpu_without_it(digits: Digits) -> None:
     refused = plan(digits("fp8"), "rtx:8.6")
     assert "refused: fp8 needs compute capability 8.9, not 8.6" in "\n".join(refused.table())
-    with pytest.raises(EngineError, match=r"head: fp8 .* not 8\.6: .*bitdance-edge build .* --target rtx:8\.9,12\.0"):
+    with pytest.raises(BuildError, match=r"head: fp8 .* not 8\.6: .*bitdance-edge build .* --target rtx:8\.9,12\.0"):
         refused.require_possible()
-    with pytest.raises(EngineError, match=r"build for the others: bitdance-edge build .* --target rtx:8\.9"):
+    with pytest.raises(BuildError, match=r"build for the others: bitdance-edge build .* --target rtx:8\.9"):
         plan(digits("fp8"), "rtx:8.6,8.9").require_possible()
 
 
@@ -80,7 +80,7 @@ def test_fp8_for_the_default_target_says_where_it_will_not_run(digits: Digits) -
 
 
 def test_fp32_for_turing(digits: Digits) -> None:
-    with pytest.raises(EngineError, match=r"fp32 needs compute capability 8\.0, not 7\.5: .*--dtype fp16"):
+    with pytest.raises(BuildError, match=r"fp32 needs compute capability 8\.0, not 7\.5: .*--dtype fp16"):
         plan(digits("fp32"), "rtx:7.5").require_possible()
     plan(digits("fp16"), "rtx:7.5").require_possible()
 
@@ -91,37 +91,37 @@ def test_newer_operators_for_an_older_tensorrt(
     """A library without the cache update layer, as TensorRT before 10.15."""
     older = Library("tensorrt", cast(Any, SimpleNamespace(LayerType=object, __version__="10.7.0")), None, [])
     monkeypatch.setattr(TensorRTTarget, "loaded", older)
-    with pytest.raises(EngineError, match=r"tensorrt 10\.7\.0 does not know Attention.*--opset 20"):
+    with pytest.raises(BuildError, match=r"tensorrt 10\.7\.0 does not know Attention.*--opset 20"):
         plan(digits("fp16"), stage="backbone").require_possible()
     plan(exported("cc_4x_patch", 20), stage="backbone").require_possible()
 
 
 @pytest.mark.skipif(find_device() is not None, reason="this machine has a GPU")
 def test_current_gpu_where_there_is_none(digits: Digits) -> None:
-    with pytest.raises(EngineError, match=r"no NVIDIA driver answers here; .* --target rtx"):
+    with pytest.raises(BuildError, match=r"no NVIDIA driver answers here; .* --target rtx"):
         plan(digits("fp16"), "trt:current")
 
 
 def test_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EngineError, match=r"pip install 'bitdance-edge\[tensorrt\]'"):
+    with pytest.raises(BuildError, match=r"pip install 'bitdance-edge\[tensorrt\]'"):
         load_library.__wrapped__("tensorrt")
 
 
 def test_too_little_disk(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
-    with pytest.raises(EngineError, match=r"has 1 MB free and the build takes up to \d+ MB; free some space"):
+    with pytest.raises(BuildError, match=r"has 1 MB free and the build takes up to \d+ MB; free some space"):
         plan(digits("fp16")).require_possible()
 
 
 def test_too_little_memory(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "available_memory", lambda: 100_000_000)
-    with pytest.raises(EngineError, match=r"head takes up to \d+ MB of memory to build and 100 MB are available"):
+    with pytest.raises(BuildError, match=r"head takes up to \d+ MB of memory to build and 100 MB are available"):
         plan(digits("fp16")).require_possible()
 
 
 def test_wrong_number_of_images(digits: Digits) -> None:
-    with pytest.raises(EngineError, match="--max-images is 0; it must be at least 1"):
+    with pytest.raises(BuildError, match="--max-images is 0; it must be at least 1"):
         plan(digits("fp16"), images=0)
 
 
@@ -208,7 +208,7 @@ def test_two_builds_at_the_same_time_leave_no_record_of_other_files(
         return written(record)
 
     monkeypatch.setattr(BuildRecord, "to_json", overtaken)
-    with pytest.raises(EngineError, match=r"another process built time for rtx at the same time \(time\.engine has"):
+    with pytest.raises(BuildError, match=r"another process built time for rtx at the same time \(time\.engine has"):
         build(unbuilt, "rtx", ["time"])
     assert files(folder) == {"time.engine"}
 

@@ -24,7 +24,7 @@ from bitdance_edge.engines.reports.trtexec import profile_runs, write_inputs
 from bitdance_edge.engines.samples import SAMPLES, record_samples
 from bitdance_edge.engines.targets import parse_engine_target, parse_target
 from bitdance_edge.model import BitDance, load_generator
-from bitdance_edge.runtime import Bundle, EngineError
+from bitdance_edge.runtime import BuildError, Bundle
 from bitdance_edge.runtime.backends.device import find_device
 from bitdance_edge.runtime.bundle.record import BuildRecord
 
@@ -166,7 +166,7 @@ def test_layers_belong_to_the_innermost_module_that_holds_their_nodes(digits: Di
     assert list(module_times(layers)) == ["head.res_blocks.0.w1", "(none)"]
     assert "75.00" in list(layer_table(layers))[1]
     (tmp_path / "times.json").write_text("[{")
-    with pytest.raises(EngineError, match="are not the profile and layers of trtexec"):
+    with pytest.raises(BuildError, match="are not the profile and layers of trtexec"):
         read_layer_times(tmp_path / "times.json", tmp_path / "layers.json", facts)
 
 

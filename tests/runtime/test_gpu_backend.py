@@ -16,9 +16,9 @@ from gpu_fixtures import MAX_IMAGES, TARGET, TEXT, Gpus
 
 from bitdance_edge.runtime import (
     BackendError,
+    BuildError,
     Bundle,
     Cancelled,
-    EngineError,
     GeneratedImage,
     ImageDone,
     PatchDone,
@@ -192,7 +192,7 @@ def test_a_cache_in_two_places_is_refused(gpus: Gpus) -> None:
             spec, sizes = gpu.bundle.stage("backbone"), {"R": 2, "T": 4}
             tensors = (*spec.inputs, *spec.outputs)
             buffers = {tensor.name: backend.empty(tensor.sized(sizes), tensor.dtype) for tensor in tensors}
-            with pytest.raises(EngineError, match=r"updates past_key_values\.0\.key in place, but present\.0\.key"):
+            with pytest.raises(BuildError, match=r"updates past_key_values\.0\.key in place, but present\.0\.key"):
                 backend.load("backbone").bind(buffers)
 
 
@@ -287,7 +287,7 @@ def test_engines_say_how_many_images_they_take(gpus: Gpus, exported: Callable[..
     with Pipeline.open(gpu.bundle.folder) as pipeline, pipeline.backend.current():
         shapes = {"x": (9, 4, 16), "rows": (9,)}
         stage = backend_of(pipeline).load("tokens")
-        with pytest.raises(EngineError, match=r"built for at most 4 images at once.*--max-images N"):
+        with pytest.raises(BuildError, match=r"built for at most 4 images at once.*--max-images N"):
             stage._profile(shapes)
 
 
