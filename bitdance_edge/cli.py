@@ -28,10 +28,10 @@ COMMANDS = {
     "inspect": Command("what a bundle holds and needs, or what a build is", "cpu"),
     "export": Command("a checkpoint to a bundle of ONNX graphs", "cpu,export"),
     "calibrate": Command("a bundle in INT8, FP8 or 4 bits, and what it lost", "calibrate"),
-    "build": Command("what one device wants of a bundle: graphs or engines", "rtx"),
+    "build": Command("what one device wants of a bundle: graphs or engines", "cpu,engines"),
     "profile": Command("where the time of each stage goes, by module", "cpu,rtx"),
     "compare": Command("PyTorch, ONNX Runtime and TensorRT by stage", "export,compare"),
-    "bench": Command("the speed of a bundle beside PyTorch's", "bench"),
+    "bench": Command("the speed of a bundle compared with PyTorch's", "bench"),
     "pack": Command("a bundle and what was built of it as one archive", "cpu"),
     "train": Command("train a tokenizer or a generator", "train"),
 }
