@@ -336,15 +336,16 @@ def bindings(gpu: FakeGpu) -> Any:
     )
 
 
+def compute(engine: "Engine", outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return engine.session.run(outputs, inputs)
+
+
 class Engine:
     def __init__(self, gpu: FakeGpu, stage: str) -> None:
         self.gpu, self.stage, self.spec = gpu, stage, gpu.bundle.stage(stage)
         path = gpu.bundle.folder / self.spec.graph.path
         self.session = import_onnxruntime().InferenceSession(str(path), cpu_options(1))
         self.layers = ["first layer", "second layer"]
-
-    def compute(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        return self.session.run(outputs, inputs)
 
     def create_execution_context(self, strategy: object) -> "ExecutionContext":
         assert strategy == "user managed"
@@ -405,20 +406,20 @@ class ExecutionContext:
             assert addresses[tensor.name] == addresses[past] if past else addresses[tensor.name] not in read
         self.warm = True
 
-        def compute() -> None:
+        def run() -> None:
             inputs = {
                 tensor.name: self.gpu.array_at(addresses[tensor.name], self.shapes[tensor.name], tensor.dtype).copy()
                 for tensor in engine.spec.inputs
             }
             self.gpu.bytes_at(*arena)[:] = GARBAGE
             names = [tensor.name for tensor in engine.spec.outputs]
-            for tensor, values in zip(engine.spec.outputs, engine.compute(names, inputs), strict=True):
+            for tensor, values in zip(engine.spec.outputs, compute(engine, names, inputs), strict=True):
                 self.gpu.array_at(addresses[tensor.name], values.shape, tensor.dtype)[...] = values
             if self.profiler is not None:
                 for layer in engine.layers:
                     self.profiler.report_layer_time(layer, 0.5)
 
-        stream.push(f"run {engine.stage}", compute)
+        stream.push(f"run {engine.stage}", run)
         return True
 
 

@@ -91,7 +91,7 @@ def test_published_settings_and_the_other_sampler_from_the_command_line(bundle: 
 
 def test_like_takes_no_settings(bundle: Bundle) -> None:
     message = refused("generate", bundle.folder, "--like", "some.png", "--sampler", "ode", "--published")
-    assert "leave --sampler, --published away" in message
+    assert "omit --sampler, --published" in message
 
 
 def test_an_image_is_made_again_from_its_png(bundle: Bundle, tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_interrupted_training_saves_its_state_and_says_how_to_go_on(tmp_path: Pa
     ]
     status, message = interrupt(arguments, tmp_path, signal.SIGINT)
     assert status == 130, message
-    assert "give the same command with --resume" in message
+    assert "repeat the command with --resume to continue" in message
     assert "Traceback" not in message
     assert files(tmp_path) == {"run", "run/resume.pt"}
     message = refused(*arguments)

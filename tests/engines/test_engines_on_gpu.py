@@ -2,10 +2,10 @@
 
 import shutil
 
+import fake_gpu
 import numpy as np
 import pytest
 from building import build
-from fake_gpu import Engine
 from gpu_fixtures import TARGET, Gpus
 
 from bitdance_edge.cli import main
@@ -55,8 +55,8 @@ def test_a_build_is_checked_on_this_gpu(on_fake: Gpus, monkeypatch: pytest.Monke
         assert BuildRecord.read(record_path(folder, stage)) == record
     assert made["backbone"].layers == {"KV_CACHE_UPDATE": {"FLOAT": 2 * gpu.bundle.cache.layers}}
     assert not gpu.memory
-    compute = Engine.compute
-    monkeypatch.setattr(Engine, "compute", lambda *args: [2 * values for values in compute(*args)])
+    compute = fake_gpu.compute
+    monkeypatch.setattr(fake_gpu, "compute", lambda *args: [2 * values for values in compute(*args)])
     with pytest.raises(BuildFailure, match="head: what tensorrt built differs from the bundle's own stage by"):
         build(gpu.bundle, TARGET, ["head"])
     assert BuildRecord.read(record_path(folder, "head")) == made["head"]  # the build of before stays
