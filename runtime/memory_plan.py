@@ -97,7 +97,7 @@ class MemoryPlan:
 
     def table(self) -> Iterator[str]:
         parts = ("weights", "cache", "tensors", "activations")
-        yield f"{'MB':9} {'weights':>10} {'cache':>10} {'tensors':>10} {'activations':>12} {'total':>10}"
+        yield f"{'MB':10} {'weights':>10} {'cache':>10} {'tensors':>10} {'activations':>12} {'total':>10}"
         for need in self.stages:
             sizes = [getattr(need, part) for part in parts]
             yield _row(need.stage, sizes, sum(sizes))
@@ -109,7 +109,7 @@ class MemoryPlan:
 
 def _row(name: str, sizes: list[int], total: int) -> str:
     weights, cache, tensors, activations = (f"{size / 1e6:.1f}" for size in sizes)
-    return f"{name:9} {weights:>10} {cache:>10} {tensors:>10} {activations:>12} {total / 1e6:10.1f}"
+    return f"{name:10} {weights:>10} {cache:>10} {tensors:>10} {activations:>12} {total / 1e6:10.1f}"
 
 
 def plan_memory(bundle: Bundle, images: int, how: Execution | None = None) -> MemoryPlan:

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
         if args.trace:
             for stage, spent in pipeline.times().items():
                 each = 1000 * spent.seconds / spent.launches
-                say(f"{stage:9} {spent.launches:7} launches {each:9.3f} ms each {1000 * spent.seconds:10.1f} ms")
+                say(f"{stage:10} {spent.launches:7} launches {each:9.3f} ms each {1000 * spent.seconds:10.1f} ms")
         if pipeline.choice.advice and time.perf_counter() - started > SLOW:
             say(pipeline.choice.advice)
     say(f"{len(images)} images in {seconds:.2f} s, {seconds / len(images):.2f} s each, seed {images[0].seed}")

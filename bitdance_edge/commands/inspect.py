@@ -71,13 +71,13 @@ def _sampling(sampling: SamplingSpec) -> str:
 
 
 def _stages(bundle: Bundle) -> Iterator[str]:
-    yield f"{'stage':9} {'MB':>9}  {'dtype':5}  {'error':>8}  {'allowed':>8}  inputs -> outputs"
+    yield f"{'stage':10} {'MB':>9}  {'dtype':5}  {'error':>8}  {'allowed':>8}  inputs -> outputs"
     for name, stage in bundle.stages.items():
         error, allowed = (
             ("not run", "-") if stage.max_error is None else (f"{stage.max_error:.1e}", f"{stage.tolerance:.0e}")
         )
         yield (
-            f"{name:9} {stage.bytes / 1e6:9.2f}  {stage.precision:5}  {error:>8}  {allowed:>8}  "
+            f"{name:10} {stage.bytes / 1e6:9.2f}  {stage.precision:5}  {error:>8}  {allowed:>8}  "
             f"{_tensors(stage.inputs)} -> {_tensors(stage.outputs)}"
         )
     yield "error: largest seen at export, ONNX Runtime against PyTorch, relative to the largest value (pixels: to 255)"
@@ -142,5 +142,7 @@ def _provenance(bundle: Bundle) -> Iterator[str]:
         yield ""
     yield "provenance"
     for name, value in bundle.provenance.items():
+        if value is None:  # a checkpoint that is of no published variant
+            continue
         text = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
         yield f"  {name:20} {text}"

@@ -13,6 +13,7 @@ from bitdance_edge.runtime.backends.interface import Pending
 from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.loaded import LoadedBundle
 from bitdance_edge.runtime.preview import UNSEEN, PreviewBudget, PreviewCanvas, PreviewMap, places, sequence_to_grid
+from bitdance_edge.runtime.quality import psnr
 
 STEPS = 3
 
@@ -25,10 +26,6 @@ def digits_pipeline(digits: Callable[[str], Bundle]) -> Iterator[Pipeline]:
 
 def previews(events: Iterator[Event]) -> list[Preview]:
     return [event for event in events if isinstance(event, Preview)]
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.square(one.astype(float) - other).mean()))
 
 
 def test_fast_previews_look_like_the_image_and_change_nothing(digits_pipeline: Pipeline) -> None:
