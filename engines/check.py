@@ -22,7 +22,7 @@ PIXEL_SCALE = 255.0
 # its other side. Of digits-4x on a CPU, fp8 differed by 5e-3 and int8 and int4 by 3e-7, in the backbone.
 QUANTISED, QUANTISED_HALF = "quantised", "quantised, the rest in 16 bits"
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, QUANTISED: 5e-2, QUANTISED_HALF: 1e-1}
-PIXEL_TOLERANCES = {"fp32": 2 / 255, "fp16": 8 / 255, "bf16": 24 / 255, QUANTISED: 8 / 255, QUANTISED_HALF: 24 / 255}
+PIXEL_TOLERANCES = {"fp32": 1 / 255, "fp16": 8 / 255, "bf16": 24 / 255, QUANTISED: 8 / 255, QUANTISED_HALF: 24 / 255}
 # Of the encoder, the share of its bits that may flip: those whose prediction is next to zero.
 BIT_TOLERANCES = {"fp32": 0.01, "fp16": 0.01, "bf16": 0.05, QUANTISED: 0.02, QUANTISED_HALF: 0.05}
 MEMORY_PER_BYTE = 2.0  # of the bundle's weights: what running it takes

@@ -106,7 +106,7 @@ def test_tolerances_follow_stage_and_precision() -> None:
         return checking.tolerance(job)  # type: ignore[arg-type]
 
     assert tolerance("head", "fp32") < tolerance("head", "fp16") < tolerance("head", "bf16")
-    assert tolerance("decoder", "fp32") == 2 / 255
+    assert tolerance("decoder", "fp32") == 1 / 255
     assert tolerance("encoder", "fp32") == 0.01
     assert tolerance("head", "int8", "int8", "fp32") == tolerance("head", "int4", "int4", "fp32")
     assert tolerance("head", "int8", "int8", "fp32") < tolerance("head", "int8", "int8", "fp16")
