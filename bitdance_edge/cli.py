@@ -2,14 +2,14 @@
 
 import argparse
 import importlib
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
 
 from bitdance_edge import __version__
 from bitdance_edge.errors import BitDanceError
+from bitdance_edge.imports import failed_import
+from bitdance_edge.interrupts import interruptible
 
 
 @dataclass(frozen=True)
@@ -57,22 +57,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(name: str, argv: Sequence[str]) -> int:
     """Parse and run one command; errors that this project defines become one message, all others keep their trace."""
-    command = COMMANDS[name]
     prog = f"bitdance-edge {name}"
-    module = importlib.import_module(f"bitdance_edge.commands.{name}")
-    parser = argparse.ArgumentParser(prog=prog, formatter_class=argparse.RawDescriptionHelpFormatter)
-    module.configure(parser)
-    args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _terminate)
+    return interruptible(prog, lambda: _run_command(COMMANDS[name], name, prog, argv))
+
+
+def _run_command(command: Command, name: str, prog: str, argv: Sequence[str]) -> int:
     try:
-        module.run(args)
-    except KeyboardInterrupt as interrupt:
-        print(f"{prog}: interrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
-        return 130
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("bitdance_edge"):
+        module = importlib.import_module(f"bitdance_edge.commands.{name}")
+        parser = argparse.ArgumentParser(prog=prog, formatter_class=argparse.RawDescriptionHelpFormatter)
+        module.configure(parser)
+        module.run(parser.parse_args(argv))
+    except ImportError as error:
+        if (failed := failed_import(error)) is None:
             raise
-        print(f"{prog}: {error.name} is not installed: pip install 'bitdance-edge[{command.extras}]'", file=sys.stderr)
+        print(f"{prog}: {failed.explained(command.extras)}", file=sys.stderr)
         return 1
     except OSError as error:  # a disk or folder that will not do; the rooms name those that they expect
         print(f"{prog}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
@@ -81,8 +79,3 @@ def run_command(name: str, argv: Sequence[str]) -> int:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    """Let a polite kill clean up as Ctrl-C does."""
-    raise KeyboardInterrupt("terminated")

@@ -87,14 +87,20 @@ class Pipeline:
             raise
 
     def close(self) -> None:
-        """Give back all memory, sessions and engines. Closing twice is closing once."""
+        """Give back all memory, sessions and engines. Closing twice is closing once.
+
+        Raises:
+            StorageError: an operator trace could not be written to its end.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            with self.backend.current():
-                self.loaded.close()
-            self._finalize()
+            try:
+                with self.backend.current():
+                    self.loaded.close()
+            finally:
+                self._finalize()
 
     def times(self) -> dict[str, StageTime]:
         """Launches and seconds of every stage that has run by itself since the pipeline was opened."""

@@ -14,10 +14,9 @@ from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL, ImageSize
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.preview import KINDS as PREVIEW_KINDS
 from bitdance_edge.runtime.prompt import PromptEncoder, padded
-from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, SAMPLERS
+from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, MAX_GUIDANCE, MAX_STEPS, SAMPLERS
 
 MAX_SEED = 2**63 - 1
-MAX_STEPS = 1000
 OUTPUTS = ("image", "tokens")
 
 
@@ -85,8 +84,8 @@ class Request:
         count = _whole("count", self.count, 1, 1_000_000)
         guidance = default.guidance if self.guidance is None else self.guidance
         schedule = default.guidance_schedule if self.guidance_schedule is None else self.guidance_schedule
-        if not isinstance(guidance, int | float) or not math.isfinite(guidance) or not 1 <= guidance <= 100:
-            raise RequestError(f"guidance is {guidance!r}; it must be a number from 1 (off) to 100")
+        if not isinstance(guidance, int | float) or not math.isfinite(guidance) or not 1 <= guidance <= MAX_GUIDANCE:
+            raise RequestError(f"guidance is {guidance!r}; it must be a number from 1 (off) to {MAX_GUIDANCE}")
         size = model.size(self.size)
         subjects = self._subjects(bundle, size, encoder)
         images = [subject for subject in subjects for _ in range(count)]

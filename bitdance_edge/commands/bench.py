@@ -56,8 +56,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from bitdance_edge.bench.comparison import compare
+    from bitdance_edge.runtime.bundle.files import claimed_output
 
-    report = compare(_options(args), _command(), say)
+    options = _options(args)
+    with claimed_output(options.folder, inside=True):
+        report = compare(options, _command(), say)
     print(json.dumps(report))
 
 

@@ -3,10 +3,13 @@
 import argparse
 import threading
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bitdance_edge.engines.progress import BuildWatch
+    from bitdance_edge.engines.targets.interface import Target
+    from bitdance_edge.runtime import Bundle
     from bitdance_edge.runtime.bundle.record import BuildRecord
 
 EXAMPLE = """examples:
@@ -35,14 +38,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from bitdance_edge.engines.build import build_stage
-    from bitdance_edge.engines.check import BuildCheck
-    from bitdance_edge.engines.plan import plan_builds
     from bitdance_edge.engines.targets import parse_target
     from bitdance_edge.runtime import Bundle
+    from bitdance_edge.runtime.bundle.files import claimed_output
+    from bitdance_edge.runtime.bundle.record import target_folder
 
     bundle, target = Bundle.open(args.bundle), parse_target(args.target)
     stages = [name.strip() for name in args.stages.split(",")] if args.stages else []
+    with nullcontext() if args.dry_run else claimed_output(target_folder(bundle, target.name)):
+        _build(args, bundle, target, stages)
+
+
+def _build(args: argparse.Namespace, bundle: "Bundle", target: "Target", stages: list[str]) -> None:
+    from bitdance_edge.engines.build import build_stage
+    from bitdance_edge.engines.check import BuildCheck
+    from bitdance_edge.engines.plan import plan_builds
+
     plan = plan_builds(bundle, target, stages, args.max_images, args.force)
     print(f"{bundle.folder} for {target.name} with {target.library} {target.library_version or 'of any version'}")
     print("\n".join(plan.table()), flush=True)

@@ -7,9 +7,9 @@ import logging
 import os
 import socket
 import sys
-from contextlib import suppress
 from pathlib import Path
 
+from bitdance_edge.interrupts import heard
 from bitdance_edge.serve.errors import ServeError
 from bitdance_edge.serve.settings import ServeSettings
 
@@ -85,8 +85,10 @@ def run(args: argparse.Namespace) -> None:
     if not service.settings.local_only and service.settings.token is None:
         print(f"warning: anyone who can reach {shown} can use this server; set {TOKEN_VARIABLE}", file=sys.stderr)
     server = Server(service)
-    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after an orderly stop
+    try:
         server.run(sockets=[listening])
+    except KeyboardInterrupt:  # uvicorn raises the signal again after an orderly stop
+        heard()
     if service.failure is not None:
         raise service.failure
 
