@@ -105,9 +105,9 @@ class PromptEncoder:
         words = self.words or ()
         many = f"{len(words)}, listed in the bundle's {self.text.tokenizer.path}"
         listed = ", ".join(words) if len(words) <= LISTED_WORDS else many
-        more = ", ..." if len(unknown) > LISTED_UNKNOWN else ""
+        asked = ", ".join(map(shown, unknown[:LISTED_UNKNOWN])) + (", ..." if len(unknown) > LISTED_UNKNOWN else "")
         return (
-            f"the prompt has {', '.join(map(shown, unknown[:LISTED_UNKNOWN]))}{more}, which this model does not know; its words are {listed}. "
+            f"the prompt has {asked}, which this model does not know; its words are {listed}. "
             f"For example: {self.text.example}"
         )
 
