@@ -34,14 +34,10 @@ class LoadedBundle:
         self._idle: BoundLoop | None = None
 
     def close(self) -> None:
-        """Give back buffers, sessions and engines.
-
-        Raises:
-            StorageError: an operator trace could not be written to its end.
-        """
-        with ExitStack() as closing:  # the last first: buffers, then the stages that are bound to them
-            for part in (*self._stages.values(), *self._image_stages.values()):
-                closing.callback(part.close)
+        """Give back buffers, sessions and engines, all of them also where one raises."""
+        with ExitStack() as closing:
+            for stage in (*self._stages.values(), *self._image_stages.values()):
+                closing.callback(stage.close)
             if self._idle is not None:
                 closing.callback(self._idle.free)
             self._idle = None

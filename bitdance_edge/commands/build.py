@@ -6,6 +6,8 @@ import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from bitdance_edge.installation import as_typed
+
 if TYPE_CHECKING:
     from bitdance_edge.engines.progress import BuildWatch
     from bitdance_edge.engines.targets.interface import Target
@@ -72,7 +74,7 @@ def _build(args: argparse.Namespace, bundle: "Bundle", target: "Target", stages:
     print(f"\n{len(records)} stages, {total / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s")
     if check.skipped:
         print(f"not checked against the bundle's own graphs: {check.skipped}")
-    print(f"Next:\n  bitdance-edge inspect {bundle.folder}")
+    print(as_typed(f"Next:\n  bitdance-edge inspect {bundle.folder}"))
 
 
 def _described(record: "BuildRecord") -> str:

@@ -25,13 +25,12 @@ from bitdance_edge.runtime.backends.huge_pages import huge_pages
 from bitdance_edge.runtime.backends.interface import Arrived, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.processor import int8_path
 from bitdance_edge.runtime.backends.signature import require_memory_for, require_signature
-from bitdance_edge.runtime.backends.traces import require_whole
 from bitdance_edge.runtime.bundle.dtypes import TENSOR_DTYPES
 from bitdance_edge.runtime.bundle.files import cannot_write
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
-from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError
+from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -277,14 +276,30 @@ class OnnxRuntimeStage:
         return BoundSession(self.session, binding, options, list(buffers.values()), self.time, self.path)
 
     def close(self) -> None:
-        """End the operator trace, if there is one.
+        """End the operator trace, if there is one; the file is complete then.
 
         Raises:
-            StorageError: it could not be written to its end.
+            StorageError: it is cut short, which ONNX Runtime does not say.
         """
         if self.traced:
             self.traced = False
             require_whole(Path(self.session.end_profiling()))
+
+
+def require_whole(trace: Path) -> None:
+    """Check that an operator trace, a JSON list with one event a line, has its last line.
+
+    Raises:
+        StorageError: it has not, or is missing.
+    """
+    try:
+        with trace.open("rb") as file:
+            file.seek(max(0, trace.stat().st_size - 3))
+            whole = file.read().endswith((b"]\n", b"]\r\n"))
+    except OSError as error:
+        raise cannot_write(trace, error) from None
+    if not whole:
+        raise StorageError(f"the trace {trace} is cut short: free some space on that disk, or choose another folder")
 
 
 def _loaded(tensors: Sequence[Any]) -> dict[str, tuple[str, Sequence[object]]]:
