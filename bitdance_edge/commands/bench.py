@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     from bitdance_edge.runtime.bundle.files import claimed_output
 
     options = _options(args)
-    with claimed_output(options.folder, inside=True):
+    with claimed_output(options.folder, lock_in=options.folder):
         report = compare(options, _command(), say)
     if args.json:
         print(json.dumps(report))

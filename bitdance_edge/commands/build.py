@@ -3,7 +3,7 @@
 import argparse
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from bitdance_edge.installation import as_typed
@@ -42,13 +42,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from bitdance_edge.engines.targets import parse_target
     from bitdance_edge.runtime import Bundle
-    from bitdance_edge.runtime.bundle.files import claimed_output
-    from bitdance_edge.runtime.bundle.record import target_folder
 
     bundle, target = Bundle.open(args.bundle), parse_target(args.target)
     stages = [name.strip() for name in args.stages.split(",")] if args.stages else []
-    with nullcontext() if args.dry_run else claimed_output(target_folder(bundle, target.name)):
+    with nullcontext() if args.dry_run else _claimed(bundle, target):
         _build(args, bundle, target, stages)
+
+
+def _claimed(bundle: "Bundle", target: "Target") -> AbstractContextManager[None]:
+    """Keep others from building for the same target; the lock is where it stays if nothing is built."""
+    from bitdance_edge.runtime.bundle.files import claimed_output
+    from bitdance_edge.runtime.bundle.record import target_folder
+
+    return claimed_output(target_folder(bundle, target.name), lock_in=bundle.folder)
 
 
 def _build(args: argparse.Namespace, bundle: "Bundle", target: "Target", stages: list[str]) -> None:

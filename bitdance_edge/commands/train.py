@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         images=args.images, seeds=tuple(args.seeds), sampling_steps=args.sampling_steps, guidance=args.guidance
     )
     # One process of several that train together writes, and claims.
-    with claimed_output(args.out, inside=True) if PartialState().is_main_process else nullcontext():
+    with claimed_output(args.out, lock_in=args.out) if PartialState().is_main_process else nullcontext():
         report = evaluate(recipe, options, scoring) if args.evaluate else train(recipe, options)
     if PartialState().is_main_process:
         print(json.dumps(report, indent=2))

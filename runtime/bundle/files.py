@@ -52,11 +52,11 @@ def cannot_write(path: Path, error: OSError) -> StorageError:
 
 
 @contextmanager
-def claimed_output(output: Path, *, inside: bool = False) -> Iterator[None]:
+def claimed_output(output: Path, *, lock_in: Path | None = None) -> Iterator[None]:
     """Keep other processes from writing ``output``, a file or a folder, while the block runs.
 
     Args:
-        inside: keep the lock inside the folder that ``output`` is, which is made; otherwise beside it.
+        lock_in: folder that the lock is kept in, and that is made; None: the one that ``output`` is in.
 
     Raises:
         OutputBusyError: another process is writing it.
@@ -64,7 +64,7 @@ def claimed_output(output: Path, *, inside: bool = False) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(claimed(output, output if inside else None))
+            stack.enter_context(claimed(output, lock_in))
         except OSError as error:
             raise cannot_write(output, error) from None
         yield

@@ -106,7 +106,7 @@ def copy_shared_files(bundle: Bundle) -> int:
         bytes copied.
     """
     copied = 0
-    with claimed_output(bundle.folder, inside=True):
+    with claimed_output(bundle.folder, lock_in=bundle.folder):
         for name in bundle.shared_files():
             path = bundle.folder / name
             _require_own(bundle, path)
