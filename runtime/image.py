@@ -1,6 +1,5 @@
 """A generated image with the settings that reproduce it, and the PNG that carries both."""
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.size import Size
+from bitdance_edge.runtime.edit_settings import given_fields
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.request import ImageSpec, Request
 
@@ -81,11 +81,11 @@ def image_settings(
     guidance: float,
     guidance_schedule: str,
     sampler: str,
-    prefix: np.ndarray,
+    given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything needed to reproduce one image; the prefix ``[K, P, C]`` is stored as packed bits."""
+    """Everything needed to reproduce one image; ``given``: what it started from, as ``given_settings`` has it."""
     shown = {"class": image.class_id, "prompt": image.prompt, "negative_prompt": image.negative_prompt}
-    settings: dict[str, Any] = {
+    return {
         "bundle": bundle,
         "bundle_sha256": digest,
         **{key: value for key, value in shown.items() if value is not None},
@@ -95,12 +95,8 @@ def image_settings(
         "guidance": guidance,
         "guidance_schedule": guidance_schedule,
         "sampler": sampler,
+        **given,
     }
-    if prefix.size:
-        tokens = prefix.reshape(-1, prefix.shape[-1])
-        settings["prefix"] = base64.b64encode(np.packbits(tokens > 0).tobytes()).decode()
-        settings["prefix_shape"] = list(tokens.shape)
-    return settings
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -118,18 +114,16 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return settings
 
 
-def request_from_settings(settings: Mapping[str, Any]) -> Request:
+def request_from_settings(settings: Mapping[str, Any], pixels: np.ndarray | None = None) -> Request:
     """Make the request that reproduces the image of these settings, as the only image of its batch.
 
+    Args:
+        pixels: of that image, uint8 ``[H, W, 3]``; needed where it keeps pixels of an image that it changes.
+
     Raises:
-        RequestError: the settings are incomplete.
+        RequestError: the settings are incomplete, or the pixels are missing.
     """
-    prefix = None
     try:
-        if "prefix" in settings:
-            tokens, bits = settings["prefix_shape"]
-            packed = np.frombuffer(base64.b64decode(settings["prefix"]), np.uint8)
-            prefix = np.unpackbits(packed, count=tokens * bits).reshape(tokens, bits) * 2.0 - 1.0
         return Request(
             classes=[settings["class"]] if "class" in settings else (),
             prompts=[settings["prompt"]] if "prompt" in settings else (),
@@ -140,7 +134,7 @@ def request_from_settings(settings: Mapping[str, Any]) -> Request:
             guidance=settings["guidance"],
             guidance_schedule=settings.get("guidance_schedule"),  # absent from the first PNGs, which used the bundle's
             sampler=settings.get("sampler"),
-            prefix=prefix,
+            **given_fields(settings, pixels),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise RequestError(f"the bitdance settings are incomplete ({error!r}); the file was edited") from None
