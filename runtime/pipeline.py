@@ -26,6 +26,7 @@ from bitdance_edge.runtime.request import Request, Settings
 from bitdance_edge.runtime.streaming import stream_batches, with_init
 
 log = logging.getLogger(__name__)
+MAX_THREADS = 1024  # of each graph; ONNX Runtime would start any number
 
 
 class Pipeline:
@@ -92,9 +93,11 @@ class Pipeline:
             if self._closed:
                 return
             self._closed = True
-            with self.backend.current():
-                self.loaded.close()
-            self._finalize()
+            try:
+                with self.backend.current():
+                    self.loaded.close()
+            finally:
+                self._finalize()
 
     def times(self) -> dict[str, StageTime]:
         """Launches and seconds of every stage that has run by itself since the pipeline was opened."""

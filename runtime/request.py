@@ -20,7 +20,9 @@ from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, SAMPLERS
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
-MAX_CANDIDATES = 1000
+MAX_COUNT = 1_000_000  # images of one class or prompt
+MAX_GUIDANCE = 100
+MAX_CANDIDATES = 1000  # of each image
 OUTPUTS = ("image", "tokens")
 
 
@@ -101,11 +103,11 @@ class Request:
         """
         model = bundle.model
         default = bundle.published_sampling if self.published else bundle.sampling
-        count = _whole("count", self.count, 1, 1_000_000)
+        count = _whole("count", self.count, 1, MAX_COUNT)
         guidance = default.guidance if self.guidance is None else self.guidance
         schedule = default.guidance_schedule if self.guidance_schedule is None else self.guidance_schedule
-        if not isinstance(guidance, int | float) or not math.isfinite(guidance) or not 1 <= guidance <= 100:
-            raise RequestError(f"guidance is {guidance!r}; it must be a number from 1 (off) to 100")
+        if not isinstance(guidance, int | float) or not math.isfinite(guidance) or not 1 <= guidance <= MAX_GUIDANCE:
+            raise RequestError(f"guidance is {guidance!r}; it must be a number from 1 (off) to {MAX_GUIDANCE}")
         size = model.size(self.size)
         subjects = self._subjects(bundle, size, encoder)
         images = [subject for subject in subjects for _ in range(count)]

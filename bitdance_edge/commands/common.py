@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from bitdance_edge.commands.values import path, whole
+from bitdance_edge.installation import as_typed
 from bitdance_edge.runtime import Bundle, Pipeline, RequestError, Size, written_whole
 from bitdance_edge.runtime.bundle.specs import ImageSize
+from bitdance_edge.runtime.pipeline import MAX_THREADS
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +22,14 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend",
         help="tensorrt, tensorrt_rtx, onnxruntime-cuda or onnxruntime-cpu (default: the best that runs here)",
     )
-    parser.add_argument("--trace", type=Path, metavar="FOLDER", help="write an operator trace of each stage")
-    parser.add_argument("--threads", type=int, help="threads of each graph (default: one a physical core)")
+    parser.add_argument("--trace", type=path, metavar="FOLDER", help="write an operator trace of each stage")
+    add_threads_argument(parser)
+
+
+def add_threads_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads", type=whole(1, MAX_THREADS), help="threads of each graph (default: one a physical core)"
+    )
 
 
 def open_pipeline(args: argparse.Namespace, max_batch: int | None = None) -> Pipeline:
@@ -110,4 +119,4 @@ def save_tokens(tokens: np.ndarray, path: Path) -> None:
 
 def say(text: str) -> None:
     """Print a line to standard error: standard output is for results."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(as_typed(text) + "\n")

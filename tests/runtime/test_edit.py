@@ -35,6 +35,12 @@ def pipeline(bundle: Bundle) -> Iterator[Pipeline]:
 
 
 @pytest.fixture(scope="module")
+def trained(digits: Callable[[str], Bundle]) -> Iterator[Pipeline]:
+    with Pipeline.open(digits("fp32").folder) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
 def init(pipeline: Pipeline) -> GeneratedImage:
     return one(pipeline, Request(classes=[3], seed=1, steps=STEPS))
 
@@ -139,7 +145,7 @@ def test_a_prefix_is_a_mask_that_keeps_the_first_rows(pipeline: Pipeline, init: 
 
 
 def test_pixels_outside_the_mask_are_the_originals(pipeline: Pipeline, init: GeneratedImage) -> None:
-    picture = np.random.default_rng(1).integers(0, 256, init.to_pil().size[::-1] + (3,), dtype=np.uint8)
+    picture = np.random.default_rng(1).integers(0, 256, (*init.to_pil().size[::-1], 3), dtype=np.uint8)
     mask = np.zeros(picture.shape[:2], bool)
     mask[9:20, 6:21] = True
     asked = Request(classes=[3], init=picture, mask=mask, seed=4, steps=STEPS)
