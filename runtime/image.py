@@ -13,6 +13,7 @@ from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.edit_settings import given_fields
 from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.fit import fit_pixels
 from bitdance_edge.runtime.request import ImageSpec, Request
 
 PNG_KEY = "bitdance"
@@ -162,8 +163,8 @@ def open_image(path: str | Path) -> Image.Image:
         raise RequestError(f"{path} cannot be read as an image: {error}") from None
 
 
-def load_pixels(path: str | Path, height: int, width: int) -> np.ndarray:
-    """Read an image file as uint8 ``[height, width, 3]``: the largest centred crop of that shape, resized.
+def load_pixels(path: str | Path, height: int, width: int, fit: str = "cover") -> np.ndarray:
+    """Read an image file as uint8 ``[height, width, 3]``, brought to that size as ``fit_pixels`` does.
 
     Raises:
         RequestError: it cannot be read.
@@ -173,12 +174,4 @@ def load_pixels(path: str | Path, height: int, width: int) -> np.ndarray:
             rgb = image.convert("RGB")
         except OSError as error:
             raise RequestError(f"{path} cannot be read to its end ({error}); it may be truncated") from None
-    return fitted_pixels(rgb, height, width)
-
-
-def fitted_pixels(rgb: Image.Image, height: int, width: int) -> np.ndarray:
-    """Resize the largest centred crop of that shape: uint8 ``[height, width, 3]``."""
-    scale = min(rgb.width / width, rgb.height / height)
-    left, top = (rgb.width - width * scale) / 2, (rgb.height - height * scale) / 2
-    box = (left, top, left + width * scale, top + height * scale)
-    return np.asarray(rgb.resize((width, height), Image.Resampling.LANCZOS, box=box))
+    return fit_pixels(rgb, Size(width=width, height=height), fit)

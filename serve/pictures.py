@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from bitdance_edge.runtime import Size
-from bitdance_edge.runtime.image import PNG_KEY, fitted_pixels
+from bitdance_edge.runtime.fit import fit_pixels
+from bitdance_edge.runtime.image import PNG_KEY
 from bitdance_edge.serve.errors import ApiError
 
 MOST_PIXELS = 64_000_000  # of an image to tokenise; a small file can unpack to far more
@@ -68,7 +69,7 @@ def _decode(text: str, size: Size) -> np.ndarray:
         raise _invalid("image is not a readable PNG, JPEG or WebP file") from None
     except (OSError, ValueError, SyntaxError) as error:
         raise _invalid(f"image cannot be decoded ({error}); the file may be truncated") from None
-    return fitted_pixels(upright, size.height, size.width)
+    return fit_pixels(upright, size)
 
 
 def _invalid(message: str) -> ApiError:
