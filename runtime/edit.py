@@ -1,7 +1,6 @@
 """What a request changes of an image: checked, and turned into what the loop is given."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +11,8 @@ from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.given import GivenTokens
 from bitdance_edge.runtime.preview import sequence_to_grid
+from bitdance_edge.runtime.tokens import checked_tokens
+from bitdance_edge.runtime.values import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +44,10 @@ class Edit:
 
 
 def resolve_edit(
-    init: np.ndarray,
-    init_tokens: np.ndarray | None,
-    strength: float | Sequence[float] | np.ndarray | None,
-    mask: np.ndarray | None,
+    init: object,
+    init_tokens: object,
+    strength: object,
+    mask: object,
     blend: bool,
     *,
     images: int,
@@ -61,9 +62,9 @@ def resolve_edit(
     Raises:
         RequestError: names the value, what is allowed, and what to do.
     """
-    model, init = bundle.model, np.asarray(init)
-    patch = (size.patches, model.tokens_per_step)
-    pixels = _pixels(init, images, size) if _is_picture(init) else None
+    model, patch = bundle.model, (size.patches, bundle.model.tokens_per_step)
+    picture = _array("init", init)
+    pixels = _pixels(picture, images, size) if _is_picture(picture) else None
     tokens = init_tokens if pixels is not None else init
     if tokens is None and StageName.ENCODER not in bundle.stages:
         raise RequestError(f"{bundle.name} has no encoder, so init must be tokens; export it again with its encoder")
@@ -73,10 +74,10 @@ def resolve_edit(
             "all of it"
         )
     strengths = _strengths(1.0 if strength is None else strength, size)
-    redrawn = np.ones(patch, bool)
+    redrawn, white = np.ones(patch, bool), None
     if mask is not None:
-        mask = _mask(np.asarray(mask), size, model)
-        cells = mask.reshape(size.grid_height, model.pixels_per_token, size.grid_width, -1).any(axis=(1, 3))
+        white = _mask(_array("mask", mask), size, model)
+        cells = white.reshape(size.grid_height, model.pixels_per_token, size.grid_width, -1).any(axis=(1, 3))
         redrawn = cells.ravel()[_raster_places(size, model)].reshape(patch)
     strengths = np.where(redrawn.any(axis=1), strengths, 0.0)
     given = GivenTokens(
@@ -87,33 +88,33 @@ def resolve_edit(
         strengths=strengths,
         held=~redrawn & (strengths > 0)[:, None],
     )
-    edit = Edit(pixels=pixels, encode=tokens is None, mask=mask, blend=blend and mask is not None)
+    edit = Edit(pixels=pixels, encode=tokens is None, mask=white, blend=blend and white is not None)
     return edit, given
 
 
-def given_tokens(name: str, tokens: np.ndarray, images: int, bundle: Bundle, size: ImageSize) -> np.ndarray:
+def given_tokens(name: str, tokens: object, images: int, bundle: Bundle, size: ImageSize) -> np.ndarray:
     """Check the tokens of whole images, ``[h*w, C]`` or ``[images, h*w, C]``: float32 ``[images, S, P, C]``.
 
     Raises:
         RequestError: they are of another shape, or not of -1 and +1.
     """
-    model, tokens = bundle.model, np.asarray(tokens)
+    model, tokens = bundle.model, checked_tokens(name, tokens)
     shaped = tokens[None] if tokens.ndim == 2 else tokens
-    if shaped.ndim != 3 or shaped.shape[0] not in (1, images) or shaped.shape[1:] != (size.tokens, model.bits):
+    if shaped.shape[0] not in (1, images) or shaped.shape[1:] != (size.tokens, model.bits):
         raise RequestError(
             f"{name} is {tokens.dtype} {list(tokens.shape)}; it must be pixels, uint8 [{size.height}, {size.width}, 3] "
             f"(fit_pixels makes them of any picture), or the tokens of an image of {size}, [{size.tokens}, "
             f"{model.bits}]; several of either for {images} images, one each"
         )
-    require_bits(name, shaped)
     whole = np.broadcast_to(shaped, (images, *shaped.shape[1:])).astype(np.float32)
     return whole.reshape(images, size.patches, model.tokens_per_step, model.bits)
 
 
-def require_bits(name: str, tokens: np.ndarray) -> None:
-    """Raises: RequestError: there are values other than -1 and +1."""
-    if not np.isin(tokens, (-1, 1)).all():
-        raise RequestError(f"{name} has values other than -1 and +1; take it from Pipeline.tokenize")
+def _array(name: str, values: object) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError):  # nested lists of different lengths
+        raise RequestError(f"{name} cannot be read as an array: its rows have different lengths") from None
 
 
 def _is_picture(init: np.ndarray) -> bool:
@@ -132,12 +133,15 @@ def _pixels(init: np.ndarray, images: int, size: ImageSize) -> np.ndarray:
     return pixels
 
 
-def _strengths(strength: float | Sequence[float] | np.ndarray, size: ImageSize) -> np.ndarray:
+def _strengths(strength: object, size: ImageSize) -> np.ndarray:
     """One number for all patches, or one a patch, by rows of patches: float64 ``[S]``."""
     try:
-        values = np.asarray(strength, np.float64)
-    except (TypeError, ValueError):
-        raise RequestError(f"strength is {strength!r}; it must be a number from 0 to 1, or one a patch") from None
+        values = np.asarray(strength)
+    except (TypeError, ValueError):  # nested lists of different lengths
+        values = np.array(None)
+    if values.dtype.kind not in "iuf":
+        raise RequestError(f"strength is {shown(strength)}; it must be a number from 0 to 1, or one a patch")
+    values = values.astype(np.float64)
     if values.size not in (1, size.patches):
         raise RequestError(
             f"strength has {values.size} values; give one number, or one for each of the {size.patches} patches "

@@ -2,13 +2,17 @@
 
 import base64
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.request import Settings
+from bitdance_edge.runtime.values import whole
+
+MOST_BITS = 2**28  # of tokens or a mask that are read
 
 
 def given_settings(batch: Settings, image: int) -> dict[str, Any]:
@@ -39,21 +43,17 @@ def given_fields(settings: Mapping[str, Any], pixels: np.ndarray | None) -> dict
             taken from it.
 
     Raises:
-        RequestError: pixels were kept, and there are none.
-        KeyError, ValueError, TypeError: the settings are incomplete.
+        RequestError: the settings are damaged, or pixels were kept, and there are none.
     """
     if "prefix" in settings:
-        return {"prefix": _unpacked(settings["prefix"], settings["prefix_shape"])}
+        return {"prefix": _unpacked(settings, "prefix")}
     if "init" not in settings:
         return {}
-    tokens = _unpacked(settings["init"], settings["init_shape"])
-    fields = {"init": tokens, "strength": settings["strength"]}
+    tokens = _unpacked(settings, "init")
+    fields = {"init": tokens, "strength": settings.get("strength")}
     if "mask" in settings:
-        height, width = settings["mask_shape"]
-        packed = np.frombuffer(zlib.decompress(base64.b64decode(settings["mask"])), np.uint8)
-        fields["mask"] = np.unpackbits(packed, count=height * width).reshape(height, width).astype(bool)
-        fields["blend"] = settings["blend"]
-        if settings["blend"]:
+        fields |= {"mask": _mask(settings), "blend": settings.get("blend")}
+        if settings.get("blend") is True:
             if pixels is None:
                 raise RequestError("this image keeps pixels of the one that it changes: pass its own pixels too")
             fields |= {"init": pixels, "init_tokens": tokens}
@@ -64,7 +64,32 @@ def _packed(tokens: np.ndarray) -> str:
     return base64.b64encode(np.packbits(tokens > 0).tobytes()).decode()
 
 
-def _unpacked(packed: str, shape: list[int]) -> np.ndarray:
-    tokens, bits = shape
-    values = np.frombuffer(base64.b64decode(packed), np.uint8)
-    return np.unpackbits(values, count=tokens * bits).reshape(tokens, bits) * 2.0 - 1.0
+def _unpacked(settings: Mapping[str, Any], name: str) -> np.ndarray:
+    """The tokens ``[K, C]`` of -1 and +1 that settings hold as packed bits in base64."""
+    with _damaged(name):
+        packed = np.frombuffer(base64.b64decode(settings[name], validate=True), np.uint8)
+        return _bits(packed, settings, name) * 2.0 - 1.0
+
+
+def _mask(settings: Mapping[str, Any]) -> np.ndarray:
+    """The mask bool ``[H, W]`` that settings hold as compressed bits in base64."""
+    with _damaged("mask"):
+        unpacker = zlib.decompressobj()
+        packed = unpacker.decompress(base64.b64decode(settings["mask"], validate=True), MOST_BITS // 8)
+        return _bits(np.frombuffer(packed, np.uint8), settings, "mask").astype(bool)
+
+
+def _bits(packed: np.ndarray, settings: Mapping[str, Any], name: str) -> np.ndarray:
+    """Packed bits as uint8 in the shape that settings give."""
+    rows, columns = (whole(f"{name}_shape", side, 1, MOST_BITS) for side in settings[f"{name}_shape"])
+    if len(packed) != -(-rows * columns // 8):
+        raise RequestError(f"the {name} in the bitdance settings does not have its shape; the file was edited")
+    return np.unpackbits(packed, count=rows * columns).reshape(rows, columns)
+
+
+@contextmanager
+def _damaged(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, zlib.error):
+        raise RequestError(f"the {name} in the bitdance settings cannot be read; the file was edited") from None

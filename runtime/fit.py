@@ -1,4 +1,4 @@
-"""Brings pictures and masks of any size to that of an image: cropped, padded or stretched."""
+"""Brings pictures of any size to that of an image: cropped, padded or stretched. Knows pixels, nothing of files."""
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -7,7 +7,6 @@ from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.errors import RequestError
 
 FITS = ("cover", "contain", "stretch")
-WHITE = 128  # grays of a mask from which it is white
 
 
 def fit_pixels(picture: Image.Image | np.ndarray, size: Size, fit: str = "cover") -> np.ndarray:
@@ -29,47 +28,6 @@ def fit_mask(mask: np.ndarray, size: Size, fit: str = "cover") -> np.ndarray:
     """Bring a mask bool ``[h, w]`` to a size as ``fit_pixels`` brings its picture; what is beside it is False."""
     image = Image.fromarray(mask.astype(np.uint8))
     return np.asarray(_fitted(image, size, fit, Image.Resampling.NEAREST)).astype(bool)
-
-
-def mask_of(image: Image.Image, name: str) -> np.ndarray:
-    """Read a mask, bool ``[h, w]``: white is True.
-
-    Args:
-        name: of the mask, for messages.
-
-    Raises:
-        RequestError: it is not black and white or gray, or has transparent pixels.
-    """
-    if image.mode not in ("1", "L"):
-        what = f"{name} is a picture of mode {image.mode}"
-        todo = "a mask is gray: white where to redraw, black where to keep. Save it in grayscale without transparency"
-        if image.mode not in ("RGB", "RGBA", "LA", "P", "PA"):
-            raise RequestError(f"{what}; {todo}")
-        red, green, blue, alpha = np.moveaxis(np.asarray(image.convert("RGBA")), -1, 0)
-        if alpha.min() < 255:
-            raise RequestError(f"{what} with transparent pixels; {todo}")
-        if (red != green).any() or (red != blue).any():
-            raise RequestError(f"{what} with colors; {todo}")
-        return red >= WHITE
-    return np.asarray(image.convert("L")) >= WHITE
-
-
-def place_mask(mask: np.ndarray, picture: Size | None, size: Size, fit: str, name: str) -> np.ndarray:
-    """Bring a mask to the size of an image: one of its picture's size as that is brought, one of this size as it is.
-
-    Args:
-        picture: the size of the picture that the mask is for, before it was fitted; None: it has none.
-
-    Raises:
-        RequestError: the mask has neither size.
-    """
-    found = Size(width=mask.shape[1], height=mask.shape[0])
-    if found == picture:
-        return fit_mask(mask, size, fit)
-    if found != size:
-        either = str(size) if picture in (None, size) else f"{picture}, the size of its picture, or {size}"
-        raise RequestError(f"{name} is {found}; a mask must be {either} pixels (WIDTHxHEIGHT)")
-    return mask
 
 
 def _fitted(image: Image.Image, size: Size, fit: str, method: Image.Resampling) -> Image.Image:

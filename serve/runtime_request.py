@@ -11,11 +11,11 @@ import numpy as np
 from bitdance_edge.runtime import Bundle, Request, RequestError, Size, fit_pixels
 from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.errors import PromptTooLongError
-from bitdance_edge.runtime.fit import mask_of, place_mask
+from bitdance_edge.runtime.mask import place_mask
 from bitdance_edge.runtime.request import MAX_SEED
 from bitdance_edge.serve.catalog import Model
 from bitdance_edge.serve.errors import ApiError
-from bitdance_edge.serve.pictures import opened
+from bitdance_edge.serve.pictures import opened, white
 from bitdance_edge.serve.schema import GenerationFields, ImageRequest, JobRequest, Prefix
 from bitdance_edge.serve.settings import ServeSettings
 from bitdance_edge.serve.work import Change, Generation
@@ -117,8 +117,7 @@ async def change(fields: JobRequest, model: Model) -> Change | None:
     mask = None
     if edit.mask is not None:
         try:
-            white = mask_of(await opened(edit.mask, "edit.mask", as_rgb=False), "edit.mask")
-            mask = place_mask(white, own, size.pixels, edit.fit, "edit.mask")
+            mask = place_mask(await white(edit.mask, "edit.mask"), own, size.pixels, edit.fit, "edit.mask")
         except RequestError as error:
             raise _invalid("edit", str(error)) from None
     return Change(init=init, mask=mask, strength=edit.strength, candidates=edit.candidates, blend=edit.blend)

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from bitdance_edge.commands.common import image_size, load_tokens
+from bitdance_edge.commands.common import image_size
 from bitdance_edge.commands.values import number, path, whole
 from bitdance_edge.runtime import Pipeline, RequestError, Size
-from bitdance_edge.runtime.fit import FITS, fit_pixels, mask_of, place_mask
-from bitdance_edge.runtime.image import open_image
+from bitdance_edge.runtime.fit import FITS, fit_pixels
+from bitdance_edge.runtime.mask import load_mask, place_mask
+from bitdance_edge.runtime.picture import MOST_BYTES, read_picture
+from bitdance_edge.runtime.reading import open_regular
 from bitdance_edge.runtime.request import MAX_CANDIDATES
+from bitdance_edge.runtime.tokens import holds_tokens, read_tokens
 
 NAMES = ("init", "mask", "strength", "candidates", "no_blend", "fit")
 
@@ -55,7 +57,7 @@ def edit_fields(args: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
         return {}
     size, fit = image_size(args, pipeline).pixels, args.fit or "cover"
     init, own = _init(args.init, size, fit)
-    mask = None if args.mask is None else place_mask(_mask(args.mask), own, size, fit, str(args.mask))
+    mask = None if args.mask is None else place_mask(load_mask(args.mask), own, size, fit, str(args.mask))
     return {
         "init": init,
         "mask": mask,
@@ -67,18 +69,8 @@ def edit_fields(args: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
 
 def _init(file: Path, size: Size, fit: str) -> tuple[np.ndarray, Size | None]:
     """The image to change, as pixels of this size or as tokens, and the size that it had."""
-    if file.suffix == ".npy":
-        tokens = load_tokens(file)
-        return (tokens[0] if tokens.ndim == 3 and len(tokens) == 1 else tokens), None
-    image = _opened(file)
-    return fit_pixels(image, size, fit), Size(width=image.width, height=image.height)
-
-
-def _mask(file: Path) -> np.ndarray:
-    return mask_of(_opened(file), str(file))
-
-
-def _opened(file: Path) -> Image.Image:
-    with open_image(file) as image:
-        image.load()
-        return image
+    if holds_tokens(file):
+        return read_tokens(file), None
+    with open_regular(file, "image", MOST_BYTES) as content:
+        picture = read_picture(content, str(file))
+    return fit_pixels(picture, size, fit), Size(width=picture.width, height=picture.height)
