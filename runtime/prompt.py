@@ -64,7 +64,7 @@ class PromptEncoder:
             around = len(self._template_ids)
             raise PromptTooLongError(
                 f"the prompt has {len(ids) - around} tokens; this bundle takes {self.text.max_prompt - around}: "
-                f"shorten it, or export again with --max-prompt above {self.text.max_prompt} (template included)"
+                f"shorten it, or export again with --max-prompt {len(ids)} (the template's {around} included)"
             )
         return (*ids, *self.text.suffixes[str(size)])
 

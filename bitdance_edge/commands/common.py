@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bitdance_edge.commands.values import path, shown, whole
+from bitdance_edge.installation import as_typed
 from bitdance_edge.runtime import Bundle, Pipeline, RequestError, Size, written_whole
 from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.pipeline import MAX_THREADS
@@ -109,4 +110,4 @@ def save_tokens(tokens: np.ndarray, path: Path) -> None:
 
 def say(text: str) -> None:
     """Print a line to standard error: standard output is for results."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(as_typed(text) + "\n")
