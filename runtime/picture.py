@@ -13,8 +13,8 @@
 import struct
 import threading
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,7 +32,7 @@ SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 DIRECT = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 WITH_ALPHA = ("LA", "PA", "RGBA", "RGBa")
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0, section 8
-_warnings = threading.Lock()  # filters are of the whole process
+_one_at_a_time = threading.RLock()  # bounds the memory, and filters of warnings are of the whole process
 
 
 def load_pixels(path: str | Path, height: int, width: int) -> np.ndarray:
@@ -56,7 +56,7 @@ def read_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
         RequestError: it is no such picture, is too large, damaged, invisible, or of pixels that have no fixed range.
     """
     try:
-        with open_picture(file, name, formats) as image:
+        with _quiet(), open_picture(file, name, formats) as image:
             image.load()
             return _opaque(_upright(_eight_bits(image, name)), name)
     except RequestError:
@@ -73,8 +73,7 @@ def open_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
     """
     Image.init()  # AVIF came with Pillow 11.3
     try:
-        with _warnings, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is refused below
+        with _quiet():
             image = Image.open(file, formats=[known for known in map(str.upper, formats) if known in Image.OPEN])
     except UnidentifiedImageError:
         raise RequestError(f"{name} is not a readable {_either(formats)} file; convert it to one of these") from None
@@ -97,6 +96,14 @@ def fitted_pixels(rgb: Image.Image, height: int, width: int) -> np.ndarray:
     left, top = (rgb.width - across) / 2, (rgb.height - down) / 2
     box = (left, top, left + across, top + down)
     return np.asarray(rgb.resize((width, height), Image.Resampling.LANCZOS, box=box))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Read one picture at a time, without warnings: what is wrong with it is an error, or of no consequence."""
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
