@@ -14,7 +14,6 @@ from bitdance_edge.commands.common import (
     add_pipeline_arguments,
     add_size_argument,
     image_size,
-    load_tokens,
     open_pipeline,
     say,
     split_classes,
@@ -37,6 +36,7 @@ from bitdance_edge.runtime import (
     save_png,
 )
 from bitdance_edge.runtime.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, MAX_STEPS
+from bitdance_edge.runtime.tokens import holds_tokens, read_tokens
 
 SLOW = 2.0  # seconds from which what a build would bring is said
 EXAMPLE = """examples:
@@ -108,9 +108,7 @@ def run(args: argparse.Namespace) -> None:
     with open_pipeline(args, max_batch=args.max_batch) as pipeline:
         request = _request(args, pipeline)
         if args.grid:
-            require_drawable(
-                len(request.classes or request.prompts), request.count, pipeline.bundle.model.size(request.size)
-            )
+            require_drawable(len(request.subjects), request.count, pipeline.bundle.model.size(request.size))
         events = pipeline.stream(request)
         say(f"opened {args.bundle} in {time.perf_counter() - started:.2f} s")
         generating = time.perf_counter()
@@ -138,7 +136,7 @@ def _write_images(events: Iterator[Event], outputs: ImageOutputs, request: Reque
                 outputs.add(event.image)
                 seeds.append(event.image.seed)
     except (KeyboardInterrupt, BitDanceError) as error:
-        written = f"{len(seeds)} of {request.count * len(request.classes or request.prompts)} images are written"
+        written = f"{len(seeds)} of {request.count * len(request.subjects)} images are written"
         outputs.finish()
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"{error}; {written}" if str(error) else written) from None
@@ -228,11 +226,15 @@ def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
     patches = size.patches // 2 if args.prefix_patches is None else args.prefix_patches
     if not 0 <= patches <= size.patches:
         raise RequestError(f"--prefix-patches is {patches}; it must be from 0 to {size.patches}")
-    if args.prefix.suffix == ".npy":
-        tokens = load_tokens(args.prefix)
-    else:
-        tokens = pipeline.tokenize(load_pixels(args.prefix, size.height, size.width)[None])
-    return tokens[..., : patches * pipeline.bundle.model.tokens_per_step, :]
+    kept = patches * pipeline.bundle.model.tokens_per_step
+    if not holds_tokens(args.prefix):
+        return pipeline.tokenize(load_pixels(args.prefix, size.height, size.width))[:, :kept]
+    tokens = read_tokens(args.prefix)
+    if args.prefix_patches is not None and tokens.shape[-2] < kept:
+        raise RequestError(
+            f"{args.prefix} has {tokens.shape[-2]} tokens, and --prefix-patches {patches} keeps {kept}: give fewer"
+        )
+    return tokens[..., :kept, :]
 
 
 def _shown(events: Iterator[Event], previews: Path) -> Iterator[Event]:
