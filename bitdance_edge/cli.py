@@ -50,6 +50,7 @@ COMMANDS = {
     "compare": Command("PyTorch, ONNX Runtime and TensorRT by stage", "export,compare"),
     "bench": Command("the speed of a bundle compared with PyTorch's", "bench"),
     "pack": Command("a bundle and what was built of it as one archive", "cpu"),
+    "push": Command("a bundle to a repository on the Hub, with its card", "hub"),
     "train": Command("train a tokenizer or a generator", "train"),
 }
 

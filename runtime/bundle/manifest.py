@@ -14,6 +14,7 @@ from typing import Any
 
 from bitdance_edge.runtime.bundle import schema
 from bitdance_edge.runtime.bundle.specs import CacheSpec, FileSpec, ModelSpec, SamplingSpec, StageSpec, TextSpec
+from bitdance_edge.runtime.bundle.unpack import unpacked
 from bitdance_edge.runtime.errors import BundleError, RequestError
 
 FORMAT = 4
@@ -22,7 +23,7 @@ MANIFEST = "bundle.json"
 RECORDINGS = "calibration/recordings"  # what calibration recorded of this bundle; not shipped
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Bundle:
     """A bundle's manifest, checked, and the folder that it is in."""
 
@@ -44,10 +45,14 @@ class Bundle:
     def open(cls, folder: str | Path) -> "Bundle":
         """Read and validate ``bundle.json``; the files are checked when a stage is loaded (``verified``).
 
+        ``folder`` may be an archive that ``bitdance-edge pack`` wrote; it is unpacked once, into the user's cache.
+
         Raises:
             BundleError: there is no bundle, or its manifest is incomplete or of another format.
         """
         folder = Path(folder)
+        if folder.is_file():
+            folder = unpacked(folder)
         manifest = folder / MANIFEST
         if not manifest.is_file():
             raise BundleError(f"no bundle at {folder}: it has no {MANIFEST}; make one with: bitdance-edge export")
@@ -71,6 +76,9 @@ class Bundle:
         }
         digest = hashlib.sha256(content).hexdigest()
         return schema.record(cls, {**data, "folder": folder, "digest": digest}, str(manifest), parsers)
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.name}, {self.model.kind}, {', '.join(map(str, self.model.sizes))}, {self.folder})"
 
     def write(self) -> None:
         """Write ``bundle.json`` into the folder (an exporter's last step, in a folder not yet in its place)."""

@@ -3,7 +3,7 @@
 import io
 import shutil
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -55,7 +55,21 @@ def pack_bundle(bundle: Bundle, archive: Path, targets: Sequence[str] | None, en
             f"{bundle.folder} has no engines to stand for its ONNX files; build them with: "
             f"bitdance-edge build {bundle.folder} --target rtx"
         )
-    for name in bundle.stages.keys() - replaced:
+    names = _checked_names(bundle, builds, replaced)
+    with written_whole(archive) as file:
+        linked = _write(bundle, names, file)
+        size = file.tell()
+    return Packed(len(names), size, sum(bundle.stages[name].bytes for name in replaced), linked)
+
+
+def bundle_paths(bundle: Bundle) -> list[str]:
+    """List the files of a bundle without what was built of it, each checked; raises what ``pack_bundle`` does."""
+    return _checked_names(bundle, {}, set())
+
+
+def _checked_names(bundle: Bundle, builds: Builds, replaced: Collection[str]) -> list[str]:
+    """The paths of all files to pack, in order; graphs of the stages ``replaced`` by an engine are omitted."""
+    for name in bundle.stages.keys() - set(replaced):
         bundle.verified(name)
     stages = [spec for name, spec in bundle.stages.items() if name not in replaced]
     names = {MANIFEST, *(file.path for stage in stages for file in stage.files)}
@@ -67,10 +81,7 @@ def pack_bundle(bundle: Bundle, archive: Path, targets: Sequence[str] | None, en
     if bundle.fast_preview is not None:
         bundle.verified_file(bundle.fast_preview)
         names.add(bundle.fast_preview.path)
-    with written_whole(archive) as file:
-        linked = _write(bundle, sorted(names), file)
-        size = file.tell()
-    return Packed(len(names), size, sum(bundle.stages[name].bytes for name in replaced), linked)
+    return sorted(names)
 
 
 def copy_shared_files(bundle: Bundle) -> int:
