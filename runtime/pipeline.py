@@ -150,7 +150,11 @@ class Pipeline:
         return f"Pipeline({self.bundle.name}, {self.bundle.model.kind}, {self.choice.backend})"
 
     def close(self) -> None:
-        """Give back all memory, sessions and engines. Closing twice is closing once."""
+        """Give back all memory, sessions and engines. Closing twice is closing once.
+
+        Raises:
+            StorageError: an operator trace could not be written to its end.
+        """
         with self._lock:
             if self._closed:
                 return

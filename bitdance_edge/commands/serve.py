@@ -8,11 +8,11 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from bitdance_edge.commands.common import add_threads_argument
 from bitdance_edge.commands.values import number, path, whole
+from bitdance_edge.interrupts import heard
 from bitdance_edge.runtime.reading import read_text
 from bitdance_edge.runtime.request import MAX_COUNT, MAX_STEPS
 from bitdance_edge.serve.errors import ServeError
@@ -103,8 +103,10 @@ def run(args: argparse.Namespace) -> None:
     if not service.settings.local_only and service.settings.token is None:
         print(f"warning: anyone who can reach {shown} can use this server; set {TOKEN_VARIABLE}", file=sys.stderr)
     server = Server(service)
-    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after an orderly stop
+    try:
         server.run(sockets=[listening])
+    except KeyboardInterrupt:  # uvicorn raises the signal again after an orderly stop
+        heard()
     if service.failure is not None:
         raise service.failure
 
