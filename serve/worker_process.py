@@ -20,6 +20,7 @@ from bitdance_edge.runtime.backends.interface import StageTime
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import OutOfMemoryError
 from bitdance_edge.runtime.preview import PreviewCanvas
+from bitdance_edge.runtime.values import items
 from bitdance_edge.serve.work import (
     BatchReport,
     Cancel,
@@ -162,13 +163,19 @@ class _Previewer:
     def __init__(self, pipeline: Pipeline, order: Generate, first: int, count: int) -> None:
         self.pipeline, self.order, self.first = pipeline, order, first
         self.images = range(first, first + count)
+        self.patches = pipeline.bundle.model.size(order.request.size).patches
         self.tokens: list[np.ndarray] = []  # int8 [B, P, C], one a patch
         self.canvas: PreviewCanvas | None = None
         if any(order.fast[i] and order.previews[i] for i in self.images):
             self.canvas = pipeline.preview_canvas(count, order.request.size)
 
     def add(self, done: PatchDone) -> dict[int, np.ndarray]:
-        """Take in a patch and return the previews due after it, uint8 ``[H, W, 3]``, by image of the batch."""
+        """Take in a patch and return the previews due after it, uint8 ``[H, W, 3]``, by image of the batch.
+
+        Of several candidates for an image, the first is shown.
+        """
+        if done.patch > self.patches:
+            return {}
         self.tokens.append(done.tokens)
         due = [i for i in self.images if done.patch in self.order.previews[i]]
         previews: dict[int, np.ndarray] = {}
@@ -177,7 +184,7 @@ class _Previewer:
             previews = {i: self.canvas.pixels[i - self.first].copy() for i in due if self.order.fast[i]}
         if full := [i for i in due if not self.order.fast[i]]:
             tokens = np.concatenate(self.tokens, axis=1)[[i - self.first for i in full]]
-            seeds = self.order.request.seeds or []
+            seeds = items("seeds", self.order.request.seeds)
             pixels = self.pipeline.preview(tokens, [seeds[i] for i in full], self.order.request.size)
             previews |= zip(full, pixels, strict=True)
         return previews

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,10 +22,11 @@ from bitdance_edge.runtime.backends.freed_memory import give_back_freed
 from bitdance_edge.runtime.backends.huge_pages import huge_pages
 from bitdance_edge.runtime.backends.interface import Arrived, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.processor import int8_path
+from bitdance_edge.runtime.bundle.files import cannot_write
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
-from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError
+from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -163,10 +164,11 @@ class CudaValueBuffer:
         self.value.update_inplace(np.ascontiguousarray(whole))
 
     def fetch(self) -> Arrived:
-        return Arrived(self.value.numpy())
+        return Arrived(self.read())
 
     def read(self) -> np.ndarray:
-        return self.value.numpy()
+        first = self.offset // self.dtype.itemsize
+        return self.value.numpy().reshape(-1)[first : first + int(np.prod(self.shape))].reshape(self.shape)
 
     def free(self) -> None:
         self.value = None
@@ -254,9 +256,29 @@ class OnnxRuntimeStage:
         return BoundSession(self.session, binding, options, list(buffers.values()), self.time)
 
     def close(self) -> None:
-        """End the operator trace, if there is one; the file is complete then."""
+        """End the operator trace, if there is one; the file is complete then.
+
+        Raises:
+            StorageError: it is cut short, which ONNX Runtime does not say.
+        """
         if self.traced:
-            self.session.end_profiling()
+            require_whole(Path(self.session.end_profiling()))
+
+
+def require_whole(trace: Path) -> None:
+    """Check that an operator trace, a JSON list with one event a line, has its last line.
+
+    Raises:
+        StorageError: it has not, or is missing.
+    """
+    try:
+        with trace.open("rb") as file:
+            file.seek(max(0, trace.stat().st_size - 3))
+            whole = file.read().endswith((b"]\n", b"]\r\n"))
+    except OSError as error:
+        raise cannot_write(trace, error) from None
+    if not whole:
+        raise StorageError(f"the trace {trace} is cut short: free some space on that disk, or choose another folder")
 
 
 def element_type(dtype: str) -> Any:
@@ -335,6 +357,17 @@ class OnnxRuntimeBackend:
 
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)  # each launch is a graph of its own already
+
+    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+        """On a GPU by way of the host: ONNX Runtime copies whole tensors only, and these are small."""
+        written, read = cast(HostBuffer | CudaValueBuffer, target), cast(HostBuffer | CudaValueBuffer, source)
+
+        def copy() -> None:
+            values = written.read()
+            values[rows] = read.read()[rows]
+            written.write(values)
+
+        return copy
 
     def second_lane(self) -> "OnnxRuntimeBackend":
         return self
