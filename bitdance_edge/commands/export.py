@@ -66,7 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from bitdance_edge.commands.common import example_subject
+    from bitdance_edge.commands.common import example_subject, say
     from bitdance_edge.commands.hub_checkpoint import find_checkpoint
     from bitdance_edge.export.exporter import ExportOptions, memory_to_check
     from bitdance_edge.export.opening import CheckpointOptions, open_checkpoint
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     memory = f"{memory_to_check(opened.weights) / 1e9:.1f} GB of memory"
     if available_memory() is None:
         print(f"free memory is not known on this system: the check against PyTorch is tried, and takes {memory}")
-    bundle = opened.export(out)
+    bundle = opened.export(out, note=say)
     print_stages(bundle)
     print(
         f"\n{out}: {sum(stage.bytes for stage in bundle.stages.values()) / 1e6:.1f} MB of stages, "

@@ -43,7 +43,9 @@ def plain(bundle: Bundle) -> Bundle:
         folder=Path(),
         name="",
         opset=24,
-        sampling=SamplingSpec(steps=1, guidance=1.0, guidance_schedule="constant", time_shift=bundle.sampling.time_shift),
+        sampling=SamplingSpec(
+            steps=1, guidance=1.0, guidance_schedule="constant", time_shift=bundle.sampling.time_shift
+        ),
         published=None,
         stages={name: replace(stage, **known) for name, stage in bundle.stages.items()},
         text=None if bundle.text is None else replace(bundle.text, example=""),
