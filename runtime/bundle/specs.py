@@ -71,7 +71,7 @@ class StageSpec:
         return self.graph.bytes + self.weight_bytes
 
 
-CLASS_CONDITIONAL, TEXT_TO_IMAGE = KINDS = ("class-conditional", "text-to-image")
+CLASS_CONDITIONAL, TEXT_TO_IMAGE, TOKENIZER = KINDS = ("class-conditional", "text-to-image", "tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,11 @@ class ModelSpec:
     num_classes: int  # 0 for text-to-image
     class_names: tuple[str, ...]
     decoder_noise: bool
+
+    @property
+    def generates(self) -> bool:
+        """Whether it makes images; a tokenizer alone turns them into tokens and back."""
+        return self.kind != TOKENIZER
 
     @property
     def default_size(self) -> ImageSize:
