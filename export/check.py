@@ -14,6 +14,7 @@ from torch import Tensor
 from bitdance_edge.export.check_parts import IMAGES, CheckedBackbone, CheckedHead, CheckedPrompt
 from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.exported_stages import ExportedStages
+from bitdance_edge.export.finite import first_not_finite
 from bitdance_edge.export.stage_error import StageError
 from bitdance_edge.export.stages import Generator
 from bitdance_edge.model.backbone import GrowingCache
@@ -40,11 +41,17 @@ def check_stages(
     errors = {name: StageError.of(name, precision) for name in stages}
     exported = ExportedStages(folder, stages)
     generation = torch.Generator().manual_seed(0)
-    note("check prompt to tokens")
-    tokens = _check_generation(model, exported, errors, generation)
-    exported.unload()
-    note("check decoder and encoder")
-    _check_images(model, exported, errors, tokens, generation)
+    with first_not_finite(model) as modules:
+        try:
+            note("check prompt to tokens")
+            tokens = _check_generation(model, exported, errors, generation)
+            exported.unload()
+            note("check decoder and encoder")
+            _check_images(model, exported, errors, tokens, generation)
+        except ExportError as error:
+            raise ExportError(
+                f"{error}. The first module with such values is {modules[0]}" if modules else str(error)
+            ) from None
     failed = [
         f"{name} {error.worst:.2e} (allowed {error.tolerance:.0e})"
         for name, error in errors.items()

@@ -3,7 +3,7 @@
 import copy
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from bitdance_edge.export.check import check_stages
 from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.graph import export_graph
 from bitdance_edge.export.graph_names import graph_properties
+from bitdance_edge.export.links import link_names, refusal
 from bitdance_edge.export.manifest import FileHashes
 from bitdance_edge.export.opsets import DEFAULT_OPSET, OPSETS
 from bitdance_edge.export.preview import with_fast_previews
@@ -26,6 +27,7 @@ from bitdance_edge.export.stages import Generator
 from bitdance_edge.export.weights import Source, WeightPlacer, hollowed
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.tensor_file import StoredTensor
+from bitdance_edge.model.values import require_finite
 from bitdance_edge.runtime.bundle.files import cannot_write, put_in_place, staged_folder
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
@@ -39,7 +41,8 @@ class ExportOptions:
     name: str
     opset: int = DEFAULT_OPSET
     precision: str = "fp32"
-    link: bool = False  # take weights that are stored in this precision from the checkpoint's own files
+    link: bool = False  # take weights that are stored in this precision from the checkpoint's own files, if possible
+    require_links: bool = False  # and fail where it is not
     force: bool = False  # replace a bundle that is already there
     fast_previews: bool = True  # fit them, where the bundle can run here
 
@@ -61,6 +64,7 @@ def export_bundle(
     *,
     prompts: PromptTokenizer | None = None,
     source: Source | None = None,
+    note: Callable[[str], object] = lambda line: None,
 ) -> Bundle:
     """Export every stage of ``model`` and write a bundle.
 
@@ -71,10 +75,12 @@ def export_bundle(
         model: class-conditional in float32, or text-to-image with its weights as they are stored.
         prompts: of a text-to-image model.
         source: where the weights are stored, for those that are linked or read one at a time; None: the model's.
+        note: called with lines for the user.
 
     Raises:
         ExportError: the folder exists (and not ``force``), there is too little space for the weights, a file of the
             checkpoint cannot be read, or a stage differs from PyTorch.
+        ModelError: a weight has a value that the precision cannot hold.
         StorageError: the folder cannot be written.
     """
     folder = Path(folder)
@@ -87,8 +93,10 @@ def export_bundle(
     read |= set() if prompts is None else {prompts.file}
     try:
         with staged_folder(folder) as staged:
-            _require_space(source, folder, options)
-            bundle = _Export(model, staged, options, prompts, source).write(provenance)
+            names = _links(source, options, staged, note)
+            _require_space(source, folder, options, names)
+            _require_finite(source, options.dtype)
+            bundle = _Export(model, staged, options, prompts, source, names).write(provenance)
             put_in_place(staged, folder)
     except OSError as error:
         if error.filename is not None and Path(str(error.filename)) in read:
@@ -106,13 +114,14 @@ class _Export:
     options: ExportOptions
     prompts: PromptTokenizer | None
     source: Source
+    names: Mapping[Path, str]  # file of the checkpoint -> its link's name
 
     def write(self, provenance: dict[str, Any]) -> Bundle:
         options, folder = self.options, self.folder
         model = manifest.model_spec(self.model)
         graphs = folder / "onnx" / options.precision
         graphs.mkdir(parents=True)
-        weights = WeightPlacer(self.source, options.dtype, options.link)
+        weights = WeightPlacer(self.source, options.dtype, self.names)
         files = FileHashes(folder)
         stages: dict[str, StageSpec] = {}
         traced = hollowed(self.model, self.source, options.dtype)
@@ -176,13 +185,38 @@ def _with_error(stage: StageSpec, error: StageError | None) -> StageSpec:
     return stage if error is None else replace(stage, max_error=error.worst, tolerance=error.tolerance)
 
 
-def _require_space(source: Source, folder: Path, options: ExportOptions) -> None:
+def _links(source: Source, options: ExportOptions, staged: Path, note: Callable[[str], object]) -> Mapping[Path, str]:
+    """Name the links to files with weights of the export's precision; none where the system refuses them.
+
+    Raises:
+        ExportError: it refuses them, and links were asked for.
+    """
+    if not options.link:
+        return {}
+    names = link_names(
+        weight.file for weight in source.values() if isinstance(weight, StoredTensor) and weight.dtype == options.dtype
+    )
+    if (reason := refusal(names, staged)) is None:
+        return names
+    if options.require_links:
+        raise ExportError(f"{reason}; omit --link-weights to copy the weights")
+    note(f"weights are copied into the bundle: {reason}")
+    return {}
+
+
+def _require_finite(source: Source, dtype: torch.dtype) -> None:
+    """Read every weight before the work, and refuse values that ``dtype`` cannot hold."""
+    for key, weight in tqdm(source.items(), desc="check weights", unit="weight", leave=False, disable=None):
+        require_finite(key, weight, weight.file if isinstance(weight, StoredTensor) else Path("the checkpoint"), dtype)
+
+
+def _require_space(source: Source, folder: Path, options: ExportOptions, names: Mapping[Path, str]) -> None:
     """Refuse before the work what would not fit on the disk."""
     existing = next(parent for parent in folder.absolute().parents if parent.exists())
     linked = {
         key
         for key, weight in source.items()
-        if options.link and isinstance(weight, StoredTensor) and weight.dtype == options.dtype
+        if isinstance(weight, StoredTensor) and weight.dtype == options.dtype and weight.file in names
     }
     copied = sum(math.prod(weight.shape) for key, weight in source.items() if key not in linked)
     needed, free = copied * options.dtype.itemsize, shutil.disk_usage(existing).free

@@ -1,6 +1,6 @@
 """From a checkpoint's path and options to the model that is exported, of either kind."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from bitdance_edge.export.exporter import ExportOptions, export_bundle
 from bitdance_edge.export.stages import Generator
 from bitdance_edge.export.weights import Source
 from bitdance_edge.model import TextCheckpoint, load_generator
+from bitdance_edge.model.checkpoint import locate
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.text_checkpoint import is_text_to_image
 from bitdance_edge.model.text_config import TextToImageConfig
@@ -52,10 +53,10 @@ class OpenedCheckpoint:
         """All weights by name, as they are stored."""
         return self.model.state_dict() if self.source is None else self.source
 
-    def export(self, folder: str | Path) -> Bundle:
+    def export(self, folder: str | Path, note: Callable[[str], object] = lambda line: None) -> Bundle:
         """Export it as ``export_bundle`` does."""
         return export_bundle(
-            self.model, folder, self.options, self.provenance, prompts=self.prompts, source=self.source
+            self.model, folder, self.options, self.provenance, prompts=self.prompts, source=self.source, note=note
         )
 
 
@@ -72,7 +73,7 @@ def open_checkpoint(path: Path, options: ExportOptions, asked: CheckpointOptions
             {"variant": asked.variant, "tokenizer": asked.tokenizer},
             "text-to-image folders say what they are and hold their autoencoder",
         )
-        options = replace(options, link=asked.weights != "copy")
+        options = replace(options, link=asked.weights != "copy", require_links=asked.weights == "link")
         opened = open_text_to_image(path, options, sizes=asked.sizes, max_prompt=asked.max_prompt)
         if asked.weights == "link":
             _require_linkable(opened)
@@ -84,8 +85,13 @@ def open_checkpoint(path: Path, options: ExportOptions, asked: CheckpointOptions
         "it is for text-to-image folders (with vision_head_config.json or model_index.json)",
     )
     model = load_generator(path, variant=asked.variant, tokenizer=asked.tokenizer)
-    stored = next(path.glob("*.safetensors"), path) if path.is_dir() else path
-    provenance = {"checkpoint": path.name, "checkpoint_sha256": sha256(stored), "variant": asked.variant}
+    files = locate(path)[0].files
+    hashes = {file.name: sha256(file) for file in files}
+    provenance = {
+        "checkpoint": path.resolve().name,
+        "checkpoint_sha256": hashes if len(files) > 1 else hashes[files[0].name],
+        "variant": asked.variant,
+    }
     return OpenedCheckpoint(model=model, options=options, provenance=provenance)
 
 
@@ -109,7 +115,10 @@ def open_text_to_image(
     return OpenedCheckpoint(
         model=replace(checkpoint, config=config).load(),
         options=options,
-        provenance={"checkpoint": path.name, "checkpoint_bytes": sum(t.bytes for t in checkpoint.tensors.values())},
+        provenance={
+            "checkpoint": path.resolve().name,
+            "checkpoint_bytes": sum(t.bytes for t in checkpoint.tensors.values()),
+        },
         prompts=replace(prompts, config=config),
         source=checkpoint.tensors,
     )
@@ -127,7 +136,11 @@ def _require_linkable(opened: OpenedCheckpoint) -> None:
 
 
 def _sizes(text: str | None, config: TextToImageConfig, prompts: PromptTokenizer) -> tuple[tuple[int, int], ...]:
-    """The sizes asked for, (height, width) each, or all of the checkpoint's that its tokenizer can announce."""
+    """The sizes asked for, (height, width) each, or all of the checkpoint's that its tokenizer can announce.
+
+    Raises:
+        ExportError, ModelError, RequestError: there is none, or one that the model or its tokenizer does not have.
+    """
     if text is None:
         if known := tuple(size for size in config.sizes if prompts.announces(*size)):
             return known

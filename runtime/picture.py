@@ -13,8 +13,8 @@
 import struct
 import threading
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +34,7 @@ SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 DIRECT = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 WITH_ALPHA = ("LA", "PA", "RGBA", "RGBa")
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0, section 8
-_warnings = threading.Lock()  # filters are of the whole process
+_one_at_a_time = threading.RLock()  # bounds the memory, and filters of warnings are of the whole process
 
 
 def load_pixels(path: str | Path, height: int, width: int, fit: str = "cover") -> np.ndarray:
@@ -58,7 +58,7 @@ def read_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
         RequestError: it is no such picture, is too large, damaged, invisible, or of pixels that have no fixed range.
     """
     try:
-        with open_picture(file, name, formats) as image:
+        with _quiet(), open_picture(file, name, formats) as image:
             image.load()
             return _opaque(_upright(_eight_bits(image, name)), name)
     except RequestError:
@@ -75,8 +75,7 @@ def open_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
     """
     Image.init()  # AVIF came with Pillow 11.3
     try:
-        with _warnings, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is refused below
+        with _quiet():
             image = Image.open(file, formats=[known for known in map(str.upper, formats) if known in Image.OPEN])
     except UnidentifiedImageError:
         raise RequestError(f"{name} is not a readable {_either(formats)} file; convert it to one of these") from None
@@ -90,6 +89,14 @@ def open_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
             f"{name} has {image.width}x{image.height} pixels; the limit is {MOST_PIXELS:,} in total: make it smaller"
         )
     return image
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Read one picture at a time, without warnings: what is wrong with it is an error, or of no consequence."""
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
