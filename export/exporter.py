@@ -23,7 +23,7 @@ from bitdance_edge.export.opsets import DEFAULT_OPSET, OPSETS
 from bitdance_edge.export.preview import with_fast_previews
 from bitdance_edge.export.signatures import stage_exports
 from bitdance_edge.export.stage_error import StageError
-from bitdance_edge.export.stages import Generator
+from bitdance_edge.export.stages import Exported
 from bitdance_edge.export.weights import Source, WeightPlacer, hollowed
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.tensor_file import StoredTensor
@@ -57,7 +57,7 @@ class ExportOptions:
 
 
 def export_bundle(
-    model: Generator,
+    model: Exported,
     folder: str | Path,
     options: ExportOptions,
     provenance: dict[str, Any],
@@ -72,7 +72,7 @@ def export_bundle(
     an export that fails or is interrupted leaves nothing.
 
     Args:
-        model: class-conditional in float32, or text-to-image with its weights as they are stored.
+        model: class-conditional or a tokenizer alone in float32, or text-to-image with its weights as they are stored.
         prompts: of a text-to-image model.
         source: where the weights are stored, for those that are linked or read one at a time; None: the model's.
         note: called with lines for the user.
@@ -108,7 +108,7 @@ def export_bundle(
 class _Export:
     """One export into an empty folder."""
 
-    model: Generator
+    model: Exported
     folder: Path
     options: ExportOptions
     prompts: PromptTokenizer | None
@@ -141,7 +141,7 @@ class _Export:
             opset=options.opset,
             model=model,
             cache=manifest.cache_spec(self.model, options.precision),
-            sampling=manifest.sampling_spec(self.model, self.model.config.sampling),
+            sampling=manifest.sampling_spec(self.model),
             published=manifest.published_spec(self.model),
             stages={name: _with_error(stage, errors.get(name)) for name, stage in stages.items()},
             text=self.prompts and manifest.text_spec(self.prompts, folder),
@@ -157,7 +157,8 @@ class _Export:
         bundle.write()
         bundle = Bundle.open(folder)
         runs_here = options.precision != "bf16" and can_check(self.source)
-        return with_fast_previews(bundle) if options.fast_previews and runs_here else bundle
+        drawn = options.fast_previews and runs_here and bundle.model.generates
+        return with_fast_previews(bundle) if drawn else bundle
 
     def _check(self, stages: dict[str, StageSpec], note: Callable[[str], object]) -> dict[str, StageError]:
         """Compare with PyTorch and return the errors by stage; none where this machine has too little memory."""
