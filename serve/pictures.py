@@ -24,9 +24,16 @@ async def encoded(
     output_format: str = "png",
     quality: int | None = None,
     settings: Mapping[str, Any] | None = None,
+    parameters: str | None = None,
 ) -> str:
-    """Encode uint8 ``[H, W, 3]`` as an image file in base64; a PNG carries ``settings``, which reproduce it."""
-    return await asyncio.to_thread(_encode, pixels, output_format, quality, settings)
+    """Encode uint8 ``[H, W, 3]`` as an image file in base64.
+
+    A PNG carries ``settings``, which reproduce it, and ``parameters``, a text for web UIs.
+    """
+    texts = {} if settings is None else {PNG_KEY: json.dumps(settings)}
+    if parameters is not None:
+        texts["parameters"] = parameters
+    return await asyncio.to_thread(_encode, pixels, output_format, quality, texts)
 
 
 async def decoded(text: str, size: Size) -> np.ndarray:
@@ -38,12 +45,12 @@ async def decoded(text: str, size: Size) -> np.ndarray:
     return await asyncio.to_thread(_decode, text, size)
 
 
-def _encode(pixels: np.ndarray, output_format: str, quality: int | None, settings: Mapping[str, Any] | None) -> str:
+def _encode(pixels: np.ndarray, output_format: str, quality: int | None, texts: Mapping[str, str]) -> str:
     file, options = io.BytesIO(), {}
     if output_format == "png":
         options["pnginfo"] = info = PngImagePlugin.PngInfo()
-        if settings is not None:
-            info.add_text(PNG_KEY, json.dumps(settings))
+        for name, text in texts.items():
+            info.add_text(name, text)
     else:
         options["quality"] = 100 if quality is None else quality
     Image.fromarray(pixels).save(file, format=output_format.upper(), **options)

@@ -28,9 +28,10 @@ def generation(fields: GenerationFields, model: Model, settings: ServeSettings) 
     sampling = model.bundle.published_sampling if fields.published else model.bundle.sampling
     images = _within("n", fields.n, 1, settings.max_images)
     steps = _within("num_inference_steps", fields.num_inference_steps, sampling.steps, settings.max_steps)
-    if len(fields.prompt) > settings.max_prompt:
-        message = f"the prompt has {len(fields.prompt)} characters; this server takes {settings.max_prompt} at most"
-        raise ApiError(413, "prompt_too_long", message, param="prompt")
+    for name, text in (("prompt", fields.prompt), ("negative_prompt", fields.negative_prompt or "")):
+        if len(text) > settings.max_prompt:
+            message = f"{name} has {len(text)} characters; this server takes {settings.max_prompt} at most"
+            raise ApiError(413, "prompt_too_long", message, param=name)
     if fields.negative_prompt and model.bundle.text is None:
         raise _invalid("negative_prompt", f"{model.id} makes images of classes and takes no negative prompt; omit it")
     size = model.size(fields.size)

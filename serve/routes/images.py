@@ -1,5 +1,6 @@
 """POST /v1/images/generations, compatible with https://platform.openai.com/docs/api-reference/images/create."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -9,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from bitdance_edge.serve.catalog import Model
 from bitdance_edge.serve.connection import EventStream, NamedEvent, until_client_leaves
+from bitdance_edge.serve.json_route import JsonRoute
 from bitdance_edge.serve.pictures import encoded
 from bitdance_edge.serve.routes.common import TheService, errors, event_stream
 from bitdance_edge.serve.runtime_request import generation
@@ -16,7 +18,7 @@ from bitdance_edge.serve.schema import ImageData, ImageRequest, ImagesResponse, 
 from bitdance_edge.serve.ticket import ImageReady, PatchReady, Ticket
 from bitdance_edge.serve.work import Generation
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 STREAMED = event_stream(
     "The images; with `stream`, the server-sent events `image_generation.partial_image`, `image_generation.completed` "
     "and, after a failure, `error`."
@@ -30,10 +32,11 @@ STREAMED = event_stream(
 )
 async def generate_images(fields: ImageRequest, request: Request, service: TheService) -> Any:
     """Generate images of a prompt; image i uses seed + i."""
-    model = service.catalog.get(fields.model)
-    work = generation(fields, model, service.settings)
-    response = _Response(fields, work, model)
-    ticket = service.scheduler.submit(work)
+    fleet = service.fleet
+    model = fleet.catalog.get(fields.model)
+    with fleet.scheduler.admitted(model) as submit:
+        work = await asyncio.to_thread(generation, fields, model, service.settings)
+        response, ticket = _Response(fields, work, model), submit(work)
     if fields.stream:
         return EventStream(response.events(ticket), service.settings.keep_alive)
     return await until_client_leaves(request, response.whole(ticket))
