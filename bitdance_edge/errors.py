@@ -3,6 +3,11 @@
 A message names the value, what is allowed, and the next command to type.
 """
 
+from bitdance_edge.installation import as_typed
+
 
 class BitDanceError(Exception):
-    """Base of the errors of all rooms."""
+    """Base of the errors of all rooms; as text, commands in its message are shown as they work from here."""
+
+    def __str__(self) -> str:
+        return as_typed(super().__str__())

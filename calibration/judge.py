@@ -21,7 +21,7 @@ from bitdance_edge.calibration.sessions import BundleSessions
 from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.size import Size
-from bitdance_edge.runtime.image import load_pixels
+from bitdance_edge.runtime.picture import load_pixels
 from bitdance_edge.runtime.quality import frechet_distance
 
 READ_BATCH = 256  # images that the network reads at once

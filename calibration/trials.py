@@ -84,7 +84,7 @@ class Trial:
     ) -> Iterator["_Run"]:
         launches = iter(self._teacher if forced else ())
         for request in self.draw.requests(self.sessions.bundle.model, BATCH):
-            run = _Run(len(request.prompts or request.classes), (lambda: next(launches)) if forced else None)
+            run = _Run(len(request.subjects), (lambda: next(launches)) if forced else None)
             with self.sessions.pipeline(BATCH, replaced, before=run.observe, after=after) as pipeline:
                 run.generate(pipeline, request, self.draw.patches)
             yield run

@@ -16,6 +16,7 @@ from bitdance_edge.export import manifest
 from bitdance_edge.export.check import check_stages
 from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.graph import export_graph
+from bitdance_edge.export.graph_names import graph_properties
 from bitdance_edge.export.manifest import FileHashes
 from bitdance_edge.export.opsets import DEFAULT_OPSET, OPSETS
 from bitdance_edge.export.preview import with_fast_previews
@@ -119,7 +120,8 @@ class _Export:
         with tqdm(total=len(exports) + 1, unit="stage", leave=False, disable=None) as progress:
             for name, build in exports.items():
                 progress.set_description(f"export {name}")
-                export_graph(build(), graphs / f"{name}.onnx", options.opset, weights)
+                properties = graph_properties(options.name, name, provenance)
+                export_graph(build(), graphs / f"{name}.onnx", options.opset, weights, properties)
                 progress.set_description(f"checksum {name}")
                 stages[name] = manifest.stage_spec(files, graphs / f"{name}.onnx", options.precision, model)
                 progress.update()

@@ -19,7 +19,8 @@ from bitdance_edge.runtime.errors import (
     StorageError,
 )
 from bitdance_edge.runtime.events import Event, ImageDone, PatchDone, Preview
-from bitdance_edge.runtime.image import GeneratedImage, load_pixels, read_settings, request_from_settings, save_png
+from bitdance_edge.runtime.image import GeneratedImage, read_settings, request_from_settings, save_png
+from bitdance_edge.runtime.picture import load_pixels
 from bitdance_edge.runtime.pipeline import Pipeline
 from bitdance_edge.runtime.request import Request
 

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from bitdance_edge.runtime.bundle.files import written_whole
-from bitdance_edge.runtime.bundle.size import Size
+from bitdance_edge.runtime.bundle.size import MOST, Size
 from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.picture import MOST_BYTES, open_picture
+from bitdance_edge.runtime.reading import open_regular
 from bitdance_edge.runtime.request import ImageSpec, Request
+from bitdance_edge.runtime.values import shown, whole
 
 PNG_KEY = "bitdance"
+MOST_SETTINGS = 2**20  # characters
+REQUIRED = ("size", "seed", "steps", "guidance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +112,18 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """Read the settings inside a PNG that ``GeneratedImage.save`` wrote.
 
     Raises:
-        RequestError: no such file, not an image, or no settings in it.
+        RequestError: no such file, not a PNG, or no settings in it.
     """
-    with open_image(path) as image:
+    with open_regular(path, "image", MOST_BYTES) as file, open_picture(file, str(path), ["PNG"]) as image:
         text = image.info.get(PNG_KEY)
+    if not isinstance(text, str):
+        raise RequestError(f"{path} carries no bitdance settings; only PNGs saved by generate do")
     try:
-        settings = json.loads(text or "")
-    except ValueError:
-        raise RequestError(f"{path} carries no bitdance settings; only PNGs saved by generate do") from None
+        settings = json.loads(text) if len(text) <= MOST_SETTINGS else None
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise RequestError(f"the bitdance settings in {path} are not those that generate writes; the file was edited")
     return settings
 
 
@@ -122,69 +131,43 @@ def request_from_settings(settings: Mapping[str, Any]) -> Request:
     """Make the request that reproduces the image of these settings, as the only image of its batch.
 
     Raises:
-        RequestError: the settings are incomplete.
+        RequestError: the settings are incomplete, or one is of another type.
     """
-    prefix = None
-    try:
-        if "prefix" in settings:
-            tokens, bits = settings["prefix_shape"]
-            packed = np.frombuffer(base64.b64decode(settings["prefix"]), np.uint8)
-            prefix = np.unpackbits(packed, count=tokens * bits).reshape(tokens, bits) * 2.0 - 1.0
-        return Request(
-            classes=[settings["class"]] if "class" in settings else (),
-            prompts=[settings["prompt"]] if "prompt" in settings else (),
-            negative_prompt=settings.get("negative_prompt"),
-            size=_size(settings["size"]),
-            seed=settings["seed"],
-            steps=settings["steps"],
-            guidance=settings["guidance"],
-            guidance_schedule=settings.get("guidance_schedule"),  # absent from the first PNGs, which used the bundle's
-            sampler=settings.get("sampler"),
-            prefix=prefix,
-        )
-    except (KeyError, ValueError, TypeError) as error:
-        raise RequestError(f"the bitdance settings are incomplete ({error!r}); the file was edited") from None
+    if not isinstance(settings, Mapping):
+        raise RequestError(f"settings are {shown(settings)}; give what read_settings returns")
+    if absent := [name for name in REQUIRED if settings.get(name) is None]:
+        raise RequestError(f"the bitdance settings lack {', '.join(absent)}; the file was edited")
+    return Request(
+        classes=[settings["class"]] if "class" in settings else (),
+        prompts=[settings["prompt"]] if "prompt" in settings else (),
+        negative_prompt=settings.get("negative_prompt"),
+        size=_size(settings["size"]),
+        seed=settings["seed"],
+        steps=settings["steps"],
+        guidance=settings["guidance"],
+        guidance_schedule=settings.get("guidance_schedule"),  # absent from the first PNGs, which used the bundle's
+        sampler=settings.get("sampler"),
+        prefix=_prefix(settings) if "prefix" in settings else None,
+    )
 
 
 def _size(value: Any) -> Size:
     """The size in settings: text, or in older PNGs a list of height and width."""
     if isinstance(value, str):
         return Size.parse(value)
-    height, width = value
+    if not isinstance(value, list) or len(value) != 2:
+        raise RequestError(f"the size in the bitdance settings is {shown(value)}; the file was edited")
+    height, width = (whole("size", side, 1, MOST) for side in value)
     return Size(width=width, height=height)
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Open an image file.
-
-    Raises:
-        RequestError: there is no such file, or it is not an image.
-    """
+def _prefix(settings: Mapping[str, Any]) -> np.ndarray:
+    """The tokens ``[K, C]`` of -1 and +1 in settings, which hold them as packed bits in base64."""
     try:
-        return Image.open(path)
-    except FileNotFoundError:
-        raise RequestError(f"no image at {path}") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise RequestError(f"{path} cannot be read as an image: {error}") from None
-
-
-def load_pixels(path: str | Path, height: int, width: int) -> np.ndarray:
-    """Read an image file as uint8 ``[height, width, 3]``: the largest centred crop of that shape, resized.
-
-    Raises:
-        RequestError: it cannot be read.
-    """
-    with open_image(path) as image:
-        try:
-            rgb = image.convert("RGB")
-        except OSError as error:
-            raise RequestError(f"{path} cannot be read to its end ({error}); it may be truncated") from None
-    return fitted_pixels(rgb, height, width)
-
-
-def fitted_pixels(rgb: Image.Image, height: int, width: int) -> np.ndarray:
-    """Resize the largest centred crop of that shape: uint8 ``[height, width, 3]``."""
-    scale = min(rgb.width / width, rgb.height / height)
-    left, top = (rgb.width - width * scale) / 2, (rgb.height - height * scale) / 2
-    box = (left, top, left + width * scale, top + height * scale)
-    return np.asarray(rgb.resize((width, height), Image.Resampling.LANCZOS, box=box))
+        packed = np.frombuffer(base64.b64decode(settings["prefix"], validate=True), np.uint8)
+        tokens, bits = (whole("prefix_shape", side, 1, 8 * MOST_SETTINGS) for side in settings["prefix_shape"])
+    except (KeyError, TypeError, ValueError):
+        raise RequestError("the prefix in the bitdance settings cannot be read; the file was edited") from None
+    if len(packed) != -(-tokens * bits // 8):
+        raise RequestError("the prefix in the bitdance settings does not have its shape; the file was edited")
+    return np.unpackbits(packed, count=tokens * bits).reshape(tokens, bits) * 2.0 - 1.0

@@ -1,7 +1,7 @@
 """A bundle's stages on one device, loaded when they are first used, and the memory kept between requests."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 
 import numpy as np
@@ -34,16 +34,15 @@ class LoadedBundle:
         self._idle: BoundLoop | None = None
 
     def close(self) -> None:
-        """Give back buffers, sessions and engines."""
-        if self._idle is not None:
-            self._idle.free()
-        for image_stage in self._image_stages.values():
-            image_stage.close()
-        for stage in self._stages.values():
-            stage.close()
-        self._idle = None
-        self._image_stages.clear()
-        self._stages.clear()
+        """Give back buffers, sessions and engines, all of them also where one raises."""
+        with ExitStack() as closing:
+            for stage in (*self._stages.values(), *self._image_stages.values()):
+                closing.callback(stage.close)
+            if self._idle is not None:
+                closing.callback(self._idle.free)
+            self._idle = None
+            self._image_stages.clear()
+            self._stages.clear()
 
     def times(self) -> dict[str, StageTime]:
         """Launches and seconds of every loaded stage."""

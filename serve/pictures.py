@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
-from bitdance_edge.runtime import Size
-from bitdance_edge.runtime.image import PNG_KEY, fitted_pixels
+from bitdance_edge.runtime import RequestError, Size
+from bitdance_edge.runtime.image import PNG_KEY
+from bitdance_edge.runtime.picture import fitted_pixels, read_picture
 from bitdance_edge.serve.errors import ApiError
 
-MOST_PIXELS = 64_000_000  # of an image to tokenise; a small file can unpack to far more
-FORMATS = ("png", "jpeg", "webp")
+FORMATS = ("png", "jpeg", "webp")  # that are written
+READ = ("PNG", "JPEG", "WebP")  # of an image to tokenise
 
 
 async def encoded(
@@ -65,17 +66,9 @@ def _decode(text: str, size: Size) -> np.ndarray:
     except (binascii.Error, ValueError):
         raise _invalid("image is not base64; send the bytes of a PNG, JPEG or WebP file in base64") from None
     try:
-        with Image.open(file, formats=[name.upper() for name in FORMATS]) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise _invalid(
-                    f"image has {image.width}x{image.height} pixels; the limit is {MOST_PIXELS:,} pixels in total"
-                )
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError):
-        raise _invalid("image is not a readable PNG, JPEG or WebP file") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise _invalid(f"image cannot be decoded ({error}); the file may be truncated") from None
-    return fitted_pixels(upright, size.height, size.width)
+        return fitted_pixels(read_picture(file, "image", READ), size.height, size.width)
+    except RequestError as error:
+        raise _invalid(str(error)) from None
 
 
 def _invalid(message: str) -> ApiError:

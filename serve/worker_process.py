@@ -20,6 +20,7 @@ from bitdance_edge.runtime.backends.interface import StageTime
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import OutOfMemoryError
 from bitdance_edge.runtime.preview import PreviewCanvas
+from bitdance_edge.runtime.values import items
 from bitdance_edge.serve.work import (
     BatchReport,
     Cancel,
@@ -179,7 +180,7 @@ class _Previewer:
             previews = {i: self.canvas.pixels[i - self.first].copy() for i in due if self.order.fast[i]}
         if full := [i for i in due if not self.order.fast[i]]:
             tokens = np.concatenate(self.tokens, axis=1)[[i - self.first for i in full]]
-            seeds = self.order.request.seeds or []
+            seeds = items("seeds", self.order.request.seeds)
             pixels = self.pipeline.preview(tokens, [seeds[i] for i in full], self.order.request.size)
             previews |= zip(full, pixels, strict=True)
         return previews

@@ -45,5 +45,5 @@ def bench(*arguments: str | Path) -> Done:
     """The command in this process; its contenders have processes of their own."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main(["bench", *map(str, arguments)])
+        status = main(["bench", *map(str, arguments), "--json"])
     return Done(status, out.getvalue(), err.getvalue())

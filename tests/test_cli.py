@@ -70,7 +70,7 @@ def test_generate_writes_labelled_images_a_grid_and_previews(bundle: Bundle, tmp
     assert files(tmp_path / "previews") == {f"{i:04d}-patch008.png" for i in range(6)}
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.height > 3 * 64
-    assert result.stdout.splitlines()[0] == str(tmp_path / "grid.png")
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "grid.png")
     assert "seed 1" in result.stderr
 
 
@@ -137,15 +137,15 @@ def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
     [
         (["--classes", "12"], "class is 12; it must be a whole number from 0 to 9"),
         (["--classes", "cat"], "class 'cat' is unknown; give an id from 0 to 9"),
-        (["--steps", "0"], "steps is 0; it must be a whole number from 1 to 1000"),
-        (["--guidance", "nan"], "guidance is nan"),
+        (["--steps", "0"], "--steps: '0' is not a whole number from 1 to 1000"),
+        (["--guidance", "nan"], "--guidance: 'nan' is not a number from 1 to 100"),
         (["--size", "64x64"], "this bundle makes 32x32 only"),
         (["--size", "big"], "'big' is not a size; write WIDTHxHEIGHT"),
-        (["--seed", "-4"], "seed is -4"),
+        (["--seed", "-4"], "--seed: '-4' is not a whole number from 0 to"),
         (["--prefix", "nothing.npy"], "nothing.npy cannot be read as tokens"),
         (["--prefix-patches", "3"], "give --prefix too"),
         (["--device", "tpu"], "device is 'tpu'"),
-        (["--max-batch", "0"], "max_batch 0"),
+        (["--max-batch", "0"], "--max-batch: '0' is not a whole number from 1"),
         (["--grid", "grid.jpg"], "grid.jpg does not end in .png"),
         (["--tokens", "tokens.bin"], "tokens.bin does not end in .npy"),
         (["--tokens", "tokens.npy", "--grid", "grid.png"], "--tokens decodes nothing"),
@@ -163,12 +163,19 @@ def test_bad_request_is_one_line_and_writes_nothing(
     assert not files(tmp_path)
 
 
-def test_unwritable_folder(bundle: Bundle, tmp_path: Path) -> None:
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    message = refused("generate", bundle.folder, "--classes", 0, "--steps", 1, "--out", tmp_path / "file" / "images")
-    assert "cannot write" in message
-    assert "choose another folder" in message
-    assert files(tmp_path) == {"file"}
+    (tmp_path / "folder.png").mkdir()
+    for output, message in (
+        (("--out", tmp_path / "file" / "images"), f"{tmp_path / 'file'} is not a folder; choose another folder"),
+        (("--previews", tmp_path / "file"), f"{tmp_path / 'file'} is not a folder; choose another folder"),
+        (("--trace", "/proc/1/trace"), "cannot write /proc/1/trace"),
+        (("--grid", tmp_path / "folder.png"), "is a folder; give the name of a file"),
+        (("--tokens", tmp_path / ("x" * 300) / "a.npy"), "File name too long; choose another folder"),
+        (("--out", ""), "--out: the path is empty"),
+    ):
+        assert message in refused("generate", tmp_path / "no bundle is opened", "--classes", 0, *output)
+    assert files(tmp_path) == {"file", "folder.png"}
 
 
 def test_missing_png(bundle: Bundle) -> None:

@@ -25,9 +25,9 @@ EXAMPLE = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Make the same images with bundles and with PyTorch, in turn, and report what each costs, in total and by "
-        "stage, and how far a bundle's stages are from what this machine can do. Tables go to standard error; the last "
-        "line on standard output is the whole report as JSON. No speed is shown where tokens differ by more than "
-        "rounding. Every finished run is kept in the output folder: the same command continues a comparison."
+        "stage, and how far a bundle's stages are from what this machine can do. The tables go to standard error. No "
+        "speed is shown where tokens differ by more than rounding. Every finished run is kept in the output folder: "
+        "the same command continues a comparison."
     )
     parser.epilog = EXAMPLE
     parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="bundle folders, all of one model")
@@ -51,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FOLDER", help="for runs, report and plot (default: in runs/)"
     )
+    parser.add_argument("--json", action="store_true", help="print the whole report to standard output")
     parser.add_argument("--force", action="store_true", help="delete the runs in the folder and start over")
 
 
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace) -> None:
     from bitdance_edge.bench.comparison import compare
 
     report = compare(_options(args), _command(), say)
-    print(json.dumps(report))
+    if args.json:
+        print(json.dumps(report))
 
 
 def _options(args: argparse.Namespace) -> "BenchOptions":

@@ -5,6 +5,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from bitdance_edge.installation import as_typed
+
 if TYPE_CHECKING:
     from bitdance_edge.engines.progress import BuildWatch
     from bitdance_edge.runtime.bundle.record import BuildRecord
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"\n{len(records)} stages, {total / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s")
     if check.skipped:
         print(f"not checked against the bundle's own graphs: {check.skipped}")
-    print(f"Next:\n  bitdance-edge inspect {bundle.folder}")
+    print(as_typed(f"Next:\n  bitdance-edge inspect {bundle.folder}"))
 
 
 def _described(record: "BuildRecord") -> str:

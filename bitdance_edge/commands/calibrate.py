@@ -22,6 +22,7 @@ STAGES = (  # all with layers to quantise
     StageName.DECODER,
     StageName.ENCODER,
 )
+BUDGET_MISSED = 3  # exit status: the bundle is written, but more bits flip than --max-bit-flips allows
 EXAMPLE = """examples:
   bitdance-edge calibrate bundles/digits-4x --precision int8 -o bundles/digits-4x-int8
   bitdance-edge calibrate bundles/B-4x --precision int8 --max-bit-flips 0.5% -o bundles/B-4x-int8
@@ -33,7 +34,8 @@ EXAMPLE = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Quantise a bundle's stages on inputs of its own generations, and measure what was lost. The result is a "
-        "bundle like any other, with the report in its folder calibration/."
+        "bundle like any other, with the report in its folder calibration/. Where a budget of bit flips holds on the "
+        f"images of the search and not on the test images, the exit status is {BUDGET_MISSED}."
     )
     parser.epilog = EXAMPLE
     parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export")
@@ -75,7 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="threads of each graph (default: one a physical core)")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     from bitdance_edge.calibration.calibrate import calibrate
     from bitdance_edge.calibration.findings import summary
     from bitdance_edge.runtime import Bundle
@@ -91,6 +93,8 @@ def run(args: argparse.Namespace) -> None:
     print("\n".join(summary(findings)))
     say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
     say(f"  bitdance-edge generate {args.out} {example_subject(bundle)} --seed 1")
+    missed = any(findings.tested(part) > result.budget for part, result in findings.searches.items())
+    return BUDGET_MISSED if missed else 0
 
 
 def _options(args: argparse.Namespace, bundle: "Bundle") -> "CalibrateOptions":

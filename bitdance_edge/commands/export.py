@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitdance_edge.installation import as_typed
+
 if TYPE_CHECKING:
     from bitdance_edge.runtime import Bundle
 
@@ -86,11 +88,11 @@ def run(args: argparse.Namespace) -> None:
     if bundle.links:
         print(
             f"hard links to the checkpoint, so change neither: {', '.join(Path(n).name for n in bundle.links)}; "
-            f"bitdance-edge pack {out} --in-place makes the bundle self-contained"
+            + as_typed(f"bitdance-edge pack {out} --in-place makes the bundle self-contained")
         )
     print("Next:")
-    print(f"  bitdance-edge build {out} --target cpu  # optional: faster here, and opens at once")
-    print(f"  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images")
+    print(as_typed(f"  bitdance-edge build {out} --target cpu  # optional: faster here, and opens at once"))
+    print(as_typed(f"  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images"))
 
 
 def print_stages(bundle: "Bundle") -> None:

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from bitdance_edge.installation import as_typed
 from bitdance_edge.runtime import BuildError, Bundle, RequestError
 from bitdance_edge.runtime.backends.choice import survey
 from bitdance_edge.runtime.bundle.record import built_folders, records
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     bundle = Bundle.open(args.bundle)
     memory = _memory(bundle, args.images, args.memory)
     for section in (_model(bundle), _stages(bundle), memory, _builds(bundle), _backends(bundle), _provenance(bundle)):
-        print("\n".join(section), end="\n\n")
+        print(as_typed("\n".join(section)), end="\n\n")
     if args.verify:
         for name in bundle.stages:
             bundle.verified(name)

@@ -1,5 +1,6 @@
 """Which backend runs a bundle here: the best that is present, and for each of the others the reason why not."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from bitdance_edge.runtime.errors import BackendError, BuildError
 TARGETS = {"tensorrt": "trt:current", "tensorrt_rtx": "rtx"}  # library -> the target that is built for it by default
 ON_GPU = (*TARGETS, "onnxruntime-cuda")
 NAMES = (*ON_GPU, "onnxruntime-cpu")  # best first
+ORDINAL = re.compile("[0-9]{1,4}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Wanted:
             BackendError: one is unknown, or they exclude each other.
         """
         kind, _, number = device.partition(":")
-        if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and number.isdecimal()):
+        if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and ORDINAL.fullmatch(number)):
             raise BackendError(f"device is {device!r}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
         if backend is not None and backend not in NAMES:
             raise BackendError(f"backend is {backend!r}; it must be one of {', '.join(NAMES)}")

@@ -22,10 +22,11 @@ from bitdance_edge.runtime.backends.freed_memory import give_back_freed
 from bitdance_edge.runtime.backends.huge_pages import huge_pages
 from bitdance_edge.runtime.backends.interface import Arrived, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.processor import int8_path
+from bitdance_edge.runtime.bundle.files import cannot_write
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
-from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError
+from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -254,9 +255,29 @@ class OnnxRuntimeStage:
         return BoundSession(self.session, binding, options, list(buffers.values()), self.time)
 
     def close(self) -> None:
-        """End the operator trace, if there is one; the file is complete then."""
+        """End the operator trace, if there is one; the file is complete then.
+
+        Raises:
+            StorageError: it is cut short, which ONNX Runtime does not say.
+        """
         if self.traced:
-            self.session.end_profiling()
+            require_whole(Path(self.session.end_profiling()))
+
+
+def require_whole(trace: Path) -> None:
+    """Check that an operator trace, a JSON list with one event a line, has its last line.
+
+    Raises:
+        StorageError: it has not, or is missing.
+    """
+    try:
+        with trace.open("rb") as file:
+            file.seek(max(0, trace.stat().st_size - 3))
+            whole = file.read().endswith((b"]\n", b"]\r\n"))
+    except OSError as error:
+        raise cannot_write(trace, error) from None
+    if not whole:
+        raise StorageError(f"the trace {trace} is cut short: free some space on that disk, or choose another folder")
 
 
 def element_type(dtype: str) -> Any:

@@ -118,7 +118,7 @@ def test_without_the_extra_packages_the_error_names_them(digits_bundle: Path) ->
         f"raise SystemExit(main(['serve', {str(digits_bundle)!r}]))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", timeout=60)
-    assert result.returncode == 1 and "bitdance-edge[cpu,serve]" in result.stderr, result.stderr
+    assert result.returncode == 1 and "[cpu,serve]'" in result.stderr, result.stderr
 
 
 def test_a_bundle_that_will_not_load_ends_the_server_with_its_reason(digits_bundle: Path, tmp_path: Path) -> None:
