@@ -3,9 +3,12 @@
 import asyncio
 import base64
 import binascii
+import ctypes
 import io
 import json
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,10 +16,11 @@ from PIL import Image, PngImagePlugin
 
 from bitdance_edge.runtime import RequestError, Size
 from bitdance_edge.runtime.image import PNG_KEY
-from bitdance_edge.runtime.picture import fitted_pixels, read_picture
+from bitdance_edge.runtime.picture import fitted_pixels, open_picture, read_picture
 from bitdance_edge.serve.errors import ApiError
 
 FORMATS = ("png", "jpeg", "webp")  # that are written
+MOST_PIXELS = 16_000_000  # of an image to tokenise: some 250 MB while it is decoded
 READ = ("PNG", "JPEG", "WebP")  # of an image to tokenise
 
 
@@ -59,16 +63,33 @@ def _encode(pixels: np.ndarray, output_format: str, quality: int | None, texts: 
 
 
 def _decode(text: str, size: Size) -> np.ndarray:
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
     try:
-        file = io.BytesIO(base64.b64decode(text, validate=True))
+        # Without the line breaks that MIME and many tools put in.
+        file = io.BytesIO(base64.b64decode("".join(_without_scheme(text).split()), validate=True))
     except (binascii.Error, ValueError):
         raise _invalid("image is not base64; send the bytes of a PNG, JPEG or WebP file in base64") from None
     try:
+        with open_picture(file, "image", READ) as header:
+            if header.width * header.height > MOST_PIXELS:
+                shown = f"{header.width}x{header.height} pixels; this server takes {MOST_PIXELS:,} in total"
+                raise _invalid(f"image has {shown}: make it smaller")
+        file.seek(0)
         return fitted_pixels(read_picture(file, "image", READ), size.height, size.width)
     except RequestError as error:
         raise _invalid(str(error)) from None
+    finally:
+        _return_memory()
+
+
+def _without_scheme(text: str) -> str:
+    return text.partition(",")[2] if text.startswith("data:") else text
+
+
+def _return_memory() -> None:
+    """Give the memory of large pictures back to the system; glibc would keep it for the thread's next ones."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library has no malloc_trim
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _invalid(message: str) -> ApiError:
