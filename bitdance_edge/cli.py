@@ -10,11 +10,13 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from bitdance_edge import __version__
 from bitdance_edge.completion import SHELLS, completion
 from bitdance_edge.errors import BitDanceError
 from bitdance_edge.installation import as_typed
+from bitdance_edge.streams import print_any_name
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,13 @@ class Command:
 
     summary: str
     extras: str
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with arguments; those of argparse repeat the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help says more)\n")
 
 
 COMMANDS = {
@@ -51,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done, 1: a clear error, 2: arguments that cannot be parsed, 3: ``calibrate`` missed its budget, 130: interrupted.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    print_any_name()
     if argv and argv[0] in COMMANDS:
         return run_command(argv[0], argv[1:])
     parser = command_parser(())
@@ -67,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command_parser(configured: Collection[str]) -> argparse.ArgumentParser:
     """Make the parser of all commands; only the modules of ``configured`` are imported, and have their arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bitdance-edge",
         description="BitDance image generators on your own hardware.",
         epilog="bitdance-edge COMMAND --help says more, with an example.",

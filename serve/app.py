@@ -21,12 +21,12 @@ from bitdance_edge.serve.connection import ClientLeft
 from bitdance_edge.serve.errors import SERVER, ApiError
 from bitdance_edge.serve.field_errors import field_error
 from bitdance_edge.serve.guard import Guard
-from bitdance_edge.serve.routes import about, images, jobs, sdapi, tokens
+from bitdance_edge.serve.routes import about, edits, images, jobs, sdapi, tokens
 from bitdance_edge.serve.service import Service
 
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
-ROUTES = (images, jobs, tokens, sdapi, about)
+ROUTES = (images, edits, jobs, tokens, sdapi, about)
 CLIENT_CLOSED = 499  # nginx's status for a client that disconnected
 
 

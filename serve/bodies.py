@@ -10,7 +10,13 @@ from bitdance_edge.serve.errors import ApiError, unavailable
 from bitdance_edge.serve.settings import BODY_BUDGET, SMALL_BODY
 
 # Routes that take pictures, and so bodies of up to ``max_body`` bytes; all others take SMALL_BODY.
-WITH_PICTURES = ("/v1/tokens", "/v1/jobs")
+WITH_PICTURES = (
+    "/v1/tokens",
+    "/v1/jobs",
+    "/v1/images/edits",
+    "/v1/images/variations",
+    "/sdapi/v1/img2img",
+)
 BODY_SECONDS = 30.0  # for a whole request body to arrive
 DISCARD_SECONDS, MOST_DISCARDED = 5.0, 64 * 2**20
 PIECE = 256 * 2**10  # bytes of a body that the application gets at once, so that parsing it does not block the loop

@@ -7,21 +7,23 @@ import ctypes
 import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from bitdance_edge.runtime import RequestError, Size
+from bitdance_edge.runtime import RequestError, Size, fit_pixels
 from bitdance_edge.runtime.image import PNG_KEY
-from bitdance_edge.runtime.picture import fitted_pixels, open_picture, read_picture
+from bitdance_edge.runtime.mask import read_mask
+from bitdance_edge.runtime.picture import open_picture, read_picture
 from bitdance_edge.serve.errors import ApiError
 
 FORMATS = ("png", "jpeg", "webp")  # that are written
 MOST_PIXELS = 16_000_000  # of an image to tokenise: some 250 MB while it is decoded
 READ = ("PNG", "JPEG", "WebP")  # of an image to tokenise
+Decoded = TypeVar("Decoded")
 
 
 async def encoded(
@@ -41,13 +43,34 @@ async def encoded(
     return await asyncio.to_thread(_encode, pixels, output_format, quality, texts)
 
 
-async def decoded(text: str, size: Size) -> np.ndarray:
-    """Decode an image file in base64 or a data URL to uint8 ``[H, W, 3]``, cropped and resized to ``size``.
+async def decoded(text: str, size: Size, fit: str = "cover") -> np.ndarray:
+    """Decode an image file in base64 or a data URL to uint8 ``[H, W, 3]``, brought to ``size``.
 
     Raises:
         ApiError: 400: it is not an image, is truncated or is too large.
     """
-    return await asyncio.to_thread(_decode, text, size)
+    return await asyncio.to_thread(_fitted, text, size, fit)
+
+
+def _fitted(text: str, size: Size, fit: str) -> np.ndarray:
+    return _read(text, "image", lambda file: fit_pixels(read_picture(file, "image", READ), size, fit))
+
+
+async def opened(text: str, name: str) -> Image.Image:
+    """Decode an image file in base64 or a data URL to an upright picture of mode RGB.
+
+    Args:
+        name: of the field, for messages; errors are about its first part.
+
+    Raises:
+        ApiError: 400: it is not an image, is truncated or is too large.
+    """
+    return await asyncio.to_thread(_read, text, name, lambda file: read_picture(file, name, READ))
+
+
+async def white(text: str, name: str) -> np.ndarray:
+    """Decode a mask to bool ``[h, w]``; raises what ``opened`` raises."""
+    return await asyncio.to_thread(_read, text, name, lambda file: read_mask(file, name))
 
 
 def _encode(pixels: np.ndarray, output_format: str, quality: int | None, texts: Mapping[str, str]) -> str:
@@ -62,21 +85,42 @@ def _encode(pixels: np.ndarray, output_format: str, quality: int | None, texts: 
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _decode(text: str, size: Size) -> np.ndarray:
+def _read(text: str, name: str, read: Callable[[BinaryIO], Decoded]) -> Decoded:
+    return read_file(file_of(text, name), name, read)
+
+
+def file_of(text: str, name: str) -> bytes:
+    """The bytes of a file in base64, perhaps in lines as MIME and many tools write it, or as a data URL.
+
+    Raises:
+        ApiError: 400: it is not base64.
+    """
     try:
-        # Without the line breaks that MIME and many tools put in.
-        file = io.BytesIO(base64.b64decode("".join(_without_scheme(text).split()), validate=True))
+        return base64.b64decode("".join(_without_scheme(text).split()), validate=True)
     except (binascii.Error, ValueError):
-        raise _invalid("image is not base64; send the bytes of a PNG, JPEG or WebP file in base64") from None
+        message = f"{name} is not base64; send the bytes of a PNG, JPEG or WebP file in base64"
+        raise ApiError(400, "invalid_image", message, param=name.partition(".")[0]) from None
+
+
+def read_file(content: bytes, name: str, read: Callable[[BinaryIO], Decoded]) -> Decoded:
+    """Decode an image file by ``read``, in this thread.
+
+    Args:
+        name: of the field, for messages; errors are about its first part.
+
+    Raises:
+        ApiError: 400: it is not an image, is truncated or is too large.
+    """
+    file, param = io.BytesIO(content), name.partition(".")[0]
     try:
-        with open_picture(file, "image", READ) as header:
+        with open_picture(file, name) as header:
             if header.width * header.height > MOST_PIXELS:
                 shown = f"{header.width}x{header.height} pixels; this server takes {MOST_PIXELS:,} in total"
-                raise _invalid(f"image has {shown}: make it smaller")
+                raise ApiError(400, "invalid_image", f"{name} has {shown}: make it smaller", param=param)
         file.seek(0)
-        return fitted_pixels(read_picture(file, "image", READ), size.height, size.width)
+        return read(file)
     except RequestError as error:
-        raise _invalid(str(error)) from None
+        raise ApiError(400, "invalid_image", str(error), param=param) from None
     finally:
         _return_memory()
 
@@ -90,7 +134,3 @@ def _return_memory() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library has no malloc_trim
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def _invalid(message: str) -> ApiError:
-    return ApiError(400, "invalid_image", message, param="image")

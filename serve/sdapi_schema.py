@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from bitdance_edge.runtime.request import MAX_SEED, MAX_STEPS
-from bitdance_edge.serve.schema import MOST_NAME, MOST_TEXT
+from bitdance_edge.serve.schema import MOST_FILE, MOST_NAME, MOST_TEXT
 
 
 class SdBody(BaseModel):
@@ -52,9 +52,27 @@ class TextToImage(SdBody):
     send_images: bool | None = Field(None, description="false: the answer has no images.")
 
 
+class ImageToImage(TextToImage):
+    """Varies an image, or redraws a part of it; width and height are the image's own by default."""
+
+    init_images: list[Annotated[str, Field(min_length=1, max_length=MOST_FILE)]] = Field(
+        description="Images in base64 or as data URLs, of which the first is taken.", min_length=1, max_length=16
+    )
+    mask: str | None = Field(
+        None, description="In base64: white, or opaque, where the image is redrawn.", max_length=MOST_FILE
+    )
+    inpainting_mask_invert: Literal[0, 1] | bool | None = None
+    denoising_strength: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="How much is drawn anew; 0.75 by default."
+    )
+    resize_mode: Annotated[int, Field(ge=0, le=3)] | None = Field(
+        None, description="0 and 3: stretched, 1: its centre, 2: all of it, with black beside it."
+    )
+
+
 class GeneratedImages(BaseModel):
     images: list[str] = Field(description="PNG files in base64, each with its `parameters` as text.")
-    parameters: dict[str, Any] = Field(description="The request, as it was understood.")
+    parameters: dict[str, Any] = Field(description="The request as it was understood, without its images.")
     info: str = Field(description="JSON: the prompts, seeds, size and settings of the images.")
 
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitdance_edge.commands.values import path, whole
 from bitdance_edge.installation import as_typed
 
 if TYPE_CHECKING:
@@ -21,13 +22,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Export every stage of a checkpoint to ONNX, check it against PyTorch, and write a bundle."
     parser.epilog = EXAMPLE
     parser.add_argument(
-        "checkpoint", help="a checkpoint's folder, text-to-image ones included, or a published .pt file"
+        "checkpoint", type=path, help="a checkpoint's folder, text-to-image ones included, or a published .pt file"
     )
-    parser.add_argument("-o", "--out", required=True, metavar="BUNDLE", help="folder to write")
+    parser.add_argument("-o", "--out", type=path, required=True, metavar="BUNDLE", help="folder to write")
     parser.add_argument("--variant", help="what a .pt file is: B-1x, B-4x, B-16x, L-1x or H-1x")
-    parser.add_argument("--tokenizer", metavar="FILE", help="autoencoder weights that replace the checkpoint's own")
     parser.add_argument(
-        "--opset", type=int, default=24, help="24 (default), or 20 for TensorRT before 10.15 and older consumers"
+        "--tokenizer", type=path, metavar="FILE", help="autoencoder weights that replace the checkpoint's own"
+    )
+    parser.add_argument(
+        "--opset",
+        type=whole(1, 99),
+        default=24,
+        help="24 (default), or 20 for TensorRT before 10.15 and older consumers",
     )
     parser.add_argument("--dtype", default="fp32", help="fp32 (default, for CPUs), fp16 or bf16 (for TensorRT)")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
@@ -43,7 +49,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="WIDTHxHEIGHT,...",
         help="image sizes in pixels, width first: 1280x768 is wide, 768x1280 high (default: all of the checkpoint)",
     )
-    text.add_argument("--max-prompt", type=int, metavar="N", help="tokens of the longest prompt, template included")
+    text.add_argument(
+        "--max-prompt", type=whole(1), metavar="N", help="tokens of the longest prompt, template included"
+    )
     weights = text.add_mutually_exclusive_group()
     weights.add_argument(
         "--link-weights",
@@ -59,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     from bitdance_edge.export.opening import CheckpointOptions, open_checkpoint
     from bitdance_edge.runtime.host_memory import available_memory
 
-    started, out = time.perf_counter(), Path(args.out)
+    started, out = time.perf_counter(), args.out
     options = ExportOptions(
         name=out.name, opset=args.opset, precision=args.dtype, force=args.force, fast_previews=args.fast_previews
     )
@@ -70,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         max_prompt=args.max_prompt,
         weights="link" if args.link_weights else "copy" if args.copy_weights else None,
     )
-    opened = open_checkpoint(Path(args.checkpoint), options, asked)
+    opened = open_checkpoint(args.checkpoint, options, asked)
     memory = f"{memory_to_check(opened.weights) / 1e9:.1f} GB of memory"
     if available_memory() is None:
         print(f"free memory is not known on this system: the check against PyTorch is tried, and takes {memory}")

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bitdance_edge.commands.serve_options import OPTIONS, PREFIX, TOKEN_VARIABLE, Values, add_arguments, read_values
+from bitdance_edge.runtime.reading import read_text
 from bitdance_edge.serve.address import Address, resolve
 from bitdance_edge.serve.errors import ServeError
 from bitdance_edge.serve.settings import BOUNDS, ServeSettings
@@ -84,7 +85,4 @@ def _settings(values: Values, address: Address) -> ServeSettings:
 def _token(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get(TOKEN_VARIABLE)
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ServeError(f"--token-file {file} cannot be read: {error}") from None
+    return read_text(file, "token file").strip()

@@ -9,7 +9,7 @@ from bitdance_edge.serve.connection import EventStream
 from bitdance_edge.serve.jobs import RunningJob
 from bitdance_edge.serve.json_route import JsonRoute
 from bitdance_edge.serve.routes.common import TheService, errors, event_stream
-from bitdance_edge.serve.runtime_request import generation
+from bitdance_edge.serve.runtime_request import change, generation
 from bitdance_edge.serve.schema import Job, JobRequest
 
 router = APIRouter(prefix="/v1/jobs", route_class=JsonRoute)
@@ -27,7 +27,11 @@ async def create_job(fields: JobRequest, response: Response, service: TheService
     fleet = service.fleet
     model = fleet.catalog.get(fields.model)
     with fleet.scheduler.admitted(model) as submit:
-        work = await asyncio.to_thread(generation, fields, model, service.settings)
+        changed = None
+        if fields.edit is not None:
+            async with service.picture:
+                changed = await change(fields, model)
+        work = await asyncio.to_thread(generation, fields, model, service.settings, changed)
         job = RunningJob(submit(work), work, fields, model.bundle.model.size(work.size).patches)
     service.jobs.add(job)
     response.headers["Location"] = f"/v1/jobs/{job.state.id}"

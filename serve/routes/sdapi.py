@@ -21,8 +21,10 @@ from bitdance_edge.serve.routes.common import TheService, errors
 from bitdance_edge.serve.runtime_request import generation
 from bitdance_edge.serve.schema import GenerationFields
 from bitdance_edge.serve.sdapi import SdRequest, client_of, information, infotext
+from bitdance_edge.serve.sdapi_edits import sd_change
 from bitdance_edge.serve.sdapi_schema import (
     GeneratedImages,
+    ImageToImage,
     OverrideSettings,
     Progress,
     SdModel,
@@ -48,6 +50,12 @@ Client = Annotated[str, Depends(_client)]
 @router.post("/txt2img", response_model=GeneratedImages, responses=errors(400, 401, 404, 409, 413, 429, 503, 504, 507))
 async def text_to_image(fields: TextToImage, request: Request, service: TheService, client: Client) -> Any:
     """Generate images; image i uses seed + i. The nearest size that the model makes is taken."""
+    return await until_client_leaves(request, _images(fields, service, client))
+
+
+@router.post("/img2img", response_model=GeneratedImages, responses=errors(400, 401, 404, 409, 413, 429, 503, 504, 507))
+async def image_to_image(fields: ImageToImage, request: Request, service: TheService, client: Client) -> Any:
+    """Vary an image by ``denoising_strength``, all of it or where a mask says so."""
     return await until_client_leaves(request, _images(fields, service, client))
 
 
@@ -137,7 +145,12 @@ async def _images(fields: TextToImage, service: Service, client: str) -> Generat
     scheduler = service.fleet.scheduler
     model = _model(fields.override_settings.sd_model_checkpoint, service, client)
     with scheduler.admitted(model) as submit:
-        work = await asyncio.to_thread(generation, _generation_fields(fields, model), model, service.settings)
+        asked, change = _generation_fields(fields, model), None
+        if isinstance(fields, ImageToImage):
+            async with service.picture:
+                size, change = await asyncio.to_thread(sd_change, fields, model)
+                asked.size = str(size)
+        work = await asyncio.to_thread(generation, asked, model, service.settings, change)
         ticket = submit(work)
     request, images = SdRequest(ticket, model.bundle.model.size(work.size).patches), {}
     with service.sd_clients.following(client, request):
@@ -153,7 +166,7 @@ async def _images(fields: TextToImage, service: Service, client: str) -> Generat
     made = [(image, infotext(work, image, model)) for _, image in sorted(images.items())]
     return GeneratedImages(
         images=[] if fields.send_images is False else [await _file(image, text) for image, text in made],
-        parameters=fields.model_dump(),
+        parameters=fields.model_dump(exclude={"init_images", "mask"}),
         info=information(work, model, made),
     )
 

@@ -43,7 +43,7 @@ async def _tokenized(fields: TokensRequest, service: Service) -> TokensResponse:
     size = model.size(fields.size)
     with fleet.scheduler.admitted(model) as submit:  # first, so that a full queue costs no decoding
         async with service.picture:
-            pixels = await decoded(fields.image, size.pixels)
+            pixels = await decoded(fields.image, size.pixels, fields.fit)
         ticket = submit(Tokenization(model=model.id, pixels=pixels))
     return await _response(ticket, model, size)
 
