@@ -5,10 +5,10 @@ import ipaddress
 import logging
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from bitdance_edge.commands.serve_options import OPTIONS, PREFIX, TOKEN_VARIABLE, Values, add_arguments, read_values
+from bitdance_edge.interrupts import heard
 from bitdance_edge.runtime.reading import read_text
 from bitdance_edge.serve.address import Address, resolve
 from bitdance_edge.serve.errors import ServeError
@@ -52,8 +52,10 @@ def run(args: argparse.Namespace) -> None:
     if not service.settings.local_only and service.settings.token is None:
         print(f"warning: anyone who can reach {shown} can use this server; set {TOKEN_VARIABLE}", file=sys.stderr)
     server = Server(service)
-    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after an orderly stop
+    try:
         server.run(sockets=[listening])
+    except KeyboardInterrupt:  # uvicorn raises the signal again after an orderly stop
+        heard()
     if service.failure is not None:
         raise service.failure
 
