@@ -4,17 +4,19 @@ import argparse
 import contextlib
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from typing import NoReturn
 
 from bitdance_edge import __version__
 from bitdance_edge.completion import SHELLS, completion
 from bitdance_edge.errors import BitDanceError
+from bitdance_edge.imports import failed_import
 from bitdance_edge.installation import as_typed
+from bitdance_edge.interrupts import interruptible
+from bitdance_edge.streams import print_any_name
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,13 @@ class Command:
 
     summary: str
     extras: str
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with arguments; those of argparse repeat the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help says more)\n")
 
 
 COMMANDS = {
@@ -52,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done, 1: a clear error, 2: arguments that cannot be parsed, 3: ``calibrate`` missed its budget, 130: interrupted.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    print_any_name()
     if argv and argv[0] in COMMANDS:
         return run_command(argv[0], argv[1:])
     parser = command_parser(())
@@ -68,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command_parser(configured: Collection[str]) -> argparse.ArgumentParser:
     """Make the parser of all commands; only the modules of ``configured`` are imported, and have their arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bitdance-edge",
         description="BitDance image generators on your own hardware.",
         epilog="bitdance-edge COMMAND --help says more, with an example.",
@@ -94,22 +104,20 @@ def command_parser(configured: Collection[str]) -> argparse.ArgumentParser:
 
 def run_command(name: str, argv: Sequence[str]) -> int:
     """Parse and run one command; errors that this project defines become one message, all others keep their trace."""
-    command = COMMANDS[name]
     prog = f"bitdance-edge {name}"
-    args = command_parser([name]).parse_args([name, *argv])
-    module = importlib.import_module(f"bitdance_edge.commands.{name}")
-    signal.signal(signal.SIGTERM, _terminate)
+    return interruptible(prog, lambda: _run_command(name, prog, argv))
+
+
+def _run_command(name: str, prog: str, argv: Sequence[str]) -> int:
     try:
+        args = command_parser([name]).parse_args([name, *argv])
+        module = importlib.import_module(f"bitdance_edge.commands.{name}")
         with _silenced() if args.quiet else contextlib.nullcontext():
             return module.run(args) or 0
-    except KeyboardInterrupt as interrupt:
-        print(f"{prog}: interrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
-        return 130
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("bitdance_edge"):
+    except ImportError as error:
+        if (failed := failed_import(error)) is None:
             raise
-        hint = as_typed(f"pip install 'bitdance-edge[{command.extras}]'")
-        print(f"{prog}: {error.name} is not installed: {hint}", file=sys.stderr)
+        print(f"{prog}: {as_typed(failed.explained(COMMANDS[name].extras))}", file=sys.stderr)
         return 1
     except OSError as error:  # a disk or folder that will not do; the rooms name those that they expect
         print(f"{prog}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
@@ -124,8 +132,3 @@ def _silenced() -> Iterator[None]:
     """Drop what a command says on standard error, progress included; an error that ends it is printed afterwards."""
     with Path(os.devnull).open("w", encoding="utf-8") as nothing, contextlib.redirect_stderr(nothing):
         yield
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    """Let a polite kill clean up as Ctrl-C does."""
-    raise KeyboardInterrupt("terminated")

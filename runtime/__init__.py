@@ -20,6 +20,7 @@ from bitdance_edge.runtime.errors import (
     StorageError,
 )
 from bitdance_edge.runtime.events import Event, ImageDone, PatchDone, Preview
+from bitdance_edge.runtime.fit import fit_mask, fit_pixels
 from bitdance_edge.runtime.image import GeneratedImage, read_settings, request_from_settings, save_png
 from bitdance_edge.runtime.picture import load_pixels
 from bitdance_edge.runtime.pipeline import Pipeline
@@ -44,6 +45,8 @@ __all__ = [
     "RequestError",
     "Size",
     "StorageError",
+    "fit_mask",
+    "fit_pixels",
     "load_pixels",
     "read_settings",
     "request_from_settings",

@@ -28,7 +28,7 @@ from bitdance_edge.runtime.planning import images_together, plan_on
 from bitdance_edge.runtime.preview import PreviewCanvas
 from bitdance_edge.runtime.prompt import PromptEncoder
 from bitdance_edge.runtime.request import MAX_COUNT, MAX_SEED, Request, Settings
-from bitdance_edge.runtime.streaming import stream_batches
+from bitdance_edge.runtime.streaming import stream_batches, with_init
 from bitdance_edge.runtime.tokens import checked_tokens
 from bitdance_edge.runtime.values import checked_pixels, file_path, items, shown, text, whole
 
@@ -150,7 +150,11 @@ class Pipeline:
         return f"Pipeline({self.bundle.name}, {self.bundle.model.kind}, {self.choice.backend})"
 
     def close(self) -> None:
-        """Give back all memory, sessions and engines. Closing twice is closing once."""
+        """Give back all memory, sessions and engines. Closing twice is closing once.
+
+        Raises:
+            StorageError: an operator trace could not be written to its end.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -276,8 +280,10 @@ class Pipeline:
         return None if self.bundle.text is None else PromptEncoder.open(self.bundle)
 
     def _stream(self, settings: Settings, cancel: threading.Event) -> Iterator[Event]:
+        settings = with_init(self.loaded, settings)
         batches = settings.batches(self.max_batch)
-        plan_on(self.bundle, self.backend, self.choice, len(batches[0].images), settings)
+        together = len(batches[0].rounds(self.max_batch)[0].images)
+        plan_on(self.bundle, self.backend, self.choice, together, settings)
         yield from stream_batches(self.loaded, batches, cancel)
 
     @contextmanager

@@ -5,18 +5,20 @@ import base64
 import binascii
 import io
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from bitdance_edge.runtime import RequestError, Size
+from bitdance_edge.runtime import RequestError, Size, fit_pixels
 from bitdance_edge.runtime.image import PNG_KEY
-from bitdance_edge.runtime.picture import fitted_pixels, read_picture
+from bitdance_edge.runtime.mask import read_mask
+from bitdance_edge.runtime.picture import read_picture
 from bitdance_edge.serve.errors import ApiError
 
 FORMATS = ("png", "jpeg", "webp")  # that are written
+Decoded = TypeVar("Decoded")
 READ = ("PNG", "JPEG", "WebP")  # of an image to tokenise
 
 
@@ -30,13 +32,30 @@ async def encoded(
     return await asyncio.to_thread(_encode, pixels, output_format, quality, settings)
 
 
-async def decoded(text: str, size: Size) -> np.ndarray:
-    """Decode an image file in base64 or a data URL to uint8 ``[H, W, 3]``, cropped and resized to ``size``.
+async def decoded(text: str, size: Size, fit: str = "cover") -> np.ndarray:
+    """Decode an image file in base64 or a data URL to uint8 ``[H, W, 3]``, brought to ``size``.
 
     Raises:
         ApiError: 400: it is not an image, is truncated or is too large.
     """
-    return await asyncio.to_thread(_decode, text, size)
+    return fit_pixels(await opened(text, "image"), size, fit)
+
+
+async def opened(text: str, name: str) -> Image.Image:
+    """Decode an image file in base64 or a data URL to an upright picture of mode RGB.
+
+    Args:
+        name: of the field, for messages; errors are about its first part.
+
+    Raises:
+        ApiError: 400: it is not an image, is truncated or is too large.
+    """
+    return await asyncio.to_thread(_read, text, name, lambda file: read_picture(file, name, READ))
+
+
+async def white(text: str, name: str) -> np.ndarray:
+    """Decode a mask to bool ``[h, w]``; raises what ``opened`` raises."""
+    return await asyncio.to_thread(_read, text, name, lambda file: read_mask(file, name))
 
 
 def _encode(pixels: np.ndarray, output_format: str, quality: int | None, settings: Mapping[str, Any] | None) -> str:
@@ -51,18 +70,16 @@ def _encode(pixels: np.ndarray, output_format: str, quality: int | None, setting
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _decode(text: str, size: Size) -> np.ndarray:
+def _read(text: str, name: str, read: Callable[[BinaryIO], Decoded]) -> Decoded:
     if text.startswith("data:"):
         text = text.partition(",")[2]
+    param = name.partition(".")[0]
     try:
-        file = io.BytesIO(base64.b64decode(text, validate=True))
+        content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise _invalid("image is not base64; send the bytes of a PNG, JPEG or WebP file in base64") from None
+        message = f"{name} is not base64; send the bytes of a PNG, JPEG or WebP file in base64"
+        raise ApiError(400, "invalid_image", message, param=param) from None
     try:
-        return fitted_pixels(read_picture(file, "image", READ), size.height, size.width)
+        return read(io.BytesIO(content))
     except RequestError as error:
-        raise _invalid(str(error)) from None
-
-
-def _invalid(message: str) -> ApiError:
-    return ApiError(400, "invalid_image", message, param="image")
+        raise ApiError(400, "invalid_image", str(error), param=param) from None

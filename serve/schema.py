@@ -13,6 +13,8 @@ from bitdance_edge.runtime.request import MAX_SEED, MAX_STEPS
 OutputFormat = Literal["png", "jpeg", "webp"]
 GuidanceSchedule = Literal["constant", "linear"]
 Sampler = Literal["sde", "ode"]
+Fit = Literal["cover", "contain", "stretch"]
+MAX_CANDIDATES = 64  # of each image of a job
 
 
 def _without_fraction(value: object) -> object:
@@ -77,8 +79,28 @@ class Prefix(RequestBody):
     patches: Whole = Field(description="Number of patches to keep.", ge=0)
 
 
+class Edit(RequestBody):
+    """An image to change. It needs a mask, a strength, or both."""
+
+    image: str | None = Field(None, description="A PNG, JPEG or WebP file in base64, or as a data URL.", min_length=1)
+    tokens: str | None = Field(None, description="In place of `image`: `tokens` from /v1/tokens.", min_length=1)
+    fit: Fit = Field("cover", description="How an image of another size, and its mask, are brought to `size`.")
+    mask: str | None = Field(
+        None, description="A gray image of the same size, in base64: white where the image is redrawn.", min_length=1
+    )
+    strength: Annotated[float, Field(ge=0, le=1)] | list[Annotated[float, Field(ge=0, le=1)]] | None = Field(
+        None,
+        description="How much is drawn anew, from 0 to 1, or one such number for each patch; 1 by default with a mask.",
+    )
+    candidates: Annotated[Whole, Field(ge=1, le=MAX_CANDIDATES)] = Field(
+        1, description="Of so many drawings of each image, keep the one that fits best what the mask keeps after it."
+    )
+    blend: bool = Field(True, description="Keep the pixels outside the mask, and join what is drawn to them.")
+
+
 class JobRequest(GenerationFields):
     prefix: Prefix | None = Field(None, description="Complete an image from its first patches.")
+    edit: Edit | None = Field(None, description="Change an image.")
     preview_every: Whole = Field(
         0, description="Send a preview each time this number of patches has been made; 0: no previews.", ge=0
     )
@@ -90,7 +112,8 @@ class JobRequest(GenerationFields):
 
 class TokensRequest(RequestBody):
     model: str | None = None
-    size: str | None = Field(None, description='"WIDTHxHEIGHT" or "auto"; the image is cropped and resized to it.')
+    size: str | None = Field(None, description='"WIDTHxHEIGHT" or "auto"; the image is brought to it.')
+    fit: Fit = Field("cover", description="How: its centre (cover), all of it with black beside it, or stretched.")
     image: str = Field(description="A PNG, JPEG or WebP file in base64, or as a data URL.", min_length=1)
 
 

@@ -163,13 +163,19 @@ class _Previewer:
     def __init__(self, pipeline: Pipeline, order: Generate, first: int, count: int) -> None:
         self.pipeline, self.order, self.first = pipeline, order, first
         self.images = range(first, first + count)
+        self.patches = pipeline.bundle.model.size(order.request.size).patches
         self.tokens: list[np.ndarray] = []  # int8 [B, P, C], one a patch
         self.canvas: PreviewCanvas | None = None
         if any(order.fast[i] and order.previews[i] for i in self.images):
             self.canvas = pipeline.preview_canvas(count, order.request.size)
 
     def add(self, done: PatchDone) -> dict[int, np.ndarray]:
-        """Take in a patch and return the previews due after it, uint8 ``[H, W, 3]``, by image of the batch."""
+        """Take in a patch and return the previews due after it, uint8 ``[H, W, 3]``, by image of the batch.
+
+        Of several candidates for an image, the first is shown.
+        """
+        if done.patch > self.patches:
+            return {}
         self.tokens.append(done.tokens)
         due = [i for i in self.images if done.patch in self.order.previews[i]]
         previews: dict[int, np.ndarray] = {}

@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitdance_edge.commands.common import add_size_argument, example_subject, expand_classes, say
+from bitdance_edge.commands.common import add_size_argument, add_threads_argument, example_subject, expand_classes, say
+from bitdance_edge.commands.values import number, path, percentage, text, whole
 from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.request import MAX_COUNT, MAX_GUIDANCE, MAX_STEPS
 
 if TYPE_CHECKING:
     from bitdance_edge.calibration.calibrate import CalibrateOptions
@@ -38,56 +40,74 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"images of the search and not on the test images, the exit status is {BUDGET_MISSED}."
     )
     parser.epilog = EXAMPLE
-    parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export")
-    parser.add_argument("-o", "--out", type=Path, metavar="FOLDER", required=True, help="the calibrated bundle")
+    parser.add_argument("bundle", type=path, help="bundle folder, as made by: bitdance-edge export")
+    parser.add_argument("-o", "--out", type=path, metavar="FOLDER", required=True, help="the calibrated bundle")
     parser.add_argument("--force", action="store_true", help="replace a bundle of that name")
     what = parser.add_argument_group("what")
     what.add_argument("--precision", metavar="P", help="of all stages: int8, fp8 or int4 (4-bit weights)")
     for stage in STAGES:
         what.add_argument(f"--{stage}", metavar="P", help=f"of the {stage}; the bundle's own type keeps it as exported")
     what.add_argument(
-        "--recipe", type=Path, metavar="FILE", help="all choices, from an earlier calibration (recipe.json)"
+        "--recipe", type=path, metavar="FILE", help="all choices, from an earlier calibration (recipe.json)"
     )
-    what.add_argument("--max-bit-flips", metavar="PERCENT", help="keep sensitive layers as exported until this holds")
+    what.add_argument(
+        "--max-bit-flips", type=percentage, metavar="PERCENT", help="keep sensitive layers as exported until this holds"
+    )
     what.add_argument("--target", help="GPUs it is meant for (rtx, rtx:8.9, ...); what they cannot run is refused")
     how = parser.add_argument_group("how scales are chosen")
     how.add_argument("--calibrator", help="max, percentile, entropy or mse (default mse)")
-    how.add_argument("--percentile", type=float, metavar="Q", help="of the percentile calibrator (default 99.99)")
-    how.add_argument("--smooth", type=float, metavar="A", help="SmoothQuant of this strength, 0 to 1 (default: none)")
+    how.add_argument(
+        "--percentile", type=number(50, 100), metavar="Q", help="of the percentile calibrator (default 99.99)"
+    )
+    how.add_argument(
+        "--smooth", type=number(0, 1), metavar="A", help="SmoothQuant of this strength, 0 to 1 (default: none)"
+    )
     how.add_argument("--flat-times", action="store_true", help="weigh all sampling times the same")
     draw = parser.add_argument_group("which images")
-    draw.add_argument("--images", type=int, help="images recorded (default 8)")
-    draw.add_argument("--seed", type=int, help="of the recorded images; the held-out ones follow from it (default 0)")
-    draw.add_argument("--classes", help="ids or names: 3,7 or 0-9 (default: all, in a seeded order)")
-    draw.add_argument("--prompts", type=Path, metavar="FILE", help="of a text-to-image bundle: one prompt a line")
+    draw.add_argument("--images", type=whole(1, MAX_COUNT), help="images recorded (default 8)")
+    draw.add_argument(
+        "--seed", type=whole(0), help="of the recorded images; the held-out ones follow from it (default 0)"
+    )
+    draw.add_argument("--classes", type=text, help="ids or names: 3,7 or 0-9 (default: all, in a seeded order)")
+    draw.add_argument("--prompts", type=path, metavar="FILE", help="of a text-to-image bundle: one prompt a line")
     add_size_argument(parser)
-    draw.add_argument("--steps", type=int, help="sampling steps of each patch (default: the bundle's)")
-    draw.add_argument("--guidance", type=float, help="(default: the bundle's)")
-    draw.add_argument("--patches", type=int, help="only the first patches of each image, for large models")
-    draw.add_argument("--data", type=Path, metavar="FOLDER", help="recordings (default: calibration/ in the bundle)")
+    draw.add_argument("--steps", type=whole(1, MAX_STEPS), help="sampling steps of each patch (default: the bundle's)")
+    draw.add_argument("--guidance", type=number(1, MAX_GUIDANCE), help="(default: the bundle's)")
+    draw.add_argument("--patches", type=whole(1), help="only the first patches of each image, for large models")
+    draw.add_argument("--data", type=path, metavar="FOLDER", help="recordings (default: calibration/ in the bundle)")
     report = parser.add_argument_group("report")
-    report.add_argument("--held-out", type=int, default=8, metavar="N", help="images for stages and layers (8)")
-    report.add_argument("--search-images", type=int, default=32, metavar="N", help="images for the budget search (32)")
-    report.add_argument("--test-images", type=int, default=64, metavar="N", help="images for bits and PSNR (64)")
+    report.add_argument(
+        "--held-out", type=whole(1, MAX_COUNT), default=8, metavar="N", help="images for stages and layers (8)"
+    )
+    report.add_argument(
+        "--search-images", type=whole(1, MAX_COUNT), default=32, metavar="N", help="images for the budget search (32)"
+    )
+    report.add_argument(
+        "--test-images", type=whole(1, MAX_COUNT), default=64, metavar="N", help="images for bits and PSNR (64)"
+    )
     report.add_argument("--no-sensitivity", action="store_true", help="omit what each layer costs alone")
-    report.add_argument("--features", type=Path, metavar="ONNX", help="network that judges images (see docs/quality)")
-    report.add_argument("--references", type=Path, metavar="FOLDER", help="real images for the Fréchet distance")
-    report.add_argument("--floor", type=Path, metavar="FOLDER", help="other real images, for its floor")
-    report.add_argument("--judged-images", type=int, default=512, metavar="N", help="images that are judged (512)")
-    parser.add_argument("--threads", type=int, help="threads of each graph (default: one a physical core)")
+    report.add_argument("--features", type=path, metavar="ONNX", help="network that judges images (see docs/quality)")
+    report.add_argument("--references", type=path, metavar="FOLDER", help="real images for the Fréchet distance")
+    report.add_argument("--floor", type=path, metavar="FOLDER", help="other real images, for its floor")
+    report.add_argument(
+        "--judged-images", type=whole(1, MAX_COUNT), default=512, metavar="N", help="images that are judged (512)"
+    )
+    add_threads_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from bitdance_edge.calibration.calibrate import calibrate
     from bitdance_edge.calibration.findings import summary
     from bitdance_edge.runtime import Bundle
+    from bitdance_edge.runtime.bundle.files import claimed_output
 
     bundle = Bundle.open(args.bundle)
     options = _options(args, bundle)
     if args.target:
         _require_target(args.target, options.recipe, args.bundle)
     try:
-        findings = calibrate(bundle, args.out, options)
+        with claimed_output(args.out):
+            findings = calibrate(bundle, args.out, options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what was recorded is kept; run the same command to go on from there") from None
     print("\n".join(summary(findings)))
@@ -107,9 +127,6 @@ def _options(args: argparse.Namespace, bundle: "Bundle") -> "CalibrateOptions":
         if not (args.features and args.references):
             raise CalibrationError("--features or --references alone judge nothing; give both")
         judge = JudgeOptions(features=args.features, references=args.references, floor=args.floor)
-    for name in ("held_out", "search_images", "test_images", "judged_images"):
-        if getattr(args, name) < 1:
-            raise CalibrationError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
     return CalibrateOptions(
         recipe=_recipe(args, bundle),
         held_out=args.held_out,
@@ -129,7 +146,7 @@ def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "CalibrationRecipe":
     from bitdance_edge.calibration.recipe import CalibrationRecipe, Draw
 
     given = {stage: getattr(args, stage) for stage in STAGES if getattr(args, stage)}
-    budget = _share(args.max_bit_flips)
+    budget = args.max_bit_flips
     if args.recipe:
         others = ("precision", "calibrator", "percentile", "smooth", "images", "seed", "classes", "prompts", "size")
         clash = [name for name in (*others, "steps", "guidance", "patches") if getattr(args, name) is not None]
@@ -170,31 +187,15 @@ def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "CalibrationRecipe":
     )
 
 
-def _lines(path: Path) -> tuple[str, ...]:
+def _lines(file: Path) -> tuple[str, ...]:
     """Read the prompts of a file, one a line; empty lines are skipped."""
     from bitdance_edge.calibration.errors import CalibrationError
+    from bitdance_edge.runtime.reading import read_text
 
-    try:
-        prompts = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(
-            f"--prompts {path} cannot be read ({error}); give a text file, one prompt a line"
-        ) from None
+    prompts = tuple(line.strip() for line in read_text(file, "file of prompts").splitlines() if line.strip())
     if not prompts:
-        raise CalibrationError(f"the calibration set is empty: {path} holds no prompt; write one a line")
+        raise CalibrationError(f"the calibration set is empty: {file} holds no prompt; write one a line")
     return prompts
-
-
-def _share(text: str | None) -> float | None:
-    """Convert ``1%`` or ``1`` (percent) to a share."""
-    from bitdance_edge.calibration.errors import CalibrationError
-
-    if text is None:
-        return None
-    try:
-        return float(text.removesuffix("%")) / 100
-    except ValueError:
-        raise CalibrationError(f"--max-bit-flips is {text!r}; write a percentage, for example 0.5%") from None
 
 
 def _require_target(name: str, recipe: "CalibrationRecipe", bundle: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitdance_edge.commands.values import path, whole
 from bitdance_edge.installation import as_typed
 
 if TYPE_CHECKING:
@@ -23,14 +24,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     parser.add_argument(
         "checkpoint",
+        type=path,
         help="a checkpoint's folder, text-to-image ones included, a published .pt file, or OWNER/NAME on the Hub",
     )
-    parser.add_argument("-o", "--out", required=True, metavar="BUNDLE", help="folder to write")
+    parser.add_argument("-o", "--out", type=path, required=True, metavar="BUNDLE", help="folder to write")
     parser.add_argument("--variant", help="what a .pt file is: B-1x, B-4x, B-16x, L-1x or H-1x")
     parser.add_argument("--revision", help="of OWNER/NAME on the Hub: branch, tag or commit (default: main)")
-    parser.add_argument("--tokenizer", metavar="FILE", help="autoencoder weights that replace the checkpoint's own")
     parser.add_argument(
-        "--opset", type=int, default=24, help="24 (default), or 20 for TensorRT before 10.15 and older consumers"
+        "--tokenizer", type=path, metavar="FILE", help="autoencoder weights that replace the checkpoint's own"
+    )
+    parser.add_argument(
+        "--opset",
+        type=whole(1, 99),
+        default=24,
+        help="24 (default), or 20 for TensorRT before 10.15 and older consumers",
     )
     parser.add_argument("--dtype", default="fp32", help="fp32 (default, for CPUs), fp16 or bf16 (for TensorRT)")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
@@ -46,7 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="WIDTHxHEIGHT,...",
         help="image sizes in pixels, width first: 1280x768 is wide, 768x1280 high (default: all of the checkpoint)",
     )
-    text.add_argument("--max-prompt", type=int, metavar="N", help="tokens of the longest prompt, template included")
+    text.add_argument(
+        "--max-prompt", type=whole(1), metavar="N", help="tokens of the longest prompt, template included"
+    )
     weights = text.add_mutually_exclusive_group()
     weights.add_argument(
         "--link-weights",
@@ -63,11 +72,11 @@ def run(args: argparse.Namespace) -> None:
     from bitdance_edge.export.opening import CheckpointOptions, open_checkpoint
     from bitdance_edge.runtime.host_memory import available_memory
 
-    started, out = time.perf_counter(), Path(args.out)
+    started, out = time.perf_counter(), args.out
     options = ExportOptions(
         name=out.name, opset=args.opset, precision=args.dtype, force=args.force, fast_previews=args.fast_previews
     )
-    found = find_checkpoint(args.checkpoint, args.variant, args.tokenizer, args.revision)
+    found = find_checkpoint(str(args.checkpoint), args.variant, args.tokenizer and str(args.tokenizer), args.revision)
     asked = CheckpointOptions(
         variant=args.variant,
         tokenizer=found.tokenizer,

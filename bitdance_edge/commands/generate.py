@@ -18,6 +18,8 @@ from bitdance_edge.commands.common import (
     say,
     split_classes,
 )
+from bitdance_edge.commands.edit import NAMES as EDIT_NAMES
+from bitdance_edge.commands.edit import add_edit_arguments, add_fit_argument, edit_fields
 from bitdance_edge.commands.grid import require_drawable
 from bitdance_edge.commands.outputs import DEFAULT_FOLDER, ImageOutputs, is_image_file, require_file, require_folder
 from bitdance_edge.commands.values import number, path, prompt_file, text, whole
@@ -30,6 +32,7 @@ from bitdance_edge.runtime import (
     Preview,
     Request,
     RequestError,
+    Size,
     load_pixels,
     read_settings,
     request_from_settings,
@@ -45,6 +48,8 @@ EXAMPLE = """examples:
   bitdance-edge generate bundles/digits-4x --classes 3 --seed 1 --out three.png
   bitdance-edge generate bundles/digits-4x --like three.png --out again
   bitdance-edge generate bundles/digits-4x --classes 3 --prefix three.png --prefix-patches 8 --out completed
+  bitdance-edge generate bundles/digits-4x --classes 3 --init three.png --mask mask.png --candidates 8
+  bitdance-edge generate bundles/digits-4x --classes 7 --init three.png --strength 0.7 --count 4
 """
 
 
@@ -106,6 +111,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prefix", type=path, metavar="FILE", help="an image, or tokens (.npy), to complete")
     parser.add_argument("--prefix-patches", type=whole(0), metavar="K", help="patches kept of --prefix (default: half)")
+    add_edit_arguments(parser)
+    add_fit_argument(parser, "an image of --init or --prefix")
     parser.add_argument(
         "--batch-invariant", action="store_true", help="one image at a time: the same bits in any batch"
     )
@@ -184,7 +191,7 @@ def _require_outputs(args: argparse.Namespace) -> None:
     if (given := _given(args, how)) and not args.previews:
         raise RequestError(f"{', '.join(given)} needs --previews: give --previews FOLDER too")
     settings = ("seed", "steps", "guidance", "guidance_schedule", "sampler", "size", "prefix", "prefix_patches")
-    given = _given(args, (*settings, "negative_prompt"))
+    given = _given(args, (*settings, "negative_prompt", *EDIT_NAMES))
     given += [f"--{name}" for name, value in (("count", args.count != 1), ("published", args.published)) if value]
     if args.like and given:
         raise RequestError(f"--like takes all settings from the PNG: omit {', '.join(given)}")
@@ -229,6 +236,7 @@ def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
         published=args.published,
         size=args.size,
         prefix=_prefix(args, pipeline),
+        **edit_fields(args, pipeline),
         batch_invariant=args.batch_invariant,
         **output,
     )
@@ -240,7 +248,9 @@ def _like(png: Path, pipeline: Pipeline) -> Request:
         raise RequestError(
             f"{png} was made by another bundle ({settings.get('bundle')}): open that one, or pass its settings"
         )
-    return request_from_settings(settings)
+    size = Size.parse(settings["size"]) if isinstance(settings.get("size"), str) else None
+    pixels = load_pixels(png, size.height, size.width) if size and "mask" in settings else None
+    return request_from_settings(settings, pixels)
 
 
 def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
@@ -254,7 +264,7 @@ def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
         raise RequestError(f"--prefix-patches is {patches}; it must be from 0 to {size.patches}")
     kept = patches * pipeline.bundle.model.tokens_per_step
     if not holds_tokens(args.prefix):
-        return pipeline.tokenize(load_pixels(args.prefix, size.height, size.width))[:, :kept]
+        return pipeline.tokenize(load_pixels(args.prefix, size.height, size.width, args.fit or "cover"))[:, :kept]
     tokens = read_tokens(args.prefix)
     if args.prefix_patches is not None and tokens.shape[-2] < kept:
         raise RequestError(

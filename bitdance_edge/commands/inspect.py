@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bitdance_edge.commands.inspect_json import inspection
+from bitdance_edge.commands.values import path, whole
 from bitdance_edge.installation import as_typed
-from bitdance_edge.runtime import BuildError, Bundle, RequestError
+from bitdance_edge.runtime import BuildError, Bundle
 from bitdance_edge.runtime.backends.choice import survey
 from bitdance_edge.runtime.bundle.record import built_folders, records
 from bitdance_edge.runtime.bundle.specs import SamplingSpec, TensorSpec
 from bitdance_edge.runtime.memory_fit import fitted, parse_memory, refusal
 from bitdance_edge.runtime.memory_plan import plan_memory
+from bitdance_edge.runtime.request import MAX_COUNT
 
 EXAMPLE = """examples:
   bitdance-edge inspect bundles/digits-4x
@@ -26,21 +28,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "What a bundle holds, its errors against PyTorch, and the memory it needs; or what a build was made of."
     )
     parser.epilog = EXAMPLE
-    parser.add_argument("bundle", help="bundle folder, or a file of its targets/: an .engine or .onnx")
-    parser.add_argument("--images", type=int, default=1, help="images that run together (default 1)")
+    parser.add_argument("bundle", type=path, help="bundle folder, or a file of its targets/: an .engine or .onnx")
+    parser.add_argument("--images", type=whole(1, MAX_COUNT), default=1, help="images that run together (default 1)")
     parser.add_argument("--memory", metavar="SIZE", help="of a GPU: say whether it fits there, and what would (16GB)")
     parser.add_argument("--json", action="store_true", help="print what the bundle holds and needs as one JSON object")
     parser.add_argument("--verify", action="store_true", help="check every file against its SHA-256")
 
 
 def run(args: argparse.Namespace) -> None:
-    if Path(args.bundle).suffix in (".engine", ".onnx"):
+    if args.bundle.suffix in (".engine", ".onnx"):
         from bitdance_edge.engines.reports.inspection import describe_build
 
-        print("\n".join(describe_build(Path(args.bundle))))
+        print("\n".join(describe_build(args.bundle)))
         return
-    if args.images < 1:
-        raise RequestError(f"--images is {args.images}; it must be at least 1")
     bundle = Bundle.open(args.bundle)
     if args.json:
         _verify(bundle, args.verify)

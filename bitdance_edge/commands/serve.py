@@ -7,26 +7,38 @@ import logging
 import os
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
+from bitdance_edge.commands.common import add_threads_argument
+from bitdance_edge.commands.values import number, path, whole
+from bitdance_edge.interrupts import heard
+from bitdance_edge.runtime.reading import read_text
+from bitdance_edge.runtime.request import MAX_COUNT, MAX_STEPS
 from bitdance_edge.serve.errors import ServeError
 from bitdance_edge.serve.settings import ServeSettings
 
 TOKEN_VARIABLE = "BITDANCE_EDGE_TOKEN"
 DEFAULTS = ServeSettings(bundles=())
+SHORTEST, LONGEST = 1e-3, 1e6  # seconds of a setting
 PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES)  # taken, or reserved for root
-NUMBERS: dict[str, tuple[type, str]] = {
-    "queue": (int, "requests that may wait; more are refused with 429"),
-    "max_batch": (int, "images in one batch, at most"),
-    "batch_window": (float, "seconds that a free worker waits for more requests to batch"),
-    "time_limit": (float, "seconds a request may take, including its wait"),
-    "max_images": (int, "images of one request, at most"),
-    "max_steps": (int, "sampling steps of one request, at most"),
-    "max_prompt": (int, "characters of a prompt, at most"),
-    "max_body": (int, "bytes of a request body, at most"),
-    "keep_alive": (float, "seconds of silence on a stream before a keep-alive comment is sent"),
-    "grace": (float, "seconds that a stopping server waits for its requests"),
+NUMBERS: dict[str, tuple[Callable[[str], float], str]] = {
+    "queue": (whole(1), "requests that may wait; more are refused with 429"),
+    "max_batch": (whole(1, MAX_COUNT), "images in one batch, at most"),
+    "batch_window": (
+        number(0, LONGEST, unit=" of seconds"),
+        "seconds that a free worker waits for more requests to batch",
+    ),
+    "time_limit": (number(SHORTEST, LONGEST, unit=" of seconds"), "seconds a request may take, including its wait"),
+    "max_images": (whole(1, MAX_COUNT), "images of one request, at most"),
+    "max_steps": (whole(1, MAX_STEPS), "sampling steps of one request, at most"),
+    "max_prompt": (whole(1), "characters of a prompt, at most"),
+    "max_body": (whole(1), "bytes of a request body, at most"),
+    "keep_alive": (
+        number(SHORTEST, LONGEST, unit=" of seconds"),
+        "seconds of silence on a stream before a keep-alive comment is sent",
+    ),
+    "grace": (number(0, LONGEST, unit=" of seconds"), "seconds that a stopping server waits for its requests"),
 }
 EXAMPLE = f"""examples:
   bitdance-edge serve bundles/digits-4x                       # then open http://127.0.0.1:8000
@@ -43,13 +55,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = EXAMPLE
     parser.add_argument(
-        "bundles", nargs="+", type=Path, metavar="BUNDLE", help="folder of a bundle; the first is the default model"
+        "bundles", nargs="+", type=path, metavar="BUNDLE", help="folder of a bundle; the first is the default model"
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
     )
     parser.add_argument(
-        "--port", type=int, default=8000, help="port to listen on; 0: any free port, which is printed (default 8000)"
+        "--port",
+        type=whole(0, 65535),
+        default=8000,
+        help="port to listen on; 0: any free port, which is printed (default 8000)",
     )
     parser.add_argument(
         "--device",
@@ -57,16 +72,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="devices",
         help="as for generate; repeat it to start one worker per device (default auto)",
     )
-    parser.add_argument("--threads", type=int, help="threads of each graph (default: one per physical core)")
+    add_threads_argument(parser)
     for name, (kind, meaning) in NUMBERS.items():
         default = getattr(DEFAULTS, name)
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=kind, default=default, help=f"{meaning} (default {default})")
     parser.add_argument(
-        "--memory", type=float, metavar="MB", help="memory that generation may use (default: what is free)"
+        "--memory",
+        type=number(1, 1e9, unit=" of MB"),
+        metavar="MB",
+        help="memory that generation may use (default: what is free)",
     )
     parser.add_argument(
-        "--token-file", type=Path, help=f"file with the bearer token to require (default: {TOKEN_VARIABLE})"
+        "--token-file", type=path, help=f"file with the bearer token to require (default: {TOKEN_VARIABLE})"
     )
     parser.add_argument("--log-level", choices=["info", "warning", "error"], default="info", help="(default info)")
     parser.add_argument("--log-prompts", action="store_true", help="write prompts into the log")
@@ -85,8 +103,10 @@ def run(args: argparse.Namespace) -> None:
     if not service.settings.local_only and service.settings.token is None:
         print(f"warning: anyone who can reach {shown} can use this server; set {TOKEN_VARIABLE}", file=sys.stderr)
     server = Server(service)
-    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after an orderly stop
+    try:
         server.run(sockets=[listening])
+    except KeyboardInterrupt:  # uvicorn raises the signal again after an orderly stop
+        heard()
     if service.failure is not None:
         raise service.failure
 
@@ -107,10 +127,7 @@ def _settings(args: argparse.Namespace) -> ServeSettings:
 def _token(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get(TOKEN_VARIABLE)
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ServeError(f"--token-file {file} cannot be read: {error}") from None
+    return read_text(file, "token file").strip()
 
 
 def _is_local(host: str) -> bool:
@@ -122,8 +139,6 @@ def _is_local(host: str) -> bool:
 
 def _listen(host: str, port: int) -> socket.socket:
     """Open the listening socket. Raises: ServeError: the port is taken or reserved, or the host is not this machine."""
-    if not 0 <= port <= 65535:
-        raise ServeError(f"--port is {port}; it must be from 0 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SHOWN = 40  # characters of a refused value that its message repeats
-MOST = 2**31 - 1  # of a whole number that nothing else limits
+MOST = 2**31 - 1  # of a whole number that nothing else limits: it fits C's int
 WHOLE = re.compile(r"[+-]?[0-9]{1,40}")  # int() would also take 1_000 and digits of other scripts
 DECIMAL = re.compile(r"[+-]?(?=[.0-9])[0-9]{0,40}(?:\.[0-9]{0,40})?(?:[eE][+-]?[0-9]{1,5})?")
 

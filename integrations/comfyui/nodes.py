@@ -9,7 +9,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bitdance_edge.runtime import Bundle, ImageDone, PatchDone, Pipeline, Preview, Request, Size
+from bitdance_edge.runtime import (
+    Bundle,
+    GeneratedImage,
+    ImageDone,
+    PatchDone,
+    Pipeline,
+    Preview,
+    Request,
+    RequestError,
+    Size,
+    fit_pixels,
+)
+from bitdance_edge.runtime.bundle.specs import ImageSize
+from bitdance_edge.runtime.fit import FITS
+from bitdance_edge.runtime.mask import place_mask
 from bitdance_edge.runtime.request import MAX_SEED, MAX_STEPS
 
 CATEGORY = "BitDance"
@@ -17,6 +31,7 @@ MOST = 64  # images in one run of the node
 MOST_PIXELS = 16384  # across
 PREVIEWS = 8  # of each image
 PREVIEW_SIZE = 512
+DEFAULTED = ("steps", "guidance", "negative_prompt")  # inputs whose empty value is the bundle's default
 
 
 @dataclass(frozen=True)
@@ -95,11 +110,9 @@ class Generate:
         negative_prompt: str,
     ) -> tuple[Tokens]:
         """Generate tokens. Raises: RequestError: the bundle cannot serve the request; ComfyUI's exception on Cancel."""
-        model, text = pipeline.bundle.model, pipeline.bundle.text is not None
-        size = model.size(Size(width=width, height=height) if height or width else None)
+        size = _size(pipeline, width, height)
         request = Request(
-            classes=() if text else [prompt],
-            prompts=[prompt] if text else (),
+            **_subject(pipeline, prompt),
             negative_prompt=negative_prompt or None,
             count=count,
             seed=seed,
@@ -109,20 +122,73 @@ class Generate:
             preview_every=max(1, size.patches // PREVIEWS),
             output="tokens",
         )
-        progress = comfy.utils.ProgressBar(count * size.patches)
-        images, done = [], 0
-        for event in pipeline.stream(request):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            if isinstance(event, PatchDone):
-                done += len(event.tokens)
-                progress.update_absolute(done)
-            elif isinstance(event, Preview):
-                shown = Image.fromarray(event.pixels[0])
-                progress.update_absolute(done, preview=("JPEG", shown, PREVIEW_SIZE))
-            elif isinstance(event, ImageDone):
-                images.append(event.image)
+        images = _shown(pipeline, request, count)
         tokens = np.stack([image.tokens for image in images])
         return (Tokens(tokens, [image.seed for image in images], size.pixels),)
+
+
+class Edit:
+    """Draws an image anew: inside a mask, or all of it with a strength below 1."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "edit"
+    RETURN_TYPES = ("IMAGE",)
+    DESCRIPTION = "Redraw the masked part of an image, or vary it; image i uses seed + i * candidates"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        inputs = Generate.INPUT_TYPES()["required"]
+        strength = {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05, "tooltip": "Below 0.5 the picture stays"}
+        candidates = {"default": 1, "min": 1, "max": MOST, "tooltip": "Of so many, keep the one that fits best"}
+        blend = {"default": True, "tooltip": "Keep the pixels outside the mask, and join what is drawn to them"}
+        required = {
+            "pipeline": inputs["pipeline"],
+            "image": ("IMAGE",),
+            **{name: inputs[name] for name in ("prompt", "count", "seed", "steps", "guidance", "width", "height")},
+            "negative_prompt": inputs["negative_prompt"],
+            "strength": ("FLOAT", strength),
+            "candidates": ("INT", candidates),
+            "blend": ("BOOLEAN", blend),
+            "fit": (list(FITS), {"tooltip": "How an image of another size is brought to the size"}),
+        }
+        return {"required": required, "optional": {"mask": ("MASK",)}}
+
+    def edit(  # ComfyUI passes each input of a node by its name
+        self,
+        pipeline: Pipeline,
+        image: torch.Tensor,
+        *,
+        prompt: str,
+        count: int,
+        width: int,
+        height: int,
+        fit: str,
+        mask: torch.Tensor | None = None,
+        **settings: Any,
+    ) -> tuple[torch.Tensor]:
+        """Redraw the first image of a batch, float32 ``[B, H, W, 3]`` from 0 to 1, where ``mask`` ``[B, h, w]`` is 1.
+
+        Raises: RequestError: the bundle cannot serve the request; ComfyUI's exception on Cancel.
+        """
+        size = _size(pipeline, width, height)
+        picture = (image[0] * 255).round().byte().numpy()
+        white = None
+        if mask is not None:
+            if not mask.any():  # what Load image gives where nothing was painted, of a size of its own
+                raise RequestError("the mask is empty: paint what to redraw in the mask editor, or disconnect the mask")
+            found = Size(width=picture.shape[1], height=picture.shape[0])
+            white = place_mask(mask[0].numpy() > 0.5, found, size.pixels, fit, "the mask")
+        request = Request(
+            **_subject(pipeline, prompt),
+            count=count,
+            size=size.pixels,
+            init=fit_pixels(picture, size.pixels, fit),
+            mask=white,
+            preview_every=max(1, size.patches // PREVIEWS),
+            **{name: value or None if name in DEFAULTED else value for name, value in settings.items()},
+        )
+        images = _shown(pipeline, request, count)
+        return (torch.from_numpy(np.stack([each.to_pil() for each in images])).float() / 255,)
 
 
 class Decode:
@@ -141,3 +207,28 @@ class Decode:
         """Decode to ComfyUI's images: float32 ``[B, H, W, 3]`` from 0 to 1."""
         pixels = pipeline.decode(tokens.tokens, tokens.seeds, tokens.size)
         return (torch.from_numpy(pixels).float() / 255,)
+
+
+def _size(pipeline: Pipeline, width: int, height: int) -> ImageSize:
+    return pipeline.bundle.model.size(Size(width=width, height=height) if height or width else None)
+
+
+def _subject(pipeline: Pipeline, prompt: str) -> dict[str, list[str]]:
+    return {"classes" if pipeline.bundle.text is None else "prompts": [prompt]}
+
+
+def _shown(pipeline: Pipeline, request: Request, count: int) -> list[GeneratedImage]:
+    """Generate with ComfyUI's progress bar and previews. Raises: ComfyUI's exception on Cancel."""
+    progress, done, images = None, 0, []
+    for event in pipeline.stream(request):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if isinstance(event, PatchDone):
+            progress = progress or comfy.utils.ProgressBar(count * event.patches)
+            done += len(event.tokens)
+            progress.update_absolute(done)
+        elif isinstance(event, Preview) and progress is not None:
+            shown = Image.fromarray(event.pixels[0])
+            progress.update_absolute(done, preview=("JPEG", shown, PREVIEW_SIZE))
+        elif isinstance(event, ImageDone):
+            images.append(event.image)
+    return images

@@ -5,8 +5,8 @@ import { SMALL } from "./picture.js";
 const MOST = 100;
 const element = (id) => document.getElementById(id);
 
-export function describe({ prompt, seed, steps, guidance, model, size, kept }) {
-  const from = kept ? ` · completed from ${kept} patches` : "";
+export function describe({ prompt, seed, steps, guidance, model, size, made }) {
+  const from = made ? ` · ${made}` : "";
   return `${prompt} · seed ${seed} · ${steps} steps · guidance ${guidance} · ${size} · ${model}${from}`;
 }
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from bitdance_edge.serve.connection import EventStream
 from bitdance_edge.serve.jobs import RunningJob
 from bitdance_edge.serve.routes.common import TheService, errors, event_stream
-from bitdance_edge.serve.runtime_request import generation
+from bitdance_edge.serve.runtime_request import change, generation
 from bitdance_edge.serve.schema import Job, JobRequest
 
 router = APIRouter(prefix="/v1/jobs")
@@ -23,7 +23,7 @@ LINKS = {name: {"operationId": name, "parameters": {"job_id": "$response.body#/i
 async def create_job(fields: JobRequest, response: Response, service: TheService) -> Job:
     """Request images without waiting for them."""
     model = service.catalog.get(fields.model)
-    work = generation(fields, model, service.settings)
+    work = generation(fields, model, service.settings, await change(fields, model))
     job = RunningJob(service.scheduler.submit(work), work, fields, model.bundle.model.size(work.size).patches)
     service.jobs.add(job)
     response.headers["Location"] = f"/v1/jobs/{job.state.id}"

@@ -34,7 +34,7 @@ async def tokenize_image(fields: TokensRequest, request: Request, service: TheSe
             param="model",
         )
     size = model.size(fields.size)
-    pixels = await decoded(fields.image, size.pixels)
+    pixels = await decoded(fields.image, size.pixels, fields.fit)
     ticket = service.scheduler.submit(Tokenization(model=model.id, pixels=pixels))
     return await until_client_leaves(request, _response(ticket, model, size))
 
