@@ -33,6 +33,9 @@ def generation(
     Raises:
         ApiError: the field, its value and what is allowed.
     """
+    if not model.bundle.model.generates:
+        message = f"{model.id} is a tokenizer, which draws nothing: send images to /v1/tokens, or name another model"
+        raise ApiError(400, "no_generator", message, param="model")
     sampling = model.bundle.published_sampling if fields.published else model.bundle.sampling
     images = _within("n", fields.n, 1, settings.max_images)
     steps = _within("num_inference_steps", fields.num_inference_steps, sampling.steps, settings.max_steps)

@@ -74,10 +74,11 @@ def _send(connection: Connection, report: Report) -> None:
 
 def _warm_up(pipeline: Pipeline) -> None:
     """Make one image of one step and, where there is an encoder, tokenise it, so that every stage is loaded."""
-    example = Request.example(pipeline.bundle)
-    (image,) = pipeline.generate(
-        replace(example, seed=0, steps=1, size=min(pipeline.bundle.model.sizes, key=lambda size: size.area))
-    )
+    size = min(pipeline.bundle.model.sizes, key=lambda size: size.area)
+    if not pipeline.bundle.model.generates:
+        pipeline.reconstruct(np.zeros((1, size.height, size.width, 3), np.uint8))
+        return
+    (image,) = pipeline.generate(replace(Request.example(pipeline.bundle), seed=0, steps=1, size=size))
     if StageName.ENCODER in pipeline.bundle.stages and image.pixels is not None:
         pipeline.tokenize(image.pixels[None])
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from bitdance_edge.engines.check import relative_error
 from bitdance_edge.engines.graph import GraphFacts, read_graph
+from bitdance_edge.engines.inner_tensors import session_with
 from bitdance_edge.engines.targets.interface import Target
-from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, record_path, target_folder
 from bitdance_edge.runtime.errors import BitDanceError, BuildError
@@ -72,7 +72,6 @@ def compare_stage(
     inputs: Mapping[str, np.ndarray],
 ) -> Comparison:
     """Run one sample on every backend that is here, and compare each with the one before."""
-    from polygraphy.backend.onnx import BytesFromOnnx, ModifyOutputs, OnnxFromPath
     from polygraphy.backend.onnxrt import OnnxrtRunner
     from polygraphy.comparator import Comparator
     from polygraphy.logger import G_LOGGER
@@ -89,8 +88,7 @@ def compare_stage(
 
         runners.append(PyTorchRunner(model, stage, facts.results))
     marked = list(dict.fromkeys([*facts.results.values(), *outputs]))
-    with_modules = ModifyOutputs(OnnxFromPath(str(path)), outputs=marked)
-    runners.append(OnnxrtRunner(lambda: _session(BytesFromOnnx(with_modules)()), name="onnxruntime"))
+    runners.append(OnnxrtRunner(lambda: session_with(path, marked), name="onnxruntime"))
     try:
         runners.append(_built_runner(bundle, target, stage, facts))
     except BitDanceError as error:
@@ -104,10 +102,6 @@ def compare_stage(
     if len(names) == 1:  # nothing to differ from, but values can still stop being finite
         comparison.differences[f"{names[0]} alone"] = list(_differences(made[names[0]], made[names[0]], marked, facts))
     return comparison
-
-
-def _session(model: bytes) -> Any:
-    return import_onnxruntime().InferenceSession(model, cpu_options(), providers=["CPUExecutionProvider"])
 
 
 def _built_runner(bundle: Bundle, target: Target, stage: str, facts: GraphFacts) -> Any:
