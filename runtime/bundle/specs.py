@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.values import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +133,10 @@ class ModelSpec:
         """
         size = self.sizes[0] if size is None else Size.parse(size) if isinstance(size, str) else size
         if not isinstance(size, Size):  # a pair would not say which of its numbers is the width
-            raise RequestError(f"size is {size!r}; give Size(width=..., height=...) or 'WIDTHxHEIGHT'")
+            raise RequestError(f"size is {shown(size)}; give Size(width=..., height=...) or 'WIDTHxHEIGHT'")
         if size not in self.sizes:
             known = ", ".join(map(str, self.sizes))
-            raise RequestError(f"size is {size}; this bundle makes {known} only (WIDTHxHEIGHT)")
+            raise RequestError(f"size is {shown(size, str)}; this bundle makes {known} only (WIDTHxHEIGHT)")
         down, across = size.height // self.pixels_per_token, size.width // self.pixels_per_token
         return ImageSize(
             width=size.width,
