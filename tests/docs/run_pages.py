@@ -1,8 +1,8 @@
-"""Runs what the pages show, as it stands there: ``python tests/docs/run_pages.py [PAGE...]``, or make snippets.
+"""Runs what the pages show, as it stands there: ``run_pages.py [PAGE...]``, or ``make snippets`` for all.
 
-Each page has a folder of its own that looks like a clone. ``pip``, ``git``, ``make`` and ``hf`` are replaced by programs
-that do nothing, because what they would install is installed; ``tests/docs/test_pages.py`` checks what they are given.
-Bundles that one page has made are there for the next, so that ``export`` runs once.
+Each page has a folder of its own that looks like a clone. ``pip``, ``git``, ``make`` and ``hf`` are replaced by
+programs that do nothing, because what they would install is installed; ``test_pages.py`` checks what they are given.
+Bundles that one page has made are there for the next.
 """
 
 import os
