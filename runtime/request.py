@@ -116,6 +116,11 @@ class Request:
             RequestError: names the value and what is allowed.
         """
         model = bundle.model
+        if not model.generates:
+            raise RequestError(
+                f"{bundle.name} is a tokenizer, which draws nothing: use tokenize, decode or reconstruct, or open the "
+                "bundle of a generator"
+            )
         default = bundle.published_sampling if switch("published", self.published) else bundle.sampling
         count = whole("count", self.count, 1, MAX_COUNT)
         guidance = real(default.guidance if self.guidance is None else self.guidance)

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 NESTED = "[" * 40_000 + "]" * 40_000
@@ -29,10 +29,13 @@ PLACE = "\u2402"  # stands in for the value while the document is written; nothi
 DEEP = 2  # steps down to which values are replaced by deep nesting too
 
 
-def mutations(document: Any) -> Iterator[tuple[str, bytes]]:
+def mutations(document: Any, values: Sequence[str] = VALUES) -> Iterator[tuple[str, bytes]]:
     """Yield a description and the bytes of each document with one place changed.
 
     The first and the last item of a list stand for those between.
+
+    Args:
+        values: what takes the place of each, as JSON text.
     """
     for path in _places(document):
         *parents, last = path
@@ -44,7 +47,7 @@ def mutations(document: Any) -> Iterator[tuple[str, bytes]]:
         holder[last] = PLACE
         before, after = json.dumps(changed, ensure_ascii=False).split(f'"{PLACE}"')
         place = ".".join(map(str, path))
-        for value in (*VALUES, NESTED) if len(path) <= DEEP else VALUES:
+        for value in (*values, NESTED) if len(path) <= DEEP else values:
             if value != whole:
                 yield f"{place} = {value[:20]}", (before + value + after).encode()
         del holder[last]

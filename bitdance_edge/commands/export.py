@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EXAMPLE = """examples:
   bitdance-edge export checkpoints/digits-4x -o bundles/digits-4x
   bitdance-edge export shallowdream204/BitDance-14B-64x -o bundles/14B-64x --dtype bf16 --sizes 1024x1024
+  bitdance-edge export ae_d16c32.safetensors -o bundles/d16c32 --sizes 256x256,512x512
   bitdance-edge export BitDance_B_4x.pt --variant B-4x -o bundles/B-4x --dtype fp16
 """
 
@@ -28,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a checkpoint's folder, text-to-image ones included, a published .pt file, or OWNER/NAME on the Hub",
     )
     parser.add_argument("-o", "--out", type=path, required=True, metavar="BUNDLE", help="folder to write")
-    parser.add_argument("--variant", help="what a .pt file is: B-1x, B-4x, B-16x, L-1x or H-1x")
+    parser.add_argument("--variant", help="what a .pt file is: B-1x to H-1x, or a tokenizer: d16c32, d32c128, d32c256")
     parser.add_argument("--revision", help="of OWNER/NAME on the Hub: branch, tag or commit (default: main)")
     parser.add_argument(
         "--tokenizer", type=path, metavar="FILE", help="autoencoder weights that replace the checkpoint's own"
@@ -47,12 +48,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="do not draw the images that fast previews are fitted to",
     )
-    text = parser.add_argument_group("text to image")
-    text.add_argument(
+    parser.add_argument(
         "--sizes",
         metavar="WIDTHxHEIGHT,...",
-        help="image sizes in pixels, width first: 1280x768 is wide, 768x1280 high (default: all of the checkpoint)",
+        help="of text to image and of tokenizers: image sizes in pixels, width first: 1280x768 is wide, 768x1280 high "
+        "(default: all of the checkpoint; 256x256 of a tokenizer)",
     )
+    text = parser.add_argument_group("text to image")
     text.add_argument(
         "--max-prompt", type=whole(1), metavar="N", help="tokens of the longest prompt, template included"
     )
@@ -66,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from bitdance_edge.commands.common import example_subject
+    from bitdance_edge.commands.common import example_subject, say
     from bitdance_edge.commands.hub_checkpoint import find_checkpoint
     from bitdance_edge.export.exporter import ExportOptions, memory_to_check
     from bitdance_edge.export.opening import CheckpointOptions, open_checkpoint
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     memory = f"{memory_to_check(opened.weights) / 1e9:.1f} GB of memory"
     if available_memory() is None:
         print(f"free memory is not known on this system: the check against PyTorch is tried, and takes {memory}")
-    bundle = opened.export(out)
+    bundle = opened.export(out, note=say)
     print_stages(bundle)
     print(
         f"\n{out}: {sum(stage.bytes for stage in bundle.stages.values()) / 1e6:.1f} MB of stages, "
@@ -107,7 +109,10 @@ def run(args: argparse.Namespace) -> None:
         )
     print("Next:")
     print(as_typed(f"  bitdance-edge build {out} --target cpu  # optional: faster here, and opens at once"))
-    print(as_typed(f"  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images"))
+    if bundle.model.generates:
+        print(as_typed(f"  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images"))
+    else:
+        print(as_typed(f"  bitdance-edge reconstruct {out} photo.png -o reconstructed.png"))
 
 
 def print_stages(bundle: "Bundle") -> None:

@@ -64,6 +64,13 @@ def _verify(bundle: Bundle, asked: bool) -> bool:
 def _model(bundle: Bundle) -> Iterator[str]:
     model, sampling = bundle.model, bundle.sampling
     text = bundle.text
+    if not model.generates:
+        yield f"{bundle.name}: {model.kind}, {model.pixels_per_token} pixels a token of {model.bits} bits"
+        for pixels in model.sizes:
+            size = model.size(pixels)
+            yield f"  {size!s:11} {size.grid_width}x{size.grid_height} tokens, {size.tokens * model.bits} bits an image"
+        yield f"  opset       {bundle.opset}"
+        return
     subject = f"{model.num_classes} classes" if text is None else f"prompts of up to {text.max_prompt} tokens"
     yield f"{bundle.name}: {model.kind}, {subject}"
     if text is not None:
@@ -110,7 +117,8 @@ def _tensors(tensors: tuple[TensorSpec, ...]) -> str:
 
 def _memory(bundle: Bundle, images: int, memory: str | None) -> Iterator[str]:
     plan = plan_memory(bundle, images)
-    yield f"memory to generate {images} guided image{'s' if images > 1 else ''} at once"
+    what = f"{images} guided image{'s' if images > 1 else ''}" if bundle.model.generates else f"or decode {images}"
+    yield f"memory to {'generate' if bundle.model.generates else 'encode'} {what} at once"
     if memory is not None:
         free = parse_memory(memory)
         fitting = fitted(plan, free)

@@ -92,7 +92,7 @@ class StageSpec:
         return self.graph.bytes + self.weight_bytes
 
 
-CLASS_CONDITIONAL, TEXT_TO_IMAGE = KINDS = ("class-conditional", "text-to-image")
+CLASS_CONDITIONAL, TEXT_TO_IMAGE, TOKENIZER = KINDS = ("class-conditional", "text-to-image", "tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +135,11 @@ class ModelSpec:
     num_classes: Annotated[int, Within(0, 2**24)]  # 0 for text-to-image
     class_names: tuple[Text, ...]
     decoder_noise: bool
+
+    @property
+    def generates(self) -> bool:
+        """Whether it makes images; a tokenizer alone turns them into tokens and back."""
+        return self.kind != TOKENIZER
 
     @property
     def default_size(self) -> ImageSize:

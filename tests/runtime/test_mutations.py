@@ -3,7 +3,7 @@
 import json
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,6 @@ import pytest
 from mutations import mutations, spoilt
 
 from bitdance_edge.runtime import Bundle, BundleError, Pipeline, Request, RequestError
-from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeBackend
-from bitdance_edge.runtime.bundle.manifest import file_spec
 from bitdance_edge.runtime.bundle.specs import SamplingSpec
 
 MOST_MEMORY = 300_000  # kB, beyond what the tests have taken before
