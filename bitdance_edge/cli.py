@@ -8,6 +8,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from bitdance_edge import __version__
 from bitdance_edge.completion import SHELLS, completion
@@ -15,6 +16,7 @@ from bitdance_edge.errors import BitDanceError
 from bitdance_edge.imports import failed_import
 from bitdance_edge.installation import as_typed
 from bitdance_edge.interrupts import interruptible
+from bitdance_edge.streams import print_any_name
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,18 @@ class Command:
     extras: str
 
 
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with arguments; those of argparse repeat the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help says more)\n")
+
+
 COMMANDS = {
     "generate": Command("images from a bundle", "cpu"),
     "tokenize": Command("an image to binary tokens", "cpu"),
-    "reconstruct": Command("an image through the tokenizer and back", "cpu"),
+    "decode": Command("binary tokens to images", "cpu"),
+    "reconstruct": Command("images through the tokenizer and back, and what that keeps", "cpu,calibrate"),
     "serve": Command("an HTTP API and a page that make images", "cpu,serve"),
     "inspect": Command("what a bundle holds and needs, or what a build is", "cpu"),
     "export": Command("a checkpoint to a bundle of ONNX graphs", "cpu,export"),
@@ -41,6 +51,7 @@ COMMANDS = {
     "compare": Command("PyTorch, ONNX Runtime and TensorRT by stage", "export,compare"),
     "bench": Command("the speed of a bundle compared with PyTorch's", "bench"),
     "pack": Command("a bundle and what was built of it as one archive", "cpu"),
+    "push": Command("a bundle to a repository on the Hub, with its card", "hub"),
     "train": Command("train a tokenizer or a generator", "train"),
 }
 
@@ -51,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done, 1: a clear error, 2: arguments that cannot be parsed, 3: ``calibrate`` missed its budget, 130: interrupted.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    print_any_name()
     if argv and argv[0] in COMMANDS:
         return run_command(argv[0], argv[1:])
     parser = command_parser(())
@@ -67,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command_parser(configured: Collection[str]) -> argparse.ArgumentParser:
     """Make the parser of all commands; only the modules of ``configured`` are imported, and have their arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bitdance-edge",
         description="BitDance image generators on your own hardware.",
         epilog="bitdance-edge COMMAND --help says more, with an example.",

@@ -13,15 +13,17 @@
 import struct
 import threading
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.fit import fit_pixels
 from bitdance_edge.runtime.reading import open_regular
 
 FORMATS = ("PNG", "JPEG", "WebP", "TIFF", "BMP", "GIF", "PPM", "AVIF")  # none that runs another program
@@ -32,17 +34,17 @@ SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 DIRECT = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 WITH_ALPHA = ("LA", "PA", "RGBA", "RGBa")
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0, section 8
-_warnings = threading.Lock()  # filters are of the whole process
+_one_at_a_time = threading.RLock()  # bounds the memory, and filters of warnings are of the whole process
 
 
-def load_pixels(path: str | Path, height: int, width: int) -> np.ndarray:
-    """Read an image file as uint8 ``[height, width, 3]``: the largest centred crop of that shape, resized.
+def load_pixels(path: str | Path, height: int, width: int, fit: str = "cover") -> np.ndarray:
+    """Read an image file as uint8 ``[height, width, 3]``, brought to that size as ``fit_pixels`` does.
 
     Raises:
         RequestError: it cannot be read; says why and what is allowed.
     """
     with open_regular(path, "image", MOST_BYTES) as file:
-        return fitted_pixels(read_picture(file, str(path)), height, width)
+        return fit_pixels(read_picture(file, str(path)), Size(width=width, height=height), fit)
 
 
 def read_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) -> Image.Image:
@@ -56,7 +58,7 @@ def read_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
         RequestError: it is no such picture, is too large, damaged, invisible, or of pixels that have no fixed range.
     """
     try:
-        with open_picture(file, name, formats) as image:
+        with _quiet(), open_picture(file, name, formats) as image:
             image.load()
             return _opaque(_upright(_eight_bits(image, name)), name)
     except RequestError:
@@ -73,8 +75,7 @@ def open_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
     """
     Image.init()  # AVIF came with Pillow 11.3
     try:
-        with _warnings, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is refused below
+        with _quiet():
             image = Image.open(file, formats=[known for known in map(str.upper, formats) if known in Image.OPEN])
     except UnidentifiedImageError:
         raise RequestError(f"{name} is not a readable {_either(formats)} file; convert it to one of these") from None
@@ -90,13 +91,12 @@ def open_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
     return image
 
 
-def fitted_pixels(rgb: Image.Image, height: int, width: int) -> np.ndarray:
-    """Resize the largest centred crop of that shape: uint8 ``[height, width, 3]``."""
-    scale = min(rgb.width / width, rgb.height / height)
-    across, down = min(rgb.width, width * scale), min(rgb.height, height * scale)  # products are rounded
-    left, top = (rgb.width - across) / 2, (rgb.height - down) / 2
-    box = (left, top, left + across, top + down)
-    return np.asarray(rgb.resize((width, height), Image.Resampling.LANCZOS, box=box))
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Read one picture at a time, without warnings: what is wrong with it is an error, or of no consequence."""
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:

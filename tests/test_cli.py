@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commanding import status_of
 from conftest import FIXTURES
 from PIL import Image
 
-from bitdance_edge.cli import COMMANDS, main
+from bitdance_edge.cli import COMMANDS
 from bitdance_edge.runtime import Bundle, read_settings
 
 CHECKPOINT = FIXTURES / "cc_4x_patch" / "state.safetensors"
@@ -142,7 +143,7 @@ def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
         (["--size", "64x64"], "this bundle makes 32x32 only"),
         (["--size", "big"], "'big' is not a size; write WIDTHxHEIGHT"),
         (["--seed", "-4"], "--seed: '-4' is not a whole number from 0 to"),
-        (["--prefix", "nothing.npy"], "nothing.npy cannot be read as tokens"),
+        (["--prefix", "nothing.npy"], "no tokens at nothing.npy"),
         (["--prefix-patches", "3"], "give --prefix too"),
         (["--device", "tpu"], "device is 'tpu'"),
         (["--max-batch", "0"], "--max-batch: '0' is not a whole number from 1"),
@@ -182,7 +183,7 @@ def test_missing_png(bundle: Bundle) -> None:
     assert "no image at nothing.png" in refused("generate", bundle.folder, "--like", "nothing.png")
     message = refused("generate", bundle.folder, "--like", "nothing.png", "--seed", 1, "--count", 2)
     assert "takes all settings from the PNG: omit --seed, --count" in message
-    assert "--images is 0" in refused("inspect", bundle.folder, "--images", 0)
+    assert "--images: '0' is not a whole number from 1" in refused("inspect", bundle.folder, "--images", 0)
 
 
 def test_trace_of_every_stage(bundle: Bundle, tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_png_of_another_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> Non
 def test_export_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*arguments: object) -> str:
         """In this process, which loads PyTorch once."""
-        assert main(["export", *map(str, arguments)]) in (1, 2)
+        assert status_of("export", *arguments) in (1, 2)
         return capsys.readouterr().err
 
     out = tmp_path / "bundle"
@@ -218,7 +219,7 @@ def test_export_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.Capture
     assert "--sizes has no effect" in refused(CHECKPOINT, "-o", out, "--sizes", "64x64")
     text = FIXTURES / "t2i_16x_swiglu"
     assert "--variant has no effect" in refused(text, "-o", out, "--variant", "B-4x")
-    assert "--max-prompt is 0; it must be at least 1" in refused(text, "-o", out, "--max-prompt", 0)
+    assert "--max-prompt: '0' is not a whole number from 1" in refused(text, "-o", out, "--max-prompt", 0)
     assert "'64' is not a size; write WIDTHxHEIGHT" in refused(text, "-o", out, "--sizes", 64)
     out.mkdir()
     assert "--force" in refused(CHECKPOINT, "-o", out)

@@ -9,10 +9,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from bitdance_edge.runtime.errors import StorageError
 from bitdance_edge.training.data import ImageSet, batch_rows
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.recipes import TrainingRecipe
+from bitdance_edge.training.resume import load_optimizer, read_state, require_same_run, require_weights
 from bitdance_edge.training.schedule import Average, copy_weights, learning_rate, parameter_groups, trainable
 
 STATE_FILE = "resume.pt"
@@ -184,23 +184,12 @@ class Trainer:
             ) from None
 
     def _restore(self) -> None:
-        if not self.state_file.is_file():
-            raise TrainingError(f"nothing to resume: there is no {self.state_file}; omit --resume")
-        state: dict[str, Any] = torch.load(self.state_file, map_location=self.accelerator.device, weights_only=True)
-        differing = [
-            f"{field.name} was {state['recipe'].get(field.name)!r}, is {getattr(self.recipe, field.name)!r}"
-            for field in fields(self.recipe)
-            if state["recipe"].get(field.name) != getattr(self.recipe, field.name)
-        ]
-        if state["images"] != len(self.train):
-            differing.append(f"training images were {state['images']}, are {len(self.train)}")
-        if differing:
-            raise TrainingError(
-                f"{self.state_file} is of another run: {'; '.join(differing)}. Give its settings, or another --out"
-            )
+        state = read_state(self.state_file, self.accelerator.device)
+        require_same_run(state, self.state_file, self.recipe, len(self.train))
+        require_weights(state, self.state_file, trainable(self.objective))
+        load_optimizer(self.optimizer, state["optimizer"], self.state_file)
         copy_weights(self.objective, state["weights"])
         self.average.weights = state["average"]
-        self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
 
 

@@ -6,6 +6,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from bitdance_edge.commands.values import path, whole
 from bitdance_edge.installation import as_typed
 
 if TYPE_CHECKING:
@@ -29,11 +30,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "before it is put in place; the runtime takes what fits the machine."
     )
     parser.epilog = EXAMPLE
-    parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export, or calibrate")
+    parser.add_argument("bundle", type=path, help="bundle folder, as made by: bitdance-edge export, or calibrate")
     parser.add_argument(
         "--target", required=True, help="cpu, cuda, rtx, rtx:8.9, rtx:12.0,8.9 or trt:current: the device to build for"
     )
-    parser.add_argument("--max-images", type=int, default=1, help="images that an engine takes at once (default 1)")
+    parser.add_argument(
+        "--max-images", type=whole(1, 4096), default=1, help="images that an engine takes at once (default 1)"
+    )
     parser.add_argument("--stages", help="comma-separated stages (default: those that the target changes)")
     parser.add_argument("--force", action="store_true", help="build again what is up to date")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be built")

@@ -1,7 +1,8 @@
 """``bitdance-edge pack``: a bundle and what was built of it as one archive."""
 
 import argparse
-from pathlib import Path
+
+from bitdance_edge.commands.values import path
 
 EXAMPLE = """examples:
   bitdance-edge pack bundles/digits-4x -o digits-4x.tar
@@ -13,9 +14,9 @@ EXAMPLE = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Write a bundle with what was built of it as one .tar file, the same bytes every time."
     parser.epilog = EXAMPLE
-    parser.add_argument("bundle", help="bundle folder")
+    parser.add_argument("bundle", type=path, help="bundle folder")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("-o", "--out", type=Path, metavar="FILE", help=".tar file to write")
+    where.add_argument("-o", "--out", type=path, metavar="FILE", help=".tar file to write")
     where.add_argument(
         "--in-place", action="store_true", help="copy what the bundle shares with its checkpoint, and write no archive"
     )

@@ -15,6 +15,7 @@ import numpy as np
 from bitdance_edge.runtime.backends.interface import Arrived, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.stage_names import StageName
 
 CACHE = ("past_key_values.", "present.")  # how the names of the backbone's cache tensors start
 
@@ -85,6 +86,12 @@ class CountingBackend:
 
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)
+
+    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+        """Count the source as the head's, whose states are overwritten."""
+        assert isinstance(source, CountedBuffer), "buffers of another backend"
+        self.count(StageName.HEAD, "x_next", source)
+        return nothing
 
     def second_lane(self) -> "CountingBackend":
         return self

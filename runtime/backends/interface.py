@@ -141,6 +141,14 @@ class Backend(Protocol):
         """Make one launch that runs these in order, in a single call to the device where that is possible."""
         ...
 
+    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+        """Make a launch that copies some rows of float32 ``source`` to the same rows of ``target``, of equal shape.
+
+        Args:
+            rows: which of them, bool over the first axes of both.
+        """
+        ...
+
     def second_lane(self) -> "Backend":
         """The same device for work that neither waits for the loop nor delays it: decoding."""
         ...

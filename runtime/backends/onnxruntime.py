@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -182,10 +182,11 @@ class CudaValueBuffer:
         self.value.update_inplace(np.ascontiguousarray(whole))
 
     def fetch(self) -> Arrived:
-        return Arrived(self.value.numpy())
+        return Arrived(self.read())
 
     def read(self) -> np.ndarray:
-        return self.value.numpy()
+        first = self.offset // self.dtype.itemsize
+        return self.value.numpy().reshape(-1)[first : first + int(np.prod(self.shape))].reshape(self.shape)
 
     def free(self) -> None:
         self.value = None
@@ -400,6 +401,17 @@ class OnnxRuntimeBackend:
 
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)  # each launch is a graph of its own already
+
+    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+        """On a GPU by way of the host: ONNX Runtime copies whole tensors only, and these are small."""
+        written, read = cast(HostBuffer | CudaValueBuffer, target), cast(HostBuffer | CudaValueBuffer, source)
+
+        def copy() -> None:
+            values = written.read()
+            values[rows] = read.read()[rows]
+            written.write(values)
+
+        return copy
 
     def second_lane(self) -> "OnnxRuntimeBackend":
         return self

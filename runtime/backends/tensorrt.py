@@ -15,13 +15,16 @@ from time import perf_counter
 from typing import Any
 from weakref import ReferenceType, WeakValueDictionary, ref
 
+import numpy as np
+
 from bitdance_edge.runtime.backends.cuda_device import CudaDevice
 from bitdance_edge.runtime.backends.cuda_graph import CaptureError, CudaGraph
-from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane
+from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane, RowCopies
 from bitdance_edge.runtime.backends.engine_fit import engine_path, refuse_invalid, require_fit
 from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.signature import Loaded, require_memory_for, require_signature
 from bitdance_edge.runtime.backends.tensorrt_library import Library
+from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.errors import BuildError
 
@@ -72,6 +75,9 @@ class TensorRTBackend:
     def capture(self, launches: Sequence[Launch]) -> "CapturedLaunch":
         self._captured.append(CapturedLaunch(self, launches))  # type: ignore[arg-type]  all are this backend's own
         return self._captured[-1]
+
+    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+        return RowCopies(self.lane, target.address, source.address, rows, tensor_bytes(target.shape, "float32"))
 
     def second_lane(self) -> "TensorRTBackend":
         self._siblings.append(TensorRTBackend(self.bundle, self.library, self.folder, self.device, self.capability))

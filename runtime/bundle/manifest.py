@@ -19,6 +19,7 @@ from bitdance_edge.runtime.bundle.limits import Name, OneOf, Text, Within
 from bitdance_edge.runtime.bundle.signatures import cache_names
 from bitdance_edge.runtime.bundle.specs import CacheSpec, FileSpec, ModelSpec, SamplingSpec, StageSpec, TextSpec
 from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.bundle.unpack import unpacked
 from bitdance_edge.runtime.errors import BundleError, RequestError
 from bitdance_edge.storage import stopped_replacement
 
@@ -28,7 +29,7 @@ MANIFEST = "bundle.json"
 RECORDINGS = "calibration/recordings"  # what calibration recorded of this bundle; not shipped
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Bundle:
     """A bundle's manifest, checked, and the folder that it is in."""
 
@@ -50,10 +51,14 @@ class Bundle:
     def open(cls, folder: str | Path) -> "Bundle":
         """Read and validate ``bundle.json``; the files are checked when a stage is loaded (``verified``).
 
+        ``folder`` may be an archive that ``bitdance-edge pack`` wrote; it is unpacked once, into the user's cache.
+
         Raises:
             BundleError: there is no bundle, or its manifest is incomplete, of another format or contradicts itself.
         """
         folder = Path(folder)
+        if folder.is_file():
+            folder = unpacked(folder)
         manifest = folder / MANIFEST
         try:
             if not manifest.is_file():
@@ -69,6 +74,9 @@ class Bundle:
         bundle = schema.record(cls, _current_format(data, manifest), str(manifest), given)
         require_consistent(bundle)
         return bundle
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.name}, {self.model.kind}, {', '.join(map(str, self.model.sizes))}, {self.folder})"
 
     def write(self) -> None:
         """Write ``bundle.json`` into the folder (an exporter's last step, in a folder not yet in its place)."""

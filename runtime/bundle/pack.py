@@ -73,6 +73,11 @@ def pack_bundle(
     return Packed(len(names), size, sum(bundle.stages[name].bytes for name in replaced), linked)
 
 
+def bundle_paths(bundle: Bundle) -> list[str]:
+    """List the files of a bundle without what was built of it, each checked; raises what ``pack_bundle`` does."""
+    return _packed_names(bundle, {}, set())
+
+
 def _packed_names(bundle: Bundle, builds: Builds, replaced: Set[str]) -> list[str]:
     """The files to pack, by their paths in the bundle; those that the manifest names are checked against it."""
     kept = [spec for name, spec in bundle.stages.items() if name not in replaced]

@@ -21,6 +21,7 @@ from bitdance_edge.runtime.bundle.limits import (
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, MAX_GUIDANCE, MAX_STEPS, SAMPLERS
+from bitdance_edge.runtime.values import shown
 
 FLOATS = ("float32", "float16", "bfloat16")
 DIMS = ("R", "T", "B", "N", "M", "PH", "PW")  # that vary
@@ -92,7 +93,7 @@ class StageSpec:
         return self.graph.bytes + self.weight_bytes
 
 
-CLASS_CONDITIONAL, TEXT_TO_IMAGE = KINDS = ("class-conditional", "text-to-image")
+CLASS_CONDITIONAL, TEXT_TO_IMAGE, TOKENIZER = KINDS = ("class-conditional", "text-to-image", "tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,11 @@ class ModelSpec:
     decoder_noise: bool
 
     @property
+    def generates(self) -> bool:
+        """Whether it makes images; a tokenizer alone turns them into tokens and back."""
+        return self.kind != TOKENIZER
+
+    @property
     def default_size(self) -> ImageSize:
         return self.size(self.sizes[0])
 
@@ -153,10 +159,10 @@ class ModelSpec:
         """
         size = self.sizes[0] if size is None else Size.parse(size) if isinstance(size, str) else size
         if not isinstance(size, Size):  # a pair would not say which of its numbers is the width
-            raise RequestError(f"size is {size!r}; give Size(width=..., height=...) or 'WIDTHxHEIGHT'")
+            raise RequestError(f"size is {shown(size)}; give Size(width=..., height=...) or 'WIDTHxHEIGHT'")
         if size not in self.sizes:
             known = ", ".join(map(str, self.sizes))
-            raise RequestError(f"size is {size}; this bundle makes {known} only (WIDTHxHEIGHT)")
+            raise RequestError(f"size is {shown(size, str)}; this bundle makes {known} only (WIDTHxHEIGHT)")
         down, across = size.height // self.pixels_per_token, size.width // self.pixels_per_token
         return ImageSize(
             width=size.width,
