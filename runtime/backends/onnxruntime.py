@@ -41,7 +41,9 @@ BFLOAT16 = 16  # of onnx.TensorProto: an element type that numpy does not have
 BEFORE_QDQ = "MatMulAddFusion;CommonSubexpressionElimination"
 # What ONNX Runtime's exceptions hold when memory ran out: those of its arena, of C++ on Linux and on Windows, of CUDA.
 OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
-TYPES = {f"tensor({name})": name for name in TENSOR_DTYPES} | {"tensor(float)": "float32"}  # of a session's tensors
+TYPES: dict[str, str] = {f"tensor({name})": name for name in TENSOR_DTYPES} | {
+    "tensor(float)": "float32"
+}  # of a session's tensors
 UNQUANTISED = ("fp32", "fp16", "bf16")
 NO_GRAPH = "-1"  # of the run option gpu_graph_id: run, and capture nothing
 # Stages whose weights are read often enough that moving them into huge pages pays within an image. The backbone's, read
@@ -305,7 +307,7 @@ def require_whole(trace: Path) -> None:
 
 def _loaded(tensors: Sequence[Any]) -> dict[str, tuple[str, Sequence[object]]]:
     """Inputs or outputs of a session as ``require_signature`` takes them."""
-    return {tensor.name: (TYPES.get(tensor.type, tensor.type), tensor.shape) for tensor in tensors}
+    return {tensor.name: (TYPES.get(str(tensor.type), str(tensor.type)), tensor.shape) for tensor in tensors}
 
 
 def element_type(dtype: str) -> Any:

@@ -35,8 +35,11 @@ def require_consistent(bundle: "Bundle") -> None:
     """
     try:
         _require_model(bundle.model)
-        _require_room(bundle)
-        _require_subjects(bundle)
+        if bundle.model.generates:
+            _require_room(bundle)
+            _require_subjects(bundle)
+        else:
+            _require_no_generator(bundle)
         _require_files(bundle)
         _require_stages(bundle)
     except _Contradiction as found:
@@ -66,8 +69,20 @@ def _require_model(model: ModelSpec) -> None:
 def _require_room(bundle: "Bundle") -> None:
     """Check that prompt and image fit into the cache; the last patch is never an input."""
     model, cache = bundle.model, bundle.cache
+    numbers = (cache.layers, cache.heads, cache.length, cache.head_dim, model.prompt_tokens)
+    _require(min(numbers) > 0, f"a {model.kind} model has no cache or no prompt")
     needed = model.prompt_tokens + max(model.size(size).tokens for size in model.sizes) - model.tokens_per_step
     _require(needed <= cache.length, f"the cache has {cache.length} places, prompt and image take {needed}")
+
+
+def _require_no_generator(bundle: "Bundle") -> None:
+    """Check that what only turns images into tokens and back has nothing of a generator."""
+    model, cache = bundle.model, bundle.cache
+    numbers = (cache.layers, cache.heads, cache.length, cache.head_dim, model.prompt_tokens, model.num_classes)
+    nothing = not any(numbers) and not model.class_names and bundle.text is None
+    _require(nothing, f"a {model.kind} has a cache or a prompt")
+    extra = ", ".join(bundle.stages.keys() - {StageName.DECODER, StageName.ENCODER})
+    _require(not extra, f"a {model.kind} has the stages {extra}")
 
 
 def _require_subjects(bundle: "Bundle") -> None:
@@ -101,8 +116,6 @@ def _require_files(bundle: "Bundle") -> None:
         folder = stage.graph.path.rpartition("/")[0]
         beside = all(file.path.rpartition("/")[0] == folder for file in stage.weights)
         _require(beside, f"weights of {name} are not in the folder of its graph")
-        stored = sum(file.bytes for file in stage.files)  # small weights are in the graph itself
-        _require(stage.weight_bytes <= stored, f"{name} has {stage.weight_bytes} bytes of weights, its files {stored}")
 
 
 def _require_stages(bundle: "Bundle") -> None:

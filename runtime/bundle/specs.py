@@ -8,6 +8,7 @@ from bitdance_edge.runtime.bundle.dtypes import TENSOR_DTYPES, tensor_bytes
 from bitdance_edge.runtime.bundle.limits import (
     Bytes,
     Count,
+    CountOrNone,
     FilePath,
     Items,
     Like,
@@ -23,6 +24,7 @@ from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, MAX_GUIDANCE, MAX_STEPS, SAMPLERS
 from bitdance_edge.runtime.values import shown
 
+MANIFEST = "bundle.json"
 FLOATS = ("float32", "float16", "bfloat16")
 DIMS = ("R", "T", "B", "N", "M", "PH", "PW")  # that vary
 Dtype = Annotated[str, OneOf(TENSOR_DTYPES)]
@@ -132,8 +134,8 @@ class ModelSpec:
     pixels_per_token: Count
     patch_side: Count  # square that the token order is made of; 1 is raster order
     sizes: Annotated[tuple[Size, ...], Items(1, 1000)]  # of images in pixels; the first is the default
-    prompt_tokens: Count  # of the longest prompt, with the queries of the first patch
-    num_classes: Annotated[int, Within(0, 2**24)]  # 0 for text-to-image
+    prompt_tokens: CountOrNone  # of the longest prompt, with the queries of the first patch
+    num_classes: CountOrNone  # 0 for text-to-image
     class_names: tuple[Text, ...]
     decoder_noise: bool
 
@@ -192,10 +194,10 @@ class TextSpec:
 class CacheSpec:
     """Keys and values ``[R, heads, length, head_dim]`` of every layer."""
 
-    layers: Annotated[int, Within(1, 1024)]
-    heads: Count
-    length: Count
-    head_dim: Count
+    layers: Annotated[int, Within(0, 1024)]  # this and the others are 0 where nothing is generated
+    heads: CountOrNone
+    length: CountOrNone
+    head_dim: CountOrNone
     dtype: Annotated[str, OneOf(FLOATS)]
 
     def bytes(self, rows: int) -> int:

@@ -44,11 +44,13 @@ def fails(message: str) -> Any:
 
 def test_a_launch() -> None:
     def launch(message: str) -> None:
-        BoundSession(SimpleNamespace(run_with_iobinding=fails(message)), None, None, [], StageTime())()
+        BoundSession(
+            SimpleNamespace(run_with_iobinding=fails(message)), None, None, [], StageTime(), Path("head.onnx")
+        )()
 
     with pytest.raises(OutOfMemoryError):
         launch(ARENA)
-    with pytest.raises(RuntimeError, match="another reason"):
+    with pytest.raises(BundleError, match=r"ONNX Runtime cannot run head\.onnx: another reason"):
         launch("another reason")
 
 
