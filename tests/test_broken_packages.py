@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bitdance_edge.runtime import Bundle
+
 OPEN = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -19,7 +21,7 @@ BROKEN = {
     "a shared library": "raise ImportError('libcudnn.so.9: cannot open shared object file: No such file or directory')",
     "a name": "from numpy import name_of_another_version",
     "an OSError": "raise OSError('libgomp.so.1: cannot open shared object file')",
-    "nothing in it": None,
+    "nothing in it": "",
 }
 
 
@@ -33,30 +35,24 @@ def generate(packages: Path, bundle: Path, *, blocked: str = "") -> str:
     return done.stderr
 
 
-@pytest.fixture
-def manifest_only(tmp_path: Path, bundle: object) -> Path:
-    return bundle.folder  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize("why", BROKEN)
-def test_a_broken_onnxruntime(tmp_path: Path, manifest_only: Path, why: str) -> None:
-    package, content = tmp_path / "onnxruntime", BROKEN[why]
+def test_a_broken_onnxruntime(tmp_path: Path, bundle: Bundle, why: str) -> None:
+    package = tmp_path / "onnxruntime"
     package.mkdir()
-    if content is not None:
-        (package / "__init__.py").write_text(content, encoding="utf-8")
-    said = generate(tmp_path, manifest_only)
+    (package / "__init__.py").write_text(BROKEN[why], encoding="utf-8")
+    said = generate(tmp_path, bundle.folder)
     assert "no backend is installed" not in said
     assert f"onnxruntime is installed in {package}, but does not load" in said
     assert "--force-reinstall" in said
 
 
-def test_a_missing_onnxruntime(tmp_path: Path, manifest_only: Path) -> None:
-    assert "no backend is installed: " in generate(tmp_path, manifest_only, blocked="onnxruntime")
+def test_a_missing_onnxruntime(tmp_path: Path, bundle: Bundle) -> None:
+    assert "no backend is installed: " in generate(tmp_path, bundle.folder, blocked="onnxruntime")
 
 
-def test_a_broken_package_of_a_command(tmp_path: Path, manifest_only: Path) -> None:
+def test_a_broken_package_of_a_command(tmp_path: Path, bundle: Bundle) -> None:
     (tmp_path / "tqdm").mkdir()
     (tmp_path / "tqdm" / "__init__.py").write_text("from . import missing_part", encoding="utf-8")
-    said = generate(tmp_path, manifest_only)
+    said = generate(tmp_path, bundle.folder)
     assert f"tqdm is installed in {tmp_path / 'tqdm'}, but does not load (ImportError: cannot import name" in said
-    assert "tqdm is not installed" in generate(tmp_path, manifest_only, blocked="tqdm")
+    assert "tqdm is not installed" in generate(tmp_path, bundle.folder, blocked="tqdm")
