@@ -16,7 +16,7 @@ from typing import Any
 from weakref import ReferenceType, WeakValueDictionary, ref
 
 from bitdance_edge.runtime.backends.cuda_device import CudaDevice
-from bitdance_edge.runtime.backends.cuda_graph import CaptureError, CudaGraph
+from bitdance_edge.runtime.backends.cuda_graph import A_GRAPH, PATCH, CaptureError, CudaGraph, import_cuda_bindings
 from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane
 from bitdance_edge.runtime.backends.engine_fit import engine_path, refuse_invalid, require_fit
 from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
@@ -40,7 +40,7 @@ class TensorRTBackend:
     def __init__(self, bundle: Bundle, library: Library, folder: Path, device: CudaDevice, capability: str) -> None:
         self.bundle, self.library, self.folder = bundle, library, folder
         self.device, self.capability = device, capability
-        self.eager_because: str | None = None  # why patches are not CUDA graphs
+        self.graphs: dict[str, str] = {}  # whether a patch is a CUDA graph, and otherwise why not
         self.calls = 0  # to the device that run something: engines, or graphs of them
         self._stages: list[TensorRTStage] = []
         self._captured: list[CapturedLaunch] = []
@@ -70,10 +70,15 @@ class TensorRTBackend:
     def current(self) -> AbstractContextManager[None]:
         return self.device.current()
 
+    @property
+    def eager(self) -> bool:
+        """Whether a capture has failed."""
+        return self.graphs.get(PATCH, A_GRAPH) != A_GRAPH
+
     def run_eagerly(self, reason: str) -> None:
         """Stop capturing, and log why, once."""
-        if self.eager_because is None:
-            self.eager_because = reason
+        if not self.eager:
+            self.graphs[PATCH] = f"not a CUDA graph: {reason}"
             log.warning("patches run launch by launch, not as one CUDA graph: %s", reason)
 
     def close(self) -> None:
@@ -254,7 +259,7 @@ class CapturedLaunch:
     def __call__(self) -> None:
         if self.graph is not None and self.generation != self.backend.lane.arena.generation:
             self._drop_graph()
-        if self.graph is None and self.warm and self.backend.eager_because is None:
+        if self.graph is None and self.warm and not self.backend.eager:
             self._capture()
         if self.graph is None:
             for launch in self.launches:
@@ -279,8 +284,9 @@ class CapturedLaunch:
         try:
             for launch in self.launches:
                 launch.require_capturable()
-            self.graph = CudaGraph(self.backend.lane.stream, self.launches)
+            self.graph = CudaGraph(import_cuda_bindings(), self.backend.lane.stream, self.launches)
             self.generation = self.backend.lane.arena.generation
+            self.backend.graphs[PATCH] = A_GRAPH
         except (CaptureError, BuildError) as error:
             self.backend.run_eagerly(str(error))
         self.backend.calls = calls  # what was recorded has not run
