@@ -174,7 +174,8 @@ def _onnxruntime_on_gpu(bundle: Bundle, wanted: Wanted, device: Device) -> tuple
 
 def _cuda_advice(bundle: Bundle) -> str:
     return (
-        f"bitdance-edge build {bundle.folder} --target cuda lets decoder and encoder run on the GPU as one CUDA graph"
+        f"bitdance-edge build {bundle.folder} --target cuda takes fewer launches, and lets decoder and encoder be CUDA "
+        "graphs"
     )
 
 

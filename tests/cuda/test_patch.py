@@ -33,7 +33,7 @@ def streams(lines: list[str]) -> set[str]:
 def test_a_patch_is_one_launch_after_the_first(on_cuda: Callable[..., Bundle], precision: str, trace: Trace) -> None:
     with opened(on_cuda("cc_4x_patch", precision)) as pipeline:
         pipeline.generate(REQUEST)
-        patches = pipeline.bundle.sizes[0].patches
+        patches = REQUEST.resolve(pipeline.bundle).size.patches
         assert pipeline.choice.graphs[PATCH] == A_GRAPH
         captured = trace.captured()
         calls = backend_of(pipeline).calls
@@ -72,7 +72,7 @@ def test_where_a_patch_cannot_be_captured_its_stages_are(
         pipeline.generate(REQUEST)
         trace.start()
         pipeline.generate(REQUEST)
-        patches, launches = pipeline.bundle.sizes[0].patches, 3 + REQUEST.steps + 1
+        patches, launches = REQUEST.resolve(pipeline.bundle).size.patches, 3 + REQUEST.steps + 1
     replayed = trace.lines()
     assert sum(line.startswith("graph launched") for line in replayed) >= (patches - 1) * launches
     assert not [line for line in replayed if line.startswith(("malloc", "synchronize stream", "capture begins"))]
