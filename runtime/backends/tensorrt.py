@@ -20,6 +20,7 @@ from bitdance_edge.runtime.backends.cuda_graph import A_GRAPH, PATCH, CaptureErr
 from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane
 from bitdance_edge.runtime.backends.engine_fit import engine_path, refuse_invalid, require_fit
 from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
+from bitdance_edge.runtime.backends.rtx_cache import RuntimeCache
 from bitdance_edge.runtime.backends.tensorrt_library import Library
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.errors import BuildError
@@ -114,6 +115,7 @@ class TensorRTStage:
         if library.judges_engines:
             refuse_invalid(self.path, library.trt, library.logger)
         self.engine: Any = _deserialize(library, self.path)
+        self._compiled = RuntimeCache(self.path)
         self._contexts: WeakValueDictionary[tuple[tuple[int, ...], ...], Context] = WeakValueDictionary()
         self._second_outputs: dict[tuple[str, tuple[int, ...]], CudaBuffer] = {}
 
@@ -141,6 +143,7 @@ class TensorRTStage:
         # Emptied, not only dropped: a launch that is still referenced must not keep memory of the GPU.
         for context in list(self._contexts.values()):
             context.trt = None
+        self._compiled.save()
         self.engine = None
         while self._second_outputs:
             self._second_outputs.popitem()[1].free()
@@ -149,7 +152,7 @@ class TensorRTStage:
         """A context of these shapes, and room in the arena for its activations."""
         backend, stream = self.backend, self.backend.lane.stream
         with backend.library.recording() as said:
-            context = _create_context(backend.library.trt, self.engine)
+            context = _create_context(backend.library.trt, self.engine, self._compiled)
             if context is None:
                 raise BuildError(f"{self.path} gives no execution context: {_reason(said)}")
             placed = context.set_optimization_profile_async(self._profile(shapes), stream.handle)
@@ -305,7 +308,7 @@ def _deserialize(library: Library, path: Path) -> Any:
     return engine
 
 
-def _create_context(trt: Any, engine: Any) -> Any:
+def _create_context(trt: Any, engine: Any, compiled: RuntimeCache) -> Any:
     """A context whose activations lie in memory of ours.
 
     TensorRT-RTX compiles its kernels for the shapes of a context. It is told to do so before the first launch: by
@@ -317,6 +320,7 @@ def _create_context(trt: Any, engine: Any) -> Any:
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(strategy)
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    compiled.use(config)
     return engine.create_execution_context(config)
 
 
