@@ -23,11 +23,12 @@ from gpu_timing import time_patches, time_stages
 from bitdance_edge.runtime import Bundle, Pipeline, Request
 from bitdance_edge.runtime.backends.choice import NAMES, ON_GPU, survey
 from bitdance_edge.runtime.backends.device import find_device, free_memory
+from bitdance_edge.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
 SEED = 1
-CPU = "onnxruntime-cpu"
+CPU, CUDA = "onnxruntime-cpu", "onnxruntime-cuda"
 
 
 def main() -> None:
@@ -37,6 +38,8 @@ def main() -> None:
     speed = [(model, path) for model, _, path in (pair.partition("=") for pair in args.speed)]
     require_models([model for model, _ in speed])
     names = args.backends or (list(ON_GPU) if args.device == "cuda" else [CPU])
+    if CUDA in names:
+        names = [*names, *(f"{CUDA}:{captures}" for captures in args.captures if captures != "patch")]
     report = Report(args.json)
     report.set("gpu", asdict(found) if (found := find_device()) else None)
     for path in (*args.tokens, *(path for _, path in speed)):
@@ -45,8 +48,10 @@ def main() -> None:
     for path in args.tokens:
         report.extend("tokens", compare_tokens(path, names, args, report))
     if speed:
-        machine = measure_machine(args.device)
-        report.set("machine", asdict(machine))
+        machine = None
+        with report.failures.kept("rates of the machine, and with them the floors"):
+            machine = measure_machine(args.device)
+            report.set("machine", asdict(machine))
         for model, path in speed:
             time_model(model, path, names, machine, args, report)
         compare_speeds(report)
@@ -60,6 +65,13 @@ def arguments() -> argparse.Namespace:
     add("--tokens", nargs="*", default=[], metavar="BUNDLE", help="compared with the CPU's tokens")
     add("--speed", nargs="*", default=[], metavar="MODEL=BUNDLE", help="timed, and compared with PyTorch")
     add("--backends", nargs="*", choices=NAMES, help="default: all that run on the device")
+    add(
+        "--captures",
+        nargs="*",
+        choices=["patch", "stages", "none"],
+        default=["patch"],
+        help="what ONNX Runtime's CUDA graphs hold; all are measured (default patch)",
+    )
     add("--batches", default="1", help="images at once, comma-separated (default 1)")
     add("--steps", type=int, help="sampling steps (default: the bundle's)")
     add("--patches", type=int, help="patches of an image that are timed (default: all)")
@@ -79,6 +91,16 @@ def require_models(names: list[str]) -> None:
                 raise SystemExit(f"{name} is no model; it must be one of {', '.join(MODELS)}")
 
 
+def opened(path: str, name: str, images: int | None = None) -> Pipeline:
+    """A pipeline on a backend by name; behind a colon, what its CUDA graphs hold."""
+    name, _, captures = name.partition(":")
+    pipeline = Pipeline.open(path, backend=name, max_batch=images)
+    if captures:
+        assert isinstance(pipeline.backend, OnnxRuntimeCudaBackend)
+        pipeline.backend.captures = captures  # type: ignore[assignment]  before anything is loaded
+    return pipeline
+
+
 def request_for(bundle: Bundle, images: int, steps: int | None) -> Request:
     request = replace(Request.example(bundle), seed=SEED, steps=steps, output="tokens")
     if bundle.model.kind == CLASS_CONDITIONAL:
@@ -93,7 +115,7 @@ def compare_tokens(path: str, names: list[str], args: argparse.Namespace, report
     with report.failures.kept(f"tokens of {bundle.name} on {CPU}"), Pipeline.open(path, backend=CPU) as pipeline:
         wanted = [image.tokens for image in pipeline.generate(request)]
     for name in names if wanted else ():
-        with report.failures.kept(f"tokens of {bundle.name} on {name}"), Pipeline.open(path, backend=name) as pipeline:
+        with report.failures.kept(f"tokens of {bundle.name} on {name}"), opened(path, name) as pipeline:
             found = [image.tokens for image in pipeline.generate(request)]
             differ = [one != other for one, other in zip(found, wanted, strict=True)]
             yield {
@@ -114,17 +136,17 @@ def without_graph(pipeline: Pipeline) -> dict[str, str]:
 
 
 def time_model(
-    model: str, path: str, names: list[str], machine: Machine, args: argparse.Namespace, report: Report
+    model: str, path: str, names: list[str], machine: Machine | None, args: argparse.Namespace, report: Report
 ) -> None:
     """Time a model on each backend and in PyTorch; its files are hashed once a backend, whatever the batches."""
     batches = sorted(map(int, args.batches.split(",")))
-    for name in (name for name in NAMES if name in names):
+    for name in names:
         before = free_memory() if args.device == "cuda" else None
         with (
             report.failures.kept(f"{model} on {name}"),
-            Pipeline.open(path, backend=name, max_batch=batches[-1]) as pipeline,
+            opened(path, name, batches[-1]) as pipeline,
         ):
-            time_pipeline(model, pipeline, batches, machine, before, args, report)
+            time_pipeline(model, name, pipeline, batches, machine, before, args, report)
     if not args.no_reference:
         time_reference(model, batches, args, report)
         time_ceiling(model, path, batches, machine, args, report)
@@ -132,17 +154,18 @@ def time_model(
 
 def time_pipeline(
     model: str,
+    name: str,
     pipeline: Pipeline,
     batches: list[int],
-    machine: Machine,
+    machine: Machine | None,
     before: int | None,
     args: argparse.Namespace,
     report: Report,
 ) -> None:
     for images in batches:
-        labels = {"model": model, "images": images, "backend": pipeline.backend.name}
+        labels = {"model": model, "images": images, "backend": name}
         request = request_for(pipeline.bundle, images, args.steps)
-        with report.failures.kept(f"{model}, {images} images at once on {pipeline.backend.name}"):
+        with report.failures.kept(f"{model}, {images} images at once on {name}"):
             patches = {**labels, **time_patches(pipeline, request, args.patches)}
             patches["peak MB"] = None if before is None else (before - (free_memory() or before)) / 1e6
             patches["plan MB"] = None if pipeline.loaded.plan is None else pipeline.loaded.plan.held / 1e6
@@ -172,7 +195,7 @@ def reference_row(found: Any) -> dict[str, Any]:
 
 
 def time_ceiling(
-    model: str, path: str, batches: list[int], machine: Machine, args: argparse.Namespace, report: Report
+    model: str, path: str, batches: list[int], machine: Machine | None, args: argparse.Namespace, report: Report
 ) -> None:
     """Our stages in PyTorch, in the bundle's element type, each patch one CUDA graph."""
     import torch
@@ -184,7 +207,7 @@ def time_ceiling(
     with report.failures.kept(f"{model} in PyTorch, captured"):
         made = random_model(model, args.device, torch.float32 if model != "14B-64x" else dtype).to(dtype)
         with torch_pipeline(bundle, made, batches[-1]) as pipeline:
-            time_pipeline(model, pipeline, batches, machine, None, args, report)
+            time_pipeline(model, pipeline.backend.name, pipeline, batches, machine, None, args, report)
 
 
 def compare_speeds(report: Report) -> None:

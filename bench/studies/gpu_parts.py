@@ -34,7 +34,7 @@ model=$HOME/MODEL
 for bundle in BUNDLES "$model"; do python3 -m bitdance_edge build "$bundle" --target cuda | tail -n 8; done
 check() { python3 studies/gpu_check.py --backends onnxruntime-cuda --json "$out/$1.json" "${@:2}"; }
 case "${1:-speed}" in
-  speed) check speed --tokens BUNDLES --speed NAME="$model" --batches 1 ;;
+  speed) check speed --tokens BUNDLES --speed NAME="$model" --batches 1 --captures patch stages ;;
   batches) check batches --speed NAME="$model" --batches 8,64 ;;
   *) echo "speed or batches, not $1"; exit 2 ;;
 esac

@@ -58,7 +58,7 @@ class Failures:
         """Report what fails inside the block, and go on behind it."""
         try:
             yield
-        except (BitDanceError, RuntimeError, OSError, ImportError, MemoryError) as error:
+        except (BitDanceError, RuntimeError, AssertionError, OSError, ImportError, MemoryError) as error:
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
             print(f"{part}: {error}", file=sys.stderr, flush=True)
             if self.report is not None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from gpu_floors import Machine, stage_cost
+from gpu_floors import Machine, StageCost, stage_cost
 from gpu_report import Failures
 
 from bitdance_edge.runtime import PatchDone, Pipeline, Request
@@ -93,7 +93,9 @@ def bound_loop(pipeline: Pipeline, request: Request) -> Iterator[BoundLoop]:
         yield loop
 
 
-def time_stages(pipeline: Pipeline, request: Request, machine: Machine, failures: Failures) -> Iterator[dict[str, Any]]:
+def time_stages(
+    pipeline: Pipeline, request: Request, machine: Machine | None, failures: Failures
+) -> Iterator[dict[str, Any]]:
     """A row for each stage, as soon as it is timed; one that fails is reported, and the others go on."""
     bundle, settings = pipeline.bundle, request.resolve(pipeline.bundle)
     asked = token_request(settings)
@@ -113,10 +115,10 @@ def time_stages(pipeline: Pipeline, request: Request, machine: Machine, failures
         for title, (stage, launch, length) in timed.items():
             with failures.kept(f"{title} of {bundle.name} on {pipeline.backend.name}"):
                 took = launch_ms(pipeline.backend, launch, lambda: sampler.tokens.fetch().wait())
-                yield stage_row(title, took, stage_cost(bundle, stage, {**sizes, "T": length}).floor_ms(machine))
+                yield stage_row(title, took, stage_cost(bundle, stage, {**sizes, "T": length}), machine)
     with failures.kept(f"decoder of {bundle.name} on {pipeline.backend.name}"):
         took = decoder_ms(pipeline, asked.images, settings.size)
-        yield stage_row("decoder, with copies", took, stage_cost(bundle, StageName.DECODER, sizes).floor_ms(machine))
+        yield stage_row("decoder, with copies", took, stage_cost(bundle, StageName.DECODER, sizes), machine)
 
 
 def decoder_ms(pipeline: Pipeline, images: int, size: ImageSize) -> float:
@@ -128,7 +130,11 @@ def decoder_ms(pipeline: Pipeline, images: int, size: ImageSize) -> float:
     return 1000 * statistics.median(seconds[1:])
 
 
-def stage_row(title: str, took: float, floor: float) -> dict[str, Any]:
+def stage_row(title: str, took: float, cost: StageCost, machine: Machine | None) -> dict[str, Any]:
+    """A stage's time beside its floor, where the machine's rates are known."""
+    if machine is None:
+        return {"stage": title, "ms": took}
+    floor = cost.floor_ms(machine)
     return {"stage": title, "ms": took, "floor ms": floor, "times the floor": took / floor}
 
 

@@ -1,7 +1,7 @@
 """What TensorRT-RTX compiles for a GPU when an engine is first used, kept in a file beside the engine.
 
 The library checks that a cache was made by its own version on a GPU of this kind, and ignores it otherwise.
-https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-runtime-cache.html
+https://docs.nvidia.com/deeplearning/tensorrt-rtx/
 """
 
 import logging
