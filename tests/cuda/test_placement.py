@@ -56,3 +56,15 @@ def test_decoder_and_encoder_run(on_cuda: Callable[..., Bundle], precision: str)
     with Pipeline.open(bundle.folder, backend="onnxruntime-cuda") as pipeline:
         assert pipeline.reconstruct(pixels).shape == pixels.shape
         assert {pipeline.choice.graphs[stage] for stage in ("decoder", "encoder")} == {A_GRAPH}
+
+
+def test_a_build_takes_fewer_launches(on_cuda: Callable[..., Bundle], tmp_path: Path, trace: Trace) -> None:
+    """The head's and the backbone's kernels of a patch, against those of the portable graphs."""
+    built = on_cuda("cc_4x_patch", "fp16")
+    folder = shutil.copytree(built.folder, tmp_path / "bundle", ignore=shutil.ignore_patterns("targets"))
+    counts = []
+    for each in (built.folder, folder):
+        with Pipeline.open(each, backend="onnxruntime-cuda") as pipeline:
+            pipeline.generate(Request(classes=[1], steps=8, output="tokens"))
+        counts.append(sum(line.startswith(("launch ", "call ")) for line in trace.captured()))
+    assert counts[0] < 0.72 * counts[1]
