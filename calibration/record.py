@@ -63,7 +63,7 @@ class DataSet:
         """
         for image in range(self.images):
             launches: dict[int, dict[str, np.ndarray]] = {}
-            for key, values in _read(_image_file(self.folder, image), stage).items():
+            for key, values in _read(image_file(self.folder, image), stage).items():
                 _, launch, name = key.split("/")
                 launches.setdefault(int(launch), {})[name] = values
             for launch, inputs in sorted(launches.items()):
@@ -89,16 +89,16 @@ def record(sessions: BundleSessions, draw: Draw, folder: Path) -> DataSet:
     steps = requests[0].resolve(bundle).steps
     described = json.dumps({"bundle": bundle.digest, **asdict(draw)}, indent=1, sort_keys=True) + "\n"
     place = folder / f"data-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
-    missing = [image for image in range(draw.images) if not _image_file(place, image).is_file()]
+    missing = [image for image in range(draw.images) if not image_file(place, image).is_file()]
     if missing:
         with written_whole(place / "set.json") as file:
             file.write(described.encode())
-    recorder = _Recorder(bundle.stages, steps)
+    recorder = Recorder(bundle.stages, steps)
     for image in tqdm(missing, desc="record", unit="image", leave=False, disable=None):
         recorder.start(image)
         with sessions.pipeline(1, before=recorder.note) as pipeline:  # a new one keeps nothing of the image before
             _generate(pipeline, requests[image], draw)
-        with written_whole(_image_file(place, image)) as file:
+        with written_whole(image_file(place, image)) as file:
             np.savez(file, **recorder.arrays)  # type: ignore[arg-type]
     return DataSet(place, draw.images, steps)
 
@@ -116,7 +116,9 @@ def _generate(pipeline: Pipeline, request: Request, draw: Draw) -> None:
 
 
 @dataclass
-class _Recorder:
+class Recorder:
+    """Keeps what the stages are given in one image (an ``Observer``), under ``stage/launch/input``."""
+
     stages: Mapping[str, StageSpec]
     steps: int
     image: int = 0
@@ -152,5 +154,6 @@ def _read(path: Path, stage: str) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _image_file(folder: Path, image: int) -> Path:
+def image_file(folder: Path, image: int) -> Path:
+    """The file of one image in a data set's folder."""
     return folder / f"image-{image:05d}.npz"
