@@ -115,7 +115,7 @@ def record_pictures(sessions: BundleSessions, pictures: np.ndarray, folder: Path
             pipeline.reconstruct(pixels)
         with written_whole(file) as content:
             np.savez(content, **recorder.arrays)  # type: ignore[arg-type]
-    return DataSet(place, len(pictures), STEPS)
+    return DataSet(place, len(pictures), STEPS, sessions.bundle.stages)
 
 
 def _losses(

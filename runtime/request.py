@@ -15,14 +15,12 @@ from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.given import GivenTokens
 from bitdance_edge.runtime.preview import KINDS as PREVIEW_KINDS
 from bitdance_edge.runtime.prompt import PromptEncoder, padded
-from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, SAMPLERS
+from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, MAX_GUIDANCE, MAX_STEPS, SAMPLERS
 from bitdance_edge.runtime.tokens import checked_tokens
 from bitdance_edge.runtime.values import items, one_of, real, shown, switch, text, whole
 
 MAX_SEED = 2**63 - 1
-MAX_STEPS = 1000
 MAX_COUNT = 1_000_000  # images of a request
-MAX_GUIDANCE = 100
 MAX_CANDIDATES = 1000  # of each image
 CLASS_DIGITS = 9  # of a class id given as text
 OUTPUTS = ("image", "tokens")

@@ -45,7 +45,9 @@ def run_worker(
     connection: Connection, bundles: Mapping[str, tuple[Path, int]], device: str, threads: int | None
 ) -> None:
     """Open each bundle (folder, images at once), make a warm-up image, then take orders until told to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server says when to stop
+    for name in ("SIGINT", "SIGHUP"):  # they reach the whole group; the server says when to stop
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with ExitStack() as opened, suppress(ServerGone):
         try:
