@@ -109,6 +109,9 @@ class _SessionBackend:
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)
 
+    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+        return self.host.overwrite(target, source, rows)
+
     def second_lane(self) -> "_SessionBackend":
         return self
 
