@@ -75,7 +75,7 @@ class StageSpec:
 
     graph: FileSpec
     weights: tuple[FileSpec, ...]
-    precision: Annotated[str, Like(r"[a-z][a-z0-9_+]{0,31}", "a precision such as fp32 or int8")]
+    precision: Annotated[str, Like(r"[a-z]{0,8}(fp|bf|int)\d{1,2}[a-z0-9_]{0,16}", "a precision such as fp32 or int8")]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_error: NotNegative | None  # None: the machine that exported it had too little memory to run it
