@@ -136,7 +136,7 @@ def _write_images(events: Iterator[Event], outputs: ImageOutputs, request: Reque
                 outputs.add(event.image)
                 seeds.append(event.image.seed)
     except (KeyboardInterrupt, BitDanceError) as error:
-        written = f"{len(seeds)} of {request.count * len(request.subjects)} images are written"
+        written = f"{outputs.done} of {request.count * len(request.subjects)} images are written"
         outputs.finish()
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"{error}; {written}" if str(error) else written) from None
