@@ -71,7 +71,7 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
     found, searches = _search(chosen, ranking, held_out, options, data)
     chosen = chosen.without(reasons(searches))
     recipe = replace(recipe, kept=tuple(dict.fromkeys((*recipe.kept, *reasons(searches)))))
-    with replacing(folder) as staged:
+    with replacing(folder, force=options.force) as staged:
         written = write_bundle(bundle, staged, recipe, chosen)
         calibrated = BundleSessions(written, threads)
         trial = Trial(sessions, draw.held_out(options.test_images, Part.TEST))

@@ -11,6 +11,7 @@ import numpy as np
 
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.ranges import CALIBRATORS, PRECISIONS
+from bitdance_edge.calibration.recipe_values import recipe_values
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.bundle.specs import ImageSize, ModelSpec
@@ -148,19 +149,20 @@ class CalibrationRecipe:
         """
         remedy = "give calibration/recipe.json of a calibrated bundle"
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except OSError as error:
             raise CalibrationError(f"{path} cannot be read ({error.strerror or error}); {remedy}") from None
         except UnicodeDecodeError:
             raise CalibrationError(f"{path} is not a text file; {remedy}") from None
         try:
-            data: dict[str, Any] = json.loads(text)
+            data = recipe_values(text)
             if data.pop("format") not in READABLE or data.keys() != {field.name for field in fields(cls)}:
                 raise KeyError
             draw = _draw(data.pop("draw"))
             return cls(**{**data, "draw": draw, "kept": tuple(data["kept"])})
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CalibrationError(f"{path} is not a recipe of this version; {remedy}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f" ({error})" if isinstance(error, ValueError) else ""
+            raise CalibrationError(f"{path} is not a recipe of this version{why}; {remedy}") from None
 
     def require_stages(self, bundle: Bundle) -> None:
         """Refuse a recipe for stages that a bundle does not have, or a bundle that is calibrated already."""

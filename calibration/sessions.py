@@ -24,6 +24,7 @@ from bitdance_edge.runtime.backends.onnxruntime import (
     element_type,
     import_onnxruntime,
 )
+from bitdance_edge.runtime.bundle.linked_files import follow_links, has_links
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.errors import BackendError
@@ -168,6 +169,10 @@ def session_of(model: ModelProto, folder: Path, threads: int | None) -> Any:
     """
     stored = {tensor.data_type for tensor in model.graph.initializer}
     options = cpu_options(threads or 0, next((name for kind, name in QUANTISED.items() if kind in stored), "fp32"))
+    if has_links((tensor.external_data for tensor in model.graph.initializer), folder):
+        model, linked = ModelProto(), model
+        model.CopyFrom(linked)
+        folder = follow_links((tensor.external_data for tensor in model.graph.initializer), folder)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
         return import_onnxruntime().InferenceSession(

@@ -26,7 +26,7 @@ FOLDER = "calibration"  # of a calibrated bundle: its recipe, scales and report
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, *, force: bool) -> Iterator[Path]:
     """Give a new folder to fill, and put it in the place of ``folder`` afterwards; after an error it is removed.
 
     Raises:
@@ -37,7 +37,7 @@ def replacing(folder: Path) -> Iterator[Path]:
             staged = stack.enter_context(staged_folder(folder))
         yield staged
         with writing(folder):
-            put_in_place(staged, folder)
+            put_in_place(staged, folder, replace=force)
 
 
 @contextmanager

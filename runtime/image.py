@@ -1,6 +1,6 @@
 """A generated image with the settings that reproduce it, and the PNG that carries both."""
 
-import base64
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.size import MOST, Size
+from bitdance_edge.runtime.edit_settings import given_fields
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.picture import MOST_BYTES, open_picture
 from bitdance_edge.runtime.reading import open_regular
@@ -23,7 +24,7 @@ MOST_SETTINGS = 2**20  # characters
 REQUIRED = ("size", "seed", "steps", "guidance")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class GeneratedImage:
     """One image of a request.
 
@@ -52,6 +53,18 @@ class GeneratedImage:
         if self.pixels is None:
             raise RequestError("this image has tokens only: the request asked for output='tokens'")
         return Image.fromarray(self.pixels)
+
+    def __repr__(self) -> str:
+        shown = f"class {self.class_id}" if self.prompt is None else repr(self.prompt)
+        return f"GeneratedImage({shown}, seed {self.seed}, {self.settings['size']})"
+
+    def _repr_png_(self) -> bytes | None:
+        """The image as notebooks show it; None where there are tokens only."""
+        if self.pixels is None:
+            return None
+        file = io.BytesIO()
+        self.to_pil().save(file, format="PNG")
+        return file.getvalue()
 
     def save(self, path: str | Path) -> None:
         """Write a PNG with the settings in its metadata, whole or not at all; raises what ``save_png`` raises."""
@@ -86,11 +99,11 @@ def image_settings(
     guidance: float,
     guidance_schedule: str,
     sampler: str,
-    prefix: np.ndarray,
+    given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything needed to reproduce one image; the prefix ``[K, P, C]`` is stored as packed bits."""
+    """Everything needed to reproduce one image; ``given``: what it started from, as ``given_settings`` has it."""
     shown = {"class": image.class_id, "prompt": image.prompt, "negative_prompt": image.negative_prompt}
-    settings: dict[str, Any] = {
+    return {
         "bundle": bundle,
         "bundle_sha256": digest,
         **{key: value for key, value in shown.items() if value is not None},
@@ -100,12 +113,8 @@ def image_settings(
         "guidance": guidance,
         "guidance_schedule": guidance_schedule,
         "sampler": sampler,
+        **given,
     }
-    if prefix.size:
-        tokens = prefix.reshape(-1, prefix.shape[-1])
-        settings["prefix"] = base64.b64encode(np.packbits(tokens > 0).tobytes()).decode()
-        settings["prefix_shape"] = list(tokens.shape)
-    return settings
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -127,11 +136,14 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return settings
 
 
-def request_from_settings(settings: Mapping[str, Any]) -> Request:
+def request_from_settings(settings: Mapping[str, Any], pixels: np.ndarray | None = None) -> Request:
     """Make the request that reproduces the image of these settings, as the only image of its batch.
 
+    Args:
+        pixels: of that image, uint8 ``[H, W, 3]``; needed where it keeps pixels of an image that it changes.
+
     Raises:
-        RequestError: the settings are incomplete, or one is of another type.
+        RequestError: the settings are incomplete, one is of another type, or the pixels are missing.
     """
     if not isinstance(settings, Mapping):
         raise RequestError(f"settings are {shown(settings)}; give what read_settings returns")
@@ -147,7 +159,7 @@ def request_from_settings(settings: Mapping[str, Any]) -> Request:
         guidance=settings["guidance"],
         guidance_schedule=settings.get("guidance_schedule"),  # absent from the first PNGs, which used the bundle's
         sampler=settings.get("sampler"),
-        prefix=_prefix(settings) if "prefix" in settings else None,
+        **given_fields(settings, pixels),
     )
 
 
@@ -159,15 +171,3 @@ def _size(value: Any) -> Size:
         raise RequestError(f"the size in the bitdance settings is {shown(value)}; the file was edited")
     height, width = (whole("size", side, 1, MOST) for side in value)
     return Size(width=width, height=height)
-
-
-def _prefix(settings: Mapping[str, Any]) -> np.ndarray:
-    """The tokens ``[K, C]`` of -1 and +1 in settings, which hold them as packed bits in base64."""
-    try:
-        packed = np.frombuffer(base64.b64decode(settings["prefix"], validate=True), np.uint8)
-        tokens, bits = (whole("prefix_shape", side, 1, 8 * MOST_SETTINGS) for side in settings["prefix_shape"])
-    except (KeyError, TypeError, ValueError):
-        raise RequestError("the prefix in the bitdance settings cannot be read; the file was edited") from None
-    if len(packed) != -(-tokens * bits // 8):
-        raise RequestError("the prefix in the bitdance settings does not have its shape; the file was edited")
-    return np.unpackbits(packed, count=tokens * bits).reshape(tokens, bits) * 2.0 - 1.0

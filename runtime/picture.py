@@ -21,7 +21,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.fit import fit_pixels
 from bitdance_edge.runtime.reading import open_regular
 
 FORMATS = ("PNG", "JPEG", "WebP", "TIFF", "BMP", "GIF", "PPM", "AVIF")  # none that runs another program
@@ -35,14 +37,14 @@ BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0, section 8
 _one_at_a_time = threading.RLock()  # bounds the memory, and filters of warnings are of the whole process
 
 
-def load_pixels(path: str | Path, height: int, width: int) -> np.ndarray:
-    """Read an image file as uint8 ``[height, width, 3]``: the largest centred crop of that shape, resized.
+def load_pixels(path: str | Path, height: int, width: int, fit: str = "cover") -> np.ndarray:
+    """Read an image file as uint8 ``[height, width, 3]``, brought to that size as ``fit_pixels`` does.
 
     Raises:
         RequestError: it cannot be read; says why and what is allowed.
     """
     with open_regular(path, "image", MOST_BYTES) as file:
-        return fitted_pixels(read_picture(file, str(path)), height, width)
+        return fit_pixels(read_picture(file, str(path)), Size(width=width, height=height), fit)
 
 
 def read_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) -> Image.Image:
@@ -87,15 +89,6 @@ def open_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
             f"{name} has {image.width}x{image.height} pixels; the limit is {MOST_PIXELS:,} in total: make it smaller"
         )
     return image
-
-
-def fitted_pixels(rgb: Image.Image, height: int, width: int) -> np.ndarray:
-    """Resize the largest centred crop of that shape: uint8 ``[height, width, 3]``."""
-    scale = min(rgb.width / width, rgb.height / height)
-    across, down = min(rgb.width, width * scale), min(rgb.height, height * scale)  # products are rounded
-    left, top = (rgb.width - across) / 2, (rgb.height - down) / 2
-    box = (left, top, left + across, top + down)
-    return np.asarray(rgb.resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 
 @contextmanager

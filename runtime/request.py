@@ -10,17 +10,18 @@ import numpy as np
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL, ImageSize
+from bitdance_edge.runtime.edit import Edit, resolve_edit
 from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.given import GivenTokens
 from bitdance_edge.runtime.preview import KINDS as PREVIEW_KINDS
 from bitdance_edge.runtime.prompt import PromptEncoder, padded
-from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, SAMPLERS
+from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, MAX_GUIDANCE, MAX_STEPS, SAMPLERS
 from bitdance_edge.runtime.tokens import checked_tokens
 from bitdance_edge.runtime.values import items, one_of, real, shown, switch, text, whole
 
 MAX_SEED = 2**63 - 1
-MAX_STEPS = 1000
 MAX_COUNT = 1_000_000  # images of a request
-MAX_GUIDANCE = 100
+MAX_CANDIDATES = 1000  # of each image
 CLASS_DIGITS = 9  # of a class id given as text
 OUTPUTS = ("image", "tokens")
 
@@ -36,7 +37,7 @@ class Request:
         classes: of a class-conditional bundle: ids, or names where it has them.
         prompts: of a text-to-image bundle. Images come class by class or prompt by prompt, ``count`` of each.
         negative_prompt: what guidance leads away from; None, or text without a word: no text at all.
-        seed: image i of the request uses seed + i; None: a seed is drawn at random.
+        seed: image i of the request uses seed + i (seed + i * candidates); None: a seed is drawn at random.
         seeds: one an image, in place of ``seed``, for images of several requests that run as one.
         steps: sampling steps of each patch, one head evaluation each, plus a last one.
         guidance: 1 switches guidance off.
@@ -45,6 +46,16 @@ class Request:
         published: fields that are None take the settings that the checkpoint was published with.
         size: in pixels, as ``Size(width=, height=)`` or "WIDTHxHEIGHT".
         prefix: tokens ``[K, C]`` or ``[images, K, C]`` of -1 and +1 that start each image, K a whole number of patches.
+        init: an image to change: pixels uint8 ``[H, W, 3]`` of ``size``, or tokens ``[h*w, C]``; for several images
+            also one each, ``[images, ...]``. It needs a mask, a strength or both.
+        init_tokens: of ``init``, where they are known already, so that its pixels are not encoded.
+        mask: True where ``init`` is redrawn, bool ``[H, W]`` of pixels or ``[h, w]`` of tokens; None: everywhere. Every
+            other token is kept. A token with any pixel to redraw is redrawn.
+        strength: how much of it, from 0 (``init`` itself, as its tokens have it) to 1 (drawn from nothing, the default
+            with a mask); or one such number a patch, by rows of patches.
+        candidates: draw this number for each image, with seeds that follow each other, and keep the one behind which
+            the kept patches are likeliest.
+        blend: with a mask, keep the pixels outside it, and join what is drawn to them. False: all pixels are decoded.
         preview_every: patches between two previews; 0: no previews.
         preview_kind: "full", by the decoder, or "fast", by a linear approximation of it.
         preview_share: skip full previews that would take more than this share of the time so far, judging by what
@@ -67,6 +78,12 @@ class Request:
     published: bool = False
     size: Size | str | None = None
     prefix: np.ndarray | Sequence[Any] | None = None
+    init: Any = None
+    init_tokens: np.ndarray | Sequence[Any] | None = None
+    mask: Any = None
+    strength: float | Sequence[Any] | np.ndarray | None = None
+    candidates: int = 1
+    blend: bool = True
     preview_every: int = 0
     preview_kind: str = "full"
     preview_share: float | None = None
@@ -99,6 +116,11 @@ class Request:
             RequestError: names the value and what is allowed.
         """
         model = bundle.model
+        if not model.generates:
+            raise RequestError(
+                f"{bundle.name} is a tokenizer, which draws nothing: use tokenize, decode or reconstruct, or open the "
+                "bundle of a generator"
+            )
         default = bundle.published_sampling if switch("published", self.published) else bundle.sampling
         count = whole("count", self.count, 1, MAX_COUNT)
         guidance = real(default.guidance if self.guidance is None else self.guidance)
@@ -112,7 +134,14 @@ class Request:
         if len(subjects) * count > MAX_COUNT:
             raise RequestError(f"these are {len(subjects) * count:,} images; a request makes {MAX_COUNT:,} at most")
         images = [subject for subject in subjects for _ in range(count)]
-        seeds = self._image_seeds(len(images))
+        candidates = whole("candidates", self.candidates, 1, MAX_CANDIDATES)
+        seeds = self._image_seeds(len(images), candidates)
+        edit, given = self._given(len(images), bundle, size)
+        if candidates > 1 and not given.judged:
+            raise RequestError(
+                f"candidates is {candidates}, and they are judged by the kept patches after the first that is redrawn, "
+                "of which there are none here: omit candidates, or keep some of the image below or right of the mask"
+            )
         return Settings(
             images=tuple(
                 replace(image, index=i, seed=seed) for i, (image, seed) in enumerate(zip(images, seeds, strict=True))
@@ -122,11 +151,36 @@ class Request:
             guidance=guidance,
             guidance_schedule=one_of("guidance_schedule", schedule, GUIDANCE_SCHEDULES),
             sampler=one_of("sampler", default.sampler if self.sampler is None else self.sampler, SAMPLERS),
-            prefix=_prefix(self.prefix, len(images), bundle, size),
+            given=given,
+            edit=edit,
+            candidates=candidates,
             **self._previews(bundle, size),
             decode=one_of("output", self.output, OUTPUTS) == "image",
             batch_invariant=switch("batch_invariant", self.batch_invariant),
         )
+
+    def _given(self, images: int, bundle: Bundle, size: ImageSize) -> tuple[Edit | None, GivenTokens]:
+        """What the images start from: an image to change, the first patches of one, or nothing."""
+        if self.init is not None:
+            if self.prefix is not None:
+                raise RequestError("prefix and init are both given; a prefix is an init whose mask is False at the top")
+            return resolve_edit(
+                self.init,
+                self.init_tokens,
+                self.strength,
+                self.mask,
+                switch("blend", self.blend),
+                images=images,
+                bundle=bundle,
+                size=size,
+            )
+        for name in ("mask", "strength", "init_tokens"):
+            if getattr(self, name) is not None:
+                raise RequestError(f"{name} is given without init, the image to change: give init too, or omit {name}")
+        patch_shape = bundle.model.tokens_per_step, bundle.model.bits
+        if self.prefix is None:
+            return None, GivenTokens.nothing(images, size.patches, patch_shape)
+        return None, GivenTokens.prefix(_prefix(self.prefix, images, bundle, size), size.patches)
 
     def _previews(self, bundle: Bundle, size: ImageSize) -> dict[str, Any]:
         every, share = whole("preview_every", self.preview_every, 0, size.patches), self.preview_share
@@ -143,18 +197,19 @@ class Request:
             "preview_share": None if share is None else real(share),
         }
 
-    def _image_seeds(self, images: int) -> list[int]:
+    def _image_seeds(self, images: int, candidates: int) -> list[int]:
         if self.seeds is not None:
             if self.seed is not None:
                 raise RequestError("seed and seeds are both given; seeds replaces seed: omit one of the two")
             seeds = items("seeds", self.seeds)
             if len(seeds) != images:
                 raise RequestError(f"{len(seeds)} seeds for {images} images; give one an image")
-            return [whole("seed", seed, 0, MAX_SEED) for seed in seeds]
+            return [whole("seed", seed, 0, MAX_SEED + 1 - candidates) for seed in seeds]
         first = secrets.randbits(32) if self.seed is None else whole("seed", self.seed, 0, MAX_SEED)
-        if first + images - 1 > MAX_SEED:
-            raise RequestError(f"seed {first} leaves no room for {images} images; the largest seed is {MAX_SEED}")
-        return [first + i for i in range(images)]
+        if first + images * candidates - 1 > MAX_SEED:
+            drawn = f"{images} images" if candidates == 1 else f"{images} images of {candidates} candidates"
+            raise RequestError(f"seed {first} leaves no room for {drawn}; the largest seed is {MAX_SEED}")
+        return [first + i * candidates for i in range(images)]
 
     def _subjects(self, bundle: Bundle, size: ImageSize, encoder: PromptEncoder | None) -> list["ImageSpec"]:
         """What the images show, one of each class or prompt."""
@@ -209,7 +264,9 @@ class Settings:
     guidance: float
     guidance_schedule: str
     sampler: str
-    prefix: np.ndarray  # float32 [images, K, P, C], K patches
+    given: GivenTokens
+    edit: Edit | None  # of an init
+    candidates: int  # of each image, whose seed is that of the first
     preview_every: int
     preview_kind: str
     preview_share: float | None
@@ -217,11 +274,29 @@ class Settings:
     batch_invariant: bool
 
     def batches(self, largest: int) -> list["Settings"]:
-        """Split into parts of at most ``largest`` images (one, where batches must not matter)."""
-        count = 1 if self.batch_invariant else largest
+        """Split into parts of at most ``largest`` candidates, or of one image (where batches must not matter)."""
+        count = 1 if self.batch_invariant else max(1, largest // self.candidates)
         return [
-            replace(self, images=self.images[i : i + count], prefix=self.prefix[i : i + count])
+            replace(
+                self,
+                images=self.images[i : i + count],
+                given=self.given.of_images(slice(i, i + count)),
+                edit=self.edit and self.edit.of_images(slice(i, i + count)),
+            )
             for i in range(0, len(self.images), count)
+        ]
+
+    def rounds(self, largest: int) -> list["Settings"]:
+        """The candidates of all images, split into parts of at most ``largest``: each image several times in a row."""
+        at_once = 1 if self.batch_invariant else min(self.candidates, largest)
+        numbers = [range(c, min(c + at_once, self.candidates)) for c in range(0, self.candidates, at_once)]
+        return [
+            replace(
+                self,
+                images=tuple(replace(image, seed=image.seed + c) for image in self.images for c in drawn),
+                given=self.given.of_images(slice(None), len(drawn)),
+            )
+            for drawn in numbers
         ]
 
     def prompt(self) -> tuple[np.ndarray, np.ndarray]:
@@ -248,11 +323,8 @@ def class_id(name: object, bundle: Bundle) -> int:
 
 
 def _prefix(prefix: object, images: int, bundle: Bundle, size: ImageSize) -> np.ndarray:
-    model = bundle.model
-    patch = (model.tokens_per_step, model.bits)
-    if prefix is None:
-        return np.zeros((images, 0, *patch), np.float32)
-    tokens = checked_tokens("prefix", prefix)
+    """Check a prefix: float32 ``[images, K, P, C]``."""
+    model, tokens = bundle.model, checked_tokens("prefix", prefix)
     shaped = tokens[None] if tokens.ndim == 2 else tokens
     if (
         shaped.shape[0] not in (1, images)
@@ -265,4 +337,4 @@ def _prefix(prefix: object, images: int, bundle: Bundle, size: ImageSize) -> np.
             f"K a multiple of {model.tokens_per_step} tokens, at most {size.tokens}"
         )
     rows = np.broadcast_to(shaped, (images, *shaped.shape[1:])).astype(np.float32)
-    return rows.reshape(images, -1, *patch)
+    return rows.reshape(images, -1, model.tokens_per_step, model.bits)

@@ -99,13 +99,15 @@ def run(args: argparse.Namespace) -> int:
     from bitdance_edge.calibration.calibrate import calibrate
     from bitdance_edge.calibration.findings import summary
     from bitdance_edge.runtime import Bundle
+    from bitdance_edge.runtime.bundle.files import claimed_output
 
     bundle = Bundle.open(args.bundle)
     options = _options(args, bundle)
     if args.target:
         _require_target(args.target, options.recipe, args.bundle)
     try:
-        findings = calibrate(bundle, args.out, options)
+        with claimed_output(args.out):
+            findings = calibrate(bundle, args.out, options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what was recorded is kept; run the same command to go on from there") from None
     print("\n".join(summary(findings)))

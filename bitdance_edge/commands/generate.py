@@ -18,9 +18,11 @@ from bitdance_edge.commands.common import (
     say,
     split_classes,
 )
+from bitdance_edge.commands.edit import NAMES as EDIT_NAMES
+from bitdance_edge.commands.edit import add_edit_arguments, add_fit_argument, edit_fields
 from bitdance_edge.commands.grid import require_drawable
-from bitdance_edge.commands.outputs import DEFAULT_FOLDER, ImageOutputs, require_file, require_folder
-from bitdance_edge.commands.values import number, path, text, whole
+from bitdance_edge.commands.outputs import DEFAULT_FOLDER, ImageOutputs, is_image_file, require_file, require_folder
+from bitdance_edge.commands.values import number, path, prompt_file, text, whole
 from bitdance_edge.runtime import (
     BitDanceError,
     Event,
@@ -30,6 +32,7 @@ from bitdance_edge.runtime import (
     Preview,
     Request,
     RequestError,
+    Size,
     load_pixels,
     read_settings,
     request_from_settings,
@@ -41,9 +44,12 @@ from bitdance_edge.runtime.tokens import holds_tokens, read_tokens
 SLOW = 2.0  # seconds from which what a build would bring is said
 EXAMPLE = """examples:
   bitdance-edge generate bundles/digits-4x --classes all --count 8 --seed 1 --grid digits.png
-  bitdance-edge generate bundles/digits-4x --classes 3 --prefix three.png --prefix-patches 8 --out completed
   bitdance-edge generate bundles/shapes-16x --prompt "a red circle above a blue square" --count 4
-  bitdance-edge generate bundles/digits-4x --like images/0000-3-seed1.png --out again
+  bitdance-edge generate bundles/digits-4x --classes 3 --seed 1 --out three.png
+  bitdance-edge generate bundles/digits-4x --like three.png --out again
+  bitdance-edge generate bundles/digits-4x --classes 3 --prefix three.png --prefix-patches 8 --out completed
+  bitdance-edge generate bundles/digits-4x --classes 3 --init three.png --mask mask.png --candidates 8
+  bitdance-edge generate bundles/digits-4x --classes 7 --init three.png --strength 0.7 --count 4
 """
 
 
@@ -55,6 +61,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--classes", type=text, help="ids or names: 3,7 or 0-9 or all")
     what.add_argument(
         "--prompt", type=text, action="append", metavar="TEXT", help="what to draw; can be given several times"
+    )
+    what.add_argument(
+        "--prompts-file",
+        type=prompt_file,
+        metavar="FILE",
+        help="a text file with one prompt a line, - for standard input",
     )
     what.add_argument("--like", type=path, metavar="PNG", help="reproduce the image of this PNG")
     parser.add_argument(
@@ -76,7 +88,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="settings that are not given are those the checkpoint was published with",
     )
     add_size_argument(parser)
-    parser.add_argument("--out", type=path, metavar="FOLDER", help="write one PNG an image, with its settings inside")
+    parser.add_argument(
+        "--out",
+        type=path,
+        metavar="FOLDER",
+        help="write one PNG an image, with its settings inside; a name in .png is the file of a single image",
+    )
     parser.add_argument("--grid", type=path, metavar="FILE", help="write one labelled PNG of all images")
     parser.add_argument(
         "--tokens", type=path, metavar="FILE", help="write tokens [n, h*w, C] as .npy and decode nothing"
@@ -94,6 +111,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prefix", type=path, metavar="FILE", help="an image, or tokens (.npy), to complete")
     parser.add_argument("--prefix-patches", type=whole(0), metavar="K", help="patches kept of --prefix (default: half)")
+    add_edit_arguments(parser)
+    add_fit_argument(parser, "an image of --init or --prefix")
     parser.add_argument(
         "--batch-invariant", action="store_true", help="one image at a time: the same bits in any batch"
     )
@@ -107,12 +126,13 @@ def run(args: argparse.Namespace) -> None:
     _require_outputs(args)
     with open_pipeline(args, max_batch=args.max_batch) as pipeline:
         request = _request(args, pipeline)
+        _require_single(args.out, request)
         if args.grid:
             require_drawable(len(request.subjects), request.count, pipeline.bundle.model.size(request.size))
         events = pipeline.stream(request)
         say(f"opened {args.bundle} in {time.perf_counter() - started:.2f} s")
         generating = time.perf_counter()
-        seeds = _write_images(_shown(events, args.previews), _outputs(args, pipeline), request)
+        seeds = _write_images(_shown(events, args.previews, _images(request)), _outputs(args, pipeline), request)
         seconds = time.perf_counter() - generating
         if args.trace:
             for stage, spent in pipeline.times().items():
@@ -136,7 +156,7 @@ def _write_images(events: Iterator[Event], outputs: ImageOutputs, request: Reque
                 outputs.add(event.image)
                 seeds.append(event.image.seed)
     except (KeyboardInterrupt, BitDanceError) as error:
-        written = f"{outputs.done} of {request.count * len(request.subjects)} images are written"
+        written = f"{outputs.done} of {_images(request)} images are written"
         outputs.finish()
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"{error}; {written}" if str(error) else written) from None
@@ -144,6 +164,16 @@ def _write_images(events: Iterator[Event], outputs: ImageOutputs, request: Reque
         raise
     outputs.finish()
     return seeds
+
+
+def _images(request: Request) -> int:
+    return request.count * len(request.subjects)
+
+
+def _require_single(out: Path | None, request: Request) -> None:
+    """Refuse the name of one file for several images."""
+    if out is not None and is_image_file(out) and _images(request) != 1:
+        raise RequestError(f"--out {out} is one file, and {_images(request)} images are asked for; give a folder")
 
 
 def _outputs(args: argparse.Namespace, pipeline: Pipeline) -> ImageOutputs:
@@ -161,13 +191,16 @@ def _require_outputs(args: argparse.Namespace) -> None:
     if (given := _given(args, how)) and not args.previews:
         raise RequestError(f"{', '.join(given)} needs --previews: give --previews FOLDER too")
     settings = ("seed", "steps", "guidance", "guidance_schedule", "sampler", "size", "prefix", "prefix_patches")
-    given = _given(args, (*settings, "negative_prompt"))
+    given = _given(args, (*settings, "negative_prompt", *EDIT_NAMES))
     given += [f"--{name}" for name, value in (("count", args.count != 1), ("published", args.published)) if value]
     if args.like and given:
         raise RequestError(f"--like takes all settings from the PNG: omit {', '.join(given)}")
     require_file("--grid", args.grid, ".png")
     require_file("--tokens", args.tokens, ".npy")
-    require_folder("--out", args.out)
+    if args.out and is_image_file(args.out):
+        require_file("--out", args.out, ".png")
+    else:
+        require_folder("--out", args.out)
     if not (args.out or args.grid or args.tokens):
         require_folder("--out", DEFAULT_FOLDER)
     require_folder("--previews", args.previews)
@@ -192,7 +225,7 @@ def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
         return replace(_like(args.like, pipeline), **output)
     return Request(
         classes=split_classes(args.classes, pipeline) if args.classes else (),
-        prompts=args.prompt or (),
+        prompts=args.prompt or args.prompts_file or (),
         negative_prompt=args.negative_prompt,
         count=args.count,
         seed=args.seed,
@@ -203,6 +236,7 @@ def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
         published=args.published,
         size=args.size,
         prefix=_prefix(args, pipeline),
+        **edit_fields(args, pipeline),
         batch_invariant=args.batch_invariant,
         **output,
     )
@@ -214,7 +248,9 @@ def _like(png: Path, pipeline: Pipeline) -> Request:
         raise RequestError(
             f"{png} was made by another bundle ({settings.get('bundle')}): open that one, or pass its settings"
         )
-    return request_from_settings(settings)
+    size = Size.parse(settings["size"]) if isinstance(settings.get("size"), str) else None
+    pixels = load_pixels(png, size.height, size.width) if size and "mask" in settings else None
+    return request_from_settings(settings, pixels)
 
 
 def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
@@ -228,7 +264,7 @@ def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
         raise RequestError(f"--prefix-patches is {patches}; it must be from 0 to {size.patches}")
     kept = patches * pipeline.bundle.model.tokens_per_step
     if not holds_tokens(args.prefix):
-        return pipeline.tokenize(load_pixels(args.prefix, size.height, size.width))[:, :kept]
+        return pipeline.tokenize(load_pixels(args.prefix, size.height, size.width, args.fit or "cover"))[:, :kept]
     tokens = read_tokens(args.prefix)
     if args.prefix_patches is not None and tokens.shape[-2] < kept:
         raise RequestError(
@@ -237,16 +273,14 @@ def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
     return tokens[..., :kept, :]
 
 
-def _shown(events: Iterator[Event], previews: Path) -> Iterator[Event]:
-    """Pass the events on, show a progress bar over patches, and write previews."""
+def _shown(events: Iterator[Event], previews: Path, images: int) -> Iterator[Event]:
+    """Pass the events on, show one progress bar over the patches of all images, and write previews."""
     with tqdm(unit="patch", leave=False, disable=None) as progress:
         for event in events:
             if isinstance(event, PatchDone):
-                progress.total = event.patches
-                if event.patch == 1:
-                    progress.reset(event.patches)
-                    progress.set_description(f"images from {event.first_image}")
-                progress.update()
+                progress.total = images * event.patches
+                progress.set_description(f"image {event.first_image + 1} of {images}", refresh=False)
+                progress.update(len(event.tokens))
             elif isinstance(event, Preview):
                 for i, pixels in enumerate(event.pixels):
                     name = f"{event.first_image + i:04d}-patch{event.patch:03d}.png"

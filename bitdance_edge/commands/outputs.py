@@ -23,7 +23,7 @@ class ImageOutputs:
     """Writes images and prints the path of each file that is complete.
 
     Args:
-        folder: of one PNG an image; None: none is written.
+        folder: of one PNG an image, or the file of a single image; None: none is written.
         grid: file of one labelled picture of all images; None: none.
         tokens: ``.npy`` file of the tokens of all images; None: none.
         class_names: of the bundle, by id.
@@ -38,7 +38,8 @@ class ImageOutputs:
         """Write an image; raises what ``GeneratedImage.save`` raises."""
         path = None
         if self.folder is not None:
-            path = self.folder / _file_name(image, self.class_names)
+            name = _file_name(image, self.class_names)
+            path = self.folder if is_image_file(self.folder) else self.folder / name
             image.save(path)
         if self.grid is not None or self.tokens is not None:
             self._kept.append(image)
@@ -56,6 +57,11 @@ class ImageOutputs:
         if self.grid is not None:
             save_png(labelled_grid(self._kept, self.class_names), self.grid)
             print(self.grid)
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether an output is the file of one image rather than a folder."""
+    return path.suffix.lower() == ".png" and not path.is_dir()
 
 
 def require_file(flag: str, path: Path | None, suffix: str) -> None:

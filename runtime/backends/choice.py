@@ -199,7 +199,7 @@ def _find_engines(bundle: Bundle, library: str, version: str, device: Device) ->
     found: list[tuple[int, Path, dict[str, BuildRecord]]] = []
     for folder in built_folders(bundle):
         try:
-            records = {name: BuildRecord.read(record_path(folder, name)) for name in GENERATING_STAGES}
+            records = {name: BuildRecord.read(record_path(folder, name)) for name in _needed(bundle)}
         except BuildError as error:
             if list(folder.glob("*.engine")):
                 reasons.append(str(error))
@@ -211,7 +211,7 @@ def _find_engines(bundle: Bundle, library: str, version: str, device: Device) ->
                 reasons.append(f"{folder.name}/{name}.engine: {unfit}")
                 break
         else:
-            found.append((len(records[StageName.BACKBONE].devices), folder, records))
+            found.append((len(records[StageName.DECODER].devices), folder, records))
     if not found:
         why = f" ({'; '.join(reasons)})" if reasons else ""
         raise BackendError(
@@ -224,3 +224,8 @@ def _find_engines(bundle: Bundle, library: str, version: str, device: Device) ->
 
 def _named(device: Device, wanted: Wanted) -> str:
     return f"cuda:{wanted.ordinal} ({device.name}, compute capability {device.capability})"
+
+
+def _needed(bundle: Bundle) -> tuple[str, ...]:
+    """The stages without which a bundle is not run on engines: all that its images take."""
+    return GENERATING_STAGES if bundle.model.generates else tuple(bundle.stages)

@@ -186,11 +186,11 @@ def test_failed_export_leaves_the_old_bundle_and_nothing_else(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
-    killed = tmp_path / ".bundle.writing-999999999"
+    killed = tmp_path / f".writing-{'0' * 16}"
     killed.mkdir()
 
     def fail(*_: object) -> None:
-        assert len(list(tmp_path.iterdir())) == 2  # the old bundle and the one being written
+        assert len(list(tmp_path.iterdir())) == 3  # the old bundle, the claim on its name, and the one being written
         raise ExportError("differs")
 
     monkeypatch.setattr(exporter, "export_graph", fail)
@@ -204,5 +204,5 @@ def test_the_old_bundle_comes_back_where_the_new_one_cannot_take_its_place(tmp_p
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "bundle.json").touch()
     with pytest.raises(FileNotFoundError):
-        put_in_place(tmp_path / "never-written", tmp_path / "bundle")
+        put_in_place(tmp_path / "never-written", tmp_path / "bundle", replace=True)
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"bundle", "bundle/bundle.json"}
