@@ -9,6 +9,7 @@ from typing import Any
 from bitdance_edge.bench.contenders import Contender
 from bitdance_edge.bench.errors import BenchError
 from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.storage import TEMPORARY
 
 FORMAT = 2  # of the kept files; 2: the reference's image holds its predictions
 
@@ -37,7 +38,7 @@ class RunFolder:
                     f"{folder} holds runs with other {', '.join(changed)}; write to another folder with -o, or start "
                     "over with --force"
                 )
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and any(not TEMPORARY.fullmatch(path.name) for path in folder.iterdir()):
             raise BenchError(f"{folder} is not empty and holds no comparison; write to another folder with -o")
         write_json(known, identity)
 
@@ -65,7 +66,18 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a kept file.
+
+    Raises:
+        BenchError: it is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BenchError(f"{path} is damaged ({error}); start over with --force, or delete it") from None
+    if not isinstance(found, dict):
+        raise BenchError(f"{path} holds something else; start over with --force, or delete it")
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:

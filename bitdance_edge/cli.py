@@ -1,29 +1,47 @@
 """The command line. Each command imports its room only when it runs, so that ``--help`` is immediate."""
 
 import argparse
+import contextlib
 import importlib
-import signal
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
+from pathlib import Path
+from typing import NoReturn
 
 from bitdance_edge import __version__
+from bitdance_edge.completion import SHELLS, completion
 from bitdance_edge.errors import BitDanceError
+from bitdance_edge.imports import failed_import
+from bitdance_edge.installation import as_typed
+from bitdance_edge.interrupts import interruptible
+from bitdance_edge.streams import print_any_name
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its module ``commands.NAME`` has ``configure(parser)`` and ``run(args)``; it needs these extras."""
+    """One command: its module ``commands.NAME`` has ``configure(parser)`` and ``run(args)``; it needs these extras.
+
+    ``run`` returns an exit status where there is more to say than that the work is done.
+    """
 
     summary: str
     extras: str
 
 
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with arguments; those of argparse repeat the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help says more)\n")
+
+
 COMMANDS = {
     "generate": Command("images from a bundle", "cpu"),
     "tokenize": Command("an image to binary tokens", "cpu"),
-    "reconstruct": Command("an image through the tokenizer and back", "cpu"),
+    "decode": Command("binary tokens to images", "cpu"),
+    "reconstruct": Command("images through the tokenizer and back, and what that keeps", "cpu,calibrate"),
     "serve": Command("an HTTP API and a page that make images", "cpu,serve"),
     "inspect": Command("what a bundle holds and needs, or what a build is", "cpu"),
     "export": Command("a checkpoint to a bundle of ONNX graphs", "cpu,export"),
@@ -33,46 +51,74 @@ COMMANDS = {
     "compare": Command("PyTorch, ONNX Runtime and TensorRT by stage", "export,compare"),
     "bench": Command("the speed of a bundle compared with PyTorch's", "bench"),
     "pack": Command("a bundle and what was built of it as one archive", "cpu"),
+    "push": Command("a bundle to a repository on the Hub, with its card", "hub"),
     "train": Command("train a tokenizer or a generator", "train"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``bitdance-edge``; the exit status (0 done, 1 a clear error, 130 interrupted)."""
+    """Run what the arguments ask for; returns the exit status.
+
+    0: done, 1: a clear error, 2: arguments that cannot be parsed, 3: ``calibrate`` missed its budget, 130: interrupted.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
+    print_any_name()
     if argv and argv[0] in COMMANDS:
         return run_command(argv[0], argv[1:])
-    parser = argparse.ArgumentParser(
+    parser = command_parser(())
+    args = parser.parse_args(argv)
+    if args.print_completion is None:
+        return parser.error("name a command first, then its arguments")
+    try:
+        print(completion(command_parser(COMMANDS), args.print_completion))
+    except BitDanceError as error:
+        print(f"bitdance-edge: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def command_parser(configured: Collection[str]) -> argparse.ArgumentParser:
+    """Make the parser of all commands; only the modules of ``configured`` are imported, and have their arguments."""
+    parser = Parser(
         prog="bitdance-edge",
         description="BitDance image generators on your own hardware.",
         epilog="bitdance-edge COMMAND --help says more, with an example.",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.add_argument(
+        "--print-completion",
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print a script with which SHELL completes commands and options: {', '.join(SHELLS)}",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command")
     for name, command in COMMANDS.items():
-        commands.add_parser(name, help=command.summary)
-    parser.parse_args(argv)
-    return 0
+        subparser = commands.add_parser(
+            name, help=command.summary, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name in configured:
+            importlib.import_module(f"bitdance_edge.commands.{name}").configure(subparser)
+            subparser.epilog = as_typed(subparser.epilog or "")
+            subparser.add_argument("-q", "--quiet", action="store_true", help="print results and errors only")
+    return parser
 
 
 def run_command(name: str, argv: Sequence[str]) -> int:
     """Parse and run one command; errors that this project defines become one message, all others keep their trace."""
-    command = COMMANDS[name]
     prog = f"bitdance-edge {name}"
-    module = importlib.import_module(f"bitdance_edge.commands.{name}")
-    parser = argparse.ArgumentParser(prog=prog, formatter_class=argparse.RawDescriptionHelpFormatter)
-    module.configure(parser)
-    args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _terminate)
+    return interruptible(prog, lambda: _run_command(name, prog, argv))
+
+
+def _run_command(name: str, prog: str, argv: Sequence[str]) -> int:
     try:
-        module.run(args)
-    except KeyboardInterrupt as interrupt:
-        print(f"{prog}: interrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
-        return 130
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("bitdance_edge"):
+        args = command_parser([name]).parse_args([name, *argv])
+        module = importlib.import_module(f"bitdance_edge.commands.{name}")
+        with _silenced() if args.quiet else contextlib.nullcontext():
+            return module.run(args) or 0
+    except ImportError as error:
+        if (failed := failed_import(error)) is None:
             raise
-        print(f"{prog}: {error.name} is not installed: pip install 'bitdance-edge[{command.extras}]'", file=sys.stderr)
+        print(f"{prog}: {as_typed(failed.explained(COMMANDS[name].extras))}", file=sys.stderr)
         return 1
     except OSError as error:  # a disk or folder that will not do; the rooms name those that they expect
         print(f"{prog}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
@@ -80,9 +126,10 @@ def run_command(name: str, argv: Sequence[str]) -> int:
     except BitDanceError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    """Let a polite kill clean up as Ctrl-C does."""
-    raise KeyboardInterrupt("terminated")
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Drop what a command says on standard error, progress included; an error that ends it is printed afterwards."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nothing, contextlib.redirect_stderr(nothing):
+        yield

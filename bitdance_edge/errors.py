@@ -1,8 +1,17 @@
-"""The root of every error that a caller can do something about; the one module of this folder that any room imports.
+"""The root of every error that a caller can do something about.
 
 A message names the value, what is allowed, and the next command to type.
 """
 
+from bitdance_edge.installation import as_typed
+
 
 class BitDanceError(Exception):
-    """Base of the errors of all rooms."""
+    """Base of the errors of all rooms; as text, commands in its message are shown as they work from here."""
+
+    def __str__(self) -> str:
+        return as_typed(super().__str__())
+
+
+class OutputBusyError(BitDanceError):
+    """An output that another process is writing."""

@@ -115,7 +115,7 @@ def summary(findings: Findings) -> Iterator[str]:
         if tested > result.budget:
             yield (
                 f"               budget missed on the other images: {100 * tested:.3f} % of bits flip, "
-                f"{100 * result.budget:g} % may; raise --search-images, or lower --max-bit-flips"
+                f"{100 * result.budget:g} % may; raise --search-images, or lower --max-bit-flips (exit status 3)"
             )
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
+from bitdance_edge.calibration.emulate import on_this_cpu
 from bitdance_edge.runtime import Pipeline
 from bitdance_edge.runtime.backends.choice import Choice
 from bitdance_edge.runtime.backends.interface import Backend, Buffer, InOrder, Launch, Memory, StageTime
@@ -23,11 +25,13 @@ from bitdance_edge.runtime.backends.onnxruntime import (
     cpu_options,
     import_onnxruntime,
 )
+from bitdance_edge.runtime.bundle.linked_files import follow_links, has_links
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.errors import BackendError
 
 QUANTISED = {TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT8: "int8", TensorProto.INT4: "int4"}
+EMULATED = ("nvfp4",)  # precisions of stages that no CPU runs as they are
 CACHE_INPUT, CACHE_OUTPUT = "past_key_values.", "present."  # first part of the names of the backbone's cache
 
 
@@ -50,7 +54,12 @@ class BundleSessions:
     def __getitem__(self, stage: str) -> Any:
         """The session of a stage, whose files are checked before it is opened."""
         if stage not in self._open:
-            self._open[stage] = self._backend.load(stage).session
+            if self.bundle.stage(stage).precision in EMULATED:
+                path = self.bundle.verified(stage)
+                model = on_this_cpu(onnx.load(path, load_external_data=False), path.parent)
+                self._open[stage] = session_of(model, path.parent, self.threads)
+            else:
+                self._open[stage] = self._backend.load(stage).session
         return self._open[stage]
 
     def run(self, stage: str) -> "StageRun":
@@ -99,6 +108,9 @@ class _SessionBackend:
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)
 
+    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+        return self.host.overwrite(target, source, rows)
+
     def second_lane(self) -> "_SessionBackend":
         return self
 
@@ -117,7 +129,7 @@ class _SessionStage:
 
     def bind(self, buffers: Mapping[str, Memory]) -> Launch:
         binding = bind_tensors(self.session, self.spec, buffers, "cpu", 0)
-        return BoundSession(self.session, binding, list(buffers.values()), self.time)
+        return BoundSession(self.session, binding, list(buffers.values()), self.time, Path(self.spec.graph.path))
 
     def close(self) -> None:
         """Leave the session open."""
@@ -163,6 +175,10 @@ def session_of(model: ModelProto, folder: Path, threads: int | None) -> Any:
     """
     stored = {tensor.data_type for tensor in model.graph.initializer}
     options = cpu_options(threads or 0, next((name for kind, name in QUANTISED.items() if kind in stored), "fp32"))
+    if has_links((tensor.external_data for tensor in model.graph.initializer), folder):
+        model, linked = ModelProto(), model
+        model.CopyFrom(linked)
+        folder = follow_links((tensor.external_data for tensor in model.graph.initializer), folder)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
         return import_onnxruntime().InferenceSession(

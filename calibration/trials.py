@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from bitdance_edge.calibration.kept import kept_array
 from bitdance_edge.calibration.recipe import Draw
 from bitdance_edge.calibration.sessions import BundleSessions
 from bitdance_edge.runtime import PatchDone, Pipeline
@@ -84,7 +85,7 @@ class Trial:
     ) -> Iterator["_Run"]:
         launches = iter(self._teacher if forced else ())
         for request in self.draw.requests(self.sessions.bundle.model, BATCH):
-            run = _Run(len(request.prompts or request.classes), (lambda: next(launches)) if forced else None)
+            run = _Run(len(request.subjects), (lambda: next(launches)) if forced else None)
             with self.sessions.pipeline(BATCH, replaced, before=run.observe, after=after) as pipeline:
                 run.generate(pipeline, request, self.draw.patches)
             yield run
@@ -142,7 +143,7 @@ def time_effects(trial: Trial, steps: int, folder: Path) -> np.ndarray:
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"times-{key}.npy"
     if path.is_file():
-        flips = np.load(path, allow_pickle=False)
+        flips = kept_array(path, length=len(measured))
     else:
         shown = tqdm(measured, desc="effect of each time", unit="time", leave=False, disable=None)
         runs = (trial.forced({}, after=_Disturbance(int(step), steps)) for step in shown)

@@ -3,7 +3,7 @@
 import copy
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,17 +16,20 @@ from bitdance_edge.export import manifest
 from bitdance_edge.export.check import check_stages
 from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.graph import export_graph
+from bitdance_edge.export.graph_names import graph_properties
+from bitdance_edge.export.links import link_names, refusal
 from bitdance_edge.export.manifest import FileHashes
 from bitdance_edge.export.opsets import DEFAULT_OPSET, OPSETS
 from bitdance_edge.export.preview import with_fast_previews
 from bitdance_edge.export.signatures import stage_exports
 from bitdance_edge.export.stage_error import StageError
-from bitdance_edge.export.stages import Generator
+from bitdance_edge.export.stages import Exported
 from bitdance_edge.export.weights import Source, WeightPlacer, hollowed
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.tensor_file import StoredTensor
-from bitdance_edge.runtime.bundle.files import cannot_write, put_in_place, staged_folder
-from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.model.values import require_finite
+from bitdance_edge.runtime.bundle.files import cannot_write, claimed_output, put_in_place, staged_folder
+from bitdance_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.host_memory import available_memory
 
@@ -38,7 +41,8 @@ class ExportOptions:
     name: str
     opset: int = DEFAULT_OPSET
     precision: str = "fp32"
-    link: bool = False  # take weights that are stored in this precision from the checkpoint's own files
+    link: bool = False  # take weights that are stored in this precision from the checkpoint's own files, if possible
+    require_links: bool = False  # and fail where it is not
     force: bool = False  # replace a bundle that is already there
     fast_previews: bool = True  # fit them, where the bundle can run here
 
@@ -53,13 +57,14 @@ class ExportOptions:
 
 
 def export_bundle(
-    model: Generator,
+    model: Exported,
     folder: str | Path,
     options: ExportOptions,
     provenance: dict[str, Any],
     *,
     prompts: PromptTokenizer | None = None,
     source: Source | None = None,
+    note: Callable[[str], object] = lambda line: None,
 ) -> Bundle:
     """Export every stage of ``model`` and write a bundle.
 
@@ -67,28 +72,31 @@ def export_bundle(
     an export that fails or is interrupted leaves nothing.
 
     Args:
-        model: class-conditional in float32, or text-to-image with its weights as they are stored.
+        model: class-conditional or a tokenizer alone in float32, or text-to-image with its weights as they are stored.
         prompts: of a text-to-image model.
         source: where the weights are stored, for those that are linked or read one at a time; None: the model's.
+        note: called with lines for the user.
 
     Raises:
         ExportError: the folder exists (and not ``force``), there is too little space for the weights, a file of the
             checkpoint cannot be read, or a stage differs from PyTorch.
+        ModelError: a weight has a value that the precision cannot hold.
+        OutputBusyError: another process is writing the folder.
         StorageError: the folder cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and not options.force:
-        raise ExportError(f"{folder} exists; export to another folder, or replace it with --force")
-    if folder.exists() and not (folder / "bundle.json").is_file():
-        raise ExportError(f"{folder} exists and is not a bundle; --force replaces bundles only")
     source = model.state_dict() if source is None else source
     read = {weight.file for weight in source.values() if isinstance(weight, StoredTensor)}
     read |= set() if prompts is None else {prompts.file}
     try:
-        with staged_folder(folder) as staged:
-            _require_space(source, folder, options)
-            bundle = _Export(model, staged, options, prompts, source).write(provenance)
-            put_in_place(staged, folder)
+        with claimed_output(folder):
+            _require_replaceable(folder, options)
+            with staged_folder(folder) as staged:
+                names = _links(source, options, staged, note)
+                _require_space(source, folder, options, names)
+                _require_finite(source, options.dtype)
+                bundle = _Export(model, staged, options, prompts, source, names).write(provenance)
+                put_in_place(staged, folder, replace=options.force)
     except OSError as error:
         if error.filename is not None and Path(str(error.filename)) in read:
             raise ExportError(f"cannot read {error.filename}: {error.strerror}") from error
@@ -100,18 +108,19 @@ def export_bundle(
 class _Export:
     """One export into an empty folder."""
 
-    model: Generator
+    model: Exported
     folder: Path
     options: ExportOptions
     prompts: PromptTokenizer | None
     source: Source
+    names: Mapping[Path, str]  # file of the checkpoint -> its link's name
 
     def write(self, provenance: dict[str, Any]) -> Bundle:
         options, folder = self.options, self.folder
         model = manifest.model_spec(self.model)
         graphs = folder / "onnx" / options.precision
         graphs.mkdir(parents=True)
-        weights = WeightPlacer(self.source, options.dtype, options.link)
+        weights = WeightPlacer(self.source, options.dtype, self.names)
         files = FileHashes(folder)
         stages: dict[str, StageSpec] = {}
         traced = hollowed(self.model, self.source, options.dtype)
@@ -119,7 +128,8 @@ class _Export:
         with tqdm(total=len(exports) + 1, unit="stage", leave=False, disable=None) as progress:
             for name, build in exports.items():
                 progress.set_description(f"export {name}")
-                export_graph(build(), graphs / f"{name}.onnx", options.opset, weights)
+                properties = graph_properties(options.name, name, provenance)
+                export_graph(build(), graphs / f"{name}.onnx", options.opset, weights, properties)
                 progress.set_description(f"checksum {name}")
                 stages[name] = manifest.stage_spec(files, graphs / f"{name}.onnx", options.precision, model)
                 progress.update()
@@ -131,7 +141,7 @@ class _Export:
             opset=options.opset,
             model=model,
             cache=manifest.cache_spec(self.model, options.precision),
-            sampling=manifest.sampling_spec(self.model, self.model.config.sampling),
+            sampling=manifest.sampling_spec(self.model),
             published=manifest.published_spec(self.model),
             stages={name: _with_error(stage, errors.get(name)) for name, stage in stages.items()},
             text=self.prompts and manifest.text_spec(self.prompts, folder),
@@ -147,7 +157,8 @@ class _Export:
         bundle.write()
         bundle = Bundle.open(folder)
         runs_here = options.precision != "bf16" and can_check(self.source)
-        return with_fast_previews(bundle) if options.fast_previews and runs_here else bundle
+        drawn = options.fast_previews and runs_here and bundle.model.generates
+        return with_fast_previews(bundle) if drawn else bundle
 
     def _check(self, stages: dict[str, StageSpec], note: Callable[[str], object]) -> dict[str, StageError]:
         """Compare with PyTorch and return the errors by stage; none where this machine has too little memory."""
@@ -174,13 +185,46 @@ def _with_error(stage: StageSpec, error: StageError | None) -> StageSpec:
     return stage if error is None else replace(stage, max_error=error.worst, tolerance=error.tolerance)
 
 
-def _require_space(source: Source, folder: Path, options: ExportOptions) -> None:
+def _require_replaceable(folder: Path, options: ExportOptions) -> None:
+    """Refuse a folder that is there, unless it is a bundle that may be replaced."""
+    if folder.exists() and not options.force:
+        raise ExportError(f"{folder} exists; export to another folder, or replace it with --force")
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise ExportError(f"{folder} exists and is not a bundle; --force replaces bundles only")
+
+
+def _links(source: Source, options: ExportOptions, staged: Path, note: Callable[[str], object]) -> Mapping[Path, str]:
+    """Name the links to files with weights of the export's precision; none where the system refuses them.
+
+    Raises:
+        ExportError: it refuses them, and links were asked for.
+    """
+    if not options.link:
+        return {}
+    names = link_names(
+        weight.file for weight in source.values() if isinstance(weight, StoredTensor) and weight.dtype == options.dtype
+    )
+    if (reason := refusal(names, staged)) is None:
+        return names
+    if options.require_links:
+        raise ExportError(f"{reason}; omit --link-weights to copy the weights")
+    note(f"weights are copied into the bundle: {reason}")
+    return {}
+
+
+def _require_finite(source: Source, dtype: torch.dtype) -> None:
+    """Read every weight before the work, and refuse values that ``dtype`` cannot hold."""
+    for key, weight in tqdm(source.items(), desc="check weights", unit="weight", leave=False, disable=None):
+        require_finite(key, weight, weight.file if isinstance(weight, StoredTensor) else Path("the checkpoint"), dtype)
+
+
+def _require_space(source: Source, folder: Path, options: ExportOptions, names: Mapping[Path, str]) -> None:
     """Refuse before the work what would not fit on the disk."""
     existing = next(parent for parent in folder.absolute().parents if parent.exists())
     linked = {
         key
         for key, weight in source.items()
-        if options.link and isinstance(weight, StoredTensor) and weight.dtype == options.dtype
+        if isinstance(weight, StoredTensor) and weight.dtype == options.dtype and weight.file in names
     }
     copied = sum(math.prod(weight.shape) for key, weight in source.items() if key not in linked)
     needed, free = copied * options.dtype.itemsize, shutil.disk_usage(existing).free

@@ -1,6 +1,5 @@
 """One stage module to one ONNX file."""
 
-import ast
 import contextlib
 import functools
 import io
@@ -11,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import torch
 from onnxscript.optimizer import optimize_ir
@@ -19,17 +17,22 @@ from torch.export import Dim
 from torch.onnx._internal.exporter import _core
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+from bitdance_edge.export.graph_names import name_graph
 from bitdance_edge.export.operators import TRANSLATIONS
 from bitdance_edge.export.signatures import TRACED, Shape, StageExport
 from bitdance_edge.export.weights import HOLLOW_FROM, WeightPlacer
-from bitdance_edge.runtime.bundle.module_paths import MODULE_PATH
 from bitdance_edge.runtime.bundle.specs import dim_factor, dim_size
 
 SYMBOL = re.compile(r"\b[a-z]+\d+\b")  # of the tracer, such as s32
 
 
-def export_graph(stage: StageExport, path: Path, opset: int, weights: WeightPlacer) -> None:
-    """Trace a stage and write ``path``; its weights go into ``<path>.data``, or are those of linked files."""
+def export_graph(
+    stage: StageExport, path: Path, opset: int, weights: WeightPlacer, properties: Mapping[str, str]
+) -> None:
+    """Trace a stage and write ``path``; its weights go into ``<path>.data``, or are those of linked files.
+
+    ``properties`` become the graph's ``metadata_props``.
+    """
     # Only shapes are traced: values are never read, and memory that is never written to is not taken.
     arguments = {name: torch.empty(_traced(shape), dtype=dtype) for name, (dtype, shape) in stage.inputs.items()}
     shapes = {name: _dynamic(shape, stage.least) for name, (_, shape) in stage.inputs.items()}
@@ -54,7 +57,7 @@ def export_graph(stage: StageExport, path: Path, opset: int, weights: WeightPlac
         optimize_ir(program.model, should_fold=should_fold)
     weights.place(program.model, path)
     ir.save(program.model, path)
-    _strip_traces(path)
+    name_graph(path, properties)
 
 
 @functools.cache
@@ -100,24 +103,6 @@ def _dynamic(shape: Shape, least: Mapping[str, int]) -> dict[int, Any]:
             base = Dim(name, min=least.get(name, 1), max=65536)
             axes[axis] = factor * base if factor > 1 else base
     return axes
-
-
-def _strip_traces(path: Path) -> None:
-    """Keep each node's module path, which errors and profiles name; drop source lines, which name this machine."""
-    graph = onnx.load(path, load_external_data=False)
-    for node in graph.graph.node:
-        scopes = [entry.value for entry in node.metadata_props if entry.key == MODULE_PATH]
-        del node.metadata_props[:]
-        for value in scopes:
-            # Paths are those of the model: the stage that holds it stands for its root.
-            root, *modules, operation = ast.literal_eval(value)
-            inner = [module.removeprefix("model.") for module in modules if module != "model"]
-            node.metadata_props.add(key=MODULE_PATH, value=repr([root, *inner, operation]))
-    for value in (*graph.graph.value_info, *graph.graph.input, *graph.graph.output, *graph.graph.initializer):
-        del value.metadata_props[:]
-    del graph.graph.metadata_props[:]
-    del graph.metadata_props[:]
-    onnx.save(graph, path)
 
 
 @contextlib.contextmanager

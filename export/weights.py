@@ -5,8 +5,6 @@ finished graph each is replaced by a byte range of the checkpoint's own file, or
 written before the next one is read.
 """
 
-import errno
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bitdance_edge.export.errors import ExportError
+from bitdance_edge.export.links import hard_link
 from bitdance_edge.model.tensor_file import StoredTensor
 
 # Above the sizes up to which the optimiser folds or merges constants by their values.
@@ -58,12 +57,13 @@ class WeightPlacer:
     Args:
         source: the weights as stored.
         dtype: of the graphs.
-        link: take weights that are stored in ``dtype`` from their own file, by a hard link beside the graph.
+        names: files whose weights, where they are stored in ``dtype``, are taken from there by a hard link of this name
+            beside the graph.
     """
 
     source: Source
     dtype: torch.dtype
-    link: bool
+    names: Mapping[Path, str] = field(default_factory=dict)
     links: dict[Path, Path] = field(default_factory=dict)  # link beside the graph -> file of the checkpoint
 
     def place(self, graph: ir.Model, path: Path) -> None:
@@ -78,7 +78,7 @@ class WeightPlacer:
             weight = self.source[key]
             if _count(weight) <= HOLLOW_FROM:
                 continue
-            if self.link and isinstance(weight, StoredTensor) and weight.dtype == self.dtype:
+            if isinstance(weight, StoredTensor) and weight.dtype == self.dtype and weight.file in self.names:
                 value.const_value = self._linked(weight, key, path.parent)
             else:
                 self._copied(graph, value, weight)
@@ -94,17 +94,15 @@ class WeightPlacer:
                 raise ExportError(f"the exporter renamed a weight to {name}: this version of torch is not supported")
 
     def _linked(self, weight: StoredTensor, name: str, folder: Path) -> ir.ExternalTensor:
-        source = weight.file.resolve()
-        link = folder / weight.file.name
-        if self.links.setdefault(link, source) != source:
-            raise ExportError(f"{source} and {self.links[link]} have one name; export with --copy-weights")
-        if not link.exists():
-            _hard_link(source, link)
+        link = folder / self.names[weight.file]
+        if link not in self.links:
+            hard_link(weight.file, link)
+            self.links[link] = weight.file.resolve()
         return ir.ExternalTensor(
             location=link.name,
             offset=weight.offset,
             length=weight.bytes,
-            dtype=IR_DTYPES[weight.dtype],
+            dtype=IR_DTYPES[self.dtype],
             shape=ir.Shape(weight.shape),
             name=name,
             base_dir=folder,
@@ -158,13 +156,3 @@ def _count(weight: Tensor | StoredTensor) -> int:
 
 def _is_transpose(node: ir.Node) -> bool:
     return node.op_type == "Transpose" and list(node.attributes["perm"].as_ints()) == [1, 0]
-
-
-def _hard_link(source: Path, link: Path) -> None:
-    try:
-        os.link(source, link)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno == errno.EXDEV:
-            reason = "they are on two file systems, and a hard link needs both on one"
-        raise ExportError(f"cannot link {source} into {link.parent}: {reason}; export with --copy-weights") from None

@@ -4,12 +4,25 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bitdance_edge.model.config import TIME_SCHEDULES, HeadConfig, SamplingDefaults, TokenizerConfig
+from bitdance_edge.model.config import (
+    MAX_COPIES,
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    MAX_SIDE,
+    MAX_TIME,
+    MAX_TOKENS_PER_STEP,
+    TIME_SCHEDULES,
+    HeadConfig,
+    SamplingDefaults,
+    TokenizerConfig,
+)
 from bitdance_edge.model.errors import ModelError
 from bitdance_edge.model.fields import Fields
+from bitdance_edge.model.json_file import shown
 
 ROTARY_BASE = 10_000.0
 PATCH_ORDERS = ("standard", "patch")
+MAX_HEAD_DIM = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +61,13 @@ class GeneratorConfig:
             )
         if self.width % (4 * self.heads):
             raise ModelError(f"width {self.width} over {self.heads} heads: a head must hold a multiple of 4 values")
+        if self.head_dim > MAX_HEAD_DIM:
+            raise ModelError(f"width {self.width} over {self.heads} heads: a head holds at most {MAX_HEAD_DIM} values")
+        if self.cache_length > MAX_POSITIONS:
+            raise ModelError(
+                f"resolution {self.resolution} gives a sequence of {self.cache_length} tokens; it may have at most "
+                f"{MAX_POSITIONS}"
+            )
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ModelError(f"{len(self.class_names)} class names for {self.num_classes} classes")
 
@@ -112,29 +132,30 @@ class GeneratorConfig:
         config = fields.build(
             cls,
             width=fields.integer("dim"),
-            layers=fields.integer("n_layer"),
-            heads=fields.integer("n_head"),
-            class_tokens=fields.integer("cls_token_num"),
-            num_classes=fields.integer("num_classes"),
-            resolution=fields.integer("resolution"),
-            tokens_per_step=fields.integer("parallel_num"),
+            layers=fields.integer("n_layer", most=MAX_LAYERS),
+            heads=fields.integer("n_head", most=1024),
+            class_tokens=fields.integer("cls_token_num", most=4096),
+            num_classes=fields.integer("num_classes", most=1_000_000),
+            resolution=fields.integer("resolution", most=MAX_SIDE),
+            tokens_per_step=fields.integer("parallel_num", most=MAX_TOKENS_PER_STEP),
             patch_order=fields.choice("parallel_mode", PATCH_ORDERS) == "patch",
             head_width=fields.integer("diff_dim"),
-            head_blocks=fields.integer("diff_layers"),
-            head_adaln_groups=fields.integer("diff_adanln_layers"),
+            head_blocks=fields.integer("diff_layers", most=MAX_LAYERS),
+            head_adaln_groups=fields.integer("diff_adanln_layers", most=MAX_LAYERS),
             tokenizer=tokenizer,
-            time_shift=fields.number("time_shift"),
+            time_shift=fields.positive("time_shift", most=MAX_TIME),
             time_schedule=fields.choice("time_schedule", TIME_SCHEDULES),
-            time_mean=fields.number("P_mean"),
-            time_std=fields.number("P_std"),
-            targets_per_token=fields.integer("diff_batch_mul"),
+            time_mean=fields.number("P_mean", least=-MAX_TIME, most=MAX_TIME),
+            time_std=fields.number("P_std", least=0, most=MAX_TIME),
+            targets_per_token=fields.integer("diff_batch_mul", most=MAX_COPIES),
             class_names=fields.texts("class_names"),
             sampling=SamplingDefaults.from_json(fields.part("sampling")),
             published_sampling=SamplingDefaults.optional(fields.optional_part("published_sampling")),
         )
+        fields.build(lambda: config.head)
         for key, built in (("latent_dim", config.bits), ("down_size", tokenizer.downsampling), ("patch_size", 1)):
             if (stated := fields.left.pop(key, built)) != built:
-                raise fields.error(f"{key} is {stated!r}, but the tokenizer in 'ddconfig' gives {built}")
+                raise fields.error(f"{key} is {shown(stated)}, but the tokenizer in 'ddconfig' gives {built}")
         fields.require_empty()
         return config
 

@@ -14,6 +14,16 @@ from bitdance_edge.model.fields import Fields
 SAMPLERS = ("sde", "ode")
 GUIDANCE_SCHEDULES = ("constant", "linear")
 TIME_SCHEDULES = ("logit_normal", "uniform")
+# The most that a configuration may ask for, so that a damaged one is refused before anything is made of it.
+MAX_LAYERS = 512
+MAX_BITS = 4096
+MAX_TOKENS_PER_STEP = 4096
+MAX_SIDE = 8192  # pixels
+MAX_POSITIONS = 131_072  # of the longest sequence
+MAX_STEPS = 1000  # of the sampler; the runtime's limit
+MAX_GUIDANCE = 100.0  # the runtime's limit
+MAX_TIME = 100.0  # of the settings of the training times
+MAX_COPIES = 1000  # of a target in a training step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +63,10 @@ class TokenizerConfig:
         levels.drop("resolution")
         config = levels.build(
             cls,
-            bits=levels.integer("z_channels", values.get("latent_dim")),
-            channels=levels.integer("ch"),
-            channel_multipliers=levels.integers("ch_mult"),
-            blocks_per_level=levels.integer("num_res_blocks"),
+            bits=levels.integer("z_channels", values.get("latent_dim"), most=MAX_BITS),
+            channels=levels.integer("ch", most=4096),
+            channel_multipliers=levels.integers("ch_mult", most=64, count=12),
+            blocks_per_level=levels.integer("num_res_blocks", most=64),
             gan_decoder=fields.flag("gan_decoder", False),
         )
         levels.require_empty()
@@ -91,7 +101,11 @@ class HeadConfig:
     bounded: bool  # text-to-image heads map their result into (-1, 1)
 
     def __post_init__(self) -> None:
-        if self.blocks % self.blocks_per_adaln:
+        if int(self.tokens_per_step**0.5) ** 2 != self.tokens_per_step:
+            raise ModelError(
+                f"tokens per step (parallel_num) is {self.tokens_per_step}; it must be a square: 1, 4, 16, 64"
+            )
+        if self.blocks % self.blocks_per_adaln or self.blocks > self.adaln_groups * self.blocks_per_adaln:
             raise ModelError(
                 f"head of {self.blocks} blocks cannot share {self.adaln_groups} adaLN groups; "
                 "choose a number of groups that divides the number of blocks"
@@ -130,12 +144,12 @@ class HeadConfig:
         fields = Fields(values, source)
         return fields.build(
             cls,
-            bits=fields.integer("ch_target"),
+            bits=fields.integer("ch_target", most=MAX_BITS),
             condition_width=fields.integer("ch_cond"),
             width=fields.integer("ch_latent"),
-            blocks=fields.integer("depth_latent"),
-            adaln_groups=fields.integer("depth_adanln"),
-            tokens_per_step=fields.integer("parallel_num"),
+            blocks=fields.integer("depth_latent", most=MAX_LAYERS),
+            adaln_groups=fields.integer("depth_adanln", most=MAX_LAYERS),
+            tokens_per_step=fields.integer("parallel_num", most=MAX_TOKENS_PER_STEP),
             head_dim=128,
             swiglu=fields.flag("use_swiglu", False),
             bounded=True,
@@ -159,8 +173,8 @@ class SamplingDefaults:
             ModelError: a key is missing or unknown, or its value is not allowed.
         """
         defaults = cls(
-            steps=fields.integer("steps"),
-            guidance=fields.number("guidance"),
+            steps=fields.integer("steps", most=MAX_STEPS),
+            guidance=fields.number("guidance", least=1, most=MAX_GUIDANCE),
             guidance_schedule=fields.choice("guidance_schedule", GUIDANCE_SCHEDULES),
             sampler=fields.choice("sampler", SAMPLERS, "sde"),
         )

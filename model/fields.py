@@ -1,31 +1,16 @@
 """Reads the settings of one JSON file key by key; each error names the file, the key, its value and what is allowed."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from bitdance_edge.model.errors import ModelError
+from bitdance_edge.model.json_file import shown
 
 Built = TypeVar("Built")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the settings of a JSON file.
-
-    Raises:
-        ModelError: the file is missing, is not JSON, or does not hold an object.
-    """
-    if not path.is_file():
-        raise ModelError(f"{path} is missing; the checkpoint is incomplete: copy it again")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}; copy it again") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} holds a {type(content).__name__}; it must hold an object with settings")
-    return content
+LARGEST_SIZE = 65_536  # of a width; nothing is allocated by a setting that no model could have
+LARGEST_COUNT = 1_000_000  # of a list
+LARGEST_NUMBER = 1e6
 
 
 class Fields:
@@ -40,17 +25,26 @@ class Fields:
         self.source = source
         self.prefix = prefix
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """Take a whole number of at least 1."""
-        return self._take(key, default, _is_size, "a whole number from 1")
+    def integer(self, key: str, default: int | None = None, *, most: int = LARGEST_SIZE) -> int:
+        """Take a whole number from 1 to ``most``."""
+        return self._take(key, default, _is_size(most), f"a whole number from 1 to {most}")
 
-    def integers(self, key: str) -> tuple[int, ...]:
-        """Take a list of at least one whole number, each at least 1."""
-        return tuple(self._take(key, None, _is_list_of(_is_size), "a list of whole numbers from 1"))
+    def integers(self, key: str, *, most: int = LARGEST_SIZE, count: int = LARGEST_SIZE) -> tuple[int, ...]:
+        """Take a list of 1 to ``count`` whole numbers, each from 1 to ``most``."""
+        allowed = f"a list of at most {count} whole numbers from 1 to {most}"
+        return tuple(self._take(key, None, _is_list_of(_is_size(most), count), allowed))
 
-    def number(self, key: str, default: float | None = None) -> float:
-        """Take a finite number."""
-        return float(self._take(key, default, _is_number, "a number"))
+    def number(
+        self, key: str, default: float | None = None, *, least: float = -LARGEST_NUMBER, most: float = LARGEST_NUMBER
+    ) -> float:
+        """Take a number from ``least`` to ``most``."""
+        allowed = f"a number from {least:g} to {most:g}"
+        return float(self._take(key, default, lambda value: _is_number(value) and least <= value <= most, allowed))
+
+    def positive(self, key: str, default: float | None = None, *, most: float = LARGEST_NUMBER) -> float:
+        """Take a number above 0, up to ``most``."""
+        allowed = f"a number above 0, up to {most:g}"
+        return float(self._take(key, default, lambda value: _is_number(value) and 0 < value <= most, allowed))
 
     def flag(self, key: str, default: bool) -> bool:
         return self._take(key, default, lambda value: isinstance(value, bool), "true or false")
@@ -69,14 +63,17 @@ class Fields:
     def choice(self, key: str, allowed: Sequence[str], default: str | None = None) -> str:
         return self._take(key, default, lambda value: value in allowed, " or ".join(map(repr, allowed)))
 
-    def pixel_sizes(self, key: str, default: Sequence[tuple[int, int]], multiple: int) -> tuple[tuple[int, int], ...]:
-        """Take a list of [height, width], each a multiple of ``multiple`` pixels."""
+    def pixel_sizes(
+        self, key: str, default: Sequence[tuple[int, int]], *, multiple: int, most: int
+    ) -> tuple[tuple[int, int], ...]:
+        """Take a list of [height, width], each a multiple of ``multiple`` pixels and at most ``most``."""
 
         def is_size(value: Any) -> bool:
-            return _is_list_of(_is_size)(value) and len(value) == 2 and not any(side % multiple for side in value)
+            return _is_list_of(_is_size(most), 2)(value) and len(value) == 2 and not any(n % multiple for n in value)
 
-        allowed = f"a list of [height, width] in multiples of {multiple} pixels"
-        return tuple((height, width) for height, width in self._take(key, default, _is_list_of(is_size), allowed))
+        allowed = f"a list of [height, width] in multiples of {multiple} pixels, up to {most}"
+        taken = self._take(key, default, _is_list_of(is_size), allowed)
+        return tuple((height, width) for height, width in taken)
 
     def part(self, key: str, default: Mapping[str, Any] | None = None) -> "Fields":
         """Take an object of settings inside this one."""
@@ -92,8 +89,9 @@ class Fields:
 
     def only(self, key: str, supported: Any) -> None:
         """Require that ``key``, if present, has the one value that is supported."""
-        if (value := self.left.pop(key, supported)) != supported:
-            raise self.error(f"{self.prefix}{key} is {value!r}; only {supported!r} is supported")
+        value = self.left.pop(key, supported)
+        if value != supported or type(value) is not type(supported):
+            raise self.error(f"{self.prefix}{key} is {shown(value)}; only {supported!r} is supported")
 
     def drop(self, *keys: str) -> None:
         """Ignore keys that are allowed and not needed."""
@@ -104,7 +102,7 @@ class Fields:
         """Refuse keys that nobody took: they are misspelled, or of another model."""
         if self.left:
             unknown = sorted(f"{self.prefix}{key}" for key in self.left)
-            raise self.error(f"unknown keys {unknown}; remove them or correct their spelling")
+            raise self.error(f"unknown keys {shown(unknown)}; remove them or correct their spelling")
 
     def build(self, kind: Callable[..., Built], **settings: Any) -> Built:
         """Make a ``kind`` of settings taken here; what it refuses is an error of this file."""
@@ -121,21 +119,21 @@ class Fields:
         if value is None and default is None:
             raise self.error(f"{self.prefix}{key} is missing; it must be {allowed}")
         if not holds(value):
-            raise self.error(f"{self.prefix}{key} is {value!r}; it must be {allowed}")
+            raise self.error(f"{self.prefix}{key} is {shown(value)}; it must be {allowed}")
         return value
 
 
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value >= 1
+def _is_size(most: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and 1 <= value <= most
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _is_list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(map(holds, value))
+def _is_list_of(holds: Callable[[Any], bool], count: int = LARGEST_COUNT) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and 0 < len(value) <= count and all(map(holds, value))

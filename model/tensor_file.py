@@ -4,41 +4,46 @@ Reading a tensor maps the file: no value is copied before it is used.
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bitdance_edge.model.errors import ModelError
+from bitdance_edge.model.placeholder import require_content, text_in_place
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+LARGEST_HEADER = 16_000_000  # bytes; the 14B models' have a hundredth of that
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in row-major order; ``offset`` and ``bytes`` are its place in the file."""
+    """A tensor in row-major order; ``offset`` and ``bytes`` are its place in the file.
+
+    ``stored`` is the name of its element type in the file: weights are of ``FLOATS``, others cannot be read.
+    """
 
     file: Path
-    dtype: torch.dtype
+    stored: str
     shape: tuple[int, ...]
     offset: int
     bytes: int
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The element type; None where it is not of ``FLOATS``."""
+        return FLOATS.get(self.stored)
+
     def read(self) -> Tensor:
-        """Map the values from the file; they must not be written to."""
+        """Map the values from the file; they must not be written to.
+
+        Raises:
+            ModelError: they are not floating-point numbers.
+        """
+        if self.dtype is None:
+            raise ModelError(f"{self.file} has values of {self.stored}; weights are {', '.join(FLOATS)}")
         # An offset that is not a multiple of the element size cannot be viewed in place, so the bytes are mapped first.
         size = self.offset + self.bytes
         values = torch.from_file(str(self.file), shared=False, size=size, dtype=torch.uint8)[self.offset :]
@@ -51,37 +56,29 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     """Return every tensor of a safetensors file by its key.
 
     Raises:
-        ModelError: the file is missing, truncated, not a safetensors file, or has a tensor of an unsupported type.
+        ModelError: the file is missing, truncated, or not a safetensors file.
     """
-    if not file.is_file():
-        raise ModelError(f"{file} is missing; the checkpoint is incomplete: copy it again")
+    start = require_content(file)
     total = file.stat().st_size
-    with file.open("rb") as content:
-        length = int.from_bytes(content.read(8), "little")
-        if total < 8 or length > min(LARGEST_HEADER, total - 8):
-            raise ModelError(
-                f"{file} has {total} bytes and no complete safetensors header; it is truncated: copy it again"
-            )
-        raw = content.read(length)
+    length = int.from_bytes(start[:8], "little")
+    if total < 8 or length > min(LARGEST_HEADER, total - 8):
+        if (line := text_in_place(start)) is not None:
+            raise ModelError(f"{file} is not a safetensors file but text that begins with {line!r}; download it again")
+        raise ModelError(f"{file} has {total} bytes and no complete safetensors header; it is truncated: copy it again")
     try:
-        header = json.loads(raw)
-        header.pop("__metadata__", None)
-        tensors = {key: _stored(file, 8 + length, key, entry) for key, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{file} is not a safetensors file ({error}); copy it again") from None
-    end = max((tensor.offset + tensor.bytes for tensor in tensors.values()), default=8 + length)
-    if total != end:
+        with safe_open(file, "pt"):  # checks that types, shapes and offsets fit together and fill the file
+            pass
+    except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"{file} has {total} bytes, its header describes {end}; it is truncated or altered: copy it again"
-        )
-    return tensors
+            f"{file} has {total} bytes and is not a whole safetensors file ({str(error).splitlines()[0]}); it is "
+            "truncated or altered: copy it again"
+        ) from None
+    with file.open("rb") as content:
+        header = json.loads(content.read(8 + length)[8:])
+    header.pop("__metadata__", None)
+    return {key: _stored(file, 8 + length, entry) for key, entry in header.items()}
 
 
-def _stored(file: Path, data: int, key: str, entry: dict) -> StoredTensor:
-    if entry["dtype"] not in DTYPES:
-        raise ModelError(f"{file}: {key} is stored as {entry['dtype']}; supported are {', '.join(DTYPES)}")
+def _stored(file: Path, data: int, entry: dict) -> StoredTensor:
     first, end = entry["data_offsets"]
-    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
-    if end - first != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{key} has {end - first} bytes for {list(shape)} of {entry['dtype']}")
-    return StoredTensor(file, dtype, shape, data + first, end - first)
+    return StoredTensor(file, entry["dtype"], tuple(entry["shape"]), data + first, end - first)

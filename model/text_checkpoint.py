@@ -1,11 +1,11 @@
 """Text-to-image checkpoints: the published folder or the diffusers port's; weights are safetensors only.
 
-Published: ``config.json`` with ``model*.safetensors``, ``ae_config.json`` and ``ae.safetensors``,
+Published: ``config.json`` with ``model.safetensors`` or its shards, ``ae_config.json`` and ``ae.safetensors``,
 ``vision_head_config.json`` and ``vision_head.safetensors``, ``projector.safetensors``, ``tokenizer.json``.
 The port has one sub-folder for each component, with its ``config.json``, and a ``model_index.json``.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,14 @@ import torch
 from safetensors.torch import save_file
 
 from bitdance_edge.model.errors import ModelError
-from bitdance_edge.model.fields import Fields, read_json
-from bitdance_edge.model.files import SHOWN, moved_into, require_matching, write_json
-from bitdance_edge.model.tensor_file import StoredTensor, read_header
+from bitdance_edge.model.files import moved_into, require_matching, write_json
+from bitdance_edge.model.json_file import read_json
+from bitdance_edge.model.ported import TRANSFORMER
+from bitdance_edge.model.tensor_file import StoredTensor
 from bitdance_edge.model.text_config import TextToImageConfig
 from bitdance_edge.model.text_to_image import TextToImage
+from bitdance_edge.model.values import require_finite, require_floats
+from bitdance_edge.model.weight_files import STEMS, find_weights
 
 
 @dataclass(frozen=True)
@@ -25,17 +28,17 @@ class Component:
     """The files of one module, in either layout."""
 
     config: str  # in the published folder; empty where the module has none
-    weights: str  # in the published folder; may be a pattern
+    stem: str  # of its weights' file names in the published folder
     ported: str  # sub-folder in the diffusers port
     stored: str  # prefix of the keys in the file
     ours: str  # prefix of the keys in TextToImage
 
 
 COMPONENTS = {
-    "language model": Component("config.json", "model*.safetensors", "text_encoder", "model.", "backbone."),
-    "head": Component("vision_head_config.json", "vision_head.safetensors", "diffusion_head", "net.", "head."),
-    "autoencoder": Component("ae_config.json", "ae.safetensors", "autoencoder", "", "tokenizer."),
-    "projector": Component("", "projector.safetensors", "projector", "", "projector."),
+    "language model": Component("config.json", "model", "text_encoder", "model.", "backbone."),
+    "head": Component("vision_head_config.json", "vision_head", "diffusion_head", "net.", "head."),
+    "autoencoder": Component("ae_config.json", "ae", "autoencoder", "", "tokenizer."),
+    "projector": Component("", "projector", "projector", "", "projector."),
 }
 # Stored and not needed: the output layer over the vocabulary, and tables that are computed here.
 UNUSED = ("lm_head.weight", "rotary_emb.inv_freq")
@@ -44,7 +47,9 @@ MARKERS = ("vision_head_config.json", "model_index.json")
 
 def is_text_to_image(path: str | Path) -> bool:
     """Return whether a path is a text-to-image folder, of either layout."""
-    return any((Path(path) / marker).is_file() for marker in MARKERS)
+    folder = Path(path)
+    published, ported = ((folder / marker).is_file() for marker in MARKERS)
+    return published or (ported and not (folder / TRANSFORMER).is_dir())
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,14 @@ class TextCheckpoint:
         )
         tensors = {}
         for name, part in COMPONENTS.items():
-            for key, tensor in _stored_tensors(folder, name, part, ported):
+            for key, tensor in _stored_tensors(folder, name, part, ported).items():
                 if not key.endswith(UNUSED):
                     tensors[part.ours + key.removeprefix(part.stored)] = tensor
         with torch.device("meta"):
             wanted = TextToImage(config).state_dict()
         require_matching(wanted, tensors, folder, stored_key)
+        for key, tensor in tensors.items():
+            require_floats(stored_key(key), tensor, tensor.file)
         prompt_file = folder / "tokenizer" / "tokenizer.json" if ported else folder / "tokenizer.json"
         return cls(folder, config, tensors, prompt_file)
 
@@ -95,14 +102,28 @@ class TextCheckpoint:
         Args:
             dtype: of all weights. None: each keeps its stored type and is mapped from its file, so that a model larger
                 than memory can be opened.
+
+        Raises:
+            ModelError: a weight has a value that ``dtype`` cannot hold, such as NaN.
         """
         with torch.device("meta"):
             model = TextToImage(self.config)
+        if dtype is not None:
+            self.require_finite(dtype)
         state = {key: tensor.read() for key, tensor in self.tensors.items()}
         if dtype is not None:
             state = {key: value.to(dtype) for key, value in state.items()}
         model.load_state_dict(state, assign=True)
         return model.eval().requires_grad_(False)
+
+    def require_finite(self, dtype: torch.dtype) -> None:
+        """Read all weights and refuse values that ``dtype`` cannot hold.
+
+        Raises:
+            ModelError: a value is NaN, infinite or too large; the error names the file and the key in it.
+        """
+        for key, tensor in self.tensors.items():
+            require_finite(stored_key(key), tensor, tensor.file, dtype)
 
 
 def load_text_to_image(folder: str | Path) -> TextToImage:
@@ -131,7 +152,7 @@ def save_text_to_image(
                 for key, value in state.items()
                 if key.startswith(part.ours)
             }
-            save_file(weights, unfinished / part.weights.replace("*", ""), {"format": "pt"})
+            save_file(weights, unfinished / f"{part.stem}.safetensors", {"format": "pt"})
         for name, fields in configs.items():
             write_json(unfinished / name, fields)
         (unfinished / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
@@ -143,26 +164,10 @@ def stored_key(key: str) -> str:
     return part.stored + key.removeprefix(part.ours)
 
 
-def _stored_tensors(folder: Path, name: str, part: Component, ported: bool) -> Iterator[tuple[str, StoredTensor]]:
-    folder, pattern = (folder / part.ported, "*.safetensors") if ported else (folder, part.weights)
-    files = _shards(folder) if ported or part.weights.startswith("model") else sorted(folder.glob(pattern))
-    if not files:
-        raise ModelError(f"{folder} has no {pattern}, the weights of the {name}; copy the checkpoint again")
-    for file in files:
-        yield from read_header(file).items()
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The weight files of a module: those that its index names, or the only one."""
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    if not indices:
-        return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
-    weight_map = Fields(read_json(indices[0]), str(indices[0])).part("weight_map").left
-    files = sorted({folder / str(name) for name in weight_map.values()})
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise ModelError(
-            f"{folder} lacks {', '.join(missing[:SHOWN])}{', ...' if len(missing) > SHOWN else ''}: "
-            f"{indices[0].name} names {len(files)} files and {len(missing)} are missing; download them again"
-        )
-    return files
+def _stored_tensors(folder: Path, name: str, part: Component, ported: bool) -> Mapping[str, StoredTensor]:
+    folder, stems = (folder / part.ported, STEMS) if ported else (folder, (part.stem,))
+    weights = find_weights(folder, stems)
+    if weights is None:
+        names = " or ".join(f"{stem}.safetensors" for stem in stems)
+        raise ModelError(f"{folder} has no {names}, the weights of the {name}; copy the checkpoint again")
+    return {key: tensor for key, tensor in weights.read().items() if isinstance(tensor, StoredTensor)}

@@ -8,7 +8,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bitdance_edge.model.config import TIME_SCHEDULES, HeadConfig, SamplingDefaults, TokenizerConfig
+from bitdance_edge.model.config import (
+    MAX_COPIES,
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    MAX_SIDE,
+    MAX_TIME,
+    TIME_SCHEDULES,
+    HeadConfig,
+    SamplingDefaults,
+    TokenizerConfig,
+)
 from bitdance_edge.model.errors import ModelError
 from bitdance_edge.model.fields import Fields
 
@@ -40,6 +50,8 @@ class QwenConfig:
     norm_eps: float
 
     def __post_init__(self) -> None:
+        if self.head_dim % 2:
+            raise ModelError(f"head_dim is {self.head_dim}; the rotary embedding turns pairs, so it must be even")
         if self.heads % self.kv_heads:
             raise ModelError(
                 f"{self.heads} attention heads cannot share {self.kv_heads} key-value heads; "
@@ -56,7 +68,7 @@ class QwenConfig:
         fields = Fields(values, source)
         for key, supported in QWEN_CHOICES.items():
             fields.only(key, supported)
-        sizes = {name: fields.integer(key) for name, key in QWEN_KEYS.items()}
+        sizes = {name: fields.integer(key, most=QWEN_MOST[key]) for name, key in QWEN_KEYS.items()}
         rope = fields.optional_part("rope_parameters") or fields  # newer releases of the writing library nest them
         if rope is not fields:
             rope.only("rope_type", "default")
@@ -65,9 +77,9 @@ class QwenConfig:
         return fields.build(
             cls,
             **sizes,
-            head_dim=fields.integer("head_dim", sizes["width"] // sizes["heads"]),
-            rotary_base=rope.number("rope_theta", values.get("rope_theta")),
-            norm_eps=fields.number("rms_norm_eps"),
+            head_dim=fields.integer("head_dim", sizes["width"] // sizes["heads"], most=1024),
+            rotary_base=rope.positive("rope_theta", values.get("rope_theta"), most=1e12),
+            norm_eps=fields.positive("rms_norm_eps", most=1.0),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -89,6 +101,14 @@ QWEN_KEYS = {
     "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads",
     "mlp_width": "intermediate_size",
+}
+QWEN_MOST = {
+    "vocab_size": 4_000_000,
+    "hidden_size": 65_536,
+    "num_hidden_layers": MAX_LAYERS,
+    "num_attention_heads": 1024,
+    "num_key_value_heads": 1024,
+    "intermediate_size": 1_000_000,
 }
 QWEN_CHOICES = {
     "model_type": "qwen3",
@@ -118,24 +138,15 @@ class TextToImageConfig:
     published_sampling: SamplingDefaults | None = None  # where ``sampling`` was changed after publication
 
     def __post_init__(self) -> None:
-        if self.patch_side**2 != self.tokens_per_step:
-            raise ModelError(
-                f"tokens per step (parallel_num) is {self.tokens_per_step}; it must be a square: 4, 16, 64"
-            )
-        if self.head.condition_width != self.backbone.width:
-            raise ModelError(
-                f"the head takes a condition of width {self.head.condition_width} (ch_cond), but the language model's "
-                f"hidden_size is {self.backbone.width}: these files do not belong together"
-            )
-        if self.head.bits != self.tokenizer.bits:
-            raise ModelError(
-                f"the head draws {self.head.bits} bits a token (ch_target), the autoencoder has {self.tokenizer.bits} "
-                "(z_channels): these files do not belong together"
-            )
-        if self.backbone.width % 4:
-            raise ModelError(f"hidden_size is {self.backbone.width}; the position embedding needs a multiple of 4")
+        if not self.sizes:
+            raise ModelError("no image size; give at least one, a whole number of patches in width and height")
         for height, width in self.sizes:
             self.require_size(height, width)
+        if self.cache_length > MAX_POSITIONS:
+            raise ModelError(
+                f"a prompt of {self.max_prompt} tokens and the largest size give a sequence of {self.cache_length} "
+                f"tokens; it may have at most {MAX_POSITIONS}: lower max_prompt, or omit the largest sizes"
+            )
 
     @property
     def tokens_per_step(self) -> int:
@@ -204,25 +215,28 @@ class TextToImageConfig:
         """
         head_config = HeadConfig.text_to_image(head, sources[1])
         tokenizer = TokenizerConfig.from_json(autoencoder, sources[2])
+        backbone = QwenConfig.from_json(language, sources[0])
+        _require_together(backbone, head_config, tokenizer, sources)
         ours = Fields(language, sources[0]).part("bitdance", {})
         times = Fields(head, sources[1])
-        config = Fields({}, f"{sources[0]}, {sources[1]} and {sources[2]}").build(
+        config = ours.build(
             cls,
-            backbone=QwenConfig.from_json(language, sources[0]),
+            backbone=backbone,
             head=head_config,
             tokenizer=tokenizer,
             sizes=ours.pixel_sizes(
                 "sizes",
-                _published_sizes(head_config, tokenizer),
-                tokenizer.downsampling * int(head_config.tokens_per_step**0.5),
+                () if ours.left.get("sizes") is not None else _published_sizes(head_config, tokenizer, sources),
+                multiple=tokenizer.downsampling * int(head_config.tokens_per_step**0.5),
+                most=MAX_SIDE,
             ),
             max_prompt=ours.integer("max_prompt", PUBLISHED_MAX_PROMPT),
             example=ours.text("example", PUBLISHED_EXAMPLE),
-            time_shift=times.number("time_shift", 1.0),
+            time_shift=times.positive("time_shift", 1.0, most=MAX_TIME),
             time_schedule=times.choice("time_schedule", TIME_SCHEDULES, "logit_normal"),
-            time_mean=times.number("P_mean", 0.0),
-            time_std=times.number("P_std", 1.0),
-            targets_per_token=times.integer("diff_batch_mul", 1),
+            time_mean=times.number("P_mean", 0.0, least=-MAX_TIME, most=MAX_TIME),
+            time_std=times.number("P_std", 1.0, least=0, most=MAX_TIME),
+            targets_per_token=times.integer("diff_batch_mul", 1, most=MAX_COPIES),
             sampling=SamplingDefaults.from_json(ours.part("sampling", asdict(PUBLISHED_SAMPLING))),
             published_sampling=SamplingDefaults.optional(ours.optional_part("published_sampling")),
         )
@@ -262,8 +276,36 @@ class TextToImageConfig:
         return self.tokenizer.to_json()
 
 
-def _published_sizes(head: HeadConfig, tokenizer: TokenizerConfig) -> list[tuple[int, int]]:
+def _require_together(
+    backbone: QwenConfig, head: HeadConfig, tokenizer: TokenizerConfig, sources: tuple[str, str, str]
+) -> None:
+    """Refuse files of different models; each error names the files and fields that disagree."""
+    language_file, head_file, autoencoder_file = sources
+    apart = "these files do not belong together: copy the checkpoint again"
+    if head.condition_width != backbone.width:
+        raise ModelError(
+            f"{head_file}: ch_cond is {head.condition_width}, but hidden_size of {language_file} is {backbone.width}; "
+            f"{apart}"
+        )
+    if head.bits != tokenizer.bits:
+        raise ModelError(
+            f"{head_file}: ch_target is {head.bits}, but z_channels of {autoencoder_file} is {tokenizer.bits}; {apart}"
+        )
+    if backbone.width % 4:
+        raise ModelError(
+            f"{language_file}: hidden_size is {backbone.width}; the position embedding needs a multiple of 4"
+        )
+
+
+def _published_sizes(
+    head: HeadConfig, tokenizer: TokenizerConfig, sources: tuple[str, str, str]
+) -> list[tuple[int, int]]:
     """The released sizes that this model can cut into whole patches."""
     released = SIZES_1024 if head.tokens_per_step == 64 else (*SIZES_1024, *SIZES_512)
     side = tokenizer.downsampling * int(head.tokens_per_step**0.5)
-    return [size for size in released if not size[0] % side and not size[1] % side]
+    if fitting := [size for size in released if not size[0] % side and not size[1] % side]:
+        return fitting
+    raise ModelError(
+        f"{sources[1]}: with a parallel_num of {head.tokens_per_step} a patch has {side} pixels a side, and none of "
+        f"the released sizes is a whole number of them; name sizes as bitdance.sizes in {sources[0]}"
+    )

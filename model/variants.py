@@ -9,12 +9,16 @@ _D16C32 = TokenizerConfig(
     bits=32, channels=256, channel_multipliers=(1, 1, 2, 2, 4), blocks_per_level=4, gan_decoder=False
 )
 
-# Tokenizers with 32 pixels a token have six levels; their multipliers extend those of the five-level one. A config JSON
-# next to the weights takes precedence, and weights of other shapes are refused with both shapes.
+_D32C128 = TokenizerConfig(
+    bits=128, channels=128, channel_multipliers=(1, 1, 2, 2, 4, 8), blocks_per_level=4, gan_decoder=True
+)
+
+# d32c128: ae_d32c128_config.json as its port repeats it (huggingface.co/BiliSakura/BitDance-Tokenizer-diffusers).
+# d32c256 differs in its bits alone, as the sizes of both files say. A config JSON next to the weights takes precedence.
 TOKENIZERS = {
     "d16c32": _D16C32,
-    "d32c128": replace(_D16C32, bits=128, channel_multipliers=(1, 1, 2, 2, 4, 4)),
-    "d32c256": replace(_D16C32, bits=256, channel_multipliers=(1, 1, 2, 2, 4, 4)),
+    "d32c128": _D32C128,
+    "d32c256": replace(_D32C128, bits=256),
 }
 
 

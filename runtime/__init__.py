@@ -8,18 +8,22 @@ with Pipeline.open("bundles/digits-4x") as pipeline:
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.size import Size
+from bitdance_edge.runtime.calling import PipelineOutput
 from bitdance_edge.runtime.errors import (
     BackendError,
     BitDanceError,
     BuildError,
     BundleError,
     Cancelled,
+    HubError,
     OutOfMemoryError,
     RequestError,
     StorageError,
 )
 from bitdance_edge.runtime.events import Event, ImageDone, PatchDone, Preview
-from bitdance_edge.runtime.image import GeneratedImage, load_pixels, read_settings, request_from_settings, save_png
+from bitdance_edge.runtime.fit import fit_mask, fit_pixels
+from bitdance_edge.runtime.image import GeneratedImage, read_settings, request_from_settings, save_png
+from bitdance_edge.runtime.picture import load_pixels
 from bitdance_edge.runtime.pipeline import Pipeline
 from bitdance_edge.runtime.request import Request
 
@@ -32,15 +36,19 @@ __all__ = [
     "Cancelled",
     "Event",
     "GeneratedImage",
+    "HubError",
     "ImageDone",
     "OutOfMemoryError",
     "PatchDone",
     "Pipeline",
+    "PipelineOutput",
     "Preview",
     "Request",
     "RequestError",
     "Size",
     "StorageError",
+    "fit_mask",
+    "fit_pixels",
     "load_pixels",
     "read_settings",
     "request_from_settings",

@@ -1,6 +1,6 @@
 """A generated image with the settings that reproduce it, and the PNG that carries both."""
 
-import base64
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,17 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from bitdance_edge.runtime.bundle.files import written_whole
-from bitdance_edge.runtime.bundle.size import Size
+from bitdance_edge.runtime.bundle.size import MOST, Size
+from bitdance_edge.runtime.edit_settings import given_fields
 from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.picture import MOST_BYTES, open_picture
+from bitdance_edge.runtime.reading import open_regular
 from bitdance_edge.runtime.request import ImageSpec, Request
+from bitdance_edge.runtime.values import shown, whole
 
 PNG_KEY = "bitdance"
+MOST_SETTINGS = 2**20  # characters
+REQUIRED = ("size", "seed", "steps", "guidance")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class GeneratedImage:
     """One image of a request.
 
@@ -47,6 +53,18 @@ class GeneratedImage:
         if self.pixels is None:
             raise RequestError("this image has tokens only: the request asked for output='tokens'")
         return Image.fromarray(self.pixels)
+
+    def __repr__(self) -> str:
+        shown = f"class {self.class_id}" if self.prompt is None else repr(self.prompt)
+        return f"GeneratedImage({shown}, seed {self.seed}, {self.settings['size']})"
+
+    def _repr_png_(self) -> bytes | None:
+        """The image as notebooks show it; None where there are tokens only."""
+        if self.pixels is None:
+            return None
+        file = io.BytesIO()
+        self.to_pil().save(file, format="PNG")
+        return file.getvalue()
 
     def save(self, path: str | Path) -> None:
         """Write a PNG with the settings in its metadata, whole or not at all; raises what ``save_png`` raises."""
@@ -81,11 +99,11 @@ def image_settings(
     guidance: float,
     guidance_schedule: str,
     sampler: str,
-    prefix: np.ndarray,
+    given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything needed to reproduce one image; the prefix ``[K, P, C]`` is stored as packed bits."""
+    """Everything needed to reproduce one image; ``given``: what it started from, as ``given_settings`` has it."""
     shown = {"class": image.class_id, "prompt": image.prompt, "negative_prompt": image.negative_prompt}
-    settings: dict[str, Any] = {
+    return {
         "bundle": bundle,
         "bundle_sha256": digest,
         **{key: value for key, value in shown.items() if value is not None},
@@ -95,96 +113,61 @@ def image_settings(
         "guidance": guidance,
         "guidance_schedule": guidance_schedule,
         "sampler": sampler,
+        **given,
     }
-    if prefix.size:
-        tokens = prefix.reshape(-1, prefix.shape[-1])
-        settings["prefix"] = base64.b64encode(np.packbits(tokens > 0).tobytes()).decode()
-        settings["prefix_shape"] = list(tokens.shape)
-    return settings
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
     """Read the settings inside a PNG that ``GeneratedImage.save`` wrote.
 
     Raises:
-        RequestError: no such file, not an image, or no settings in it.
+        RequestError: no such file, not a PNG, or no settings in it.
     """
-    with open_image(path) as image:
+    with open_regular(path, "image", MOST_BYTES) as file, open_picture(file, str(path), ["PNG"]) as image:
         text = image.info.get(PNG_KEY)
+    if not isinstance(text, str):
+        raise RequestError(f"{path} carries no bitdance settings; only PNGs saved by generate do")
     try:
-        settings = json.loads(text or "")
-    except ValueError:
-        raise RequestError(f"{path} carries no bitdance settings; only PNGs saved by generate do") from None
+        settings = json.loads(text) if len(text) <= MOST_SETTINGS else None
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise RequestError(f"the bitdance settings in {path} are not those that generate writes; the file was edited")
     return settings
 
 
-def request_from_settings(settings: Mapping[str, Any]) -> Request:
+def request_from_settings(settings: Mapping[str, Any], pixels: np.ndarray | None = None) -> Request:
     """Make the request that reproduces the image of these settings, as the only image of its batch.
 
+    Args:
+        pixels: of that image, uint8 ``[H, W, 3]``; needed where it keeps pixels of an image that it changes.
+
     Raises:
-        RequestError: the settings are incomplete.
+        RequestError: the settings are incomplete, one is of another type, or the pixels are missing.
     """
-    prefix = None
-    try:
-        if "prefix" in settings:
-            tokens, bits = settings["prefix_shape"]
-            packed = np.frombuffer(base64.b64decode(settings["prefix"]), np.uint8)
-            prefix = np.unpackbits(packed, count=tokens * bits).reshape(tokens, bits) * 2.0 - 1.0
-        return Request(
-            classes=[settings["class"]] if "class" in settings else (),
-            prompts=[settings["prompt"]] if "prompt" in settings else (),
-            negative_prompt=settings.get("negative_prompt"),
-            size=_size(settings["size"]),
-            seed=settings["seed"],
-            steps=settings["steps"],
-            guidance=settings["guidance"],
-            guidance_schedule=settings.get("guidance_schedule"),  # absent from the first PNGs, which used the bundle's
-            sampler=settings.get("sampler"),
-            prefix=prefix,
-        )
-    except (KeyError, ValueError, TypeError) as error:
-        raise RequestError(f"the bitdance settings are incomplete ({error!r}); the file was edited") from None
+    if not isinstance(settings, Mapping):
+        raise RequestError(f"settings are {shown(settings)}; give what read_settings returns")
+    if absent := [name for name in REQUIRED if settings.get(name) is None]:
+        raise RequestError(f"the bitdance settings lack {', '.join(absent)}; the file was edited")
+    return Request(
+        classes=[settings["class"]] if "class" in settings else (),
+        prompts=[settings["prompt"]] if "prompt" in settings else (),
+        negative_prompt=settings.get("negative_prompt"),
+        size=_size(settings["size"]),
+        seed=settings["seed"],
+        steps=settings["steps"],
+        guidance=settings["guidance"],
+        guidance_schedule=settings.get("guidance_schedule"),  # absent from the first PNGs, which used the bundle's
+        sampler=settings.get("sampler"),
+        **given_fields(settings, pixels),
+    )
 
 
 def _size(value: Any) -> Size:
     """The size in settings: text, or in older PNGs a list of height and width."""
     if isinstance(value, str):
         return Size.parse(value)
-    height, width = value
+    if not isinstance(value, list) or len(value) != 2:
+        raise RequestError(f"the size in the bitdance settings is {shown(value)}; the file was edited")
+    height, width = (whole("size", side, 1, MOST) for side in value)
     return Size(width=width, height=height)
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """Open an image file.
-
-    Raises:
-        RequestError: there is no such file, or it is not an image.
-    """
-    try:
-        return Image.open(path)
-    except FileNotFoundError:
-        raise RequestError(f"no image at {path}") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise RequestError(f"{path} cannot be read as an image: {error}") from None
-
-
-def load_pixels(path: str | Path, height: int, width: int) -> np.ndarray:
-    """Read an image file as uint8 ``[height, width, 3]``: the largest centred crop of that shape, resized.
-
-    Raises:
-        RequestError: it cannot be read.
-    """
-    with open_image(path) as image:
-        try:
-            rgb = image.convert("RGB")
-        except OSError as error:
-            raise RequestError(f"{path} cannot be read to its end ({error}); it may be truncated") from None
-    return fitted_pixels(rgb, height, width)
-
-
-def fitted_pixels(rgb: Image.Image, height: int, width: int) -> np.ndarray:
-    """Resize the largest centred crop of that shape: uint8 ``[height, width, 3]``."""
-    scale = min(rgb.width / width, rgb.height / height)
-    left, top = (rgb.width - width * scale) / 2, (rgb.height - height * scale) / 2
-    box = (left, top, left + width * scale, top + height * scale)
-    return np.asarray(rgb.resize((width, height), Image.Resampling.LANCZOS, box=box))

@@ -1,7 +1,7 @@
 """A bundle's stages on one device, loaded when they are first used, and the memory kept between requests."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 
 import numpy as np
@@ -10,13 +10,11 @@ from bitdance_edge.runtime.backends.interface import Backend, Pending, Stage, St
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
-from bitdance_edge.runtime.image_stage import ImageStage
+from bitdance_edge.runtime.image_stage import IMAGE_STAGES, ImageStage
 from bitdance_edge.runtime.loop import BoundLoop, LoopShape
 from bitdance_edge.runtime.memory_plan import MemoryPlan, decoded_at_once
 from bitdance_edge.runtime.noise import Stream, normals
 from bitdance_edge.runtime.preview import PreviewCanvas, PreviewMap, full_preview
-
-OUTPUTS = {StageName.DECODER: "pixels", StageName.ENCODER: "tokens"}
 
 
 class LoadedBundle:
@@ -34,16 +32,15 @@ class LoadedBundle:
         self._idle: BoundLoop | None = None
 
     def close(self) -> None:
-        """Give back buffers, sessions and engines."""
-        if self._idle is not None:
-            self._idle.free()
-        for image_stage in self._image_stages.values():
-            image_stage.close()
-        for stage in self._stages.values():
-            stage.close()
-        self._idle = None
-        self._image_stages.clear()
-        self._stages.clear()
+        """Give back buffers, sessions and engines, all of them also where one raises."""
+        with ExitStack() as closing:
+            for stage in (*self._stages.values(), *self._image_stages.values()):
+                closing.callback(stage.close)
+            if self._idle is not None:
+                closing.callback(self._idle.free)
+            self._idle = None
+            self._image_stages.clear()
+            self._stages.clear()
 
     def times(self) -> dict[str, StageTime]:
         """Launches and seconds of every loaded stage."""
@@ -99,7 +96,7 @@ class LoadedBundle:
             stage = self._stages[name] = backend.load(name)
             alone = decoded_at_once(self.bundle.stage(name), self.max_batch)
             at_once = alone if self.plan is None else self.plan.decoder_images
-            self._image_stages[name] = ImageStage(backend, self.bundle, stage, name, OUTPUTS[name], at_once)
+            self._image_stages[name] = ImageStage(backend, self.bundle, stage, name, IMAGE_STAGES[name], at_once)
         return self._image_stages[name]
 
     def _stage(self, name: str) -> Stage:

@@ -13,15 +13,19 @@ import numpy as np
 
 from bitdance_edge.runtime.attention import AttentionWindow
 from bitdance_edge.runtime.backends.interface import Backend, Pending, Stage
-from bitdance_edge.runtime.bound_stages import BackbonePass, Modulation, PatchRun, PatchSampler, Prompt
+from bitdance_edge.runtime.bound_stages import BackbonePass, Modulation, Prompt
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import ImageSize
+from bitdance_edge.runtime.given import GivenTokens
 from bitdance_edge.runtime.loop_buffers import LoopBuffers
+from bitdance_edge.runtime.patch_run import PatchRun, PatchSampler
 from bitdance_edge.runtime.sampler import Schedule, patch_guidance
 
 # (patch, rows_apart) -> float32 [steps + 1, B, P, C], or [steps + 1, R, P, C] where conditional and unconditional rows
 # draw apart
 NoiseSource = Callable[[int, bool], np.ndarray]
+# (patch, what the head expects of its bits: float32 [B, P, C])
+Expectations = Callable[[int, np.ndarray], None]
 
 # Rows of the products that modulate several head evaluations at once: enough to use each weight often while it is near,
 # few enough that what is made stays near until it is used (11 MB at B size).
@@ -36,6 +40,7 @@ class LoopShape:
     guided: bool
     steps: int
     sampler: str = "sde"
+    starts: tuple[float, ...] = ()  # times after 0 at which patches start, each with a schedule of its own
 
     @property
     def rows(self) -> int:
@@ -63,37 +68,53 @@ class TokenRequest:
     steps: int
     guidance: float  # 1 is off
     guidance_schedule: str
-    prefix: np.ndarray  # [B, K, P, C] of -1 and +1: the first K patches, given rather than sampled
+    given: GivenTokens
     sampler: str = "sde"
 
     @property
     def shape(self) -> LoopShape:
-        return LoopShape(self.images, len(self.prompt) > self.images, self.steps, self.sampler)
+        guided = len(self.prompt) > self.images
+        return LoopShape(self.images, guided, self.steps, self.sampler, self.given.starts)
 
 
-def generate_tokens(loop: "BoundLoop", request: TokenRequest, noise: NoiseSource) -> Generator[np.ndarray, None, None]:
+def generate_tokens(
+    loop: "BoundLoop", request: TokenRequest, noise: NoiseSource, expectations: Expectations | None = None
+) -> Generator[np.ndarray, None, None]:
     """Generate patch after patch; yields the tokens of each, float32 ``[B, P, C]`` of -1 and +1.
+
+    Patches that are given are not sampled. With ``expectations``, the head is asked once for each that is given behind
+    a sampled one, before that patch is yielded.
 
     Under the linear schedule the first patch has guidance 1: conditional and unconditional rows are then sampled
     apart, as the reference does, and only the conditional ones belong to the image. A patch is asked for before the
     tokens of the one before are waited for, as far as the backend runs ahead: its noise is drawn meanwhile.
     """
     loop.start(request)
-    patches, given = request.size.patches, request.prefix.shape[1]
-    asked: deque[Pending] = deque()
+    patches, given = request.size.patches, request.given
+    judged = set(given.judged) if expectations else set()
+    asked: deque[tuple[Pending, Pending | None]] = deque()
+
+    def wait(patch: int) -> np.ndarray:
+        tokens, expected = asked.popleft()
+        if expectations and expected is not None:
+            expectations(patch, expected.wait()[: request.images])
+        return tokens.wait()[: request.images]
+
     for patch in range(patches):
         guidance = patch_guidance(request.guidance, request.guidance_schedule, patch, patches)
         rows_apart = loop.shape.guided and guidance == 1
-        run = loop.move_to(patch, rows_apart)
-        if patch < given:
-            run.accept(request.prefix[:, patch])
+        tokens, expected = given.tokens[:, patch], None
+        if given.taken(patch):
+            run = loop.move_to(patch, rows_apart)
+            expected = run.accept(tokens, noise(patch, rows_apart) if patch in judged else None)
         else:
-            run.sample(noise(patch, rows_apart), guidance)
-        asked.append(run.tokens.fetch())
+            run = loop.move_to(patch, rows_apart, given.start(patch))
+            run.sample(noise(patch, rows_apart), guidance, tokens, given.held[patch])
+        asked.append((run.tokens.fetch(), expected))
         if len(asked) > loop.backend.run_ahead:
-            yield asked.popleft().wait()[: request.images]
-    for left in asked:
-        yield left.wait()[: request.images]
+            yield wait(patch + 1 - len(asked))
+    while asked:
+        yield wait(patches - len(asked))
 
 
 class BoundLoop:
@@ -102,12 +123,15 @@ class BoundLoop:
     def __init__(self, backend: Backend, bundle: Bundle, stages: Mapping[str, Stage], shape: LoopShape) -> None:
         self.backend, self.bundle, self.shape = backend, bundle, shape
         at_once = modulated_at_once(shape.rows * bundle.model.tokens_per_step, shape.steps + 1)
-        self.schedule = Schedule.of(shape.sampler, shape.steps, bundle.sampling.time_shift)
         self.buffers = LoopBuffers(backend, bundle, stages, {"R": shape.rows, "N": shape.steps + 1, "M": at_once})
         self._prompt: Prompt | None = None
-        self._samplers: dict[bool, PatchSampler] = {}
+        self._schedules: dict[float, tuple[Schedule, Modulation]] = {}  # by the time at which they start
+        self._samplers: dict[tuple[bool, float], PatchSampler] = {}
+        self._runs: dict[tuple[BackbonePass, PatchSampler], PatchRun] = {}
         try:
-            self.modulation = Modulation(self.buffers, self.schedule)
+            for start in (0.0, *shape.starts):
+                schedule = Schedule.of(shape.sampler, shape.steps, bundle.sampling.time_shift, start)
+                self._schedules[start] = schedule, Modulation(self.buffers, schedule)
             self._patch_pass = BackbonePass(self.buffers, self.buffers.embeddings, often=True)
         except BaseException:
             self.buffers.free()
@@ -116,7 +140,7 @@ class BoundLoop:
     def free(self) -> None:
         """Give the memory back, and what was bound to it."""
         self._drop_prompt()
-        self._patch_pass.close()
+        self._close_runs(self._patch_pass)
         self._samplers.clear()
         self.buffers.free()
 
@@ -132,11 +156,12 @@ class BoundLoop:
             self._prompt = Prompt(self.buffers, length)
         self._prompt(request.prompt)
 
-    def move_to(self, patch: int, rows_apart: bool) -> PatchRun:
+    def move_to(self, patch: int, rows_apart: bool, start: float = 0.0) -> PatchRun:
         """Move to a patch: say where it stands in the image and in the cache, and who sees whom.
 
         Args:
             rows_apart: whether conditional and unconditional rows draw noise of their own.
+            start: the time at which its sampling starts; 0, or one of the shape's.
 
         Returns:
             What runs the patch.
@@ -144,22 +169,32 @@ class BoundLoop:
         backbone = self.backbone(patch)
         self.buffers.position.move_to(patch)
         backbone.move(self.window)
-        return backbone.run(self.sampler(rows_apart))
+        key = backbone, self.sampler(rows_apart, start)
+        if key not in self._runs:
+            self._runs[key] = PatchRun(*key)
+        return self._runs[key]
 
     def backbone(self, patch: int) -> BackbonePass:
         """The pass whose result is the condition of a patch: over the prompt, or over the patch before."""
         assert self._prompt is not None, "the loop has not been started"
         return self._prompt.backbone if patch == 0 else self._patch_pass
 
-    def sampler(self, rows_apart: bool) -> PatchSampler:
+    def sampler(self, rows_apart: bool, start: float = 0.0) -> PatchSampler:
         """The head bound for rows that share their noise, or for rows that are drawn apart."""
-        if rows_apart not in self._samplers:
+        key = rows_apart, start
+        if key not in self._samplers:
             draws = self.shape.rows if rows_apart else self.shape.images
-            self._samplers[rows_apart] = PatchSampler(self.buffers, self.modulation, self.schedule, draws)
-        return self._samplers[rows_apart]
+            schedule, modulation = self._schedules[start]
+            self._samplers[key] = PatchSampler(self.buffers, modulation, schedule, draws)
+        return self._samplers[key]
 
     def _drop_prompt(self) -> None:
         if self._prompt is not None:
-            self._prompt.backbone.close()
+            self._close_runs(self._prompt.backbone)
             self.buffers.release(self._prompt.buffers)
             self._prompt = None
+
+    def _close_runs(self, backbone: BackbonePass) -> None:
+        """Give back what the device keeps for the patches behind a pass."""
+        for key in [key for key in self._runs if key[0] is backbone]:
+            self._runs.pop(key).close()

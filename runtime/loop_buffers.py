@@ -27,6 +27,8 @@ class LoopBuffers:
             self.position = PatchPosition(self)
             self.condition = self.allocate(StageName.BACKBONE, "condition")
             self.embeddings = self.allocate(StageName.TOKENS, "embeddings")  # of a patch
+            outputs = bundle.stage(StageName.MODULATION).outputs
+            self.modulations = {tensor.name: self.allocate(StageName.MODULATION, tensor.name) for tensor in outputs}
         except BaseException:
             self.free()
             raise

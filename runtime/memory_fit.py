@@ -9,6 +9,7 @@ from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.memory_plan import ALLOWANCE, Execution, MemoryPlan, StageNeed, plan_memory
+from bitdance_edge.runtime.values import shown
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 # Bytes of one weight, by the narrowest element type of a stage; 4 bits with one fp16 scale for 128 weights.
@@ -74,10 +75,10 @@ def parse_memory(text: str) -> int:
     Raises:
         RequestError: it is not a size of memory.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]+)\s*", text)
     unit = next((unit for unit in UNITS if match and unit.lower() == match[2].lower()), None)
     if match is None or unit is None:
-        raise RequestError(f"memory is {text!r}; write a number with one of {', '.join(UNITS)}, for example 16GB")
+        raise RequestError(f"memory is {shown(text)}; write a number with one of {', '.join(UNITS)}, for example 16GB")
     return int(float(match[1]) * UNITS[unit])
 
 
@@ -96,11 +97,11 @@ def _alternatives(bundle: Bundle, images: int, free: int, how: Execution) -> Ite
     if fewer := most_images(bundle, images - 1, free, how):
         yield f"{fewer} at once (max_batch {fewer})"
     for title, kind in (("FP8", "fp8"), ("4-bit", "int4")):
-        smaller = {name: _requantised(bundle.stage(name), kind) for name in QUANTISED}
-        if any(smaller[name] < bundle.stage(name).bytes for name in QUANTISED):
+        smaller = {name: _requantised(bundle.stages[name], kind) for name in QUANTISED if name in bundle.stages}
+        if any(size < bundle.stage(name).bytes for name, size in smaller.items()):
             files = {**how.files, **smaller}
             if most := most_images(bundle, images, free, replace(how, files=files)):
-                yield f"{title} weights in {', '.join(QUANTISED)}, {most} at once"
+                yield f"{title} weights in {', '.join(smaller)}, {most} at once"
 
 
 def _requantised(stage: StageSpec, kind: str) -> int:

@@ -5,7 +5,7 @@ those of the graph run node by node, as the manifest has them: an upper bound wh
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -14,7 +14,8 @@ from bitdance_edge.runtime.backends.counting import CountingBackend
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL, StageSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
-from bitdance_edge.runtime.image_stage import ImageStage
+from bitdance_edge.runtime.given import GivenTokens
+from bitdance_edge.runtime.image_stage import IMAGE_STAGES, ImageStage
 from bitdance_edge.runtime.loop import BoundLoop, TokenRequest, generate_tokens, modulated_at_once
 
 # For the driver's context and the kernels of the libraries: set aside, not measured.
@@ -34,11 +35,15 @@ class Execution:
         files: bytes of what is loaded in place of a stage's ONNX files: its engine.
         queued: whether the backend queues work, as TensorRT does and ONNX Runtime does not; it then has a landing
             buffer for values that are written ahead.
+        given: what is known of the images before they are sampled; None: nothing.
+        judged: whether the head is asked how likely given patches are.
     """
 
     guided: bool = True
     files: Mapping[str, int] = field(default_factory=dict)
     queued: bool = True
+    given: GivenTokens | None = None
+    judged: bool = False
 
     def updates_in_place(self, bundle: Bundle) -> bool:
         """Whether the cache is updated in place: by ONNX Runtime always, by engines with the newer operators."""
@@ -82,7 +87,7 @@ class MemoryPlan:
 
     @property
     def activations(self) -> int:
-        loop = max(need.activations for need in self.stages if need.stage in LOOP_STAGES)
+        loop = max((need.activations for need in self.stages if need.stage in LOOP_STAGES), default=0)
         decoding = max((need.activations for need in self.stages if need.stage not in LOOP_STAGES), default=0)
         return loop + decoding if self.overlapped else max(loop, decoding)
 
@@ -115,12 +120,17 @@ def _row(name: str, sizes: list[int], total: int) -> str:
 def plan_memory(bundle: Bundle, images: int, how: Execution | None = None) -> MemoryPlan:
     """Plan ``images`` of the largest size at once, sampled as the bundle says, all decoded at once, beside the loop.
 
-    Text prompts are as long as the bundle takes.
+    Text prompts are as long as the bundle takes. A tokenizer alone encodes and decodes that many.
     """
     how = how or Execution()
     backend = CountingBackend(bundle, how.files, how.queued, how.updates_in_place(bundle))
-    _run_loop(backend, bundle, images, how.guided)
-    _bind_decoder(backend, bundle, images)
+    if bundle.model.generates:
+        _run_loop(backend, bundle, images, how)
+    loaded = [name for name in bundle.stages if name != StageName.ENCODER or not bundle.model.generates]
+    for name, output in IMAGE_STAGES.items():
+        if name in loaded:
+            image_stage = ImageStage(backend, bundle, backend.load(name), name, output, images)
+            image_stage.bind(images, bundle.model.largest_size)
     needs = tuple(
         StageNeed(
             stage=name,
@@ -129,38 +139,36 @@ def plan_memory(bundle: Bundle, images: int, how: Execution | None = None) -> Me
             tensors=backend.bytes[name, "tensors"],
             activations=_activations(bundle, name, images, how.guided),
         )
-        for name in bundle.stages
-        if name != StageName.ENCODER  # which generation does not load
+        for name in loaded
     )
     return MemoryPlan(images=images, decoder_images=images, overlapped=True, stages=needs)
 
 
-def _run_loop(backend: CountingBackend, bundle: Bundle, images: int, guided: bool) -> None:
-    """Run the patches that allocate, over the longest prompt."""
-    model, sampling = bundle.model, bundle.sampling
-    rows = 2 * images if guided else images
+def _run_loop(backend: CountingBackend, bundle: Bundle, images: int, how: Execution) -> None:
+    """Run the patches that allocate, over the longest prompt: all, where some are given."""
+    model, sampling, size = bundle.model, bundle.sampling, bundle.model.largest_size
+    rows = 2 * images if how.guided else images
+    patch_shape = (model.tokens_per_step, model.bits)
+    given = how.given or GivenTokens.nothing(images, size.patches, patch_shape)
     request = TokenRequest(
         images=images,
         prompt=np.zeros(rows if model.kind == CLASS_CONDITIONAL else (rows, model.prompt_tokens), np.int64),
         padding=np.zeros(rows, np.int64),
-        size=model.largest_size,
+        size=size,
         steps=sampling.steps,
-        guidance=2.0 if guided else 1.0,  # any above 1
+        guidance=2.0 if how.guided else 1.0,  # any above 1
         guidance_schedule=sampling.guidance_schedule,
         sampler=sampling.sampler,
-        prefix=np.zeros((images, 0, model.tokens_per_step, model.bits), np.float32),
+        given=replace(given, tokens=np.broadcast_to(np.float32(0), (images, *given.tokens.shape[1:]))),
     )
     loop = BoundLoop(backend, bundle, {name: backend.load(name) for name in LOOP_STAGES}, request.shape)
-    patches = generate_tokens(loop, request, lambda _patch, _rows_apart: np.zeros((), np.float32))
-    for _ in islice(patches, BUFFER_PATCHES):
+
+    def noise(_patch: int, rows_apart: bool) -> np.ndarray:
+        return np.broadcast_to(np.float32(0), (sampling.steps + 1, rows if rows_apart else images, *patch_shape))
+
+    patches = generate_tokens(loop, request, noise, (lambda *_: None) if how.judged else None)
+    for _ in islice(patches, len(given.strengths) if how.given else BUFFER_PATCHES):
         pass
-
-
-def _bind_decoder(backend: CountingBackend, bundle: Bundle, images: int) -> None:
-    if StageName.DECODER in bundle.stages:
-        stage = backend.load(StageName.DECODER)
-        decoder = ImageStage(backend, bundle, stage, StageName.DECODER, "pixels", images)
-        decoder.bind(images, bundle.model.largest_size)
 
 
 def _activations(bundle: Bundle, stage: str, images: int, guided: bool) -> int:

@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from bitdance_edge.imports import failed_import
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import ImageSize, TextSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError, PromptTooLongError, RequestError
+from bitdance_edge.runtime.values import shown
 
 PLACE = "{prompt}"  # of the prompt in the chat template
+MOST_CHARACTERS = 100_000  # of a prompt: above what any bundle takes, and tokenised in a moment
+LISTED_UNKNOWN = 10  # words that an error repeats
 LISTED_WORDS = 100  # an error lists no larger vocabulary
 
 
@@ -38,9 +42,24 @@ class PromptEncoder:
             raise BundleError(f"{bundle.folder} is {bundle.model.kind} and has no tokenizer")
         try:
             from tokenizers import Tokenizer
-        except ImportError:
-            raise BackendError("prompts need the tokenizers package: pip install 'bitdance-edge[text]'") from None
-        return cls(bundle.text, Tokenizer.from_file(str(bundle.verified_file(bundle.text.tokenizer))))
+        except ImportError as error:
+            failed = failed_import(error, "tokenizers")
+            raise BackendError(f"prompts need the tokenizers package: {failed and failed.explained('text')}") from error
+        path = bundle.verified_file(bundle.text.tokenizer)
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+            known = tokenizer.get_vocab_size(with_added_tokens=True)
+            tokenizer.encode(bundle.text.conditional)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the library's Rust code is no Exception
+            raise BundleError(
+                f"{path} is not a tokenizer that can be read ({error}); export the bundle again"
+            ) from None
+        largest = max(max(ids) for ids in bundle.text.suffixes.values())
+        if largest >= known:
+            raise BundleError(f"{path} has {known} tokens, its bundle names token {largest}; export it again")
+        return cls(bundle.text, tokenizer)
 
     def conditional(self, prompt: str, size: ImageSize) -> tuple[int, ...]:
         """Encode a prompt for an image of this size, with the queries of the first patch.
@@ -51,6 +70,8 @@ class PromptEncoder:
         """
         if not prompt.strip():
             raise RequestError("a prompt is empty; say what to draw")
+        if len(prompt) > MOST_CHARACTERS:
+            raise PromptTooLongError(f"the prompt has {len(prompt):,} characters; the limit is {MOST_CHARACTERS:,}")
         encoding = self.tokenizer.encode(self.text.conditional.replace(PLACE, prompt))
         if unknown := dict.fromkeys(self._unknown(prompt, encoding)):
             raise RequestError(self._not_known(list(unknown)))
@@ -59,7 +80,7 @@ class PromptEncoder:
             around = len(self._template_ids)
             raise PromptTooLongError(
                 f"the prompt has {len(ids) - around} tokens; this bundle takes {self.text.max_prompt - around}: "
-                f"shorten it, or export again with --max-prompt above {self.text.max_prompt} (template included)"
+                f"shorten it, or export again with --max-prompt {len(ids)} (the template's {around} included)"
             )
         return (*ids, *self.text.suffixes[str(size)])
 
@@ -100,8 +121,9 @@ class PromptEncoder:
         words = self.words or ()
         many = f"{len(words)}, listed in the bundle's {self.text.tokenizer.path}"
         listed = ", ".join(words) if len(words) <= LISTED_WORDS else many
+        asked = ", ".join(map(shown, unknown[:LISTED_UNKNOWN])) + (", ..." if len(unknown) > LISTED_UNKNOWN else "")
         return (
-            f"the prompt has {', '.join(map(repr, unknown))}, which this model does not know; its words are {listed}. "
+            f"the prompt has {asked}, which this model does not know; its words are {listed}. "
             f"For example: {self.text.example}"
         )
 

@@ -10,6 +10,9 @@ dx = (v + g^2 / 2 * score) dt + g dW has the same distribution at any time (Y. S
   draw that a patch starts from is random.
 
 The last step crosses from 0.95 to 1 without noise, which is the clean token itself: A = 0, B = 1, C = 0.
+
+A variation of given tokens starts later than at time 0, from their mix with noise at that time (SDEdit, Meng et al.,
+arXiv 2108.01073), and takes as many steps as there is time left.
 """
 
 from dataclasses import dataclass
@@ -17,6 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 LAST_TIME = 0.95
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100
 SAMPLERS = ("sde", "ode")
 GUIDANCE_SCHEDULES = ("constant", "linear")
 
@@ -25,25 +30,35 @@ GUIDANCE_SCHEDULES = ("constant", "linear")
 class Schedule:
     """Everything that depends only on the sampler and its number of steps, computed in float64."""
 
-    times: np.ndarray  # float32 [steps + 1]: when the head is evaluated
-    coefficients: np.ndarray  # float32 [steps + 1, 3]: A, B, C
+    times: np.ndarray  # float32 [evaluations]: when the head is evaluated, the first of them the start
+    coefficients: np.ndarray  # float32 [evaluations, 3]: A, B, C
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the head a patch: ``steps + 1`` from time 0, fewer from a later start."""
+        return len(self.times)
+
+    @property
+    def reached(self) -> np.ndarray:
+        """The time after each evaluation, float32 ``[evaluations]``."""
+        return np.append(self.times[1:], np.float32(1))
 
     @classmethod
-    def of(cls, sampler: str, steps: int, time_shift: float) -> "Schedule":
-        """The schedule of one of ``SAMPLERS``."""
-        return {"sde": cls.euler_maruyama, "ode": cls.euler}[sampler](steps, time_shift)
+    def of(cls, sampler: str, steps: int, time_shift: float, start: float = 0.0) -> "Schedule":
+        """The schedule of one of ``SAMPLERS`` from the time ``start`` on, in steps as long as from time 0."""
+        return {"sde": cls.euler_maruyama, "ode": cls.euler}[sampler](steps, time_shift, start)
 
     @classmethod
-    def euler_maruyama(cls, steps: int, time_shift: float) -> "Schedule":
-        """``steps`` noisy steps and the last one."""
-        time, dt, left = _grid(steps, time_shift)
+    def euler_maruyama(cls, steps: int, time_shift: float, start: float = 0.0) -> "Schedule":
+        """``steps`` noisy steps (fewer from a later start) and the last one."""
+        time, dt, left = _grid(steps, time_shift, start)
         b = (1 + time) * dt / left
         return cls._ending(time, 1 - dt - b, b, np.sqrt(2 * (1 - time) * dt))
 
     @classmethod
-    def euler(cls, steps: int, time_shift: float) -> "Schedule":
-        """``steps`` steps along the velocity and the last one."""
-        time, dt, left = _grid(steps, time_shift)
+    def euler(cls, steps: int, time_shift: float, start: float = 0.0) -> "Schedule":
+        """``steps`` steps along the velocity (fewer from a later start) and the last one."""
+        time, dt, left = _grid(steps, time_shift, start)
         b = dt / left
         return cls._ending(time, 1 - b, b, np.zeros_like(b))
 
@@ -55,9 +70,11 @@ class Schedule:
         )
 
 
-def _grid(steps: int, time_shift: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Time, length and m (the time left) of each step but the last."""
-    grid = np.linspace(0, LAST_TIME, steps + 1)
+def _grid(steps: int, time_shift: float, start: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Time, length and m (the time left) of each step but the last; none for a start after the end of the grid."""
+    first = min(start / (start + (1 - start) / time_shift), LAST_TIME)  # the inverse of the shift below
+    share = (LAST_TIME - first) / LAST_TIME
+    grid = np.linspace(first, LAST_TIME, max(1, round(steps * share)) + 1 if share else 1)
     with np.errstate(divide="ignore"):  # 1 / 0 is infinity, which maps to time 0
         grid = (1 / time_shift) / (1 / time_shift + (1 / grid - 1))
     time = grid[:-1]

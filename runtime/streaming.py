@@ -4,13 +4,17 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from bitdance_edge.runtime.backends.interface import Arrived, Pending
+from bitdance_edge.runtime.blend import blended
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.candidates import Likeliest, Likelihood
+from bitdance_edge.runtime.edit_settings import given_settings
 from bitdance_edge.runtime.errors import Cancelled
 from bitdance_edge.runtime.events import Event, ImageDone, PatchDone, PendingEvents, Preview
 from bitdance_edge.runtime.image import GeneratedImage, image_settings
@@ -34,21 +38,48 @@ def stream_batches(loaded: LoadedBundle, batches: Sequence[Settings], cancel: th
         yield from pending.popleft().wait()
 
 
+def with_init(loaded: LoadedBundle, settings: Settings) -> Settings:
+    """Encode the image that a request changes, or decode it where its tokens alone are given and pixels are kept."""
+    edit, given, size = settings.edit, settings.given, settings.size
+    if edit is None:
+        return settings
+    if edit.encode and edit.pixels is not None:
+        tokens = loaded.encode(edit.pixels, size).wait().astype(np.float32)
+        tokens = np.broadcast_to(tokens.reshape(len(tokens), *given.tokens.shape[1:]), given.tokens.shape)
+        return replace(settings, given=replace(given, tokens=tokens), edit=replace(edit, encode=False))
+    if edit.pixels is None and edit.blend and settings.decode:
+        tokens = given.tokens.reshape(len(given.tokens), size.tokens, -1)
+        return replace(settings, edit=replace(edit, pixels=loaded.decode(tokens, _seeds(settings), size).wait()))
+    return settings
+
+
 def _stream_batch(
     loaded: LoadedBundle, batch: Settings, cancel: threading.Event, pending: deque[PendingEvents]
 ) -> Iterator[Event]:
-    """Yield the events of a batch; what is being decoded at its end stays in ``pending``."""
+    """Yield the events of a batch; what is being decoded at its end stays in ``pending``.
+
+    Of several candidates, patches and previews are those of the first of each image.
+    """
     previews = BatchPreviews(loaded, batch)
-    first, patches, done = batch.images[0].index, batch.size.patches, []
-    with closing(_patches(loaded, batch, cancel)) as sampled:
-        for patch in sampled:
-            done.append(patch)
-            at = {"first_image": first, "patch": len(done), "patches": patches}
-            yield PatchDone(tokens=patch, **at)
-            if (preview := previews.after(done, at)) is not None:
-                pending.append(preview)
-            yield from _decoded(pending)
-    tokens = np.concatenate(done, axis=1)
+    rounds, patches = batch.rounds(loaded.max_batch), batch.size.patches
+    likeliest = Likeliest(batch)
+    for number, drawn in enumerate(rounds):
+        likelihood, done = Likelihood(drawn.given), []
+        each = len(drawn.images) // len(batch.images)
+        with closing(_patches(loaded, drawn, cancel, likelihood)) as sampled:
+            for tokens in sampled:
+                done.append(tokens)
+                at = {
+                    "first_image": batch.images[0].index,
+                    "patch": number * patches + len(done),
+                    "patches": len(rounds) * patches,
+                }
+                yield PatchDone(tokens=tokens[::each], **at)
+                if number == 0 and (preview := previews.after(done, at, each)) is not None:
+                    pending.append(preview)
+                yield from _decoded(pending)
+        likeliest.compare(np.concatenate(done, axis=1), drawn, likelihood.total)
+    batch, tokens = likeliest.batch, likeliest.tokens
     finish = partial(_images, loaded.bundle, batch, tokens)
     if not batch.decode:
         yield from finish([None] * len(tokens))
@@ -57,7 +88,9 @@ def _stream_batch(
     yield from _decoded(pending)
 
 
-def _patches(loaded: LoadedBundle, batch: Settings, cancel: threading.Event) -> Generator[np.ndarray, None, None]:
+def _patches(
+    loaded: LoadedBundle, batch: Settings, cancel: threading.Event, likelihood: Likelihood
+) -> Generator[np.ndarray, None, None]:
     """Yield the tokens of each patch, int8 ``[B, P, C]``; the loop is idle again when the last was taken."""
     model, request, patches = loaded.bundle.model, token_request(batch), batch.size.patches
     noise = ImageNoise(
@@ -67,7 +100,8 @@ def _patches(loaded: LoadedBundle, batch: Settings, cancel: threading.Event) -> 
         start_only=batch.sampler == "ode",
         ahead=patches,
     )
-    with loaded.loop(request.shape) as loop, closing(generate_tokens(loop, request, noise)) as generated:
+    judge = likelihood.add if batch.candidates > 1 else None
+    with loaded.loop(request.shape) as loop, closing(generate_tokens(loop, request, noise, judge)) as generated:
         for patch in range(patches):
             if cancel.is_set():
                 raise Cancelled(f"cancelled after {patch} of {patches} patches")
@@ -93,15 +127,18 @@ def _images(
             guidance=batch.guidance,
             guidance_schedule=batch.guidance_schedule,
             sampler=batch.sampler,
-            prefix=batch.prefix[i],
+            given=given_settings(batch, i),
         )
+        seen = pixels[i]
+        if seen is not None and batch.edit is not None and batch.edit.blend and batch.edit.mask is not None:
+            seen = blended(seen, batch.edit.original(i), batch.edit.mask)
         made = GeneratedImage(
             index=image.index,
             class_id=image.class_id,
             prompt=image.prompt,
             seed=image.seed,
             tokens=tokens[i],
-            pixels=pixels[i],
+            pixels=seen,
             settings=described,
         )
         yield ImageDone(image=made)
@@ -116,20 +153,22 @@ class BatchPreviews:
         self.canvas = loaded.preview_canvas(len(batch.images), batch.size) if fast else None
         self.budget = None if batch.preview_share is None else self._budget(batch.preview_share)
 
-    def after(self, done: Sequence[np.ndarray], at: Mapping[str, int]) -> PendingEvents | None:
+    def after(self, done: Sequence[np.ndarray], at: Mapping[str, int], each: int = 1) -> PendingEvents | None:
         """The preview that is due after the patches ``done``, each int8 ``[B, P, C]``; None if none is.
 
         Args:
             at: the fields ``first_image``, ``patch`` and ``patches`` of its event.
+            each: rows of an image; the first of them is shown.
         """
         if self.canvas is not None:
-            self.canvas.add(done[-1])
-        every, patch = self.batch.preview_every, at["patch"]
-        if not every or patch % every or patch == at["patches"]:
+            self.canvas.add(done[-1][::each])
+        every, patch = self.batch.preview_every, len(done)
+        if not every or patch % every or patch == self.batch.size.patches:
             return None
         if self.budget is not None and not self.budget.allows():
             return None
-        return PendingEvents(self._pixels(done), lambda pixels: iter([Preview(pixels=pixels, **at)]))
+        shown = [tokens[::each] for tokens in done]
+        return PendingEvents(self._pixels(shown), lambda pixels: iter([Preview(pixels=pixels, **at)]))
 
     def _pixels(self, done: Sequence[np.ndarray]) -> Pending:
         if self.canvas is not None:
@@ -159,5 +198,5 @@ def token_request(settings: Settings) -> TokenRequest:
         guidance=settings.guidance,
         guidance_schedule=settings.guidance_schedule,
         sampler=settings.sampler,
-        prefix=settings.prefix,
+        given=settings.given,
     )

@@ -76,6 +76,7 @@ class RunningJob:
         elif isinstance(event, PatchReady):
             for image in event.images:
                 self.patch_of[image] = event.patch
+            self.state.patches = event.patches * self.state.n  # with those of all candidates
             self.state.patches_done = sum(self.patch_of)
             for image, pixels in event.previews.items():
                 self.previews[image] = await encoded(pixels)

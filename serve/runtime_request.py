@@ -1,5 +1,6 @@
 """Turns the fields of an HTTP request into work, and work into a request of the runtime."""
 
+import asyncio
 import base64
 import binascii
 import secrets
@@ -8,52 +9,67 @@ from dataclasses import replace
 
 import numpy as np
 
-from bitdance_edge.runtime import Bundle, Request, RequestError
+from bitdance_edge.runtime import Bundle, Request, RequestError, Size, fit_pixels
 from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.errors import PromptTooLongError
+from bitdance_edge.runtime.mask import place_mask
 from bitdance_edge.runtime.request import MAX_SEED
 from bitdance_edge.serve.catalog import Model
 from bitdance_edge.serve.errors import ApiError
+from bitdance_edge.serve.pictures import opened, white
 from bitdance_edge.serve.schema import GenerationFields, ImageRequest, JobRequest, Prefix
 from bitdance_edge.serve.settings import ServeSettings
-from bitdance_edge.serve.work import Generation
+from bitdance_edge.serve.work import Change, Generation
 
 
-def generation(fields: GenerationFields, model: Model, settings: ServeSettings) -> Generation:
+def generation(
+    fields: GenerationFields, model: Model, settings: ServeSettings, change: Change | None = None
+) -> Generation:
     """Check a request against its model and the server's limits; a missing seed is drawn at random.
+
+    Args:
+        change: what it changes of an image.
 
     Raises:
         ApiError: the field, its value and what is allowed.
     """
+    if not model.bundle.model.generates:
+        message = f"{model.id} is a tokenizer, which draws nothing: send images to /v1/tokens, or name another model"
+        raise ApiError(400, "no_generator", message, param="model")
     sampling = model.bundle.published_sampling if fields.published else model.bundle.sampling
     images = _within("n", fields.n, 1, settings.max_images)
     steps = _within("num_inference_steps", fields.num_inference_steps, sampling.steps, settings.max_steps)
-    if len(fields.prompt) > settings.max_prompt:
-        message = f"the prompt has {len(fields.prompt)} characters; this server takes {settings.max_prompt} at most"
-        raise ApiError(413, "prompt_too_long", message, param="prompt")
+    for name, text in (("prompt", fields.prompt), ("negative_prompt", fields.negative_prompt or "")):
+        if len(text) > settings.max_prompt:
+            message = f"{name} has {len(text)} characters; this server takes {settings.max_prompt} at most"
+            raise ApiError(413, "prompt_too_long", message, param=name)
     if fields.negative_prompt and model.bundle.text is None:
         raise _invalid("negative_prompt", f"{model.id} makes images of classes and takes no negative prompt; omit it")
     size = model.size(fields.size)
     seed = secrets.randbits(32) if fields.seed is None else fields.seed
-    if seed + images - 1 > MAX_SEED:
+    each = change.candidates if change else 1
+    if seed + images * each - 1 > MAX_SEED:
+        most = MAX_SEED - images * each + 1
         raise _invalid(
-            "seed",
-            f"seed is {seed}; image i uses seed + i, and for {images} images the largest is {MAX_SEED - images + 1}",
+            "seed", f"seed is {seed}; image i uses seed + {each} * i, and for {images} images the largest is {most}"
         )
     work = Generation(
         model=model.id,
         prompt=fields.prompt,
         negative_prompt=fields.negative_prompt or None,
-        seeds=tuple(range(seed, seed + images)),
+        seeds=tuple(range(seed, seed + images * each, each)),
         steps=steps,
         guidance=sampling.guidance if fields.guidance_scale is None else fields.guidance_scale,
         guidance_schedule=fields.guidance_schedule or sampling.guidance_schedule,
         sampler=fields.sampler or sampling.sampler,
         size=size.pixels,
         prefix=_prefix(fields, model, size),
+        change=change,
         previews=_previews(fields, size.patches),
         fast_previews=_fast_previews(fields, model),
     )
+    if change is not None:
+        _require_possible(change, work, model)
     try:
         resolved = runtime_request([work], model.bundle).resolve(model.bundle, model.encoder)
     except PromptTooLongError as error:
@@ -79,28 +95,77 @@ def runtime_request(works: Sequence[Generation], bundle: Bundle) -> Request:
         sampler=first.sampler,
         size=first.size,
         prefix=np.stack(prefixes) if prefixes else None,
+        **({} if first.change is None else vars(first.change)),
     )
+
+
+async def change(fields: JobRequest, model: Model) -> Change | None:
+    """Read the image that a job changes, and its mask; None: it changes none.
+
+    Raises:
+        ApiError: 400: they cannot be read, or are of different sizes.
+    """
+    edit, size = fields.edit, model.size(fields.size)
+    if edit is None:
+        return None
+    if fields.prefix is not None:
+        raise _invalid("edit", "edit and prefix are both given; omit one of the two")
+    if (edit.image is None) == (edit.tokens is None):
+        raise _invalid("edit", "edit needs an image or tokens, and not both")
+    own = None
+    if edit.image is not None:
+        picture = await opened(edit.image, "edit.image")
+        own = Size(width=picture.width, height=picture.height)
+        init = await asyncio.to_thread(fit_pixels, picture, size.pixels, edit.fit)
+    else:
+        init = unpacked_tokens(edit.tokens or "", "edit", model, size)
+    mask = None
+    if edit.mask is not None:
+        try:
+            mask = place_mask(await white(edit.mask, "edit.mask"), own, size.pixels, edit.fit, "edit.mask")
+        except RequestError as error:
+            raise _invalid("edit", str(error)) from None
+    return Change(init=init, mask=mask, strength=edit.strength, candidates=edit.candidates, blend=edit.blend)
 
 
 def prefix_tokens(prefix: Prefix, model: Model, size: ImageSize) -> np.ndarray:
     """Unpack the first patches of an image that /v1/tokens has tokenised: float64 ``[K, C]`` of -1 and +1."""
-    spec = model.bundle.model
-    try:
-        packed = base64.b64decode(prefix.tokens, validate=True)
-    except (binascii.Error, ValueError):
-        raise _invalid("prefix", "prefix.tokens is not base64; take it from /v1/tokens") from None
-    if len(packed) != -(-size.tokens * spec.bits // 8):
-        holds = f"an image of {size} has {size.tokens} tokens of {spec.bits} bits"
-        raise _invalid("prefix", f"prefix.tokens has {len(packed)} bytes; {holds}")
     if prefix.patches > size.patches:
         raise _invalid("prefix", f"prefix.patches is {prefix.patches}; an image of {size} has {size.patches}")
+    tokens = unpacked_tokens(prefix.tokens, "prefix", model, size)
+    return tokens[: prefix.patches * model.bundle.model.tokens_per_step]
+
+
+def unpacked_tokens(text: str, param: str, model: Model, size: ImageSize) -> np.ndarray:
+    """Unpack the tokens of an image that /v1/tokens has tokenised: float64 ``[h*w, C]`` of -1 and +1.
+
+    Args:
+        param: the field that they are in, as errors name it.
+    """
+    spec = model.bundle.model
+    try:
+        packed = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise _invalid(param, f"{param}.tokens is not base64; take it from /v1/tokens") from None
+    if len(packed) != -(-size.tokens * spec.bits // 8):
+        holds = f"an image of {size} has {size.tokens} tokens of {spec.bits} bits"
+        raise _invalid(param, f"{param}.tokens has {len(packed)} bytes; {holds}")
     bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=size.tokens * spec.bits)
-    return (bits.reshape(size.tokens, spec.bits) * 2.0 - 1.0)[: prefix.patches * spec.tokens_per_step]
+    return bits.reshape(size.tokens, spec.bits) * 2.0 - 1.0
 
 
 def packed_tokens(tokens: np.ndarray) -> str:
     """Pack tokens ``[h*w, C]`` into base64, one bit for each value: 1 for +1, first bit highest."""
     return base64.b64encode(np.packbits(tokens > 0).tobytes()).decode()
+
+
+def _require_possible(change: Change, work: Generation, model: Model) -> None:
+    """Check a change with a prompt that is right for certain, so that an error is about the change."""
+    asked = replace(Request.example(model.bundle), size=work.size, seed=0, **vars(change))
+    try:
+        asked.resolve(model.bundle, model.encoder)
+    except RequestError as error:
+        raise _invalid("edit", str(error)) from None
 
 
 def _prefix(fields: GenerationFields, model: Model, size: ImageSize) -> np.ndarray | None:

@@ -11,6 +11,17 @@ from bitdance_edge.runtime.backends.interface import StageTime
 
 
 @dataclass(frozen=True, kw_only=True)
+class Change:
+    """What a request changes of an image, as the fields of the runtime's request by these names."""
+
+    init: np.ndarray  # uint8 [H, W, 3], or [h*w, C] of -1 and +1
+    mask: np.ndarray | None  # bool [H, W]
+    strength: float | list[float] | None
+    candidates: int
+    blend: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """A checked request for images of one prompt; image i uses ``seeds[i]``."""
 
@@ -24,6 +35,7 @@ class Generation:
     sampler: str
     size: Size
     prefix: np.ndarray | None  # [K, C] of -1 and +1
+    change: Change | None
     previews: frozenset[int]  # patches after which to send a preview
     fast_previews: bool  # previews by the linear approximation of the decoder
     prompt_tokens: int = 0  # number of token ids, known once the prompt has been checked
@@ -36,7 +48,9 @@ class Generation:
 
     @property
     def shape(self) -> Hashable:
-        """Generations of the same shape can run in one batch."""
+        """Generations of the same shape can run in one batch; one that changes an image runs alone."""
+        if self.change is not None:
+            return None
         given = 0 if self.prefix is None else len(self.prefix)
         sampling = (self.steps, self.guidance, self.guidance_schedule, self.sampler)
         return (self.model, self.negative_prompt, sampling, self.size, given)

@@ -20,6 +20,7 @@ from bitdance_edge.runtime.backends.interface import StageTime
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import OutOfMemoryError
 from bitdance_edge.runtime.preview import PreviewCanvas
+from bitdance_edge.runtime.values import items
 from bitdance_edge.serve.work import (
     BatchReport,
     Cancel,
@@ -44,7 +45,9 @@ def run_worker(
     connection: Connection, bundles: Mapping[str, tuple[Path, int]], device: str, threads: int | None
 ) -> None:
     """Open each bundle (folder, images at once), make a warm-up image, then take orders until told to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server says when to stop
+    for name in ("SIGINT", "SIGHUP"):  # they reach the whole group; the server says when to stop
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with ExitStack() as opened, suppress(ServerGone):
         try:
@@ -53,7 +56,7 @@ def run_worker(
                 for name, (folder, at_once) in bundles.items()
             }
             for pipeline in pipelines.values():
-                _warm_up(pipeline)
+                warm_up(pipeline)
         except BitDanceError as error:
             _send(connection, NotReady(str(error)))
             return
@@ -69,12 +72,13 @@ def _send(connection: Connection, report: Report) -> None:
         raise ServerGone from error
 
 
-def _warm_up(pipeline: Pipeline) -> None:
+def warm_up(pipeline: Pipeline) -> None:
     """Make one image of one step and, where there is an encoder, tokenise it, so that every stage is loaded."""
-    example = Request.example(pipeline.bundle)
-    (image,) = pipeline.generate(
-        replace(example, seed=0, steps=1, size=min(pipeline.bundle.model.sizes, key=lambda size: size.area))
-    )
+    size = min(pipeline.bundle.model.sizes, key=lambda size: size.area)
+    if not pipeline.bundle.model.generates:
+        pipeline.reconstruct(np.zeros((1, size.height, size.width, 3), np.uint8))
+        return
+    (image,) = pipeline.generate(replace(Request.example(pipeline.bundle), seed=0, steps=1, size=size))
     if StageName.ENCODER in pipeline.bundle.stages and image.pixels is not None:
         pipeline.tokenize(image.pixels[None])
 
@@ -162,13 +166,19 @@ class _Previewer:
     def __init__(self, pipeline: Pipeline, order: Generate, first: int, count: int) -> None:
         self.pipeline, self.order, self.first = pipeline, order, first
         self.images = range(first, first + count)
+        self.patches = pipeline.bundle.model.size(order.request.size).patches
         self.tokens: list[np.ndarray] = []  # int8 [B, P, C], one a patch
         self.canvas: PreviewCanvas | None = None
         if any(order.fast[i] and order.previews[i] for i in self.images):
             self.canvas = pipeline.preview_canvas(count, order.request.size)
 
     def add(self, done: PatchDone) -> dict[int, np.ndarray]:
-        """Take in a patch and return the previews due after it, uint8 ``[H, W, 3]``, by image of the batch."""
+        """Take in a patch and return the previews due after it, uint8 ``[H, W, 3]``, by image of the batch.
+
+        Of several candidates for an image, the first is shown.
+        """
+        if done.patch > self.patches:
+            return {}
         self.tokens.append(done.tokens)
         due = [i for i in self.images if done.patch in self.order.previews[i]]
         previews: dict[int, np.ndarray] = {}
@@ -177,7 +187,7 @@ class _Previewer:
             previews = {i: self.canvas.pixels[i - self.first].copy() for i in due if self.order.fast[i]}
         if full := [i for i in due if not self.order.fast[i]]:
             tokens = np.concatenate(self.tokens, axis=1)[[i - self.first for i in full]]
-            seeds = self.order.request.seeds or []
+            seeds = items("seeds", self.order.request.seeds)
             pixels = self.pipeline.preview(tokens, [seeds[i] for i in full], self.order.request.size)
             previews |= zip(full, pixels, strict=True)
         return previews

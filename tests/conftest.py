@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sysconfig
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,9 @@ TESTS = Path(__file__).parent
 FIXTURES = TESTS / "fixtures"
 # Folders whose tests share what takes long to make: calibrations and engines.
 ONE_PROCESS = ("calibration", "engines")
+
+# As in an activated environment, so that messages say "bitdance-edge", not its path.
+os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One core a process, for those that a test starts too; read when numpy and torch are imported.

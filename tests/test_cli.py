@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commanding import status_of
 from conftest import FIXTURES
 from PIL import Image
 
-from bitdance_edge.cli import COMMANDS, main
+from bitdance_edge.cli import COMMANDS
 from bitdance_edge.runtime import Bundle, read_settings
 
 CHECKPOINT = FIXTURES / "cc_4x_patch" / "state.safetensors"
@@ -70,7 +71,7 @@ def test_generate_writes_labelled_images_a_grid_and_previews(bundle: Bundle, tmp
     assert files(tmp_path / "previews") == {f"{i:04d}-patch008.png" for i in range(6)}
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.height > 3 * 64
-    assert result.stdout.splitlines()[0] == str(tmp_path / "grid.png")
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "grid.png")
     assert "seed 1" in result.stderr
 
 
@@ -137,15 +138,15 @@ def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
     [
         (["--classes", "12"], "class is 12; it must be a whole number from 0 to 9"),
         (["--classes", "cat"], "class 'cat' is unknown; give an id from 0 to 9"),
-        (["--steps", "0"], "steps is 0; it must be a whole number from 1 to 1000"),
-        (["--guidance", "nan"], "guidance is nan"),
+        (["--steps", "0"], "--steps: '0' is not a whole number from 1 to 1000"),
+        (["--guidance", "nan"], "--guidance: 'nan' is not a number from 1 to 100"),
         (["--size", "64x64"], "this bundle makes 32x32 only"),
         (["--size", "big"], "'big' is not a size; write WIDTHxHEIGHT"),
-        (["--seed", "-4"], "seed is -4"),
-        (["--prefix", "nothing.npy"], "nothing.npy cannot be read as tokens"),
+        (["--seed", "-4"], "--seed: '-4' is not a whole number from 0 to"),
+        (["--prefix", "nothing.npy"], "no tokens at nothing.npy"),
         (["--prefix-patches", "3"], "give --prefix too"),
         (["--device", "tpu"], "device is 'tpu'"),
-        (["--max-batch", "0"], "max_batch 0"),
+        (["--max-batch", "0"], "--max-batch: '0' is not a whole number from 1"),
         (["--grid", "grid.jpg"], "grid.jpg does not end in .png"),
         (["--tokens", "tokens.bin"], "tokens.bin does not end in .npy"),
         (["--tokens", "tokens.npy", "--grid", "grid.png"], "--tokens decodes nothing"),
@@ -163,19 +164,29 @@ def test_bad_request_is_one_line_and_writes_nothing(
     assert not files(tmp_path)
 
 
-def test_unwritable_folder(bundle: Bundle, tmp_path: Path) -> None:
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("in the way")
-    message = refused("generate", bundle.folder, "--classes", 0, "--steps", 1, "--out", tmp_path / "file" / "images")
-    assert "cannot write" in message
-    assert "choose another folder" in message
-    assert files(tmp_path) == {"file"}
+    (tmp_path / "folder.png").mkdir()
+    for output, message in (
+        (("--out", tmp_path / "file" / "images"), f"{tmp_path / 'file'} is not a folder; choose another folder"),
+        (("--previews", tmp_path / "file"), f"{tmp_path / 'file'} is not a folder; choose another folder"),
+        (("--trace", "/proc/1/trace"), "cannot write /proc/1/trace"),
+        (("--grid", tmp_path / "folder.png"), "is a folder; give the name of a file"),
+        (("--tokens", tmp_path / ("x" * 300) / "a.npy"), "File name too long; choose another folder"),
+        (("--out", ""), "--out: the path is empty"),
+    ):
+        assert status_of("generate", tmp_path / "no bundle is opened", "--classes", 0, *output) in (1, 2)
+        assert message in capsys.readouterr().err
+    assert files(tmp_path) == {"file", "folder.png"}
 
 
 def test_missing_png(bundle: Bundle) -> None:
     assert "no image at nothing.png" in refused("generate", bundle.folder, "--like", "nothing.png")
     message = refused("generate", bundle.folder, "--like", "nothing.png", "--seed", 1, "--count", 2)
     assert "takes all settings from the PNG: omit --seed, --count" in message
-    assert "--images is 0" in refused("inspect", bundle.folder, "--images", 0)
+    assert "--images: '0' is not a whole number from 1" in refused("inspect", bundle.folder, "--images", 0)
 
 
 def test_trace_of_every_stage(bundle: Bundle, tmp_path: Path) -> None:
@@ -200,7 +211,7 @@ def test_png_of_another_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> Non
 def test_export_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*arguments: object) -> str:
         """In this process, which loads PyTorch once."""
-        assert main(["export", *map(str, arguments)]) in (1, 2)
+        assert status_of("export", *arguments) in (1, 2)
         return capsys.readouterr().err
 
     out = tmp_path / "bundle"
@@ -211,7 +222,7 @@ def test_export_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.Capture
     assert "--sizes has no effect" in refused(CHECKPOINT, "-o", out, "--sizes", "64x64")
     text = FIXTURES / "t2i_16x_swiglu"
     assert "--variant has no effect" in refused(text, "-o", out, "--variant", "B-4x")
-    assert "--max-prompt is 0; it must be at least 1" in refused(text, "-o", out, "--max-prompt", 0)
+    assert "--max-prompt: '0' is not a whole number from 1" in refused(text, "-o", out, "--max-prompt", 0)
     assert "'64' is not a size; write WIDTHxHEIGHT" in refused(text, "-o", out, "--sizes", 64)
     out.mkdir()
     assert "--force" in refused(CHECKPOINT, "-o", out)
@@ -242,6 +253,22 @@ def test_full_disk_leaves_nothing(bundle: Bundle, tmpfs: Path) -> None:
     assert files(tmpfs) == {"filler"}
 
 
+def test_a_disk_that_fills_keeps_what_is_whole(bundle: Bundle, tmpfs: Path, tmp_path: Path) -> None:
+    (tmpfs / "filler").write_bytes(b"x" * (shutil.disk_usage(tmpfs).free - 30_000))
+    request = ["generate", bundle.folder, "--classes", "all", "--steps", 1, "--max-batch", 1]
+    message = refused(*request, "--out", tmpfs / "images")
+    assert "No space left on device; free some space" in message
+    kept = files(tmpfs / "images")
+    assert kept and f"{len(kept)} of 10 images are written" in message
+    for name in kept:
+        with Image.open(tmpfs / "images" / name) as image:
+            image.load()
+    shutil.rmtree(tmpfs / "images")
+    message = refused(*request, "--out", tmp_path / "images", "--trace", tmpfs / "trace")
+    assert "is cut short: free some space on that disk" in message
+    assert len(files(tmp_path / "images")) == 10
+
+
 def test_training_on_a_full_or_unwritable_disk_is_one_line(tmpfs: Path) -> None:
     arguments = ["train", "digits-tokenizer", "--size", 16, "--batch-size", 4, "--steps", 2, "--set", "warmup_steps=1"]
     (tmpfs / "filler").write_bytes(b"x" * (shutil.disk_usage(tmpfs).free - 9000))
@@ -260,27 +287,21 @@ def test_interrupted_export_leaves_nothing(tmp_path: Path, stop: signal.Signals)
     assert not files(tmp_path)
 
 
-def test_interrupted_generate_leaves_no_half_written_file(bundle: Bundle, tmp_path: Path) -> None:
-    arguments = [
-        "generate",
-        bundle.folder,
-        "--classes",
-        "all",
-        "--steps",
-        1000,
-        "--count",
-        50,
-        "--previews",
-        tmp_path,
-        "--preview-every",
-        1,
-    ]
-    status, message = interrupt(arguments, tmp_path, signal.SIGINT)
+def test_interrupted_generate_keeps_every_finished_image(bundle: Bundle, tmp_path: Path) -> None:
+    """The grid is of those that are finished, and no file is half written."""
+    outputs = ["--out", tmp_path / "images", "--grid", tmp_path / "grid.png", "--previews", tmp_path / "previews"]
+    arguments = ["generate", bundle.folder, "--classes", "all", "--count", 500, "--steps", 2, "--max-batch", 1]
+    arguments += [*outputs, "--preview-every", 1, "--preview-kind", "fast"]
+    status, message = interrupt(arguments, tmp_path / "images", signal.SIGINT)
     assert status == 130, message
     assert "Traceback" not in message
-    for name in files(tmp_path):
-        with Image.open(tmp_path / name) as image:
+    written = len(files(tmp_path / "images"))
+    said = [f"interrupted: {number} of 5000 images are written" for number in (written, written - 1)]
+    assert written and any(line in message for line in said)  # one less: interrupted after a file, before it counted
+    for path in tmp_path.rglob("*.png"):
+        with Image.open(path) as image:
             image.load()
+    assert {path.suffix for path in tmp_path.rglob("*.*")} == {".png"} and (tmp_path / "grid.png").exists()
 
 
 def test_interrupted_training_saves_its_state_and_says_how_to_go_on(tmp_path: Path) -> None:

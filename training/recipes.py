@@ -3,12 +3,14 @@
 A recipe is validated once, when it is made; ``overridden`` applies ``NAME=VALUE`` settings of the command line.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from bitdance_edge.training.errors import TrainingError
 
+SHOWN = 60  # characters of a refused value that its message repeats
 DATA = ("digits", "shapes")  # scikit-learn's digits, our own drawings of colored shapes
 
 
@@ -157,9 +159,12 @@ def _parsed(name: str, text: str, example: Any) -> Any:
             return {"true": True, "false": False}[text.lower()]
         if isinstance(example, tuple):
             return tuple(int(part) for part in text.split(","))
-        return type(example)(text)
+        value = type(example)(text)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError
+        return value
     except (ValueError, KeyError):
-        raise TrainingError(f"{name} is {text!r}; write it like {_shown(example)}") from None
+        raise TrainingError(f"{name} is {text[:SHOWN]!r}; write it like {_shown(example)}") from None
 
 
 def _shown(value: Any) -> str:

@@ -52,6 +52,10 @@ class TorchBuffer:
     def address(self) -> int:
         return self.tensor.data_ptr()
 
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
     def __getitem__(self, index: int) -> "TorchBuffer":
         return TorchBuffer(self.tensor[index])
 
@@ -131,6 +135,11 @@ class TorchBackend:
 
     def capture(self, launches: Sequence[Launch]) -> "CapturedPatch":
         return CapturedPatch(self, launches)
+
+    def overwrite(self, target: TorchBuffer, source: TorchBuffer, rows: np.ndarray) -> Launch:
+        mask = torch.as_tensor(rows, device=self.device)
+        mask = mask.reshape(*mask.shape, *[1] * (target.tensor.ndim - mask.ndim))
+        return lambda: target.tensor.copy_(torch.where(mask, source.tensor, target.tensor))
 
     def second_lane(self) -> "TorchBackend":
         return self

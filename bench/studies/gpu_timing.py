@@ -108,7 +108,7 @@ def time_stages(
         timed: dict[str, tuple[str, Launch, int]] = {
             "backbone (prompt)": (StageName.BACKBONE, loop.backbone(0).launch, prompt or bundle.model.prompt_tokens),
             "backbone (patch)": (StageName.BACKBONE, loop.backbone(1).launch, block),
-            "modulation": (StageName.MODULATION, loop.modulation.launches[0], block),
+            "modulation": (StageName.MODULATION, sampler.modulation.launches[0], block),
             "head": (StageName.HEAD, sampler.evaluate[min(1, settings.steps)], block),
             "tokens": (StageName.TOKENS, sampler.embed, block),
         }

@@ -3,14 +3,15 @@
 import argparse
 import hashlib
 import json
-import math
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitdance_edge.bench.errors import BenchError
 from bitdance_edge.commands.common import say
+from bitdance_edge.commands.values import path, percentage, text, whole, whole_list
+from bitdance_edge.runtime.pipeline import MAX_THREADS
+from bitdance_edge.runtime.request import MAX_COUNT, MAX_STEPS
 
 if TYPE_CHECKING:
     from bitdance_edge.bench.runs import BenchOptions
@@ -25,40 +26,54 @@ EXAMPLE = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Make the same images with bundles and with PyTorch, in turn, and report what each costs, in total and by "
-        "stage, and how far a bundle's stages are from what this machine can do. Tables go to standard error; the last "
-        "line on standard output is the whole report as JSON. No speed is shown where tokens differ by more than "
-        "rounding. Every finished run is kept in the output folder: the same command continues a comparison."
+        "stage, and how far a bundle's stages are from what this machine can do. The tables go to standard error. No "
+        "speed is shown where tokens differ by more than rounding. Every finished run is kept in the output folder: "
+        "the same command continues a comparison."
     )
     parser.epilog = EXAMPLE
-    parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="bundle folders, all of one model")
+    parser.add_argument("bundles", nargs="+", type=path, metavar="BUNDLE", help="bundle folders, all of one model")
     parser.add_argument("--against", default="torch", metavar="KINDS", help="torch (default), torch-compile, or both")
     parser.add_argument(
-        "--checkpoint", metavar="FOLDER", help="what the bundle was exported from (default: by its name)"
+        "--checkpoint", type=path, metavar="FOLDER", help="what the bundle was exported from (default: by its name)"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each that count (default 3)")
-    parser.add_argument("--threads", default="1", metavar="N,...", help="1 (default), 2, or 1,2: in turn")
-    parser.add_argument("--images", type=int, default=1, metavar="B", help="images at once (default 1)")
-    parser.add_argument("--steps", type=int, help="sampling steps of each patch (default: the bundle's)")
-    parser.add_argument("--patches", type=int, help="only the first patches of each image (default: all)")
-    parser.add_argument("--prompt", help="what to draw, for text-to-image bundles")
-    parser.add_argument("--seed", type=int, default=1, help="image i uses seed + i (default 1)")
+    parser.add_argument("--rounds", type=whole(1), default=3, help="runs of each that count (default 3)")
+    parser.add_argument(
+        "--threads",
+        type=whole_list(1, MAX_THREADS),
+        default=[1],
+        metavar="N,...",
+        help="1 (default), 2, or 1,2: in turn",
+    )
+    parser.add_argument("--images", type=whole(1, MAX_COUNT), default=1, metavar="B", help="images at once (default 1)")
+    parser.add_argument(
+        "--steps", type=whole(1, MAX_STEPS), help="sampling steps of each patch (default: the bundle's)"
+    )
+    parser.add_argument("--patches", type=whole(1), help="only the first patches of each image (default: all)")
+    parser.add_argument("--prompt", type=text, help="what to draw, for text-to-image bundles")
+    parser.add_argument("--seed", type=whole(0), default=1, help="image i uses seed + i (default 1)")
     parser.add_argument(
         "--max-bit-flips",
+        type=percentage,
         metavar="PERCENT",
         help="bits that may differ from PyTorch's by more than rounding (default: 0%% in float32, otherwise 2%% under "
         "teacher forcing)",
     )
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="FOLDER", help="for runs, report and plot (default: in runs/)"
+        "-o", "--out", type=path, metavar="FOLDER", help="for runs, report and plot (default: in runs/)"
     )
+    parser.add_argument("--json", action="store_true", help="print the whole report to standard output")
     parser.add_argument("--force", action="store_true", help="delete the runs in the folder and start over")
 
 
 def run(args: argparse.Namespace) -> None:
     from bitdance_edge.bench.comparison import compare
+    from bitdance_edge.runtime.bundle.files import claimed_output
 
-    report = compare(_options(args), _command(), say)
-    print(json.dumps(report))
+    options = _options(args)
+    with claimed_output(options.folder, lock_in=options.folder):
+        report = compare(options, _command(), say)
+    if args.json:
+        print(json.dumps(report))
 
 
 def _options(args: argparse.Namespace) -> "BenchOptions":
@@ -71,9 +86,6 @@ def _options(args: argparse.Namespace) -> "BenchOptions":
     kinds = parse_against(args.against)
     bundles = [Bundle.open(folder) for folder in args.bundles]
     require_one_model(bundles)
-    for name in ("rounds", "images"):
-        if getattr(args, name) < 1:
-            raise BenchError(f"--{name} is {getattr(args, name)}; it must be at least 1")
     work = Work(images=args.images, steps=args.steps, patches=args.patches, seed=args.seed, prompt=args.prompt)
     for bundle in bundles:
         work.settings(bundle)
@@ -85,9 +97,9 @@ def _options(args: argparse.Namespace) -> "BenchOptions":
         checkpoint=checkpoint,
         work=work,
         rounds=args.rounds,
-        threads=_threads(args.threads),
+        threads=args.threads,
         folder=args.out or _default_folder(bundles, kinds, work),
-        max_bit_flips=_share(args.max_bit_flips),
+        max_bit_flips=args.max_bit_flips,
         force=args.force,
     )
 
@@ -96,26 +108,6 @@ def _default_folder(bundles: list[Any], kinds: list[str], work: Any) -> Path:
     """Name a folder after the comparison, so that the same command continues it."""
     asked = json.dumps([[bundle.digest for bundle in bundles], kinds, work.to_json()])
     return Path("runs") / f"bench-{bundles[0].name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
-
-
-def _threads(text: str) -> list[int]:
-    counts = [part.strip() for part in text.split(",")]
-    if not all(count.isdecimal() and int(count) >= 1 for count in counts):
-        raise BenchError(f"--threads is {text!r}; write one or more counts, for example 1 or 1,2")
-    return list(dict.fromkeys(int(count) for count in counts))
-
-
-def _share(text: str | None) -> float | None:
-    """Read ``2%`` as 0.02."""
-    if text is None:
-        return None
-    try:
-        share = float(text.removesuffix("%")) / 100
-    except ValueError:
-        share = math.nan
-    if not 0 <= share <= 1:
-        raise BenchError(f"--max-bit-flips is {text!r}; write a percentage from 0% to 100%, for example 2%")
-    return share
 
 
 def _command() -> str:

@@ -3,10 +3,16 @@
 import argparse
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
+
+from bitdance_edge.commands.values import path, whole
+from bitdance_edge.installation import as_typed
 
 if TYPE_CHECKING:
     from bitdance_edge.engines.progress import BuildWatch
+    from bitdance_edge.engines.targets.interface import Target
+    from bitdance_edge.runtime import Bundle
     from bitdance_edge.runtime.bundle.record import BuildRecord
 
 EXAMPLE = """examples:
@@ -24,25 +30,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "before it is put in place; the runtime takes what fits the machine."
     )
     parser.epilog = EXAMPLE
-    parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export, or calibrate")
+    parser.add_argument("bundle", type=path, help="bundle folder, as made by: bitdance-edge export, or calibrate")
     parser.add_argument(
         "--target", required=True, help="cpu, cuda, rtx, rtx:8.9, rtx:12.0,8.9 or trt:current: the device to build for"
     )
-    parser.add_argument("--max-images", type=int, default=1, help="images that an engine takes at once (default 1)")
+    parser.add_argument(
+        "--max-images", type=whole(1, 4096), default=1, help="images that an engine takes at once (default 1)"
+    )
     parser.add_argument("--stages", help="comma-separated stages (default: those that the target changes)")
     parser.add_argument("--force", action="store_true", help="build again what is up to date")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be built")
 
 
 def run(args: argparse.Namespace) -> None:
-    from bitdance_edge.engines.build import build_stage
-    from bitdance_edge.engines.check import BuildCheck
-    from bitdance_edge.engines.plan import plan_builds
     from bitdance_edge.engines.targets import parse_target
     from bitdance_edge.runtime import Bundle
 
     bundle, target = Bundle.open(args.bundle), parse_target(args.target)
     stages = [name.strip() for name in args.stages.split(",")] if args.stages else []
+    with nullcontext() if args.dry_run else _claimed(bundle, target):
+        _build(args, bundle, target, stages)
+
+
+def _claimed(bundle: "Bundle", target: "Target") -> AbstractContextManager[None]:
+    """Keep others from building for the same target; the lock is where it stays if nothing is built."""
+    from bitdance_edge.runtime.bundle.files import claimed_output
+    from bitdance_edge.runtime.bundle.record import target_folder
+
+    return claimed_output(target_folder(bundle, target.name), lock_in=bundle.folder)
+
+
+def _build(args: argparse.Namespace, bundle: "Bundle", target: "Target", stages: list[str]) -> None:
+    from bitdance_edge.engines.build import build_stage
+    from bitdance_edge.engines.check import BuildCheck
+    from bitdance_edge.engines.plan import plan_builds
+
     plan = plan_builds(bundle, target, stages, args.max_images, args.force)
     print(f"{bundle.folder} for {target.name} with {target.library} {target.library_version or 'of any version'}")
     print("\n".join(plan.table()), flush=True)
@@ -61,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"\n{len(records)} stages, {total / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s")
     if check.skipped:
         print(f"not checked against the bundle's own graphs: {check.skipped}")
-    print(f"Next:\n  bitdance-edge inspect {bundle.folder}")
+    print(as_typed(f"Next:\n  bitdance-edge inspect {bundle.folder}"))
 
 
 def _described(record: "BuildRecord") -> str:

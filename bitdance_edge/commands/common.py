@@ -1,6 +1,7 @@
 """Arguments and conversions that several commands share."""
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -8,8 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
+from bitdance_edge.commands.values import path, shown, whole
+from bitdance_edge.installation import as_typed
 from bitdance_edge.runtime import Bundle, Pipeline, RequestError, Size, written_whole
 from bitdance_edge.runtime.bundle.specs import ImageSize
+from bitdance_edge.runtime.pipeline import MAX_THREADS
+from bitdance_edge.runtime.request import CLASS_DIGITS
+
+RANGE = re.compile(r"[0-9]+-[0-9]+")
+LONGEST_RANGE = 100_000
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".avif")  # taken from a folder
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +29,14 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend",
         help="tensorrt, tensorrt_rtx, onnxruntime-cuda or onnxruntime-cpu (default: the best that runs here)",
     )
-    parser.add_argument("--trace", type=Path, metavar="FOLDER", help="write an operator trace of each stage")
-    parser.add_argument("--threads", type=int, help="threads of each graph (default: one a physical core)")
+    parser.add_argument("--trace", type=path, metavar="FOLDER", help="write an operator trace of each stage")
+    add_threads_argument(parser)
+
+
+def add_threads_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads", type=whole(1, MAX_THREADS), help="threads of each graph (default: one a physical core)"
+    )
 
 
 def open_pipeline(args: argparse.Namespace, max_batch: int | None = None) -> Pipeline:
@@ -54,6 +70,18 @@ def size(text: str) -> Size:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder, by name.
+
+    Raises:
+        RequestError: it is no folder, or holds none.
+    """
+    found = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
+    if not found:
+        raise RequestError(f"{folder} holds no image ({', '.join(SUFFIXES)}); name another folder")
+    return found
+
+
 def split_classes(text: str, pipeline: Pipeline) -> list[int | str]:
     """Read ``3,7``, ``0-9`` or ``all`` as class ids and names, which the request then checks."""
     if text == "all":
@@ -68,9 +96,9 @@ def expand_classes(text: str) -> list[int | str]:
 
 def _expand(part: str) -> Iterator[int | str]:
     first, separator, last = part.partition("-")
-    if separator and first.isdecimal() and last.isdecimal():
-        if int(last) < int(first) or int(last) - int(first) > 100_000:
-            raise RequestError(f"class range {part!r} is empty or too long; write FIRST-LAST")
+    if separator and RANGE.fullmatch(part):
+        if max(len(first), len(last)) > CLASS_DIGITS or not 0 <= int(last) - int(first) <= LONGEST_RANGE:
+            raise RequestError(f"class range {shown(part)} is empty or too long; write FIRST-LAST")
         yield from range(int(first), int(last) + 1)
     else:
         yield part
@@ -79,20 +107,6 @@ def _expand(part: str) -> Iterator[int | str]:
 def example_subject(bundle: Bundle) -> str:
     """Arguments with which ``generate`` draws something from this bundle, for hints."""
     return "--classes 0" if bundle.text is None else f"--prompt {shlex.quote(bundle.text.example)}"
-
-
-def load_tokens(path: Path) -> np.ndarray:
-    """Read tokens that ``save_tokens`` wrote.
-
-    Raises:
-        RequestError: the file is missing or not a ``.npy`` file.
-    """
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise RequestError(
-            f"{path} cannot be read as tokens ({error}); make them with: bitdance-edge tokenize"
-        ) from None
 
 
 def save_tokens(tokens: np.ndarray, path: Path) -> None:
@@ -110,4 +124,4 @@ def save_tokens(tokens: np.ndarray, path: Path) -> None:
 
 def say(text: str) -> None:
     """Print a line to standard error: standard output is for results."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(as_typed(text) + "\n")

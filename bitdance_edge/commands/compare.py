@@ -3,6 +3,7 @@
 import argparse
 
 from bitdance_edge.commands.common import say
+from bitdance_edge.commands.values import path
 
 EXAMPLE = """examples:
   bitdance-edge compare bundles/digits-4x --checkpoint checkpoints/digits-4x
@@ -16,8 +17,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "is the first to differ, of which module, and where values stop being finite."
     )
     parser.epilog = EXAMPLE
-    parser.add_argument("bundle", help="bundle folder")
-    parser.add_argument("--checkpoint", help="what the bundle was exported from, for PyTorch")
+    parser.add_argument("bundle", type=path, help="bundle folder")
+    parser.add_argument("--checkpoint", type=path, help="what the bundle was exported from, for PyTorch")
     parser.add_argument("--variant", help="what a .pt checkpoint is: B-1x, B-4x, B-16x, L-1x or H-1x")
     parser.add_argument("--target", default="rtx", help="whose builds: rtx (default), rtx:8.9, trt:current, cpu, cuda")
     parser.add_argument("--stages", help="comma-separated stages (default: all)")
@@ -35,9 +36,9 @@ def run(args: argparse.Namespace) -> None:
         bundle.stage(name)
     model = None
     if args.checkpoint:
-        from bitdance_edge.model import load_generator
+        from bitdance_edge.engines.reports.reference import load_reference
 
-        model = load_generator(args.checkpoint, variant=args.variant)
+        model = load_reference(bundle, args.checkpoint, args.variant)
     say("recording the inputs of a generation step")
     different = []
     for (stage, sample), inputs in record_samples(bundle).items():

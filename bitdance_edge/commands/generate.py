@@ -14,34 +14,42 @@ from bitdance_edge.commands.common import (
     add_pipeline_arguments,
     add_size_argument,
     image_size,
-    load_tokens,
     open_pipeline,
-    save_tokens,
     say,
     split_classes,
 )
-from bitdance_edge.commands.grid import image_label, labelled_grid
+from bitdance_edge.commands.edit import NAMES as EDIT_NAMES
+from bitdance_edge.commands.edit import add_edit_arguments, add_fit_argument, edit_fields
+from bitdance_edge.commands.grid import require_drawable
+from bitdance_edge.commands.outputs import DEFAULT_FOLDER, ImageOutputs, is_image_file, require_file, require_folder
+from bitdance_edge.commands.values import number, path, prompt_file, text, whole
 from bitdance_edge.runtime import (
+    BitDanceError,
     Event,
-    GeneratedImage,
     ImageDone,
     PatchDone,
     Pipeline,
     Preview,
     Request,
     RequestError,
+    Size,
     load_pixels,
     read_settings,
     request_from_settings,
     save_png,
 )
+from bitdance_edge.runtime.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, MAX_STEPS
+from bitdance_edge.runtime.tokens import holds_tokens, read_tokens
 
 SLOW = 2.0  # seconds from which what a build would bring is said
 EXAMPLE = """examples:
   bitdance-edge generate bundles/digits-4x --classes all --count 8 --seed 1 --grid digits.png
-  bitdance-edge generate bundles/digits-4x --classes 3 --prefix three.png --prefix-patches 8 --out completed
   bitdance-edge generate bundles/shapes-16x --prompt "a red circle above a blue square" --count 4
-  bitdance-edge generate bundles/digits-4x --like images/0000-3-seed1.png --out again
+  bitdance-edge generate bundles/digits-4x --classes 3 --seed 1 --out three.png
+  bitdance-edge generate bundles/digits-4x --like three.png --out again
+  bitdance-edge generate bundles/digits-4x --classes 3 --prefix three.png --prefix-patches 8 --out completed
+  bitdance-edge generate bundles/digits-4x --classes 3 --init three.png --mask mask.png --candidates 8
+  bitdance-edge generate bundles/digits-4x --classes 7 --init three.png --strength 0.7 --count 4
 """
 
 
@@ -50,14 +58,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     add_pipeline_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--classes", help="ids or names: 3,7 or 0-9 or all")
-    what.add_argument("--prompt", action="append", metavar="TEXT", help="what to draw; can be given several times")
-    what.add_argument("--like", type=Path, metavar="PNG", help="reproduce the image of this PNG")
-    parser.add_argument("--count", type=int, default=1, help="images of each class or prompt (default 1)")
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
-    parser.add_argument("--seed", type=int, help="image i uses seed + i (default: drawn at random, and printed)")
-    parser.add_argument("--steps", type=int, help="sampling steps of each patch (default: the bundle's)")
-    parser.add_argument("--guidance", type=float, help="1 is off (default: the bundle's)")
+    what.add_argument("--classes", type=text, help="ids or names: 3,7 or 0-9 or all")
+    what.add_argument(
+        "--prompt", type=text, action="append", metavar="TEXT", help="what to draw; can be given several times"
+    )
+    what.add_argument(
+        "--prompts-file",
+        type=prompt_file,
+        metavar="FILE",
+        help="a text file with one prompt a line, - for standard input",
+    )
+    what.add_argument("--like", type=path, metavar="PNG", help="reproduce the image of this PNG")
+    parser.add_argument(
+        "--count", type=whole(1, MAX_COUNT), default=1, help="images of each class or prompt (default 1)"
+    )
+    parser.add_argument("--negative-prompt", type=text, metavar="TEXT", help="what guidance leads away from")
+    parser.add_argument(
+        "--seed", type=whole(0, MAX_SEED), help="image i uses seed + i (default: drawn at random, and printed)"
+    )
+    parser.add_argument(
+        "--steps", type=whole(1, MAX_STEPS), help="sampling steps of each patch (default: the bundle's)"
+    )
+    parser.add_argument("--guidance", type=number(1, MAX_GUIDANCE), help="1 is off (default: the bundle's)")
     parser.add_argument("--guidance-schedule", help="constant, or linear over the patches (default: the bundle's)")
     parser.add_argument("--sampler", help="sde, the reference's, or ode, without noise (default: the bundle's)")
     parser.add_argument(
@@ -66,54 +88,101 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="settings that are not given are those the checkpoint was published with",
     )
     add_size_argument(parser)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write one PNG an image, with its settings inside")
-    parser.add_argument("--grid", type=Path, metavar="FILE", help="write one labelled PNG of all images")
     parser.add_argument(
-        "--tokens", type=Path, metavar="FILE", help="write tokens [n, h*w, C] as .npy and decode nothing"
+        "--out",
+        type=path,
+        metavar="FOLDER",
+        help="write one PNG an image, with its settings inside; a name in .png is the file of a single image",
     )
-    parser.add_argument("--previews", type=Path, metavar="FOLDER", help="write what is decoded so far into FOLDER")
-    parser.add_argument("--preview-every", type=int, metavar="K", help="patches between previews (default: a fourth)")
+    parser.add_argument("--grid", type=path, metavar="FILE", help="write one labelled PNG of all images")
+    parser.add_argument(
+        "--tokens", type=path, metavar="FILE", help="write tokens [n, h*w, C] as .npy and decode nothing"
+    )
+    parser.add_argument("--previews", type=path, metavar="FOLDER", help="write what is decoded so far into FOLDER")
+    parser.add_argument(
+        "--preview-every", type=whole(0), metavar="K", help="patches between previews (default: a fourth)"
+    )
     parser.add_argument("--preview-kind", help="full (default), by the decoder, or fast, a linear approximation of it")
     parser.add_argument(
         "--preview-share",
-        type=float,
+        type=number(0, 1),
         metavar="S",
         help="skip full previews that exceed this share of the time, such as 0.1",
     )
-    parser.add_argument("--prefix", type=Path, metavar="FILE", help="an image, or tokens (.npy), to complete")
-    parser.add_argument("--prefix-patches", type=int, metavar="K", help="patches kept of --prefix (default: half)")
+    parser.add_argument("--prefix", type=path, metavar="FILE", help="an image, or tokens (.npy), to complete")
+    parser.add_argument("--prefix-patches", type=whole(0), metavar="K", help="patches kept of --prefix (default: half)")
+    add_edit_arguments(parser)
+    add_fit_argument(parser, "an image of --init or --prefix")
     parser.add_argument(
         "--batch-invariant", action="store_true", help="one image at a time: the same bits in any batch"
     )
-    parser.add_argument("--max-batch", type=int, help="images that run together (default 16, or what fits)")
+    parser.add_argument(
+        "--max-batch", type=whole(1, MAX_COUNT), help="images that run together (default 16, or what fits)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     _require_outputs(args)
     with open_pipeline(args, max_batch=args.max_batch) as pipeline:
-        events = pipeline.stream(_request(args, pipeline))
+        request = _request(args, pipeline)
+        _require_single(args.out, request)
+        if args.grid:
+            require_drawable(len(request.subjects), request.count, pipeline.bundle.model.size(request.size))
+        events = pipeline.stream(request)
         say(f"opened {args.bundle} in {time.perf_counter() - started:.2f} s")
         generating = time.perf_counter()
-        images = [event.image for event in _shown(events, args.previews) if isinstance(event, ImageDone)]
+        seeds = _write_images(_shown(events, args.previews, _images(request)), _outputs(args, pipeline), request)
         seconds = time.perf_counter() - generating
-        for line in _write(images, args, pipeline):
-            print(line)
         if args.trace:
             for stage, spent in pipeline.times().items():
                 each = 1000 * spent.seconds / spent.launches
                 say(f"{stage:10} {spent.launches:7} launches {each:9.3f} ms each {1000 * spent.seconds:10.1f} ms")
         if pipeline.choice.advice and time.perf_counter() - started > SLOW:
             say(pipeline.choice.advice)
-    say(f"{len(images)} images in {seconds:.2f} s, {seconds / len(images):.2f} s each, seed {images[0].seed}")
+    say(f"{len(seeds)} images in {seconds:.2f} s, {seconds / len(seeds):.2f} s each, seed {seeds[0]}")
+
+
+def _write_images(events: Iterator[Event], outputs: ImageOutputs, request: Request) -> list[int]:
+    """Write each image when it is done, and what is made of all; returns their seeds.
+
+    Raises:
+        KeyboardInterrupt, BitDanceError: it was interrupted or failed; what was finished by then is written.
+    """
+    seeds = []
+    try:
+        for event in events:
+            if isinstance(event, ImageDone):
+                outputs.add(event.image)
+                seeds.append(event.image.seed)
+    except (KeyboardInterrupt, BitDanceError) as error:
+        written = f"{outputs.done} of {_images(request)} images are written"
+        outputs.finish()
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"{error}; {written}" if str(error) else written) from None
+        say(written)
+        raise
+    outputs.finish()
+    return seeds
+
+
+def _images(request: Request) -> int:
+    return request.count * len(request.subjects)
+
+
+def _require_single(out: Path | None, request: Request) -> None:
+    """Refuse the name of one file for several images."""
+    if out is not None and is_image_file(out) and _images(request) != 1:
+        raise RequestError(f"--out {out} is one file, and {_images(request)} images are asked for; give a folder")
+
+
+def _outputs(args: argparse.Namespace, pipeline: Pipeline) -> ImageOutputs:
+    folder = args.out or (None if args.grid or args.tokens else DEFAULT_FOLDER)
+    return ImageOutputs(folder, args.grid, args.tokens, pipeline.bundle.model.class_names)
 
 
 def _require_outputs(args: argparse.Namespace) -> None:
-    """Refuse outputs that could not be written, and flags that would have no effect, before the work starts."""
-    if args.grid and args.grid.suffix.lower() != ".png":
-        raise RequestError(f"{args.grid} does not end in .png, the format of grids")
-    if args.tokens and args.tokens.suffix != ".npy":
-        raise RequestError(f"{args.tokens} does not end in .npy, the format of tokens")
+    """Refuse outputs that cannot be written, and flags that would have no effect, before the work starts."""
     if args.tokens and (args.grid or args.out):
         raise RequestError(
             "--tokens decodes nothing, so there is nothing for --grid or --out: omit --tokens, or the others"
@@ -122,10 +191,20 @@ def _require_outputs(args: argparse.Namespace) -> None:
     if (given := _given(args, how)) and not args.previews:
         raise RequestError(f"{', '.join(given)} needs --previews: give --previews FOLDER too")
     settings = ("seed", "steps", "guidance", "guidance_schedule", "sampler", "size", "prefix", "prefix_patches")
-    given = _given(args, (*settings, "negative_prompt"))
+    given = _given(args, (*settings, "negative_prompt", *EDIT_NAMES))
     given += [f"--{name}" for name, value in (("count", args.count != 1), ("published", args.published)) if value]
     if args.like and given:
         raise RequestError(f"--like takes all settings from the PNG: omit {', '.join(given)}")
+    require_file("--grid", args.grid, ".png")
+    require_file("--tokens", args.tokens, ".npy")
+    if args.out and is_image_file(args.out):
+        require_file("--out", args.out, ".png")
+    else:
+        require_folder("--out", args.out)
+    if not (args.out or args.grid or args.tokens):
+        require_folder("--out", DEFAULT_FOLDER)
+    require_folder("--previews", args.previews)
+    require_folder("--trace", args.trace)
 
 
 def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
@@ -146,7 +225,7 @@ def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
         return replace(_like(args.like, pipeline), **output)
     return Request(
         classes=split_classes(args.classes, pipeline) if args.classes else (),
-        prompts=args.prompt or (),
+        prompts=args.prompt or args.prompts_file or (),
         negative_prompt=args.negative_prompt,
         count=args.count,
         seed=args.seed,
@@ -157,18 +236,21 @@ def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
         published=args.published,
         size=args.size,
         prefix=_prefix(args, pipeline),
+        **edit_fields(args, pipeline),
         batch_invariant=args.batch_invariant,
         **output,
     )
 
 
-def _like(path: Path, pipeline: Pipeline) -> Request:
-    settings = read_settings(path)
+def _like(png: Path, pipeline: Pipeline) -> Request:
+    settings = read_settings(png)
     if settings.get("bundle_sha256") != pipeline.bundle.digest:
         raise RequestError(
-            f"{path} was made by another bundle ({settings.get('bundle')}): open that one, or pass its settings"
+            f"{png} was made by another bundle ({settings.get('bundle')}): open that one, or pass its settings"
         )
-    return request_from_settings(settings)
+    size = Size.parse(settings["size"]) if isinstance(settings.get("size"), str) else None
+    pixels = load_pixels(png, size.height, size.width) if size and "mask" in settings else None
+    return request_from_settings(settings, pixels)
 
 
 def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
@@ -180,45 +262,27 @@ def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
     patches = size.patches // 2 if args.prefix_patches is None else args.prefix_patches
     if not 0 <= patches <= size.patches:
         raise RequestError(f"--prefix-patches is {patches}; it must be from 0 to {size.patches}")
-    if args.prefix.suffix == ".npy":
-        tokens = load_tokens(args.prefix)
-    else:
-        tokens = pipeline.tokenize(load_pixels(args.prefix, size.height, size.width)[None])
-    return tokens[..., : patches * pipeline.bundle.model.tokens_per_step, :]
+    kept = patches * pipeline.bundle.model.tokens_per_step
+    if not holds_tokens(args.prefix):
+        return pipeline.tokenize(load_pixels(args.prefix, size.height, size.width, args.fit or "cover"))[:, :kept]
+    tokens = read_tokens(args.prefix)
+    if args.prefix_patches is not None and tokens.shape[-2] < kept:
+        raise RequestError(
+            f"{args.prefix} has {tokens.shape[-2]} tokens, and --prefix-patches {patches} keeps {kept}: give fewer"
+        )
+    return tokens[..., :kept, :]
 
 
-def _shown(events: Iterator[Event], previews: Path) -> Iterator[Event]:
-    """Pass the events on, show a progress bar over patches, and write previews."""
+def _shown(events: Iterator[Event], previews: Path, images: int) -> Iterator[Event]:
+    """Pass the events on, show one progress bar over the patches of all images, and write previews."""
     with tqdm(unit="patch", leave=False, disable=None) as progress:
         for event in events:
             if isinstance(event, PatchDone):
-                progress.total = event.patches
-                if event.patch == 1:
-                    progress.reset(event.patches)
-                    progress.set_description(f"images from {event.first_image}")
-                progress.update()
+                progress.total = images * event.patches
+                progress.set_description(f"image {event.first_image + 1} of {images}", refresh=False)
+                progress.update(len(event.tokens))
             elif isinstance(event, Preview):
                 for i, pixels in enumerate(event.pixels):
                     name = f"{event.first_image + i:04d}-patch{event.patch:03d}.png"
                     save_png(Image.fromarray(pixels), previews / name)
             yield event
-
-
-def _write(images: list[GeneratedImage], args: argparse.Namespace, pipeline: Pipeline) -> Iterator[Path]:
-    """Write the outputs that were asked for; yields each path."""
-    names = pipeline.bundle.model.class_names
-    if args.tokens:
-        save_tokens(np.stack([image.tokens for image in images]), args.tokens)
-        yield args.tokens
-        return
-    if args.grid:
-        save_png(labelled_grid(images, names), args.grid)
-        yield args.grid
-    if args.out or not args.grid:
-        folder = args.out or Path("images")
-        for image in images:
-            label = image_label(image, names)
-            safe = "".join(character if character.isalnum() else "_" for character in label)[:40]
-            path = folder / f"{image.index:04d}-{safe}-seed{image.seed}.png"
-            image.save(path)
-            yield path

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitdance_edge.commands.common import say
+from bitdance_edge.commands.values import path, whole
 
 if TYPE_CHECKING:
     from bitdance_edge.engines.reports.layer_times import LayerTime
@@ -25,10 +26,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "where that program is installed, or the engines run from Python, say which modules take the time."
     )
     parser.epilog = EXAMPLE
-    parser.add_argument("bundle", help="bundle folder")
+    parser.add_argument("bundle", type=path, help="bundle folder")
     parser.add_argument("--target", default="rtx", help="whose engines: rtx (default), rtx:8.9, ..., trt:current")
-    parser.add_argument("--out", type=Path, default=Path("profile"), metavar="FOLDER", help="default: profile")
-    parser.add_argument("--layers", type=int, default=20, help="slowest layers shown of each stage (default 20)")
+    parser.add_argument("--out", type=path, default=Path("profile"), metavar="FOLDER", help="default: profile")
+    parser.add_argument("--layers", type=whole(0), default=20, help="slowest layers shown of each stage (default 20)")
 
 
 def run(args: argparse.Namespace) -> None:

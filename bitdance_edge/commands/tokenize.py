@@ -1,7 +1,6 @@
 """``bitdance-edge tokenize``: images to binary tokens."""
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +11,9 @@ from bitdance_edge.commands.common import (
     open_pipeline,
     save_tokens,
 )
+from bitdance_edge.commands.edit import add_fit_argument
+from bitdance_edge.commands.outputs import require_file, require_folder
+from bitdance_edge.commands.values import path
 from bitdance_edge.runtime import load_pixels
 
 EXAMPLE = """example:
@@ -26,14 +28,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     add_pipeline_arguments(parser)
     add_size_argument(parser)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help=".npy file to write")
+    add_fit_argument(parser, "an image")
+    parser.add_argument("images", nargs="+", type=path, metavar="IMAGE")
+    parser.add_argument("-o", "--out", type=path, required=True, metavar="FILE", help=".npy file to write")
 
 
 def run(args: argparse.Namespace) -> None:
+    require_file("--out", args.out, ".npy")
+    require_folder("--trace", args.trace)
     with open_pipeline(args) as pipeline:
-        size = image_size(args, pipeline)
-        pixels = [load_pixels(path, size.height, size.width) for path in args.images]
-        tokens = np.concatenate([pipeline.tokenize(image[None]) for image in pixels])
-    save_tokens(tokens, args.out)
-    print(f"{args.out}: {len(tokens)} images of {tokens.shape[1]} tokens of {tokens.shape[2]} bits")
+        size, fit = image_size(args, pipeline), args.fit or "cover"
+        tokens = [pipeline.tokenize(load_pixels(image, size.height, size.width, fit)) for image in args.images]
+    save_tokens(np.concatenate(tokens), args.out)
+    print(f"{args.out}: {len(tokens)} images of {size.tokens} tokens of {pipeline.bundle.model.bits} bits")

@@ -2,8 +2,9 @@
 
 import argparse
 import json
-from pathlib import Path
+from contextlib import nullcontext
 
+from bitdance_edge.commands.values import number, path, whole
 from bitdance_edge.training.named_recipes import RECIPES, recipe_named
 from bitdance_edge.training.recipes import overridden
 
@@ -20,10 +21,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train a tokenizer or a generator, or score a trained one."
     parser.epilog = EXAMPLES
     parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--tokenizer", type=Path, help="folder of a trained tokenizer, for a generator")
+    parser.add_argument("--out", type=path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--tokenizer", type=path, help="folder of a trained tokenizer, for a generator")
     parser.add_argument(
-        "--data", type=Path, help="folder with one sub-folder of images for each class (default: the recipe's data)"
+        "--data", type=path, help="folder with one sub-folder of images for each class (default: the recipe's data)"
     )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="mixed precision (default: none)")
@@ -31,21 +32,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float16", "float32"), default="float16", help="of the written weights (default: float16)"
     )
     recipe = parser.add_argument_group("changes to the recipe")
-    recipe.add_argument("--size", type=int, help="side of the square images, in pixels")
-    recipe.add_argument("--steps", type=int)
-    recipe.add_argument("--batch-size", type=int)
-    recipe.add_argument("--learning-rate", type=float)
-    recipe.add_argument("--seed", type=int)
+    recipe.add_argument("--size", type=whole(1), help="side of the square images, in pixels")
+    recipe.add_argument("--steps", type=whole(1))
+    recipe.add_argument("--batch-size", type=whole(1))
+    recipe.add_argument("--learning-rate", type=number(0, 1000))
+    recipe.add_argument("--seed", type=whole(0))
     recipe.add_argument("--no-augment", action="store_true", help="use the training images unchanged")
     recipe.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of the recipe")
     scores = parser.add_argument_group("scores")
     scores.add_argument("--evaluate", action="store_true", help="do not train; score the checkpoint in --out")
     scores.add_argument(
-        "--images", type=int, help="images per seed (default: the number of training images, or of held-out captions)"
+        "--images",
+        type=whole(1, 1_000_000),
+        help="images per seed (default: the number of training images, or of held-out captions)",
     )
-    scores.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="sampling seeds (default: 0 1 2)")
-    scores.add_argument("--sampling-steps", type=int, help="default: the published setting")
-    scores.add_argument("--guidance", type=float, help="default: the published setting")
+    scores.add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2], help="sampling seeds (default: 0 1 2)")
+    scores.add_argument("--sampling-steps", type=whole(1, 1000), help="default: the published setting")
+    scores.add_argument("--guidance", type=number(1, 100), help="default: the published setting")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -58,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
+    from bitdance_edge.runtime.bundle.files import claimed_output
     from bitdance_edge.training.runs import RunOptions, Scoring, evaluate, train
 
     recipe = overridden(recipe_named(args.recipe), _settings(args))
@@ -72,7 +76,9 @@ def run(args: argparse.Namespace) -> None:
     scoring = Scoring(
         images=args.images, seeds=tuple(args.seeds), sampling_steps=args.sampling_steps, guidance=args.guidance
     )
-    report = evaluate(recipe, options, scoring) if args.evaluate else train(recipe, options)
+    # One process of several that train together writes, and claims.
+    with claimed_output(args.out, lock_in=args.out) if PartialState().is_main_process else nullcontext():
+        report = evaluate(recipe, options, scoring) if args.evaluate else train(recipe, options)
     if PartialState().is_main_process:
         print(json.dumps(report, indent=2))
 

@@ -31,6 +31,13 @@ def open_session(graph: Path, precision: str, *, optimised: bool = False) -> Any
     return load(graph, options)
 
 
+def open_model(model: bytes, folder: Path, precision: str, name: str) -> Any:
+    """A session of a graph in memory, whose weights are in files below ``folder``; errors are those of ``load``."""
+    options = cpu_options(0, precision)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return _session(model, name, options)
+
+
 def load(graph: Path, options: Any) -> Any:
     """A session with these options, which may have ONNX Runtime write the optimised graph.
 
@@ -39,10 +46,14 @@ def load(graph: Path, options: Any) -> Any:
         OutOfMemoryError: it does not fit into memory.
         StorageError: the optimised graph cannot be written.
     """
+    return _session(str(graph), graph.name, options)
+
+
+def _session(source: str | bytes, name: str, options: Any) -> Any:
     ort = import_onnxruntime()
     try:
         with memory_errors():
-            return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except BitDanceError:
         raise
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
@@ -51,7 +62,7 @@ def load(graph: Path, options: Any) -> Any:
             raise StorageError(
                 f"ONNX Runtime cannot write {options.optimized_model_filepath}: free some space on that disk ({reason})"
             ) from error
-        raise BuildFailure(f"ONNX Runtime {ort.__version__} refuses {graph.name}: {reason.splitlines()[0]}") from error
+        raise BuildFailure(f"ONNX Runtime {ort.__version__} refuses {name}: {reason.splitlines()[0]}") from error
 
 
 def run_of(session: Any) -> Run:

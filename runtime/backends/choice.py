@@ -1,5 +1,6 @@
 """Which backend runs a bundle here: the best that is present, and for each of the others the reason why not."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,10 +18,12 @@ from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, built_folders, record_path
 from bitdance_edge.runtime.bundle.stage_names import GENERATING_STAGES, StageName
 from bitdance_edge.runtime.errors import BackendError, BuildError
+from bitdance_edge.runtime.values import shown
 
 TARGETS = {"tensorrt": "trt:current", "tensorrt_rtx": "rtx"}  # library -> the target that is built for it by default
 ON_GPU = (*TARGETS, "onnxruntime-cuda")
 NAMES = (*ON_GPU, "onnxruntime-cpu")  # best first
+ORDINAL = re.compile("[0-9]{1,4}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +73,10 @@ class Wanted:
             BackendError: one is unknown, or they exclude each other.
         """
         kind, _, number = device.partition(":")
-        if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and number.isdecimal()):
-            raise BackendError(f"device is {device!r}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and ORDINAL.fullmatch(number)):
+            raise BackendError(f"device is {shown(device)}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
         if backend is not None and backend not in NAMES:
-            raise BackendError(f"backend is {backend!r}; it must be one of {', '.join(NAMES)}")
+            raise BackendError(f"backend is {shown(backend)}; it must be one of {', '.join(NAMES)}")
         possible = {"auto": NAMES, "cpu": ("onnxruntime-cpu",)}.get(device, ON_GPU)
         if backend is not None and backend not in possible:
             raise BackendError(f"backend {backend!r} does not run on device {device!r}; omit one of them")
@@ -205,7 +208,7 @@ def _find_engines(bundle: Bundle, library: str, version: str, device: Device) ->
     found: list[tuple[int, Path, dict[str, BuildRecord]]] = []
     for folder in built_folders(bundle):
         try:
-            records = {name: BuildRecord.read(record_path(folder, name)) for name in GENERATING_STAGES}
+            records = {name: BuildRecord.read(record_path(folder, name)) for name in _needed(bundle)}
         except BuildError as error:
             if list(folder.glob("*.engine")):
                 reasons.append(str(error))
@@ -217,7 +220,7 @@ def _find_engines(bundle: Bundle, library: str, version: str, device: Device) ->
                 reasons.append(f"{folder.name}/{name}.engine: {unfit}")
                 break
         else:
-            found.append((len(records[StageName.BACKBONE].devices), folder, records))
+            found.append((len(records[StageName.DECODER].devices), folder, records))
     if not found:
         why = f" ({'; '.join(reasons)})" if reasons else ""
         raise BackendError(
@@ -230,3 +233,8 @@ def _find_engines(bundle: Bundle, library: str, version: str, device: Device) ->
 
 def _named(device: Device, wanted: Wanted) -> str:
     return f"cuda:{wanted.ordinal} ({device.name}, compute capability {device.capability})"
+
+
+def _needed(bundle: Bundle) -> tuple[str, ...]:
+    """The stages without which a bundle is not run on engines: all that its images take."""
+    return GENERATING_STAGES if bundle.model.generates else tuple(bundle.stages)

@@ -15,6 +15,7 @@ import numpy as np
 from bitdance_edge.runtime.backends.interface import Arrived, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.stage_names import StageName
 
 CACHE = ("past_key_values.", "present.")  # how the names of the backbone's cache tensors start
 
@@ -28,6 +29,10 @@ class CountedBuffer:
     shape: tuple[int, ...]
     bytes: int  # of the whole tensor, with what else the backend allocates for it
     address: int  # unlike that of any other tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.bytes
 
     def __getitem__(self, index: int) -> "CountedBuffer":
         return CountedBuffer(self.shape[1:], self.bytes, self.address)
@@ -81,6 +86,12 @@ class CountingBackend:
 
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)
+
+    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+        """Count the source as the head's, whose states are overwritten."""
+        assert isinstance(source, CountedBuffer), "buffers of another backend"
+        self.count(StageName.HEAD, "x_next", source)
+        return nothing
 
     def second_lane(self) -> "CountingBackend":
         return self

@@ -131,6 +131,10 @@ class CudaBuffer:
                 raise
         lane.device.zero(self.address, self.size, lane.stream)
 
+    @property
+    def nbytes(self) -> int:
+        return self.size
+
     def __getitem__(self, index: int) -> "CudaPart":
         return CudaPart(self, self.shape[1:], self.address + index * (self.size // self.shape[0]))
 
@@ -192,6 +196,29 @@ class CudaPart:
     def __init__(self, whole: CudaBuffer, shape: tuple[int, ...], address: int) -> None:
         self.whole, self.shape, self.address = whole, shape, address
 
+    @property
+    def nbytes(self) -> int:
+        return tensor_bytes(self.shape, self.whole.dtype)
+
     def __getitem__(self, index: int) -> "CudaPart":
         size = tensor_bytes(self.shape[1:], self.whole.dtype)
         return CudaPart(self.whole, self.shape[1:], self.address + index * size)
+
+
+class RowCopies:
+    """Copies rows of one tensor to another of the same shape, each run of neighbours in one call.
+
+    Args:
+        rows: which of them, bool over the first axes.
+        size: bytes of a whole tensor.
+    """
+
+    def __init__(self, lane: Lane, to: int, source: int, rows: np.ndarray, size: int) -> None:
+        self.lane, self.to, self.source = lane, to, source
+        row = size // rows.size
+        edges = np.flatnonzero(np.diff(rows.ravel().astype(np.int8), prepend=0, append=0))
+        self.runs = [(int(first) * row, int(end - first) * row) for first, end in edges.reshape(-1, 2)]
+
+    def __call__(self) -> None:
+        for offset, size in self.runs:
+            self.lane.device.copy(self.to + offset, self.source + offset, size, self.lane.stream)

@@ -48,6 +48,9 @@ class Memory(Protocol):
     @property
     def address(self) -> int: ...
 
+    @property
+    def nbytes(self) -> int: ...
+
     def __getitem__(self, index: int) -> "Memory":
         """The part at one index of the first axis."""
         ...
@@ -136,6 +139,14 @@ class Backend(Protocol):
 
     def capture(self, launches: Sequence[Launch]) -> Captured:
         """Make one launch that runs these in order, in a single call to the device where that is possible."""
+        ...
+
+    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+        """Make a launch that copies some rows of float32 ``source`` to the same rows of ``target``, of equal shape.
+
+        Args:
+            rows: which of them, bool over the first axes of both.
+        """
         ...
 
     def second_lane(self) -> "Backend":

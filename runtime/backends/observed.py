@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import cast
 
+import numpy as np
+
 from bitdance_edge.runtime.backends.interface import Backend, InOrder, Launch, Memory, Stage
 from bitdance_edge.runtime.backends.onnxruntime import HostBuffer
 
@@ -30,6 +32,9 @@ class ObservedBackend:
 
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)
+
+    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+        return self.backend.overwrite(target, source, rows)
 
     def second_lane(self) -> "ObservedBackend":
         return self

@@ -10,19 +10,23 @@ from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from bitdance_edge.imports import failed_import
 from bitdance_edge.runtime.backends.built_graphs import BuiltGraphs
 from bitdance_edge.runtime.backends.freed_memory import give_back_freed
 from bitdance_edge.runtime.backends.huge_pages import huge_pages
 from bitdance_edge.runtime.backends.interface import Arrived, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.processor import int8_path
+from bitdance_edge.runtime.backends.signature import require_memory_for, require_signature
+from bitdance_edge.runtime.bundle.dtypes import TENSOR_DTYPES
+from bitdance_edge.runtime.bundle.files import cannot_write
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
-from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError
+from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError, StorageError
 
 LOG_SEVERITY = 3  # errors only
 BFLOAT16 = 16  # of onnx.TensorProto: an element type that numpy does not have
@@ -31,6 +35,7 @@ BFLOAT16 = 16  # of onnx.TensorProto: an element type that numpy does not have
 BEFORE_QDQ = "MatMulAddFusion;CommonSubexpressionElimination"
 # What ONNX Runtime's exceptions hold when memory ran out: those of its arena, of C++ on Linux and on Windows, of CUDA.
 OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
+TYPES = {f"tensor({name})": name for name in TENSOR_DTYPES} | {"tensor(float)": "float32"}  # of a session's tensors
 UNQUANTISED = ("fp32", "fp16", "bf16")
 CPU_TARGET = "cpu"
 # Stages whose weights are read often enough that moving them into huge pages pays within an image. The backbone's, read
@@ -43,7 +48,12 @@ def import_onnxruntime() -> ModuleType:
     """The onnxruntime package, or one error that says how to get it."""
     try:
         import onnxruntime
-    except ImportError:
+
+        onnxruntime.InferenceSession  # noqa: B018  of what is only a folder of that name, nothing can be used
+    except Exception as error:  # a broken extension module may raise any
+        failed = failed_import(error, "onnxruntime")
+        if failed is not None and failed.where:
+            raise BackendError(f"{failed.explained('cpu')}, or 'bitdance-edge[gpu]' on a machine with CUDA") from error
         raise BackendError(
             "no backend is installed: pip install 'bitdance-edge[cpu]' for ONNX Runtime on the CPU, or "
             "'bitdance-edge[gpu]' on a machine with CUDA (one of the two, never both)"
@@ -99,6 +109,10 @@ class HostBuffer:
     def address(self) -> int:
         return self.array.ctypes.data
 
+    @property
+    def nbytes(self) -> int:
+        return self.array.nbytes
+
     def __getitem__(self, index: int) -> "HostBuffer":
         return HostBuffer(self.array[index])
 
@@ -132,20 +146,39 @@ class OnnxRuntimeStage:
             # large that is twice the memory.
             options.enable_mem_reuse = False
         trace_session(options, trace, path.stem)
-        self.spec, self.traced, self.time = spec, trace is not None, StageTime()
+        self.path, self.spec, self.traced, self.time = path, spec, trace is not None, StageTime()
         huge = path.stem in READ_OFTEN and spec.weight_bytes >= HUGE_FROM
         with huge_pages() if huge else nullcontext():
             self.session = open_session(path, options, ["CPUExecutionProvider"])
             give_back_freed()
+        require_described(path, spec, self.session)
 
     def bind(self, buffers: Mapping[str, Memory]) -> Launch:
+        require_memory_for(self.path.stem, self.spec, buffers)
         binding = bind_tensors(self.session, self.spec, buffers, "cpu", 0)
-        return BoundSession(self.session, binding, list(buffers.values()), self.time)
+        return BoundSession(self.session, binding, list(buffers.values()), self.time, self.path)
 
     def close(self) -> None:
-        """End the operator trace, if there is one; the file is complete then."""
+        """End the operator trace, if there is one; the file is complete then.
+
+        Raises:
+            StorageError: it is cut short, which ONNX Runtime does not say.
+        """
         if self.traced:
-            self.session.end_profiling()
+            self.traced = False
+            require_whole(Path(self.session.end_profiling()))
+
+
+def make_trace_folder(folder: Path) -> None:
+    """Make the folder of operator traces.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
 
 
 def trace_session(options: Any, trace: Path | None, stage: str) -> None:
@@ -153,6 +186,35 @@ def trace_session(options: Any, trace: Path | None, stage: str) -> None:
     if trace is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(trace / stage)
+
+
+def require_whole(trace: Path) -> None:
+    """Check that an operator trace, a JSON list with one event a line, has its last line.
+
+    Raises:
+        StorageError: it has not, or is missing.
+    """
+    try:
+        with trace.open("rb") as file:
+            file.seek(max(0, trace.stat().st_size - 3))
+            whole = file.read().endswith((b"]\n", b"]\r\n"))
+    except OSError as error:
+        raise cannot_write(trace, error) from None
+    if not whole:
+        raise StorageError(f"the trace {trace} is cut short: free some space on that disk, or choose another folder")
+
+
+def require_described(path: Path, spec: StageSpec, session: Any) -> None:
+    """Check that inputs and outputs of a session are those of the manifest.
+
+    Raises:
+        BundleError: a name, an element type or a dimension is another.
+    """
+    inputs, outputs = (
+        {tensor.name: (TYPES.get(tensor.type, tensor.type), tensor.shape) for tensor in tensors}
+        for tensors in (session.get_inputs(), session.get_outputs())
+    )
+    require_signature(path, spec, inputs, outputs)
 
 
 def open_session(path: Path, options: Any, providers: Sequence[Any]) -> Any:
@@ -191,14 +253,34 @@ def element_type(dtype: str) -> Any:
 class BoundSession:
     """Runs the graph over its buffers, and keeps them: a binding holds addresses, not the memory behind them."""
 
-    def __init__(self, session: Any, binding: Any, memory: list[Memory], time: StageTime) -> None:
-        self.session, self.binding, self.memory, self.time = session, binding, memory, time
+    def __init__(self, session: Any, binding: Any, memory: list[Memory], time: StageTime, path: Path) -> None:
+        self.session, self.binding, self.memory, self.time, self.path = session, binding, memory, time, path
 
     def __call__(self) -> None:
+        """Run the graph.
+
+        Raises:
+            OutOfMemoryError, BundleError: as ``run_bound``.
+        """
         started = perf_counter()
-        with memory_errors():
-            self.session.run_with_iobinding(self.binding, None)
+        run_bound(self.session, self.binding, None, self.path)
         self.time.add(perf_counter() - started)
+
+
+def run_bound(session: Any, binding: Any, options: Any, path: Path) -> None:
+    """Run a graph over what is bound.
+
+    Raises:
+        OutOfMemoryError: there is too little memory.
+        BundleError: the graph cannot take the values that the bundle has for it, such as ids of no class or token.
+    """
+    try:
+        with memory_errors():
+            session.run_with_iobinding(binding, options)
+    except OutOfMemoryError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise BundleError(f"ONNX Runtime cannot run {path}: {str(error).splitlines()[0]}") from error
 
 
 @dataclass
@@ -220,7 +302,7 @@ class OnnxRuntimeBackend:
                 "export it again with --dtype fp32, or run it on a GPU"
             )
         if self.trace is not None:
-            self.trace.mkdir(parents=True, exist_ok=True)
+            make_trace_folder(self.trace)
 
     def empty(self, shape: tuple[int, ...], dtype: str, *, ahead: bool = False) -> HostBuffer:
         return HostBuffer(np.zeros(shape, dtype))
@@ -237,6 +319,14 @@ class OnnxRuntimeBackend:
 
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)
+
+    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+        written, read = cast(HostBuffer, target), cast(HostBuffer, source)
+
+        def copy() -> None:
+            written.array[rows] = read.array[rows]
+
+        return copy
 
     def second_lane(self) -> "OnnxRuntimeBackend":
         return self

@@ -14,22 +14,29 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, cast
+from typing import Any, Literal
+
+import numpy as np
 
 from bitdance_edge.runtime.backends.built_graphs import BuiltGraphs
 from bitdance_edge.runtime.backends.cuda_driver import DriverDevice, GraphCalls
 from bitdance_edge.runtime.backends.cuda_graph import A_GRAPH, PATCH, CaptureError, CudaGraph
 from bitdance_edge.runtime.backends.cuda_libraries import load_cuda_libraries
-from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane
+from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane, RowCopies
 from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.onnxruntime import (
     bind_tensors,
     cpu_options,
     import_onnxruntime,
-    memory_errors,
+    make_trace_folder,
     open_session,
+    require_described,
+    require_whole,
+    run_bound,
     trace_session,
 )
+from bitdance_edge.runtime.backends.signature import require_memory_for
+from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError
@@ -75,7 +82,7 @@ class OnnxRuntimeCudaBackend:
         self.graphs: dict[str, str] = {}
         self.calls = 0
         if trace is not None:
-            trace.mkdir(parents=True, exist_ok=True)
+            make_trace_folder(trace)
         self._open_lane(DriverDevice(ordinal))
 
     def _open_lane(self, device: DriverDevice) -> None:
@@ -99,8 +106,11 @@ class OnnxRuntimeCudaBackend:
         return self._stages[-1]
 
     def capture(self, launches: Sequence[Launch]) -> "CapturedPatch":
-        self._captured.append(CapturedPatch(self, cast("Sequence[BoundCudaSession]", launches)))
+        self._captured.append(CapturedPatch(self, launches))
         return self._captured[-1]
+
+    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+        return RowCopies(self.lane, target.address, source.address, rows, tensor_bytes(target.shape, "float32"))
 
     def second_lane(self) -> "OnnxRuntimeCudaBackend":
         sibling = object.__new__(OnnxRuntimeCudaBackend)
@@ -146,7 +156,7 @@ class CudaStage:
         self.backend, self.name, self.time = backend, name, StageTime()
         self.spec = backend.bundle.stage(name)
         self._graph_ids = itertools.count(1)
-        path = backend.built.graph(name) or backend.bundle.verified(name)
+        self.path = path = backend.built.graph(name) or backend.bundle.verified(name)
         options = cpu_options(backend.threads or 0)
         trace_session(options, backend.trace, name)
         self.capturable = backend.captures != "none"
@@ -162,6 +172,7 @@ class CudaStage:
             backend.not_a_graph(name, str(error.__cause__).splitlines()[0])
         if PROVIDER not in self.session.get_providers():
             raise BackendError(_unavailable(backend.missing_libraries))
+        require_described(path, self.spec, self.session)
 
     @property
     def captures_itself(self) -> bool:
@@ -169,13 +180,18 @@ class CudaStage:
         return self.capturable and (self.backend.captures == "stages" or self.name not in LOOP_STAGES)
 
     def bind(self, buffers: Mapping[str, Memory]) -> "BoundCudaSession":
+        require_memory_for(self.name, self.spec, buffers)
         return BoundCudaSession(self, buffers, str(next(self._graph_ids)))
 
     def close(self) -> None:
-        """End the operator trace, if there is one, and let the session go; its launches are not to be used again."""
-        if self.session is not None and self.backend.trace is not None:
-            self.session.end_profiling()
-        self.session = None
+        """End the operator trace, if there is one, and let the session go; its launches are not to be used again.
+
+        Raises:
+            StorageError: the trace is cut short.
+        """
+        session, self.session = self.session, None
+        if session is not None and self.backend.trace is not None:
+            require_whole(Path(session.end_profiling()))
 
 
 def providers(backend: OnnxRuntimeCudaBackend, graphs: bool) -> list[Any]:
@@ -208,19 +224,20 @@ class BoundCudaSession:
         self.stage.time.add(perf_counter() - started)
 
     def record(self) -> None:
-        """Queue the kernels on a stream that is being captured."""
+        """Queue the kernels on a stream that is being captured.
+
+        Raises:
+            CaptureError: ONNX Runtime does what a graph cannot hold.
+        """
         try:
             self._run(self._plain)
-        except BackendError:
-            raise
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise CaptureError(f"{self.stage.name}: {str(error).splitlines()[0]}") from error
+        except BundleError as error:
+            raise CaptureError(str(error)) from error
 
     def _run(self, options: Any) -> None:
         if self.stage.session is None:
             raise BackendError(f"{self.stage.name} was closed")
-        with memory_errors():
-            self.stage.session.run_with_iobinding(self.binding, options)
+        run_bound(self.stage.session, self.binding, options, self.stage.path)
 
 
 def run_options(graph_id: str) -> Any:
@@ -234,7 +251,7 @@ def run_options(graph_id: str) -> Any:
 class CapturedPatch:
     """Launches that become one CUDA graph when they have run once."""
 
-    def __init__(self, backend: OnnxRuntimeCudaBackend, launches: Sequence[BoundCudaSession]) -> None:
+    def __init__(self, backend: OnnxRuntimeCudaBackend, launches: Sequence[Launch]) -> None:
         self.backend, self.launches = backend, launches
         self.graph: CudaGraph | None = None
         self._tried = False
@@ -261,10 +278,12 @@ class CapturedPatch:
         # Behind the launches and on their thread, for which ONNX Runtime has its handles of cuBLAS and cuDNN by now.
         backend = self.backend
         try:
-            for stage in {launch.stage for launch in self.launches}:
+            sessions = [launch for launch in self.launches if isinstance(launch, BoundCudaSession)]
+            for stage in {session.stage for session in sessions}:
                 if not stage.capturable:
                     raise CaptureError(f"{stage.name} is not capturable")
-            self.graph = CudaGraph(GraphCalls(), backend.lane.stream, [launch.record for launch in self.launches])
+            recorded = [each.record if isinstance(each, BoundCudaSession) else each for each in self.launches]
+            self.graph = CudaGraph(GraphCalls(), backend.lane.stream, recorded)
             backend.graphs[PATCH] = A_GRAPH
         except OutOfMemoryError:
             raise

@@ -44,10 +44,10 @@ def test_a_checkpoint_with_other_weights_is_refused(tmp_path: Path, bundle: Bund
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--threads", "two"), "--threads is 'two'"),
-        (("--rounds", "0"), "--rounds is 0"),
+        (("--threads", "two"), "--threads: 'two' is not a whole number"),
+        (("--rounds", "0"), "--rounds: '0' is not a whole number from 1"),
         (("--patches", "1000"), "--patches is 1000"),
-        (("--max-bit-flips", "many"), "--max-bit-flips is 'many'"),
+        (("--max-bit-flips", "many"), "--max-bit-flips: 'many' is not a percentage"),
         (("--prompt", "a cat"), "--prompt is for text-to-image"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calibrating import OPTIONS, Calibrated, altered, options
+from commanding import status_of
 from onnx import load, save
 
 from bitdance_edge.calibration.calibrate import calibrate
@@ -42,8 +43,6 @@ def test_a_layer_that_only_sees_zeros_stays_as_exported(bundle: Bundle, tmp_path
 
 def test_an_empty_set(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["calibrate", str(bundle.folder), "--precision", "int8", "-o", str(tmp_path / "out")]
-    assert main([*command, "--images", "0"]) == 1
-    assert "the calibration set is empty: it has 0 images" in capsys.readouterr().err
     empty = tmp_path / "prompts.txt"
     empty.write_text("\n\n", encoding="utf-8")
     assert main([*command, "--prompts", str(empty)]) == 1
@@ -60,14 +59,15 @@ def test_an_empty_set(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixt
         (["--head", "fp16"], "head is fp32; calibrate a bundle made with: bitdance-edge export --dtype fp16"),
         (["--head", "fp32"], "nothing is to be quantised"),
         (["--precision", "int8", "--calibrator", "best"], "'best'; it must be one of max, percentile, entropy, mse"),
-        (["--precision", "int8", "--smooth", "2"], "smooth is 2"),
-        (["--precision", "int8", "--percentile", "10"], "percentile is 10"),
-        (["--precision", "int8", "--max-bit-flips", "much"], "'much'; write a percentage"),
+        (["--precision", "int8", "--smooth", "2"], "--smooth: '2' is not a number from 0 to 1"),
+        (["--precision", "int8", "--percentile", "10"], "--percentile: '10' is not a number from 50 to 100"),
+        (["--precision", "int8", "--max-bit-flips", "much"], "'much' is not a percentage"),
         (["--precision", "int8", "--max-bit-flips", "0%"], "above 0% and below 50%"),
         (["--precision", "int8", "--patches", "99"], "--patches is 99; images of this bundle have 1 to"),
         (["--precision", "int8", "--classes", "nine"], "class 'nine' is unknown"),
         (["--precision", "int8", "--features", "net.onnx"], "give both"),
-        (["--precision", "int8", "--test-images", "0"], "--test-images is 0"),
+        (["--precision", "int8", "--images", "0"], "--images: '0' is not a whole number"),
+        (["--precision", "int8", "--test-images", "0"], "--test-images: '0' is not a whole number"),
         (["--recipe", "nowhere.json"], r"nowhere.json cannot be read \(No such file or directory\)"),
         (["--recipe", "nowhere.json", "--head", "int8"], "omit --head"),
     ],
@@ -77,7 +77,7 @@ def test_refused_in_one_line(
 ) -> None:
     import re
 
-    assert main(["calibrate", str(bundle.folder), "-o", str(tmp_path / "out"), *arguments]) == 1
+    assert status_of("calibrate", bundle.folder, "-o", tmp_path / "out", *arguments) in (1, 2)
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert error.count("\n") == 1

@@ -126,7 +126,7 @@ def without_tensor(folder: Path) -> None:
     ("spoil", "message"),
     [
         (missing_shard, r"lacks model-00002-of-00003.safetensors: .* names 3 files and 1 are missing"),
-        (truncated, r"vision_head.safetensors has \d+ bytes, its header describes \d+; it is truncated"),
+        (truncated, r"vision_head.safetensors has \d+ bytes and is not a whole safetensors file .*; it is truncated"),
         (
             lambda folder: (folder / "ae.safetensors").write_bytes(b"abc"),
             "no complete safetensors header; it is truncated",

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from bitdance_edge.model import generator, load_generator
 from bitdance_edge.runtime import Bundle, Pipeline
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
+from bitdance_edge.runtime.given import GivenTokens
 from bitdance_edge.runtime.loop import BoundLoop, TokenRequest, generate_tokens
 
 
@@ -51,7 +52,7 @@ def test_tokens_of_the_reference(exported: Callable[..., Bundle], fixture: str, 
         steps=meta["sample_steps"],
         guidance=meta["cfg_scale"],
         guidance_schedule=meta["cfg_schedule"],
-        prefix=np.zeros((len(meta["classes"]), 0, *patch_shape), np.float32),
+        given=GivenTokens.nothing(len(classes), model.default_size.patches, patch_shape),
     )
     with Pipeline.open(bundle.folder) as pipeline:
         stages = {name: pipeline.backend.load(name) for name in LOOP_STAGES}

@@ -44,11 +44,12 @@ def fails(message: str) -> Any:
 
 def test_a_launch() -> None:
     def launch(message: str) -> None:
-        BoundSession(SimpleNamespace(run_with_iobinding=fails(message)), None, [], StageTime())()
+        session = SimpleNamespace(run_with_iobinding=fails(message))
+        BoundSession(session, None, [], StageTime(), Path("head.onnx"))()
 
     with pytest.raises(OutOfMemoryError):
         launch(ARENA)
-    with pytest.raises(RuntimeError, match="another reason"):
+    with pytest.raises(BundleError, match=r"cannot run head\.onnx: another reason"):
         launch("another reason")
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commanding import status_of
 from serving import Server, wait_until
 from test_queue import SLOW
 
-from bitdance_edge.cli import main
 from bitdance_edge.serve.catalog import Catalog
 from bitdance_edge.serve.settings import ServeSettings
 
@@ -96,15 +96,15 @@ def test_settings_that_cannot_be_served_are_refused_in_one_line(
     digits_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refusal_of(*arguments: object) -> str:
-        assert main(["serve", *map(str, arguments)]) == 1
+        assert status_of("serve", *arguments) in (1, 2)
         (line,) = capsys.readouterr().err.strip().splitlines()
         return line
 
     assert "no bundle at" in refusal_of(tmp_path / "nothing")
     assert "rename one" in refusal_of(digits_bundle, digits_bundle)
-    assert "must be greater than 0" in refusal_of(digits_bundle, "--queue", 0)
-    assert "max-steps is 5000" in refusal_of(digits_bundle, "--max-steps", 5000)
-    assert "token-file" in refusal_of(digits_bundle, "--token-file", tmp_path / "none")
+    assert "--queue: '0' is not a whole number from 1" in refusal_of(digits_bundle, "--queue", 0)
+    assert "--max-steps: '5000' is not a whole number" in refusal_of(digits_bundle, "--max-steps", 5000)
+    assert "no token file at" in refusal_of(digits_bundle, "--token-file", tmp_path / "none")
     assert "choose another --host" in refusal_of(digits_bundle, "--host", "192.0.2.1", "--port", 0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "choose another --port" in refusal_of(digits_bundle, "--port", taken.getsockname()[1])
@@ -118,7 +118,7 @@ def test_without_the_extra_packages_the_error_names_them(digits_bundle: Path) ->
         f"raise SystemExit(main(['serve', {str(digits_bundle)!r}]))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", timeout=60)
-    assert result.returncode == 1 and "bitdance-edge[cpu,serve]" in result.stderr, result.stderr
+    assert result.returncode == 1 and "[cpu,serve]'" in result.stderr, result.stderr
 
 
 def test_a_bundle_that_will_not_load_ends_the_server_with_its_reason(digits_bundle: Path, tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""The tensors of a file that ``torch.save`` wrote (.pt, .pth, .ckpt, .bin), of today's kind or from before PyTorch 1.6.
+
+Nothing inside is executed: ``weights_only``, with the few classes that the reference's trainer saves beside its
+weights (imagenet_gen/train_parallel.py: the command line's arguments, an ``argparse.Namespace``).
+"""
+
+import pickle
+import re
+import warnings
+import zipfile
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitdance_edge.model.errors import ModelError
+
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how today's files and those of the older kind begin
+LARGEST_INDEX = 64_000_000  # bytes of the pickle that names the tensors
+ALLOWED = (
+    Namespace,
+    (PurePosixPath, "pathlib.PosixPath"),
+    (PurePosixPath, "pathlib.PurePosixPath"),
+    (PureWindowsPath, "pathlib.WindowsPath"),
+    (PureWindowsPath, "pathlib.PureWindowsPath"),
+)
+FOREIGN = re.compile(r"(?:GLOBAL|class) ([\w.]+)")  # how PyTorch's message names what is not allowed
+NESTED = 3  # dictionaries inside each other that may lead to the weights
+SHOWN = 4
+
+
+def read_pickled(path: Path, entries: Sequence[str]) -> dict[str, Tensor]:
+    """Return the tensors under the first of ``entries`` that the file has, or those of the file itself.
+
+    Raises:
+        ModelError: the file is damaged, holds more than tensors and settings, or no tensors.
+    """
+    content = _load(path)
+    if (found := _tensors(content, entries, NESTED)) is not None:
+        return found
+    names = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+    raise ModelError(f"{path} has none of the entries {', '.join(entries)} and no tensors; it holds {names[:SHOWN]}")
+
+
+def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        zipped = file.read(len(ZIP)) == ZIP
+    if zipped:
+        _require_plain_zip(path)
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(ALLOWED)):
+            warnings.simplefilter("ignore")
+            if path.suffix != ".safetensors":
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            with path.open("rb") as file:  # PyTorch would go by the name
+                return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read: {error.strerror or error}; check its permissions and the disk"
+        ) from None
+    except Exception as error:  # what a damaged pickle makes of the reader is any error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError) and (found := FOREIGN.search(str(error))):
+            raise ModelError(
+                f"{path} holds more than tensors and is not opened: it names {found[1]}, which could run code; save "
+                "its weights alone, as a .safetensors file"
+            ) from None
+        raise ModelError(
+            f"{path} cannot be read ({reason}); it may be truncated: compare its size, copy it again"
+        ) from None
+
+
+def _require_plain_zip(path: Path) -> None:
+    """Refuse an archive that PyTorch did not write: its tensors are stored as they are, and so mapped from the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
+        raise ModelError(
+            f"{path} cannot be read (its list of entries is missing or damaged); it may be truncated: compare its "
+            "size, copy it again"
+        ) from None
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ModelError(
+                f"{path} is a compressed archive ({entry.filename}), not a file that PyTorch wrote; unpack it"
+            )
+        if entry.filename.endswith(".pkl") and entry.file_size > LARGEST_INDEX:
+            raise ModelError(f"{path} names its tensors in {entry.file_size} bytes; at most {LARGEST_INDEX} are read")
+
+
+def _tensors(content: Any, entries: Sequence[str], levels: int) -> dict[str, Tensor] | None:
+    if not isinstance(content, Mapping) or not levels:
+        return None
+    for entry in entries:
+        if (found := _tensors(content.get(entry), entries, levels - 1)) is not None:
+            return found
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)} or None

@@ -1,0 +1,44 @@
+"""Brings pictures of any size to that of an image: cropped, padded or stretched. Knows pixels, nothing of files."""
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from bitdance_edge.runtime.bundle.size import Size
+from bitdance_edge.runtime.errors import RequestError
+
+FITS = ("cover", "contain", "stretch")
+
+
+def fit_pixels(picture: Image.Image | np.ndarray, size: Size, fit: str = "cover") -> np.ndarray:
+    """Bring a picture to a size: uint8 ``[H, W, 3]``.
+
+    Args:
+        picture: Pillow's, or uint8 ``[h, w, 3]``.
+        fit: "cover": the largest centred part of that shape; "contain": all of it, with black beside it; "stretch": all
+            of it, distorted.
+
+    Raises:
+        RequestError: ``fit`` is none of these.
+    """
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    return np.asarray(_fitted(image.convert("RGB"), size, fit, Image.Resampling.LANCZOS))
+
+
+def fit_mask(mask: np.ndarray, size: Size, fit: str = "cover") -> np.ndarray:
+    """Bring a mask bool ``[h, w]`` to a size as ``fit_pixels`` brings its picture; what is beside it is False."""
+    image = Image.fromarray(mask.astype(np.uint8))
+    return np.asarray(_fitted(image, size, fit, Image.Resampling.NEAREST)).astype(bool)
+
+
+def _fitted(image: Image.Image, size: Size, fit: str, method: Image.Resampling) -> Image.Image:
+    if fit not in FITS:
+        raise RequestError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
+    shape = (size.width, size.height)
+    if fit == "stretch":
+        return image.resize(shape, method)
+    if fit == "contain":
+        return ImageOps.pad(image, shape, method)
+    scale = min(image.width / size.width, image.height / size.height)
+    across, down = min(image.width, size.width * scale), min(image.height, size.height * scale)  # products are rounded
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    return image.resize(shape, method, box=(left, top, left + across, top + down))

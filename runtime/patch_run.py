@@ -1,0 +1,177 @@
+"""A whole patch over buffers that do not move: backbone, evaluations of the head or given tokens, their embedding."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bitdance_edge.runtime.backends.interface import Buffer, Captured, InOrder, Launch, Pending
+from bitdance_edge.runtime.bound_stages import BackbonePass, Modulation
+from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.loop_buffers import LoopBuffers
+from bitdance_edge.runtime.sampler import Schedule
+
+
+class PatchSampler:
+    """The head bound for ``draws`` independent patches, one launch an evaluation, and the stage that embeds the result.
+
+    Args:
+        schedule: when the head is evaluated; from a start after time 0, given tokens are mixed with the noise.
+    """
+
+    def __init__(self, shared: LoopBuffers, modulation: Modulation, schedule: Schedule, draws: int) -> None:
+        def allocate(stage: StageName, tensor: str) -> Buffer:
+            return shared.allocate(stage, tensor, B=draws)
+
+        evaluations, model = schedule.evaluations, shared.bundle.model
+        self.shared, self.modulation, self.schedule = shared, modulation, schedule
+        self.noise = shared.empty((evaluations, draws, model.tokens_per_step, model.bits), "float32", ahead=True)
+        self.guidance = allocate(StageName.HEAD, "guidance")
+        self.tokens = allocate(StageName.TOKENS, "tokens")
+        self.rows = allocate(StageName.HEAD, "rows")
+        self.rows.write(np.arange(shared.sizes["R"]) % draws)
+        self.coefficients = shared.empty((evaluations, 3), "float32")
+        self.coefficients.write(schedule.coefficients)
+        # Each evaluation reads one and writes the other.
+        self.states = [allocate(StageName.HEAD, "x_next"), allocate(StageName.HEAD, "x_next")]
+        self.x = self.states[(evaluations - 1) % 2]
+        # The last evaluation adds no noise (C = 0); any draw serves as its input.
+        self.evaluate = [self._evaluation(k, k, self.states[k % 2]) for k in range(evaluations)]
+        self.embed = shared.stages[StageName.TOKENS].bind(
+            {
+                **shared.position.buffers,
+                "x": self.x,
+                "rows": self.rows,
+                "tokens": self.tokens,
+                "embeddings": shared.embeddings,
+            }
+        )
+        self._held: Buffer | None = None
+        self._expected: tuple[Buffer, Launch] | None = None
+
+    def prepare(self, noise: np.ndarray, guidance: float, tokens: np.ndarray | None = None) -> None:
+        """Set what the evaluations of the next patch draw from.
+
+        Args:
+            noise: float32 ``[N + 1, draws, P, C]``, of which a later start uses the first.
+            tokens: float32 ``[B, P, C]``, mixed with noise where the schedule does not start at time 0.
+        """
+        noise, start = noise[: self.schedule.evaluations], self.schedule.times[0]
+        if start > 0 and tokens is not None:
+            noise = noise.copy()
+            noise[0] = (1 - start) * noise[0] + start * self._for_draws(tokens)
+        self.noise.write(noise)
+        self.guidance.write(np.array(guidance))
+
+    def accept(self, tokens: np.ndarray) -> None:
+        """Take tokens ``[B, P, C]`` as given, for all rows of an image."""
+        self.x.write(self._for_draws(tokens))
+
+    def holding(self, noise: np.ndarray, tokens: np.ndarray, held: np.ndarray) -> list[Launch]:
+        """The evaluations of a patch some of whose tokens are known, bool ``[P]``, and kept to their own noisy path.
+
+        After each evaluation they are set to what they are at that time, the mix of noise and ``tokens`` ``[B, P, C]``;
+        after the last they are the tokens themselves (RePaint, Lugmayr et al., arXiv 2201.09865, algorithm 1).
+        """
+        if self._held is None:
+            self._held = self.shared.empty(self.noise.shape, "float32", ahead=True)
+        time = self.schedule.reached[:, None, None, None]
+        fresh = self.schedule.coefficients[:, 2] != 0  # a sampler without noise has its start to mix with
+        draws = np.stack([noise[k + 1 if fresh[k] else 0] for k in range(len(fresh))])
+        self._held.write((1 - time) * draws + time * self._for_draws(tokens))
+        rows = np.broadcast_to(held, self.noise.shape[1:3])  # [draws, P]
+        overwrite = self.shared.backend.overwrite
+        return [
+            InOrder([evaluate, overwrite(self.states[k % 2], self._held[k], rows)])
+            for k, evaluate in enumerate(self.evaluate)
+        ]
+
+    def expect(self, noise: np.ndarray) -> Pending:
+        """Launch one evaluation at time 0 and fetch what it expects of a patch's bits, float32 ``[draws, P, C]``.
+
+        With noise for its input, the head says what the patches before let it expect: the mean of each bit.
+        """
+        if self._expected is None:
+            expected = self.shared.empty(self.x.shape, "float32")
+            # A = 0, B = 1, C = 0: the clean tokens, as in the last evaluation.
+            self._expected = expected, self._evaluation(0, self.schedule.evaluations - 1, expected)
+        expected, evaluate = self._expected
+        self.prepare(noise, 1.0)
+        self.modulation.launches[0]()
+        evaluate()
+        return expected.fetch()
+
+    def _evaluation(self, number: int, step: int, result: Buffer) -> Launch:
+        """An evaluation of the head at one of the schedule's times, with the coefficients of another."""
+        return self.shared.stages[StageName.HEAD].bind(
+            {
+                "x": self.noise[0] if number == 0 else self.states[(number - 1) % 2],
+                "x_next": result,
+                **self.modulation.of(number),
+                "coefficients": self.coefficients[step],
+                "guidance": self.guidance,
+                "noise": self.noise[min(step + 1, self.schedule.evaluations - 1)],
+                "rows": self.rows,
+            }
+        )
+
+    def _for_draws(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens ``[B, P, C]`` for all draws: those of an image where its rows are drawn apart."""
+        return np.tile(tokens, (self.x.shape[0] // tokens.shape[0], 1, 1))
+
+
+class PatchRun:
+    """A patch behind one pass of the backbone; ``tokens`` float32 ``[draws, P, C]`` is the buffer of its result."""
+
+    def __init__(self, backbone: BackbonePass, sampler: PatchSampler) -> None:
+        self.backbone, self.sampler, self.tokens = backbone, sampler, sampler.tokens
+        self._sampled: Captured | None = None
+
+    def sample(
+        self,
+        noise: np.ndarray,
+        guidance: float,
+        tokens: np.ndarray | None = None,
+        held: np.ndarray | None = None,
+    ) -> None:
+        """Launch the patch.
+
+        Args:
+            noise: float32 ``[N + 1, draws, P, C]``.
+            tokens: float32 ``[B, P, C]`` of a patch that is varied, or known in part.
+            held: which of them are kept, bool ``[P]``.
+        """
+        self.sampler.prepare(noise, guidance, tokens)
+        if tokens is None or held is None or not held.any():
+            self.launch()
+        else:
+            # Which tokens are held differs from patch to patch: a captured one would not be used again.
+            InOrder(self._steps(self.sampler.holding(noise, tokens, held)))()
+
+    def accept(self, tokens: np.ndarray, noise: np.ndarray | None = None) -> Pending | None:
+        """Launch the patch with tokens ``[B, P, C]`` that are given, so that the head need not run.
+
+        Returns:
+            What the head expected of their bits, as ``PatchSampler.expect``; None without ``noise`` for it.
+        """
+        self.backbone.launch()
+        expected = None if noise is None else self.sampler.expect(noise)
+        self.sampler.accept(tokens)
+        self.sampler.embed()
+        return expected
+
+    def launch(self) -> None:
+        """Launch the patch with the noise and guidance that its sampler has."""
+        if self._sampled is None:
+            steps, backbone = self._steps(self.sampler.evaluate), self.backbone
+            self._sampled = backbone.shared.backend.capture(steps) if backbone.often else InOrder(steps)
+        self._sampled()
+
+    def close(self) -> None:
+        """Give back what the device keeps for the patch."""
+        if self._sampled is not None:
+            self._sampled.close()
+            self._sampled = None
+
+    def _steps(self, evaluations: Sequence[Launch]) -> list[Launch]:
+        sampler = self.sampler
+        return [self.backbone.launch, *sampler.modulation.interleaved(evaluations), sampler.embed]

@@ -1,0 +1,151 @@
+"""Reads pictures as people have them: the one way from an image file to RGB pixels, for command line, API and server.
+
+- The content says what a file is, not its name: one of ``FORMATS``, of at most ``MOST_PIXELS`` pixels and
+  ``MOST_BYTES`` bytes. The size is checked before a pixel is decoded.
+- Orientation tags are applied, where they can be read. Of an animation or a file of several pages the first picture
+  counts.
+- What is transparent is laid over ``BACKGROUND``; a picture of which nothing can be seen is refused.
+- Of 16 bits a channel the upper 8 count. Pixels whose range the file does not say (floating point, 32-bit integers) are
+  refused, and so is CIELAB.
+- CMYK is converted without inks' colours, and colour profiles are not applied.
+"""
+
+import struct
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from bitdance_edge.runtime.bundle.size import Size
+from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.fit import fit_pixels
+from bitdance_edge.runtime.reading import open_regular
+
+FORMATS = ("PNG", "JPEG", "WebP", "TIFF", "BMP", "GIF", "PPM", "AVIF")  # none that runs another program
+MOST_PIXELS = 50_000_000  # 200 MB where they are decoded
+MOST_BYTES = 200_000_000
+BACKGROUND = (255, 255, 255)
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+DIRECT = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
+WITH_ALPHA = ("LA", "PA", "RGBA", "RGBa")
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0, section 8
+_one_at_a_time = threading.RLock()  # bounds the memory, and filters of warnings are of the whole process
+
+
+def load_pixels(path: str | Path, height: int, width: int, fit: str = "cover") -> np.ndarray:
+    """Read an image file as uint8 ``[height, width, 3]``, brought to that size as ``fit_pixels`` does.
+
+    Raises:
+        RequestError: it cannot be read; says why and what is allowed.
+    """
+    with open_regular(path, "image", MOST_BYTES) as file:
+        return fit_pixels(read_picture(file, str(path)), Size(width=width, height=height), fit)
+
+
+def read_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Decode an image file to an upright, opaque picture of mode RGB.
+
+    Args:
+        name: of the file, for messages.
+        formats: that are allowed, some of ``FORMATS``.
+
+    Raises:
+        RequestError: it is no such picture, is too large, damaged, invisible, or of pixels that have no fixed range.
+    """
+    try:
+        with _quiet(), open_picture(file, name, formats) as image:
+            image.load()
+            return _opaque(_upright(_eight_bits(image, name)), name)
+    except RequestError:
+        raise
+    except Exception as error:  # what Pillow raises for damaged files shares no base class
+        raise RequestError(f"{name} cannot be decoded ({_said(error)}); it may be truncated or damaged") from None
+
+
+def open_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Open an image file without decoding its pixels.
+
+    Raises:
+        RequestError: it is none of these formats, has too many pixels, or its header or text is damaged or too long.
+    """
+    Image.init()  # AVIF came with Pillow 11.3
+    try:
+        with _quiet():
+            image = Image.open(file, formats=[known for known in map(str.upper, formats) if known in Image.OPEN])
+    except UnidentifiedImageError:
+        raise RequestError(f"{name} is not a readable {_either(formats)} file; convert it to one of these") from None
+    except Image.DecompressionBombError:
+        raise RequestError(f"{name} has too many pixels; the limit is {MOST_PIXELS:,}: make it smaller") from None
+    except Exception as error:
+        raise RequestError(f"{name} cannot be read as an image ({_said(error)}); it may be damaged") from None
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise RequestError(
+            f"{name} has {image.width}x{image.height} pixels; the limit is {MOST_PIXELS:,} in total: make it smaller"
+        )
+    return image
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Read one picture at a time, without warnings: what is wrong with it is an error, or of no consequence."""
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """The picture in 8 bits a channel; grays of more bits keep the upper 8, as Pillow does for colours."""
+    if image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        tags: Any = getattr(image, "tag_v2", {})
+        bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+        values = np.asarray(image)
+        gray = (values >> (bits - 8)).clip(0, 255).astype(np.uint8)
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts grays of 8 bits only
+            gray = 255 - gray
+        made = Image.fromarray(gray)
+        if (clear := image.info.get("transparency")) is not None:
+            made.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+        made.info.update({key: value for key, value in image.info.items() if key != "transparency"})
+        return made
+    if image.mode not in (*DIRECT, *WITH_ALPHA):
+        raise RequestError(
+            f"{name} has pixels of kind {image.mode} (floating point, 32-bit integers or CIELAB), which do not say "
+            "what is black and white; convert it to 8 or 16 bits a channel"
+        )
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its orientation tag says; one whose tags cannot be read stays as it is stored."""
+    with suppress(SyntaxError, struct.error):  # Pillow's for Exif that is no TIFF structure
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _opaque(image: Image.Image, name: str) -> Image.Image:
+    """The picture over ``BACKGROUND``, as RGB."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    faintest, strongest = layer.getchannel("A").getextrema()
+    if strongest == 0:
+        raise RequestError(f"{name} is transparent everywhere; give a picture that can be seen")
+    if faintest == 255:
+        return layer.convert("RGB")
+    whole = Image.new("RGBA", layer.size, (*BACKGROUND, 255))
+    whole.alpha_composite(layer)
+    return whole.convert("RGB")
+
+
+def _either(formats: Sequence[str]) -> str:
+    return f"{', '.join(formats[:-1])} or {formats[-1]}"
+
+
+def _said(error: Exception) -> str:
+    return str(error).strip() or type(error).__name__

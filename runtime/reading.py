@@ -1,0 +1,59 @@
+"""Files that a user names: regular files of bounded size, whatever else a path may lead to; text is UTF-8."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from bitdance_edge.runtime.errors import RequestError
+
+MOST_TEXT = 16 * 2**20  # bytes of a text file
+NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # the first for pipes, the second on Windows
+
+
+def open_regular(path: str | Path, what: str, most: int) -> BinaryIO:
+    """Open a regular file of at most ``most`` bytes for reading; pipes and devices are refused without waiting.
+
+    Args:
+        what: the file holds, for messages: "image".
+
+    Raises:
+        RequestError: the path is none, or leads to no such file, or the file cannot be opened or is too large.
+    """
+    try:
+        file = os.fdopen(os.open(os.fspath(path), os.O_RDONLY | NO_WAITING), "rb")
+    except FileNotFoundError:
+        raise RequestError(f"no {what} at {path}") from None
+    except IsADirectoryError:
+        raise RequestError(f"{path} is a folder; give a file") from None
+    except (OSError, TypeError, ValueError) as error:  # the latter two: not a path, or one with a null character
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RequestError(f"{path!r} cannot be opened: {reason}; give the path of a file") from None
+    try:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise RequestError(f"{path} is a pipe, device or socket; give a regular file")
+        if found.st_size > most:
+            raise RequestError(f"{path} has {found.st_size:,} bytes; the limit is {most:,}")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """Read a file of UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        RequestError: as ``open_regular``, or the file is not UTF-8; the message names the place.
+    """
+    with open_regular(path, what, MOST_TEXT) as file:
+        content = file.read()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RequestError(
+            f"{path} is not UTF-8: byte {content[error.start]:#04x} in line {line} (offset {error.start}); save it in "
+            "UTF-8"
+        ) from None

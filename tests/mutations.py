@@ -1,0 +1,68 @@
+"""Every way in which one place of a JSON document can be wrong: dropped, of another type, out of range, hostile."""
+
+import copy
+import json
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+NESTED = "[" * 40_000 + "]" * 40_000
+# As JSON writes them, also what is not allowed there: NaN, a key that stands twice, half a surrogate pair.
+EVERYWHERE = ("null", "true", "-1", "1.5", str(2**62), '""', "[]")
+SHALLOW = ("1" + "0" * 400, "NaN", "1e999", '"../../x"', '"/etc/passwd"', '"\\ud800"', '{"a": 1, "a": 2}', NESTED)
+PLACE = "\u2402"  # stands in for the value while the document is written; nothing else holds it
+SHALLOW_TO = 3  # steps down to a place
+
+
+def mutations(document: Any, omit: Collection[str] = (), more: Sequence[str] = ()) -> Iterator[tuple[str, bytes]]:
+    """Yield a description and the bytes of each document with one place changed.
+
+    The first and the last item of a list stand for those between.
+
+    Args:
+        omit: keys below which nothing is changed.
+        more: values for every place, as JSON text.
+    """
+    for path in _places(document):
+        if set(path[:-1]) & set(omit):
+            continue
+        *parents, last = path
+        changed = copy.deepcopy(document)
+        holder = changed
+        for step in parents:
+            holder = holder[step]
+        original, whole = holder[last], json.dumps(holder[last])
+        holder[last] = PLACE
+        before, after = json.dumps(changed, ensure_ascii=False).split(f'"{PLACE}"')
+        place = ".".join(map(str, path))
+        for value in (*EVERYWHERE, *more, *(SHALLOW if len(path) <= SHALLOW_TO else ())):
+            if value != whole and not (value == "1.5" and isinstance(original, float)):  # another number is no fault
+                yield f"{place} = {value[:20]}", (before + value + after).encode()
+        del holder[last]
+        yield f"{place} dropped", json.dumps(changed).encode()
+
+
+def spoilt(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield documents that are wrong as a whole."""
+    text = content.decode()
+    yield "empty", b""
+    yield "half", content[: len(content) // 2]
+    yield "UTF-16", text.encode("utf-16")
+    yield "UTF-32", text.encode("utf-32")
+    yield "bytes that are no text", b"\xff\xfe\xfd" + content
+    yield "nested lists", NESTED.encode()
+    yield "nested objects", b'{"a":' * 40_000
+    yield "a list", b"[" + content + b"]"
+    yield "giant", content + b" " * 5_000_000
+    yield "many lists", b"[" + b"[]," * 1_300_000 + b"[]]"
+    yield "every key twice", content.rstrip()[:-1] + b"," + content.lstrip()[1:]
+
+
+def _places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    keys: list[Any] = []
+    if isinstance(value, dict):
+        keys = list(value)
+    elif isinstance(value, list) and value:
+        keys = sorted({0, len(value) - 1})
+    for key in keys:
+        yield (*at, key)
+        yield from _places(value[key], (*at, key))
