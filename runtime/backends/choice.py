@@ -40,7 +40,7 @@ class Choice:
     files: Mapping[str, int] = field(default_factory=dict)  # stage -> bytes of its engine
     rejected: Mapping[str, str] = field(default_factory=dict)  # backend -> why not
     arithmetic: str = ""  # of quantised stages on a CPU: which instructions they take, and why
-    # On a GPU, which stages are CUDA graphs, whether a whole patch is one, and why not; filled as they are first used.
+    # On a GPU: which stages can be part of a CUDA graph, whether a patch is one, and why not; filled as they are used.
     graphs: Mapping[str, str] = field(default_factory=dict)
 
     def lines(self) -> Iterator[str]:
@@ -177,8 +177,8 @@ def _onnxruntime_on_gpu(bundle: Bundle, wanted: Wanted, device: Device) -> tuple
 
 def _cuda_advice(bundle: Bundle) -> str:
     return (
-        f"bitdance-edge build {bundle.folder} --target cuda takes fewer launches, and lets decoder and encoder be CUDA "
-        "graphs"
+        f"bitdance-edge build {bundle.folder} --target cuda takes fewer launches, and runs decoder and encoder on the GPU "
+        "from the first node to the last"
     )
 
 

@@ -38,13 +38,13 @@ from bitdance_edge.runtime.backends.onnxruntime import (
 from bitdance_edge.runtime.backends.signature import require_memory_for
 from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError
 
 log = logging.getLogger(__name__)
 
 PROVIDER = "CUDAExecutionProvider"
 TARGET = "cuda"
+CAPTURABLE = "can be part of a CUDA graph"
 NO_GRAPH = "-1"  # of the run option gpu_graph_id: run, and capture nothing
 # What becomes a graph: a whole patch; each stage by itself, through ONNX Runtime's own capture; nothing.
 Captures = Literal["patch", "stages", "none"]
@@ -58,7 +58,7 @@ class OnnxRuntimeCudaBackend:
         captures: the most that becomes a graph.
 
     Attributes:
-        graphs: for each loaded stage and for the patch, whether it is a CUDA graph, and otherwise why not.
+        graphs: whether each loaded stage can be part of a CUDA graph, whether a patch is one, and otherwise why not.
         calls: to the device that run something: sessions, or graphs of them.
 
     Raises:
@@ -162,7 +162,7 @@ class CudaStage:
         self.capturable = backend.captures != "none"
         try:
             self.session: Any = open_session(path, options, providers(backend, self.capturable))
-            backend.graphs.update({name: A_GRAPH} if self.capturable else {})
+            backend.graphs.update({name: CAPTURABLE} if self.capturable else {})
         except BundleError as error:
             if not self.capturable:
                 raise
@@ -176,8 +176,8 @@ class CudaStage:
 
     @property
     def captures_itself(self) -> bool:
-        """Whether launches are graphs of ONNX Runtime's; those of the loop only where no patch is a graph."""
-        return self.capturable and (self.backend.captures == "stages" or self.name not in LOOP_STAGES)
+        """Whether launches are graphs of ONNX Runtime's own, while whose capture no thread may allocate."""
+        return self.capturable and self.backend.captures == "stages"
 
     def bind(self, buffers: Mapping[str, Memory]) -> "BoundCudaSession":
         require_memory_for(self.name, self.spec, buffers)

@@ -9,8 +9,7 @@ import pytest
 from conftest import Trace  # type: ignore[import-not-found]
 
 from bitdance_edge.runtime import Bundle, Pipeline, Request
-from bitdance_edge.runtime.backends.cuda_graph import A_GRAPH
-from bitdance_edge.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+from bitdance_edge.runtime.backends.onnxruntime_cuda import CAPTURABLE, OnnxRuntimeCudaBackend
 
 FIXTURES = ["cc_1x", "cc_4x_patch", "t2i_16x_swiglu"]
 
@@ -23,7 +22,7 @@ def test_every_stage_is_capturable(on_cuda: Callable[..., Bundle], fixture: str,
         for stage in bundle.stages:
             backend.load(stage)
     backend.close()
-    assert backend.graphs == dict.fromkeys(bundle.stages, A_GRAPH)
+    assert backend.graphs == dict.fromkeys(bundle.stages, CAPTURABLE)
 
 
 def test_without_a_build_the_choice_says_which_stage_is_no_graph(
@@ -55,7 +54,7 @@ def test_decoder_and_encoder_run(on_cuda: Callable[..., Bundle], precision: str)
     pixels = np.zeros((2, size.pixels.height, size.pixels.width, 3), np.uint8)
     with Pipeline.open(bundle.folder, backend="onnxruntime-cuda") as pipeline:
         assert pipeline.reconstruct(pixels).shape == pixels.shape
-        assert {pipeline.choice.graphs[stage] for stage in ("decoder", "encoder")} == {A_GRAPH}
+        assert {pipeline.choice.graphs[stage] for stage in ("decoder", "encoder")} == {CAPTURABLE}
 
 
 def test_a_build_takes_fewer_launches(on_cuda: Callable[..., Bundle], tmp_path: Path, trace: Trace) -> None:
