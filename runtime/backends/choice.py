@@ -177,8 +177,8 @@ def _onnxruntime_on_gpu(bundle: Bundle, wanted: Wanted, device: Device) -> tuple
 
 def _cuda_advice(bundle: Bundle) -> str:
     return (
-        f"bitdance-edge build {bundle.folder} --target cuda takes fewer launches, and runs decoder and encoder on the GPU "
-        "from the first node to the last"
+        f"bitdance-edge build {bundle.folder} --target cuda takes fewer launches, and runs decoder and encoder "
+        "on the GPU from the first node to the last"
     )
 
 
