@@ -9,6 +9,7 @@ from typing import Any
 from bitdance_edge.bench.contenders import Contender
 from bitdance_edge.bench.errors import BenchError
 from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.storage import TEMPORARY
 
 FORMAT = 2  # of the kept files; 2: the reference's image holds its predictions
 
@@ -37,7 +38,7 @@ class RunFolder:
                     f"{folder} holds runs with other {', '.join(changed)}; write to another folder with -o, or start "
                     "over with --force"
                 )
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and any(not TEMPORARY.fullmatch(path.name) for path in folder.iterdir()):
             raise BenchError(f"{folder} is not empty and holds no comparison; write to another folder with -o")
         write_json(known, identity)
 

@@ -1,5 +1,18 @@
-"""``python -m bitdance_edge``: the command line."""
+"""``python -m bitdance_edge``: the command line, interruptible from its first import on."""
 
-from bitdance_edge.cli import main
+from bitdance_edge.interrupts import run_program
 
-raise SystemExit(main())
+
+def main() -> int:
+    """Entry point of the program ``bitdance-edge``; the exit status, as ``cli.main`` gives it."""
+
+    def work() -> int:
+        from bitdance_edge.cli import main
+
+        return main()
+
+    return run_program("bitdance-edge", work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -4,18 +4,18 @@ import argparse
 import contextlib
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from bitdance_edge import __version__
 from bitdance_edge.completion import SHELLS, completion
 from bitdance_edge.errors import BitDanceError
+from bitdance_edge.imports import failed_import
 from bitdance_edge.installation import as_typed
+from bitdance_edge.interrupts import interruptible
 from bitdance_edge.streams import print_any_name
 
 
@@ -40,7 +40,8 @@ class Parser(argparse.ArgumentParser):
 COMMANDS = {
     "generate": Command("images from a bundle", "cpu"),
     "tokenize": Command("an image to binary tokens", "cpu"),
-    "reconstruct": Command("an image through the tokenizer and back", "cpu"),
+    "decode": Command("binary tokens to images", "cpu"),
+    "reconstruct": Command("images through the tokenizer and back, and what that keeps", "cpu,calibrate"),
     "serve": Command("an HTTP API and a page that make images", "cpu,serve"),
     "inspect": Command("what a bundle holds and needs, or what a build is", "cpu"),
     "export": Command("a checkpoint to a bundle of ONNX graphs", "cpu,export"),
@@ -50,6 +51,7 @@ COMMANDS = {
     "compare": Command("PyTorch, ONNX Runtime and TensorRT by stage", "export,compare"),
     "bench": Command("the speed of a bundle compared with PyTorch's", "bench"),
     "pack": Command("a bundle and what was built of it as one archive", "cpu"),
+    "push": Command("a bundle to a repository on the Hub, with its card", "hub"),
     "train": Command("train a tokenizer or a generator", "train"),
 }
 
@@ -103,22 +105,20 @@ def command_parser(configured: Collection[str]) -> argparse.ArgumentParser:
 
 def run_command(name: str, argv: Sequence[str]) -> int:
     """Parse and run one command; errors that this project defines become one message, all others keep their trace."""
-    command = COMMANDS[name]
     prog = f"bitdance-edge {name}"
-    args = command_parser([name]).parse_args([name, *argv])
-    module = importlib.import_module(f"bitdance_edge.commands.{name}")
-    signal.signal(signal.SIGTERM, _terminate)
+    return interruptible(prog, lambda: _run_command(name, prog, argv))
+
+
+def _run_command(name: str, prog: str, argv: Sequence[str]) -> int:
     try:
+        args = command_parser([name]).parse_args([name, *argv])
+        module = importlib.import_module(f"bitdance_edge.commands.{name}")
         with _silenced() if args.quiet else contextlib.nullcontext():
             return module.run(args) or 0
-    except KeyboardInterrupt as interrupt:
-        print(f"{prog}: interrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
-        return 130
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("bitdance_edge"):
+    except ImportError as error:
+        if (failed := failed_import(error)) is None:
             raise
-        hint = as_typed(f"pip install 'bitdance-edge[{command.extras}]'")
-        print(f"{prog}: {error.name} is not installed: {hint}", file=sys.stderr)
+        print(f"{prog}: {as_typed(failed.explained(COMMANDS[name].extras))}", file=sys.stderr)
         return 1
     except OSError as error:  # a disk or folder that will not do; the rooms name those that they expect
         print(f"{prog}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
@@ -133,8 +133,3 @@ def _silenced() -> Iterator[None]:
     """Drop what a command says on standard error, progress included; an error that ends it is printed afterwards."""
     with Path(os.devnull).open("w", encoding="utf-8") as nothing, contextlib.redirect_stderr(nothing):
         yield
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    """Let a polite kill clean up as Ctrl-C does."""
-    raise KeyboardInterrupt("terminated")

@@ -1,4 +1,4 @@
-"""The root of every error that a caller can do something about; the one module of this folder that any room imports.
+"""The root of every error that a caller can do something about.
 
 A message names the value, what is allowed, and the next command to type.
 """
@@ -11,3 +11,7 @@ class BitDanceError(Exception):
 
     def __str__(self) -> str:
         return as_typed(super().__str__())
+
+
+class OutputBusyError(BitDanceError):
+    """An output that another process is writing."""

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bitdance_edge.calibration.choose import Chosen, choose, require_kept, scales_head
+from bitdance_edge.calibration.choose import Chosen, choose, require_kept, weighs_head
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.calibration.graphs import StageGraph
@@ -65,13 +65,13 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
     recorded = record(sessions, draw, data)
     held_out = record(sessions, draw.held_out(options.held_out, Part.STAGES), data)
     ranking = Trial(sessions, draw.held_out(options.held_out, Part.RANKING))
-    weighed = recipe.weigh_times and scales_head(recipe, graphs)
+    weighed = recipe.weigh_times and weighs_head(recipe, graphs)
     effects = time_effects(ranking, recorded.steps, data) if weighed else None
     chosen = choose(graphs, recipe, recorded, effects, threads)
     found, searches = _search(chosen, ranking, held_out, options, data)
     chosen = chosen.without(reasons(searches))
     recipe = replace(recipe, kept=tuple(dict.fromkeys((*recipe.kept, *reasons(searches)))))
-    with replacing(folder) as staged:
+    with replacing(folder, force=options.force) as staged:
         written = write_bundle(bundle, staged, recipe, chosen)
         calibrated = BundleSessions(written, threads)
         trial = Trial(sessions, draw.held_out(options.test_images, Part.TEST))

@@ -67,6 +67,24 @@ def record_samples(bundle: Bundle) -> dict[tuple[str, str], Sample]:
     """
     recorder = Recorder(bundle)
     backend = ObservedBackend(OnnxRuntimeBackend(bundle, builds=False), before=recorder.note)
+    size = bundle.model.default_size
+    tokens = _generated(bundle, backend) if bundle.model.generates else _drawn(bundle)
+    inputs = {"tokens": tokens}
+    if bundle.model.decoder_noise:
+        inputs["noise"] = normals(SEED, Stream.DECODER, 0, 1, (size.tokens, bundle.model.bits))
+    pixels = _run(bundle, backend, StageName.DECODER, inputs, "pixels", size)
+    _run(bundle, backend, StageName.ENCODER, {"pixels": pixels}, "tokens", size)
+    return recorder.samples
+
+
+def _drawn(bundle: Bundle) -> np.ndarray:
+    """Tokens of an image by chance, for a tokenizer alone, float32 ``[1, h*w, C]``."""
+    shape = (bundle.model.default_size.tokens, bundle.model.bits)
+    return np.where(normals(SEED, Stream.IMAGE, 0, 1, shape) > 0, np.float32(1), np.float32(-1))
+
+
+def _generated(bundle: Bundle, backend: Backend) -> np.ndarray:
+    """Tokens of an image's first patches, repeated over the image, float32 ``[1, h*w, C]``."""
     model = bundle.model
     settings = replace(Request.example(bundle), seed=SEED, steps=STEPS, guidance=GUIDANCE).resolve(bundle)
     size = settings.size
@@ -76,14 +94,7 @@ def record_samples(bundle: Bundle) -> dict[tuple[str, str], Sample]:
     loop = BoundLoop(backend, bundle, stages, request.shape)
     patches = generate_tokens(loop, request, noise)
     tokens = np.concatenate([next(patches) for _ in range(min(PATCHES, size.patches))], axis=1)
-    del stages, patches, loop  # their weights and the cache, before those of the decoder
-    whole = np.resize(tokens, (1, size.tokens, model.bits))  # what was generated, repeated over the image
-    inputs = {"tokens": whole}
-    if model.decoder_noise:
-        inputs["noise"] = normals(SEED, Stream.DECODER, 0, 1, (size.tokens, model.bits))
-    pixels = _run(bundle, backend, StageName.DECODER, inputs, "pixels", size)
-    _run(bundle, backend, StageName.ENCODER, {"pixels": pixels}, "tokens", size)
-    return recorder.samples
+    return np.resize(tokens, (1, size.tokens, model.bits))
 
 
 def _run(

@@ -16,22 +16,24 @@ from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.exported_stages import ExportedStages
 from bitdance_edge.export.finite import first_not_finite
 from bitdance_edge.export.stage_error import StageError
-from bitdance_edge.export.stages import Generator
+from bitdance_edge.export.stages import Exported, Generator
 from bitdance_edge.model.backbone import GrowingCache
 from bitdance_edge.model.order import latent_to_patches, patches_to_latent
 from bitdance_edge.model.sampler import patch_guidance
 from bitdance_edge.model.tokenizer import image_from_bytes, image_to_bytes, quantize
+from bitdance_edge.model.tokenizer_model import TokenizerModel
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.sampler import Schedule
 
+RANDOM_TOKENS = 1000  # different ones that a tokenizer alone is compared on, repeated over the image
 STEPS = 4  # sampling steps of the generation that is compared
 PATCHES = 3
 
 
 @torch.no_grad()
 def check_stages(
-    model: Generator, folder: Path, stages: dict[str, StageSpec], precision: str, note: Callable[[str], object]
+    model: Exported, folder: Path, stages: dict[str, StageSpec], precision: str, note: Callable[[str], object]
 ) -> dict[str, StageError]:
     """Compare every stage and return the errors by stage; ``note`` is told what is being compared.
 
@@ -44,7 +46,10 @@ def check_stages(
     with first_not_finite(model) as modules:
         try:
             note("check prompt to tokens")
-            tokens = _check_generation(model, exported, errors, generation)
+            if isinstance(model, TokenizerModel):
+                tokens = _drawn(model, generation)
+            else:
+                tokens = _check_generation(model, exported, errors, generation)
             exported.unload()
             note("check decoder and encoder")
             _check_images(model, exported, errors, tokens, generation)
@@ -60,6 +65,11 @@ def check_stages(
     if failed:
         raise ExportError(f"exported stages differ from PyTorch: {', '.join(failed)}; nothing was written")
     return errors
+
+
+def _drawn(model: TokenizerModel, generation: torch.Generator) -> Tensor:
+    """Bits by chance for a tokenizer alone, ``[1, RANDOM_TOKENS, C]``."""
+    return quantize(torch.randn(1, RANDOM_TOKENS, model.config.bits, generator=generation))
 
 
 def _check_generation(
@@ -103,7 +113,7 @@ def _check_generation(
 
 
 def _check_images(
-    model: Generator,
+    model: Exported,
     exported: ExportedStages,
     errors: dict[str, StageError],
     tokens: Tensor,

@@ -23,13 +23,13 @@ from bitdance_edge.export.opsets import DEFAULT_OPSET, OPSETS
 from bitdance_edge.export.preview import with_fast_previews
 from bitdance_edge.export.signatures import stage_exports
 from bitdance_edge.export.stage_error import StageError
-from bitdance_edge.export.stages import Generator
+from bitdance_edge.export.stages import Exported
 from bitdance_edge.export.weights import Source, WeightPlacer, hollowed
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.tensor_file import StoredTensor
 from bitdance_edge.model.values import require_finite
-from bitdance_edge.runtime.bundle.files import cannot_write, put_in_place, staged_folder
-from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.files import cannot_write, claimed_output, put_in_place, staged_folder
+from bitdance_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.host_memory import available_memory
 
@@ -57,7 +57,7 @@ class ExportOptions:
 
 
 def export_bundle(
-    model: Generator,
+    model: Exported,
     folder: str | Path,
     options: ExportOptions,
     provenance: dict[str, Any],
@@ -72,7 +72,7 @@ def export_bundle(
     an export that fails or is interrupted leaves nothing.
 
     Args:
-        model: class-conditional in float32, or text-to-image with its weights as they are stored.
+        model: class-conditional or a tokenizer alone in float32, or text-to-image with its weights as they are stored.
         prompts: of a text-to-image model.
         source: where the weights are stored, for those that are linked or read one at a time; None: the model's.
         note: called with lines for the user.
@@ -81,23 +81,22 @@ def export_bundle(
         ExportError: the folder exists (and not ``force``), there is too little space for the weights, a file of the
             checkpoint cannot be read, or a stage differs from PyTorch.
         ModelError: a weight has a value that the precision cannot hold.
+        OutputBusyError: another process is writing the folder.
         StorageError: the folder cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and not options.force:
-        raise ExportError(f"{folder} exists; export to another folder, or replace it with --force")
-    if folder.exists() and not (folder / "bundle.json").is_file():
-        raise ExportError(f"{folder} exists and is not a bundle; --force replaces bundles only")
     source = model.state_dict() if source is None else source
     read = {weight.file for weight in source.values() if isinstance(weight, StoredTensor)}
     read |= set() if prompts is None else {prompts.file}
     try:
-        with staged_folder(folder) as staged:
-            names = _links(source, options, staged, note)
-            _require_space(source, folder, options, names)
-            _require_finite(source, options.dtype)
-            bundle = _Export(model, staged, options, prompts, source, names).write(provenance)
-            put_in_place(staged, folder)
+        with claimed_output(folder):
+            _require_replaceable(folder, options)
+            with staged_folder(folder) as staged:
+                names = _links(source, options, staged, note)
+                _require_space(source, folder, options, names)
+                _require_finite(source, options.dtype)
+                bundle = _Export(model, staged, options, prompts, source, names).write(provenance)
+                put_in_place(staged, folder, replace=options.force)
     except OSError as error:
         if error.filename is not None and Path(str(error.filename)) in read:
             raise ExportError(f"cannot read {error.filename}: {error.strerror}") from error
@@ -109,7 +108,7 @@ def export_bundle(
 class _Export:
     """One export into an empty folder."""
 
-    model: Generator
+    model: Exported
     folder: Path
     options: ExportOptions
     prompts: PromptTokenizer | None
@@ -142,7 +141,7 @@ class _Export:
             opset=options.opset,
             model=model,
             cache=manifest.cache_spec(self.model, options.precision),
-            sampling=manifest.sampling_spec(self.model, self.model.config.sampling),
+            sampling=manifest.sampling_spec(self.model),
             published=manifest.published_spec(self.model),
             stages={name: _with_error(stage, errors.get(name)) for name, stage in stages.items()},
             text=self.prompts and manifest.text_spec(self.prompts, folder),
@@ -158,7 +157,8 @@ class _Export:
         bundle.write()
         bundle = Bundle.open(folder)
         runs_here = options.precision != "bf16" and can_check(self.source)
-        return with_fast_previews(bundle) if options.fast_previews and runs_here else bundle
+        drawn = options.fast_previews and runs_here and bundle.model.generates
+        return with_fast_previews(bundle) if drawn else bundle
 
     def _check(self, stages: dict[str, StageSpec], note: Callable[[str], object]) -> dict[str, StageError]:
         """Compare with PyTorch and return the errors by stage; none where this machine has too little memory."""
@@ -183,6 +183,14 @@ def can_check(source: Source) -> bool:
 
 def _with_error(stage: StageSpec, error: StageError | None) -> StageSpec:
     return stage if error is None else replace(stage, max_error=error.worst, tolerance=error.tolerance)
+
+
+def _require_replaceable(folder: Path, options: ExportOptions) -> None:
+    """Refuse a folder that is there, unless it is a bundle that may be replaced."""
+    if folder.exists() and not options.force:
+        raise ExportError(f"{folder} exists; export to another folder, or replace it with --force")
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise ExportError(f"{folder} exists and is not a bundle; --force replaces bundles only")
 
 
 def _links(source: Source, options: ExportOptions, staged: Path, note: Callable[[str], object]) -> Mapping[Path, str]:

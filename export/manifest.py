@@ -8,15 +8,17 @@ from onnx import external_data_helper
 
 from bitdance_edge.export.graph_tensors import activation_bytes, tensor_specs
 from bitdance_edge.export.signatures import cache_slots
-from bitdance_edge.export.stages import Generator
+from bitdance_edge.export.stages import Exported, Generator
 from bitdance_edge.model import SamplingDefaults, TextToImage
 from bitdance_edge.model.prompt import BOM, CONDITIONAL, UNCONDITIONAL, PromptTokenizer
+from bitdance_edge.model.tokenizer_model import TokenizerModel
 from bitdance_edge.runtime.bundle.dtypes import ONNX_NUMBERS, tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import file_spec
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.bundle.specs import (
     CLASS_CONDITIONAL,
     TEXT_TO_IMAGE,
+    TOKENIZER,
     CacheSpec,
     FileSpec,
     ModelSpec,
@@ -26,7 +28,7 @@ from bitdance_edge.runtime.bundle.specs import (
 )
 
 DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-TOKENIZER = "tokenizer.json"
+PROMPT_TOKENIZER = "tokenizer.json"
 
 
 @dataclass
@@ -62,7 +64,22 @@ def stage_spec(files: FileHashes, path: Path, precision: str, model: ModelSpec) 
     )
 
 
-def model_spec(model: Generator) -> ModelSpec:
+def model_spec(model: Exported) -> ModelSpec:
+    config = model.config
+    sizes = tuple(Size(width=width, height=height) for height, width in config.sizes)
+    if isinstance(model, TokenizerModel):
+        return ModelSpec(
+            kind=TOKENIZER,
+            tokens_per_step=1,
+            bits=config.bits,
+            pixels_per_token=config.tokenizer.downsampling,
+            patch_side=model.patch_side,
+            sizes=sizes,
+            prompt_tokens=0,
+            num_classes=0,
+            class_names=(),
+            decoder_noise=config.tokenizer.gan_decoder,
+        )
     config = model.config
     return ModelSpec(
         kind=TEXT_TO_IMAGE if isinstance(model, TextToImage) else CLASS_CONDITIONAL,
@@ -70,7 +87,7 @@ def model_spec(model: Generator) -> ModelSpec:
         bits=config.bits,
         pixels_per_token=config.tokenizer.downsampling,
         patch_side=model.patch_side,
-        sizes=tuple(Size(width=width, height=height) for height, width in config.sizes),
+        sizes=sizes,
         prompt_tokens=config.prompt_tokens,
         num_classes=0 if isinstance(model, TextToImage) else model.config.num_classes,
         class_names=() if isinstance(model, TextToImage) else model.config.class_names,
@@ -78,7 +95,10 @@ def model_spec(model: Generator) -> ModelSpec:
     )
 
 
-def cache_spec(model: Generator, precision: str) -> CacheSpec:
+def cache_spec(model: Exported, precision: str) -> CacheSpec:
+    """The cache's layout; that of a tokenizer alone, which has no backbone, is empty."""
+    if isinstance(model, TokenizerModel):
+        return CacheSpec(layers=0, heads=0, length=0, head_dim=0, dtype=DTYPE_NAMES[precision])
     if isinstance(model, TextToImage):
         language = model.config.backbone
         layers, heads, head_dim = language.layers, language.kv_heads, language.head_dim
@@ -93,13 +113,22 @@ def cache_spec(model: Generator, precision: str) -> CacheSpec:
     )
 
 
-def published_spec(model: Generator) -> SamplingSpec | None:
+def published_spec(model: Exported) -> SamplingSpec | None:
     """The sampling settings that the checkpoint was published with; None where they are its defaults."""
+    if isinstance(model, TokenizerModel):
+        return None
     published = model.config.published_sampling
-    return None if published is None else sampling_spec(model, published)
+    return None if published is None else _sampling(model, published)
 
 
-def sampling_spec(model: Generator, sampling: SamplingDefaults) -> SamplingSpec:
+def sampling_spec(model: Exported) -> SamplingSpec:
+    """The defaults of a request; a tokenizer alone takes none, and has the least of each."""
+    if isinstance(model, TokenizerModel):
+        return SamplingSpec(steps=1, guidance=1.0, guidance_schedule="constant", time_shift=1.0)
+    return _sampling(model, model.config.sampling)
+
+
+def _sampling(model: Generator, sampling: SamplingDefaults) -> SamplingSpec:
     return SamplingSpec(
         steps=sampling.steps,
         guidance=sampling.guidance,
@@ -111,10 +140,10 @@ def sampling_spec(model: Generator, sampling: SamplingDefaults) -> SamplingSpec:
 
 def text_spec(prompts: PromptTokenizer, folder: Path) -> TextSpec:
     """Copy the tokenizer into the bundle, without a byte order mark, and describe how prompts are written."""
-    (folder / TOKENIZER).write_bytes(prompts.file.read_bytes().removeprefix(BOM))
+    (folder / PROMPT_TOKENIZER).write_bytes(prompts.file.read_bytes().removeprefix(BOM))
     sizes = prompts.config.sizes
     return TextSpec(
-        tokenizer=file_spec(folder, folder / TOKENIZER),
+        tokenizer=file_spec(folder, folder / PROMPT_TOKENIZER),
         conditional=CONDITIONAL,
         unconditional=UNCONDITIONAL,
         suffixes={f"{width}x{height}": tuple(prompts.suffix(height, width)) for height, width in sizes},

@@ -1,4 +1,4 @@
-"""From a checkpoint's path and options to the model that is exported, of either kind."""
+"""From a checkpoint's path and options to the model that is exported, of any kind."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -7,27 +7,31 @@ from typing import Any, Literal
 
 from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.exporter import ExportOptions, export_bundle
-from bitdance_edge.export.stages import Generator
+from bitdance_edge.export.stages import Exported
 from bitdance_edge.export.weights import Source
-from bitdance_edge.model import TextCheckpoint, load_generator
-from bitdance_edge.model.checkpoint import locate
+from bitdance_edge.model import TextCheckpoint, load_generator, load_tokenizer
+from bitdance_edge.model.checkpoint import is_tokenizer, locate
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.text_checkpoint import is_text_to_image
 from bitdance_edge.model.text_config import TextToImageConfig
+from bitdance_edge.model.tokenizer_model import TokenizerModel
 from bitdance_edge.runtime.bundle.manifest import Bundle, sha256
 from bitdance_edge.runtime.bundle.size import Size
 
 WEIGHTS = ("link", "copy")
+TOKENIZER_SIZES = "256x256"  # of a tokenizer alone: those that the published ones were measured at
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointOptions:
     """How a checkpoint is opened; the first two are of class-conditional models, the others of text-to-image ones.
 
+    A tokenizer alone takes a variant and sizes.
+
     Attributes:
         variant: of a .pt file.
         tokenizer: autoencoder weights that replace the checkpoint's own.
-        sizes: WIDTHxHEIGHT,... in pixels; None: all of the checkpoint's that its tokenizer can announce.
+        sizes: WIDTHxHEIGHT,... in pixels; None: all of the checkpoint's that its tokenizer can announce, or 256x256.
         max_prompt: tokens of the longest prompt, template included; None: the checkpoint's.
         weights: "link" them, which needs some stored in the precision of the export, or "copy" all; None: link those
             that can be linked.
@@ -42,7 +46,7 @@ class CheckpointOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedCheckpoint:
-    model: Generator
+    model: Exported
     options: ExportOptions
     provenance: dict[str, Any]
     prompts: PromptTokenizer | None = None  # of a text-to-image model
@@ -61,7 +65,7 @@ class OpenedCheckpoint:
 
 
 def open_checkpoint(path: Path, options: ExportOptions, asked: CheckpointOptions) -> OpenedCheckpoint:
-    """Open a checkpoint of either kind.
+    """Open a checkpoint of any kind.
 
     Raises:
         ModelError: it is not a whole checkpoint.
@@ -79,20 +83,29 @@ def open_checkpoint(path: Path, options: ExportOptions, asked: CheckpointOptions
             _require_linkable(opened)
         return opened
     weights = {f"{way}-weights": asked.weights == way for way in WEIGHTS}
+    if is_tokenizer(path, asked.variant):
+        given = {"tokenizer": asked.tokenizer, "max-prompt": asked.max_prompt, **weights}
+        _refuse(path, given, "this checkpoint is a tokenizer alone")
+        tokenizer = load_tokenizer(path, variant=asked.variant)
+        model = TokenizerModel.of(tokenizer, _parsed(asked.sizes or TOKENIZER_SIZES))
+        return OpenedCheckpoint(model=model, options=options, provenance=_provenance(path, asked.variant))
     _refuse(
         path,
         {"sizes": asked.sizes, "max-prompt": asked.max_prompt, **weights},
         "it is for text-to-image folders (with vision_head_config.json or model_index.json)",
     )
     model = load_generator(path, variant=asked.variant, tokenizer=asked.tokenizer)
+    return OpenedCheckpoint(model=model, options=options, provenance=_provenance(path, asked.variant))
+
+
+def _provenance(path: Path, variant: str | None) -> dict[str, Any]:
     files = locate(path)[0].files
     hashes = {file.name: sha256(file) for file in files}
-    provenance = {
+    return {
         "checkpoint": path.resolve().name,
         "checkpoint_sha256": hashes if len(files) > 1 else hashes[files[0].name],
-        "variant": asked.variant,
+        "variant": variant,
     }
-    return OpenedCheckpoint(model=model, options=options, provenance=provenance)
 
 
 def open_text_to_image(
@@ -145,13 +158,17 @@ def _sizes(text: str | None, config: TextToImageConfig, prompts: PromptTokenizer
         if known := tuple(size for size in config.sizes if prompts.announces(*size)):
             return known
         raise ExportError(f"{prompts.file} announces none of this model's sizes; name some with --sizes WIDTHxHEIGHT")
-    sizes = []
-    for part in text.split(","):
-        size = Size.parse(part)
-        config.require_size(size.height, size.width)
-        prompts.suffix(size.height, size.width)
-        sizes.append((size.height, size.width))
-    return tuple(dict.fromkeys(sizes))
+    sizes = _parsed(text)
+    for height, width in sizes:
+        config.require_size(height, width)
+        prompts.suffix(height, width)
+    return sizes
+
+
+def _parsed(text: str) -> tuple[tuple[int, int], ...]:
+    """Read WIDTHxHEIGHT,... as (height, width), each once."""
+    sizes = [Size.parse(part) for part in text.split(",")]
+    return tuple(dict.fromkeys((size.height, size.width) for size in sizes))
 
 
 def _refuse(path: Path, given: Mapping[str, object], reason: str) -> None:

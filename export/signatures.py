@@ -9,12 +9,14 @@ from torch import nn
 
 from bitdance_edge.export import stages
 from bitdance_edge.export.opsets import CacheOperators
-from bitdance_edge.export.stages import Generator
+from bitdance_edge.export.stages import Exported, Generator
 from bitdance_edge.model import TextToImage
+from bitdance_edge.model.tokenizer_model import TokenizerModel
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
 Shape = tuple[int | str, ...]
-Inputs = Mapping[str, tuple[torch.dtype, Shape]]
+Tensor = tuple[torch.dtype, Shape]
+Inputs = Mapping[str, Tensor]
 Value = TypeVar("Value")
 SLOT_MULTIPLE = 8
 F32, I64, U8 = torch.float32, torch.int64, torch.uint8
@@ -49,9 +51,11 @@ def cache_slots(model: Generator) -> int:
 
 
 def stage_exports(
-    model: Generator, operators: CacheOperators, dtype: torch.dtype
+    model: Exported, operators: CacheOperators, dtype: torch.dtype
 ) -> dict[str, Callable[[], StageExport]]:
     """Name -> function that builds the stage of a model, in ``dtype``."""
+    if isinstance(model, TokenizerModel):
+        return _image_stages(model, *_any_size(model))
     layout = _layout(model)
     return {
         StageName.PROMPT: lambda: StageExport(stages.PromptStage(model), layout.prompt, ("embeddings",)),
@@ -60,9 +64,25 @@ def stage_exports(
         StageName.BACKBONE: lambda: _backbone(model, operators, dtype, layout),
         StageName.MODULATION: lambda: _modulation(model, dtype),
         StageName.HEAD: lambda: _head(model, dtype),
-        StageName.DECODER: lambda: _decoder(model, layout),
-        StageName.ENCODER: lambda: StageExport(stages.EncoderStage(model), {"pixels": layout.pixels}, ("tokens",)),
+        **_image_stages(model, layout.sequence, layout.pixels),
     }
+
+
+def _image_stages(model: Exported, sequence: Tensor, pixels: Tensor) -> dict[str, Callable[[], StageExport]]:
+    """Decoder and encoder, between tokens and pixels of these element types and dimensions."""
+    noise = {"noise": sequence} if model.config.tokenizer.gan_decoder else {}
+    return {
+        StageName.DECODER: lambda: StageExport(stages.DecoderStage(model), {"tokens": sequence, **noise}, ("pixels",)),
+        StageName.ENCODER: lambda: StageExport(stages.EncoderStage(model), {"pixels": pixels}, ("tokens",)),
+    }
+
+
+def _any_size(model: TextToImage | TokenizerModel) -> tuple[Tensor, Tensor]:
+    """Tokens and pixels of images of several sizes: ``PH`` by ``PW`` patches."""
+    side = model.patch_side
+    across = side * model.config.tokenizer.downsampling
+    sequence = (F32, ("B", "PH", "PW", side * side, model.config.bits))
+    return sequence, (U8, ("B", f"{across}*PH", f"{across}*PW", 3))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +96,8 @@ class Layout:
     prompt: Inputs
     place: Inputs  # which patch of the image, for the head's condition
     token_place: Inputs  # the same for the embedding of tokens, where that depends on it
-    sequence: tuple[torch.dtype, Shape]
-    pixels: tuple[torch.dtype, Shape]
+    sequence: Tensor
+    pixels: Tensor
 
 
 def _layout(model: Generator) -> Layout:
@@ -86,7 +106,7 @@ def _layout(model: Generator) -> Layout:
     if isinstance(model, TextToImage):
         text = model.config.backbone
         place: Inputs = {**index, "patches_across": (I64, (1,))}
-        pixels = model.config.patch_pixels
+        sequence, pixels = _any_size(model)
         return Layout(
             width=text.width,
             layers=text.layers,
@@ -95,8 +115,8 @@ def _layout(model: Generator) -> Layout:
             prompt={"input_ids": (I64, ("R", "T"))},
             place=place,
             token_place=place,
-            sequence=(F32, ("B", "PH", "PW", side * side, bits)),
-            pixels=(U8, ("B", f"{pixels}*PH", f"{pixels}*PW", 3)),
+            sequence=sequence,
+            pixels=pixels,
         )
     config = model.config
     patches = config.grid // side
@@ -159,11 +179,6 @@ def _head(model: Generator, dtype: torch.dtype) -> StageExport:
         **modulations,
     }
     return StageExport(stages.HeadStage(model), inputs, ("x_next",), (tuple(modulations),))
-
-
-def _decoder(model: Generator, layout: Layout) -> StageExport:
-    noise = {"noise": layout.sequence} if model.config.tokenizer.gan_decoder else {}
-    return StageExport(stages.DecoderStage(model), {"tokens": layout.sequence, **noise}, ("pixels",))
 
 
 def _patch(model: Generator) -> tuple[torch.dtype, Shape]:

@@ -16,8 +16,10 @@ from bitdance_edge.export.opsets import CacheOperators
 from bitdance_edge.model import BitDance, TextToImage
 from bitdance_edge.model.order import latent_to_patches, patches_to_latent
 from bitdance_edge.model.tokenizer import image_from_bytes, image_to_bytes, quantize
+from bitdance_edge.model.tokenizer_model import TokenizerModel
 
 Generator = BitDance | TextToImage
+Exported = Generator | TokenizerModel
 Module = TypeVar("Module", bound=nn.Module)
 
 

@@ -29,6 +29,8 @@ from bitdance_edge.model.weight_files import ENTRIES, Weight, WeightFiles, only_
 PREFIXES = {"tokenizer.": "vae.", "head.": "head.net.", "backbone.": ""}
 # What other programs put before every key of a generator.
 WRAPPERS = ("model.", "runtime_model.")
+# Of a generator's config.json, beside those of its autoencoder.
+GENERATOR_KEYS = {"dim", "n_layer", "diff_dim"}
 TOKENIZER_ENTRIES = ("state_dict", "ema", "model", "module")
 
 
@@ -69,12 +71,14 @@ def load_tokenizer(path: str | Path, *, variant: str | None = None, config: Toke
     An autoencoder's ``.pt`` also holds discriminator and loss network; only ``encoder.`` and ``decoder.`` are read.
     """
     weights, config_file = locate(Path(path))
-    config = config or _tokenizer_config(path, variant, config_file)
     state = {
         key.removeprefix("vae."): value
         for key, value in _bare(weights.read(TOKENIZER_ENTRIES)).items()
         if key.removeprefix("vae.").startswith(("encoder.", "decoder."))
     }
+    if config is None and (variant or config_file):
+        config = _tokenizer_config(variant, config_file)
+    config = config or _known_tokenizer(state, weights.files[0])
     with torch.device("meta"):
         tokenizer = Tokenizer(config)
     _assign(tokenizer, state, weights.files[0], lambda key: key)
@@ -96,16 +100,47 @@ def locate(path: Path) -> tuple[WeightFiles, Path | None]:
     else:
         raise ModelError(f"no checkpoint at {path}; give a folder with config.json and .safetensors, or a .pt file")
     file = weights.files[0]
-    configs = (file.with_name(f"{file.stem}_config.json"), file.with_name("config.json"))
+    configs = (file.with_name(f"{file.stem}_config.json"), file.with_suffix(".json"), file.with_name("config.json"))
     return weights, next((config for config in configs if config.exists() or config.is_symlink()), None)
 
 
-def _tokenizer_config(path: str | Path, variant: str | None, config_file: Path | None) -> TokenizerConfig:
+def is_tokenizer(path: Path, variant: str | None = None) -> bool:
+    """Whether a checkpoint is an autoencoder alone, by its variant, its JSON, or the names of its weights.
+
+    Raises:
+        ModelError: there is no checkpoint, or it cannot be read.
+    """
     if variant is not None:
-        return _named(variant, TOKENIZERS)
-    if config_file is None:
-        raise ModelError(f"{path} has no config.json next to it; give --variant, one of {', '.join(TOKENIZERS)}")
+        return variant in TOKENIZERS
+    weights, config_file = locate(path)
+    if config_file is not None:
+        values = read_json(config_file)
+        return "ddconfig" in values and not GENERATOR_KEYS & values.keys()
+    keys = [key.removeprefix("vae.") for key in _bare(weights.read(TOKENIZER_ENTRIES))]
+    return any(key.startswith("decoder.") for key in keys) and not any(key.startswith("head.") for key in keys)
+
+
+def _tokenizer_config(variant: str | None, config_file: Path | None) -> TokenizerConfig:
+    if variant is not None or config_file is None:
+        return _named(str(variant), TOKENIZERS)
     return TokenizerConfig.from_json(read_json(config_file), str(config_file))
+
+
+def _known_tokenizer(state: Mapping[str, Tensor], file: Path) -> TokenizerConfig:
+    """The published configuration whose weights have these names and shapes.
+
+    Raises:
+        ModelError: none has.
+    """
+    shapes = {key: value.shape for key, value in state.items()}
+    for config in TOKENIZERS.values():
+        with torch.device("meta"):
+            if {key: value.shape for key, value in Tokenizer(config).state_dict().items()} == shapes:
+                return config
+    raise ModelError(
+        f"{file} has no JSON beside it and is not {', '.join(TOKENIZERS)}, whose configuration is known without: "
+        f"put the JSON that was published with it there, as {file.stem}_config.json or config.json"
+    )
 
 
 def save_generator(model: BitDance, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:

@@ -1,7 +1,6 @@
 """What both kinds of checkpoint share: comparing keys and shapes, and writing a folder of files."""
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 from safetensors import SafetensorError
 
 from bitdance_edge.model.errors import ModelError
+from bitdance_edge.storage import temporary
 
 SHOWN = 4  # keys of each kind that an error lists
 
@@ -59,9 +59,9 @@ def moved_into(folder: Path) -> Iterator[Path]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as unfinished:
-            yield Path(unfinished)
-            for file in sorted(Path(unfinished).iterdir()):
+        with temporary(folder, Path.mkdir) as unfinished:
+            yield unfinished
+            for file in sorted(unfinished.iterdir()):
                 file.chmod(0o644)
                 file.replace(folder / file.name)
     except (OSError, SafetensorError) as error:

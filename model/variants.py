@@ -13,8 +13,8 @@ _D32C128 = TokenizerConfig(
     bits=128, channels=128, channel_multipliers=(1, 1, 2, 2, 4, 8), blocks_per_level=4, gan_decoder=True
 )
 
-# d32c128 is as the config of its port says (huggingface.co/BiliSakura/BitDance-Tokenizer-diffusers); d32c256 differs in
-# its bits alone, as the sizes of both files say. A config JSON next to the weights takes precedence.
+# d32c128: ae_d32c128_config.json as its port repeats it (huggingface.co/BiliSakura/BitDance-Tokenizer-diffusers).
+# d32c256 differs in its bits alone, as the sizes of both files say. A config JSON next to the weights takes precedence.
 TOKENIZERS = {
     "d16c32": _D16C32,
     "d32c128": _D32C128,

@@ -8,12 +8,14 @@ with Pipeline.open("bundles/digits-4x") as pipeline:
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.size import Size
+from bitdance_edge.runtime.calling import PipelineOutput
 from bitdance_edge.runtime.errors import (
     BackendError,
     BitDanceError,
     BuildError,
     BundleError,
     Cancelled,
+    HubError,
     OutOfMemoryError,
     RequestError,
     StorageError,
@@ -34,10 +36,12 @@ __all__ = [
     "Cancelled",
     "Event",
     "GeneratedImage",
+    "HubError",
     "ImageDone",
     "OutOfMemoryError",
     "PatchDone",
     "Pipeline",
+    "PipelineOutput",
     "Preview",
     "Request",
     "RequestError",

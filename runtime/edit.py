@@ -64,6 +64,8 @@ def resolve_edit(
     """
     model, patch = bundle.model, (size.patches, bundle.model.tokens_per_step)
     picture = _array("init", init)
+    if picture.dtype == np.uint8 and not _is_picture(picture):
+        raise RequestError(_expected("init", picture, images, size, model))
     pixels = _pixels(picture, images, size) if _is_picture(picture) else None
     tokens = init_tokens if pixels is not None else init
     if tokens is None and StageName.ENCODER not in bundle.stages:
@@ -101,13 +103,17 @@ def given_tokens(name: str, tokens: object, images: int, bundle: Bundle, size: I
     model, tokens = bundle.model, checked_tokens(name, tokens)
     shaped = tokens[None] if tokens.ndim == 2 else tokens
     if shaped.shape[0] not in (1, images) or shaped.shape[1:] != (size.tokens, model.bits):
-        raise RequestError(
-            f"{name} is {tokens.dtype} {list(tokens.shape)}; it must be pixels, uint8 [{size.height}, {size.width}, 3] "
-            f"(fit_pixels makes them of any picture), or the tokens of an image of {size}, [{size.tokens}, "
-            f"{model.bits}]; several of either for {images} images, one each"
-        )
+        raise RequestError(_expected(name, tokens, images, size, model))
     whole = np.broadcast_to(shaped, (images, *shaped.shape[1:])).astype(np.float32)
     return whole.reshape(images, size.patches, model.tokens_per_step, model.bits)
+
+
+def _expected(name: str, found: np.ndarray, images: int, size: ImageSize, model: ModelSpec) -> str:
+    return (
+        f"{name} is {found.dtype} {list(found.shape)}; it must be pixels, uint8 [{size.height}, {size.width}, 3] "
+        f"(fit_pixels makes them of any picture), or the tokens of an image of {size}, [{size.tokens}, {model.bits}]; "
+        f"several of either for {images} images, one each"
+    )
 
 
 def _array(name: str, values: object) -> np.ndarray:

@@ -15,6 +15,10 @@ class PromptTooLongError(RequestError):
     """A prompt with more tokens than the bundle takes."""
 
 
+class HubError(BitDanceError):
+    """A name on the Hub that cannot be downloaded from or uploaded to."""
+
+
 class BackendError(BitDanceError):
     """No backend that can run this bundle here."""
 

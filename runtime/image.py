@@ -1,5 +1,6 @@
 """A generated image with the settings that reproduce it, and the PNG that carries both."""
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ MOST_SETTINGS = 2**20  # characters
 REQUIRED = ("size", "seed", "steps", "guidance")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class GeneratedImage:
     """One image of a request.
 
@@ -52,6 +53,18 @@ class GeneratedImage:
         if self.pixels is None:
             raise RequestError("this image has tokens only: the request asked for output='tokens'")
         return Image.fromarray(self.pixels)
+
+    def __repr__(self) -> str:
+        shown = f"class {self.class_id}" if self.prompt is None else repr(self.prompt)
+        return f"GeneratedImage({shown}, seed {self.seed}, {self.settings['size']})"
+
+    def _repr_png_(self) -> bytes | None:
+        """The image as notebooks show it; None where there are tokens only."""
+        if self.pixels is None:
+            return None
+        file = io.BytesIO()
+        self.to_pil().save(file, format="PNG")
+        return file.getvalue()
 
     def save(self, path: str | Path) -> None:
         """Write a PNG with the settings in its metadata, whole or not at all; raises what ``save_png`` raises."""

@@ -7,6 +7,9 @@ import numpy as np
 from bitdance_edge.runtime.backends.interface import Backend, Buffer, Launch, Pending, Stage
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import ImageSize
+from bitdance_edge.runtime.bundle.stage_names import StageName
+
+IMAGE_STAGES = {StageName.DECODER: "pixels", StageName.ENCODER: "tokens"}  # by name, and what each makes
 
 
 class ImageStage:

@@ -10,13 +10,11 @@ from bitdance_edge.runtime.backends.interface import Backend, Pending, Stage, St
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
-from bitdance_edge.runtime.image_stage import ImageStage
+from bitdance_edge.runtime.image_stage import IMAGE_STAGES, ImageStage
 from bitdance_edge.runtime.loop import BoundLoop, LoopShape
 from bitdance_edge.runtime.memory_plan import MemoryPlan, decoded_at_once
 from bitdance_edge.runtime.noise import Stream, normals
 from bitdance_edge.runtime.preview import PreviewCanvas, PreviewMap, full_preview
-
-OUTPUTS = {StageName.DECODER: "pixels", StageName.ENCODER: "tokens"}
 
 
 class LoadedBundle:
@@ -98,7 +96,7 @@ class LoadedBundle:
             stage = self._stages[name] = backend.load(name)
             alone = decoded_at_once(self.bundle.stage(name), self.max_batch)
             at_once = alone if self.plan is None else self.plan.decoder_images
-            self._image_stages[name] = ImageStage(backend, self.bundle, stage, name, OUTPUTS[name], at_once)
+            self._image_stages[name] = ImageStage(backend, self.bundle, stage, name, IMAGE_STAGES[name], at_once)
         return self._image_stages[name]
 
     def _stage(self, name: str) -> Stage:

@@ -97,11 +97,11 @@ def _alternatives(bundle: Bundle, images: int, free: int, how: Execution) -> Ite
     if fewer := most_images(bundle, images - 1, free, how):
         yield f"{fewer} at once (max_batch {fewer})"
     for title, kind in (("FP8", "fp8"), ("4-bit", "int4")):
-        smaller = {name: _requantised(bundle.stage(name), kind) for name in QUANTISED}
-        if any(smaller[name] < bundle.stage(name).bytes for name in QUANTISED):
+        smaller = {name: _requantised(bundle.stages[name], kind) for name in QUANTISED if name in bundle.stages}
+        if any(size < bundle.stage(name).bytes for name, size in smaller.items()):
             files = {**how.files, **smaller}
             if most := most_images(bundle, images, free, replace(how, files=files)):
-                yield f"{title} weights in {', '.join(QUANTISED)}, {most} at once"
+                yield f"{title} weights in {', '.join(smaller)}, {most} at once"
 
 
 def _requantised(stage: StageSpec, kind: str) -> int:

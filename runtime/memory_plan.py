@@ -15,7 +15,7 @@ from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL, StageSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
 from bitdance_edge.runtime.given import GivenTokens
-from bitdance_edge.runtime.image_stage import ImageStage
+from bitdance_edge.runtime.image_stage import IMAGE_STAGES, ImageStage
 from bitdance_edge.runtime.loop import BoundLoop, TokenRequest, generate_tokens, modulated_at_once
 
 # For the driver's context and the kernels of the libraries: set aside, not measured.
@@ -87,7 +87,7 @@ class MemoryPlan:
 
     @property
     def activations(self) -> int:
-        loop = max(need.activations for need in self.stages if need.stage in LOOP_STAGES)
+        loop = max((need.activations for need in self.stages if need.stage in LOOP_STAGES), default=0)
         decoding = max((need.activations for need in self.stages if need.stage not in LOOP_STAGES), default=0)
         return loop + decoding if self.overlapped else max(loop, decoding)
 
@@ -120,12 +120,17 @@ def _row(name: str, sizes: list[int], total: int) -> str:
 def plan_memory(bundle: Bundle, images: int, how: Execution | None = None) -> MemoryPlan:
     """Plan ``images`` of the largest size at once, sampled as the bundle says, all decoded at once, beside the loop.
 
-    Text prompts are as long as the bundle takes.
+    Text prompts are as long as the bundle takes. A tokenizer alone encodes and decodes that many.
     """
     how = how or Execution()
     backend = CountingBackend(bundle, how.files, how.queued, how.updates_in_place(bundle))
-    _run_loop(backend, bundle, images, how)
-    _bind_decoder(backend, bundle, images)
+    if bundle.model.generates:
+        _run_loop(backend, bundle, images, how)
+    loaded = [name for name in bundle.stages if name != StageName.ENCODER or not bundle.model.generates]
+    for name, output in IMAGE_STAGES.items():
+        if name in loaded:
+            image_stage = ImageStage(backend, bundle, backend.load(name), name, output, images)
+            image_stage.bind(images, bundle.model.largest_size)
     needs = tuple(
         StageNeed(
             stage=name,
@@ -134,8 +139,7 @@ def plan_memory(bundle: Bundle, images: int, how: Execution | None = None) -> Me
             tensors=backend.bytes[name, "tensors"],
             activations=_activations(bundle, name, images, how.guided),
         )
-        for name in bundle.stages
-        if name != StageName.ENCODER  # which generation does not load
+        for name in loaded
     )
     return MemoryPlan(images=images, decoder_images=images, overlapped=True, stages=needs)
 
@@ -165,13 +169,6 @@ def _run_loop(backend: CountingBackend, bundle: Bundle, images: int, how: Execut
     patches = generate_tokens(loop, request, noise, (lambda *_: None) if how.judged else None)
     for _ in islice(patches, len(given.strengths) if how.given else BUFFER_PATCHES):
         pass
-
-
-def _bind_decoder(backend: CountingBackend, bundle: Bundle, images: int) -> None:
-    if StageName.DECODER in bundle.stages:
-        stage = backend.load(StageName.DECODER)
-        decoder = ImageStage(backend, bundle, stage, StageName.DECODER, "pixels", images)
-        decoder.bind(images, bundle.model.largest_size)
 
 
 def _activations(bundle: Bundle, stage: str, images: int, guided: bool) -> int:

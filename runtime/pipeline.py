@@ -3,7 +3,7 @@
 import logging
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from bitdance_edge.runtime.asynchronous import in_threads
 from bitdance_edge.runtime.backends.choice import Choice, Wanted, choose_backend
 from bitdance_edge.runtime.backends.interface import Backend, StageTime
+from bitdance_edge.runtime.bundle.hub import bundle_folder
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.bundle.specs import ImageSize
+from bitdance_edge.runtime.calling import Callback, PipelineOutput, Subject, called_request, run_call
 from bitdance_edge.runtime.errors import BackendError, RequestError
 from bitdance_edge.runtime.events import Event, ImageDone
 from bitdance_edge.runtime.image import GeneratedImage
@@ -92,8 +95,66 @@ class Pipeline:
             chosen.close()
             raise
 
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None, **how: Any) -> "Pipeline":
+        """Open a bundle by its folder, or by its name on the Hub as ``OWNER/NAME``, from where it is downloaded once.
+
+        Args:
+            revision: branch, tag or commit on the Hub; None: the main branch.
+            how: arguments of ``open``.
+
+        Raises:
+            HubError: the bundle cannot be downloaded; the message has the command that can.
+        """
+        return cls.open(bundle_folder(name, revision), **how)
+
+    def __call__(
+        self,
+        prompt: Subject,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        width: int | None = None,
+        height: int | None = None,
+        seed: int | None = None,
+        generator: Any = None,
+        callback_on_step_end: Callback | None = None,
+        **others: Any,
+    ) -> PipelineOutput:
+        """Generate with the argument names of diffusers; what is None takes the bundle's default.
+
+        Args:
+            prompt: a prompt, or a class by id or name; or several, with ``num_images_per_prompt`` images of each.
+            num_inference_steps: sampling steps of each patch (``Request.steps``).
+            seed: image i uses seed + i.
+            generator: in place of ``seed``: a ``torch.Generator``, of which the seed is taken, or one an image.
+            callback_on_step_end: called with the pipeline, the patches done, those in total, and a dict of ``tokens``.
+            others: fields of ``Request``, such as ``negative_prompt``, ``sampler``, ``size`` or ``prefix``.
+
+        Raises:
+            RequestError: as ``stream``, or an argument is unknown or given twice.
+        """
+        named = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "num_images_per_prompt": num_images_per_prompt,
+            "width": width,
+            "height": height,
+            "seed": seed,
+            "generator": generator,
+        }
+        return run_call(self, called_request(self, prompt, named, others), callback_on_step_end)
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.bundle.name}, {self.bundle.model.kind}, {self.choice.backend})"
+
     def close(self) -> None:
-        """Give back all memory, sessions and engines. Closing twice is closing once."""
+        """Give back all memory, sessions and engines. Closing twice is closing once.
+
+        Raises:
+            StorageError: an operator trace could not be written to its end.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -118,7 +179,7 @@ class Pipeline:
         """Generate all images of a request, in order; raises what ``stream`` raises."""
         return [event.image for event in self.stream(request, cancel) if isinstance(event, ImageDone)]
 
-    def stream(self, request: Request, cancel: threading.Event | None = None) -> Iterator[Event]:
+    def stream(self, request: Request, cancel: threading.Event | None = None) -> Generator[Event, None, None]:
         """Generate, one event at a time; the request is checked before the iterator is returned.
 
         Setting ``cancel`` from any thread ends it before the next patch, as does closing the iterator. On a GPU the
@@ -134,6 +195,13 @@ class Pipeline:
             raise RequestError(f"the request is {shown(request)}; give a Request, such as Request(classes=[3])")
         settings = request.resolve(self.bundle, self._encoder)
         return self._taking_turns(self._stream(settings, cancel or threading.Event()))
+
+    def astream(self, request: Request, cancel: threading.Event | None = None) -> AsyncIterator[Event]:
+        """``stream`` for asyncio: the loop stays free while patches are made; leaving it ends the work.
+
+        The request is checked before the iterator is returned; raises what ``stream`` raises.
+        """
+        return in_threads(self.stream(request, cancel))
 
     def tokenize(self, pixels: Any) -> np.ndarray:
         """Encode images to tokens int8 ``[B, h*w, C]`` in generation order.
@@ -227,7 +295,7 @@ class Pipeline:
             with self.backend.current():
                 yield
 
-    def _taking_turns(self, events: Iterator[Event]) -> Iterator[Event]:
+    def _taking_turns(self, events: Iterator[Event]) -> Generator[Event, None, None]:
         """Pass events on, with the device held only while the next one is made."""
         try:
             while True:

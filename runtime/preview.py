@@ -70,14 +70,19 @@ class PreviewMap:
             BundleError: the file is not a map of this model.
         """
         try:
-            weights = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            # Mapped: what the header says is compared before anything of that size is allocated.
+            weights = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError, OverflowError) as error:
             raise BundleError(f"{path} cannot be read ({error}); copy or export the bundle again") from None
         shape = (WINDOW**2 * bits + 1, pixels_per_token**2 * 3)
+        if not isinstance(weights, np.ndarray) or weights.dtype.kind != "f":
+            raise BundleError(f"{path} is not one array of floating-point numbers; export the bundle again")
         if weights.shape != shape:
             raise BundleError(
                 f"{path} has shape {list(weights.shape)}, this model needs {list(shape)}; export it again"
             )
+        if not np.isfinite(weights).all():
+            raise BundleError(f"{path} holds numbers that are not finite; export the bundle again")
         return cls(weights.astype(np.float32))
 
     @classmethod

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bitdance_edge.imports import failed_import
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import ImageSize, TextSpec
 from bitdance_edge.runtime.errors import BackendError, BundleError, PromptTooLongError, RequestError
@@ -41,9 +42,24 @@ class PromptEncoder:
             raise BundleError(f"{bundle.folder} is {bundle.model.kind} and has no tokenizer")
         try:
             from tokenizers import Tokenizer
-        except ImportError:
-            raise BackendError("prompts need the tokenizers package: pip install 'bitdance-edge[text]'") from None
-        return cls(bundle.text, Tokenizer.from_file(str(bundle.verified_file(bundle.text.tokenizer))))
+        except ImportError as error:
+            failed = failed_import(error, "tokenizers")
+            raise BackendError(f"prompts need the tokenizers package: {failed and failed.explained('text')}") from error
+        path = bundle.verified_file(bundle.text.tokenizer)
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+            known = tokenizer.get_vocab_size(with_added_tokens=True)
+            tokenizer.encode(bundle.text.conditional)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the library's Rust code is no Exception
+            raise BundleError(
+                f"{path} is not a tokenizer that can be read ({error}); export the bundle again"
+            ) from None
+        largest = max(max(ids) for ids in bundle.text.suffixes.values())
+        if largest >= known:
+            raise BundleError(f"{path} has {known} tokens, its bundle names token {largest}; export it again")
+        return cls(bundle.text, tokenizer)
 
     def conditional(self, prompt: str, size: ImageSize) -> tuple[int, ...]:
         """Encode a prompt for an image of this size, with the queries of the first patch.

@@ -15,14 +15,12 @@ from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.given import GivenTokens
 from bitdance_edge.runtime.preview import KINDS as PREVIEW_KINDS
 from bitdance_edge.runtime.prompt import PromptEncoder, padded
-from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, SAMPLERS
+from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, MAX_GUIDANCE, MAX_STEPS, SAMPLERS
 from bitdance_edge.runtime.tokens import checked_tokens
 from bitdance_edge.runtime.values import items, one_of, real, shown, switch, text, whole
 
 MAX_SEED = 2**63 - 1
-MAX_STEPS = 1000
 MAX_COUNT = 1_000_000  # images of a request
-MAX_GUIDANCE = 100
 MAX_CANDIDATES = 1000  # of each image
 CLASS_DIGITS = 9  # of a class id given as text
 OUTPUTS = ("image", "tokens")
@@ -118,6 +116,11 @@ class Request:
             RequestError: names the value and what is allowed.
         """
         model = bundle.model
+        if not model.generates:
+            raise RequestError(
+                f"{bundle.name} is a tokenizer, which draws nothing: use tokenize, decode or reconstruct, or open the "
+                "bundle of a generator"
+            )
         default = bundle.published_sampling if switch("published", self.published) else bundle.sampling
         count = whole("count", self.count, 1, MAX_COUNT)
         guidance = real(default.guidance if self.guidance is None else self.guidance)

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 LAST_TIME = 0.95
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100
 SAMPLERS = ("sde", "ode")
 GUIDANCE_SCHEDULES = ("constant", "linear")
 

@@ -9,18 +9,24 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import Scope
 
 from bitdance_edge.serve.connection import ClientLeft
 from bitdance_edge.serve.errors import SERVER, ApiError
+from bitdance_edge.serve.field_errors import field_error
 from bitdance_edge.serve.guard import Guard
-from bitdance_edge.serve.routes import about, images, jobs, tokens
+from bitdance_edge.serve.routes import about, edits, images, jobs, sdapi, tokens
 from bitdance_edge.serve.service import Service
 
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
+ROUTES = (images, edits, jobs, tokens, sdapi, about)
 CLIENT_CLOSED = 499  # nginx's status for a client that disconnected
 
 
@@ -44,8 +50,16 @@ def create_app(service: Service) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.service = service
-    app.add_middleware(Guard, settings=service.settings)
-    for routes in (images, jobs, tokens, about):
+    app.add_middleware(Guard, settings=service.settings, methods=_methods)
+    if service.settings.origins:  # the outermost, so that errors of the guard can be read too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.settings.origins,
+            allow_methods=["GET", "HEAD", "POST", "OPTIONS"],
+            allow_headers=["*"],
+            expose_headers=["Location", "Retry-After"],
+        )
+    for routes in ROUTES:
         app.include_router(routes.router)
     app.mount("/page", StaticFiles(directory=PAGE))
     app.add_route("/", lambda _request: FileResponse(PAGE / "index.html"), include_in_schema=False)
@@ -55,6 +69,16 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(ClientLeft, _client_left)
     app.add_exception_handler(Exception, _unexpected)
     return app
+
+
+def _methods(scope: Scope) -> set[str]:
+    """The methods that a path has; none if there is no such path."""
+    path: str = scope["path"]
+    routes = (route for module in ROUTES for route in module.router.routes if isinstance(route, APIRoute))
+    found = {method for route in routes if route.matches(scope)[0] != Match.NONE for method in route.methods}
+    if path in ("/", "/openapi.json") or path.startswith("/page/"):
+        found.add("GET")
+    return found | {"OPTIONS"} | ({"HEAD"} if "GET" in found else set()) if found else found
 
 
 def _error_response(error: ApiError) -> JSONResponse:
@@ -74,22 +98,9 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _validation_error(_request: Request, error: Exception) -> JSONResponse:
-    """Report the first error that pydantic found, in plainer words where there are any."""
+    """Report the first error that pydantic found."""
     assert isinstance(error, RequestValidationError)
-    found = error.errors()[0]
-    place = [str(part) for part in found["loc"][1:]]
-    param = next(iter(place), None)
-    if found["type"] == "json_invalid":
-        return _error_response(ApiError(400, "invalid_json", f"the body is not JSON: {found['ctx']['error']}"))
-    if param is None:
-        return _error_response(ApiError(400, "invalid_json", "send a JSON object, with Content-Type: application/json"))
-    name = ".".join(place)
-    if found["type"] == "extra_forbidden":
-        message = f"unknown field {name!r}; /openapi.json lists the known ones"
-        return _error_response(ApiError(400, "unknown_parameter", message, param=name))
-    if found["type"] == "missing":
-        return _error_response(ApiError(400, "missing_parameter", f"{name} is missing", param=name))
-    return _error_response(ApiError(400, "invalid_value", f"{name}: {found['msg']}", param=param))
+    return _error_response(field_error(error.errors()[0]))
 
 
 def _client_left(_request: Request, _error: Exception) -> JSONResponse:

@@ -1,12 +1,13 @@
 """The served models: their bundles, their image sizes, and how many images of each fit in memory at once."""
 
-from collections.abc import Sequence
+import math
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
 import psutil
 
-from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime import Bundle, RequestError, Size
 from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.memory_plan import plan_memory
 from bitdance_edge.runtime.prompt import PromptEncoder
@@ -21,6 +22,7 @@ class Model:
     id: str
     bundle: Bundle
     images_at_once: int  # 0: the memory limit leaves no room for one
+    nearest_size: bool = False  # in place of a size that it does not make
 
     @cached_property
     def encoder(self) -> PromptEncoder | None:
@@ -31,16 +33,26 @@ class Model:
         """Look up "WIDTHxHEIGHT", or the default for "auto" and None.
 
         Raises:
-            ApiError: 400 invalid_size; the message lists the sizes of the model.
+            ApiError: 400 invalid_size; the message lists the sizes of the model and the nearest one.
         """
-        offered = {str(size): size for size in self.bundle.model.sizes}
+        spec = self.bundle.model
         if name in (None, "auto"):
-            return self.bundle.model.default_size
-        if name not in offered:
-            choices = ", ".join(["auto", *offered])
-            message = f"size is {name!r}; {self.id} makes {choices}"
+            return spec.default_size
+        choices = ", ".join(["auto", *map(str, spec.sizes)])
+        try:
+            wanted = Size.parse(name)
+        except RequestError:
+            message = f"size is {name[:40]!r}; {self.id} makes {choices}"
+            raise ApiError(400, "invalid_size", message, param="size") from None
+        nearest = self.nearest(wanted)
+        if nearest != wanted and not self.nearest_size:
+            message = f"size is {str(wanted)!r}; {self.id} makes {choices}; the nearest is {nearest}"
             raise ApiError(400, "invalid_size", message, param="size")
-        return self.bundle.model.size(offered[name])
+        return spec.size(nearest)
+
+    def nearest(self, wanted: Size) -> Size:
+        """The size of the model that is nearest to another."""
+        return min(self.bundle.model.sizes, key=lambda size: _distance(size, wanted))
 
     def require_memory(self, limit: int) -> None:
         """Raises: ApiError 507: the memory limit leaves no room for one image."""
@@ -69,8 +81,15 @@ class Catalog:
                 )
             bundle = Bundle.open(folder)
             at_once = _images_at_once(bundle, settings.max_batch, self.memory)
-            self.models[model_id] = model = Model(id=model_id, bundle=bundle, images_at_once=at_once)
+            model = Model(id=model_id, bundle=bundle, images_at_once=at_once, nearest_size=settings.nearest_size)
+            self.models[model_id] = model
             _ = model.encoder  # so that a tokenizer that cannot be loaded fails here, not in the first request
+        self.aliases = dict(settings.aliases)
+        for alias, name in self.aliases.items():
+            if name not in self.models or alias in self.models:
+                known = ", ".join(self.models)
+                problem = "is the name of a model already" if alias in self.models else f"{name!r} is not served"
+                raise ServeError(f"alias {alias}={name}: {problem}; write NAME=MODEL, with MODEL one of {known}")
 
     @property
     def default(self) -> Model:
@@ -80,13 +99,19 @@ class Catalog:
         """Look up a model by id; None: the default one. Raises: ApiError 404 model_not_found."""
         if model_id is None:
             return self.default
+        model_id = self.aliases.get(model_id, model_id)
         if model_id not in self.models:
-            known = ", ".join(self.models)
-            message = f"model is {model_id!r}; this server has: {known}"
+            known = ", ".join([*self.models, *self.aliases])
+            message = f"model is {model_id[:100]!r}; this server has: {known}"
             raise ApiError(404, "model_not_found", message, param="model")
         return self.models[model_id]
 
 
 def _images_at_once(bundle: Bundle, largest: int, memory: int) -> int:
-    fitting: Sequence[int] = [n for n in range(1, largest + 1) if plan_memory(bundle, n).held <= memory]
-    return max(fitting, default=0)
+    return bisect_right(range(1, largest + 1), memory, key=lambda images: plan_memory(bundle, images).held)
+
+
+def _distance(size: Size, wanted: Size) -> tuple[float, float]:
+    """How far two sizes are apart: first in shape, then in area."""
+    shape = math.log(size.width / size.height) - math.log(wanted.width / wanted.height)
+    return round(abs(shape), 6), abs(math.log(size.area / wanted.area))

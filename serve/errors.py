@@ -4,12 +4,14 @@ A client gets an HTTP status and ``{"error": {"message", "type", "param", "code"
 begun, the same object is its last event.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from bitdance_edge.errors import BitDanceError
 
 INVALID, SERVER = "invalid_request_error", "server_error"
+LONGEST_MESSAGE, LONGEST_NAME = 1500, 100  # bytes of their JSON, so that no error answer is over 2 KB
 
 
 class ServeError(BitDanceError):
@@ -35,7 +37,22 @@ class ApiError(BitDanceError):
 
     def body(self) -> dict[str, Any]:
         """The JSON that the client gets."""
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+        return {
+            "error": {
+                "message": shortened(self.message, LONGEST_MESSAGE),
+                "type": self.kind,
+                "param": None if self.param is None else shortened(self.param, LONGEST_NAME),
+                "code": self.code,
+            }
+        }
+
+
+def shortened(text: str, most: int) -> str:
+    """Cut a text whose JSON is over ``most`` bytes, and replace what UTF-8 cannot encode."""
+    text = text[:most].encode("utf-8", "replace").decode() + ("…" if len(text) > most else "")
+    while (excess := len(json.dumps(text)) - most) > 0:
+        text = text[: max(0, len(text) - 1 - max(1, excess // 12))] + "…"  # a character takes up to 12 bytes
+    return text
 
 
 def queue_full(waiting: int, seconds: int) -> ApiError:

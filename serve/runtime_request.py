@@ -1,5 +1,6 @@
 """Turns the fields of an HTTP request into work, and work into a request of the runtime."""
 
+import asyncio
 import base64
 import binascii
 import secrets
@@ -32,12 +33,16 @@ def generation(
     Raises:
         ApiError: the field, its value and what is allowed.
     """
+    if not model.bundle.model.generates:
+        message = f"{model.id} is a tokenizer, which draws nothing: send images to /v1/tokens, or name another model"
+        raise ApiError(400, "no_generator", message, param="model")
     sampling = model.bundle.published_sampling if fields.published else model.bundle.sampling
     images = _within("n", fields.n, 1, settings.max_images)
     steps = _within("num_inference_steps", fields.num_inference_steps, sampling.steps, settings.max_steps)
-    if len(fields.prompt) > settings.max_prompt:
-        message = f"the prompt has {len(fields.prompt)} characters; this server takes {settings.max_prompt} at most"
-        raise ApiError(413, "prompt_too_long", message, param="prompt")
+    for name, text in (("prompt", fields.prompt), ("negative_prompt", fields.negative_prompt or "")):
+        if len(text) > settings.max_prompt:
+            message = f"{name} has {len(text)} characters; this server takes {settings.max_prompt} at most"
+            raise ApiError(413, "prompt_too_long", message, param=name)
     if fields.negative_prompt and model.bundle.text is None:
         raise _invalid("negative_prompt", f"{model.id} makes images of classes and takes no negative prompt; omit it")
     size = model.size(fields.size)
@@ -111,7 +116,7 @@ async def change(fields: JobRequest, model: Model) -> Change | None:
     if edit.image is not None:
         picture = await opened(edit.image, "edit.image")
         own = Size(width=picture.width, height=picture.height)
-        init = fit_pixels(picture, size.pixels, edit.fit)
+        init = await asyncio.to_thread(fit_pixels, picture, size.pixels, edit.fit)
     else:
         init = unpacked_tokens(edit.tokens or "", "edit", model, size)
     mask = None

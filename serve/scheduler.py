@@ -8,8 +8,10 @@ import asyncio
 import itertools
 import logging
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from bitdance_edge.serve.catalog import Catalog
+from bitdance_edge.serve.catalog import Catalog, Model
 from bitdance_edge.serve.errors import ApiError, queue_full, unavailable
 from bitdance_edge.serve.metrics import Metrics
 from bitdance_edge.serve.settings import ServeSettings
@@ -42,30 +44,41 @@ class Scheduler:
         self.rejection: ApiError | None = unavailable(
             "not_ready", "the models are being loaded; /health says when they are"
         )
+        self.admitting = 0  # requests that are being checked
         self.waiting: list[Ticket] = []
         self.running: dict[Ticket, Batch] = {}
         self.batch_seconds = 1.0  # a moving average, from which Retry-After is estimated
         self._arrived = asyncio.Event()
 
-    def submit(self, work: Work) -> Ticket:
-        """Accept a request into the queue.
+    @contextmanager
+    def admitted(self, model: Model) -> Iterator[Callable[[Work], Ticket]]:
+        """Hold a place in the queue while a request is checked; the function of the context submits its work.
 
         Raises:
             ApiError: 503 not ready or stopping, 429 queue full, 507 one image does not fit in memory.
         """
         if self.rejection is not None:
             raise self.rejection
-        model = self.catalog.get(work.model)
         model.require_memory(self.catalog.memory)
-        if len(self.waiting) >= self.settings.queue:
+        if (filled := len(self.waiting) + self.admitting) >= self.settings.queue:
             self.metrics.refused.inc()
-            batches = math.ceil((1 + len(self.waiting)) / max(1, model.images_at_once))
-            raise queue_full(len(self.waiting), max(1, math.ceil(batches * self.batch_seconds)))
-        ticket = Ticket(work, self.settings.time_limit, self._given_up, self._closed)
-        self.waiting.append(ticket)
-        self._count()
-        self._arrived.set()
-        return ticket
+            batches = math.ceil((1 + filled) / max(1, model.images_at_once))
+            raise queue_full(filled, max(1, math.ceil(batches * self.batch_seconds)))
+        place = [None]  # emptied by the function
+
+        def submit(work: Work) -> Ticket:
+            place.pop()
+            self.admitting -= 1
+            ticket = Ticket(work, self.settings.time_limit, self._given_up, self._closed)
+            self.waiting.append(ticket)
+            self._arrived.set()
+            return ticket
+
+        self.admitting += 1
+        try:
+            yield submit
+        finally:
+            self.admitting -= len(place)
 
     async def next_batch(self) -> Batch:
         """Wait for work, then for a short time for more of the same shape."""
@@ -80,7 +93,6 @@ class Scheduler:
                     self.waiting.remove(ticket)
                 batch = Batch(tickets)
                 self.running.update(dict.fromkeys(tickets, batch))
-                self._count()
                 return batch
 
     def put_back(self, batch: Batch) -> None:
@@ -89,18 +101,16 @@ class Scheduler:
             del self.running[ticket]
         self.waiting[:0] = [ticket for ticket in batch.tickets if not ticket.closed]
         self._arrived.set()
-        self._count()
 
     def finished(self, batch: Batch, seconds: float) -> None:
         """Note that a worker is done with a batch, and how long it took."""
         for ticket in batch.tickets:
             self.running.pop(ticket, None)
         self.batch_seconds = 0.8 * self.batch_seconds + 0.2 * seconds
-        self._count()
 
     async def idle(self) -> None:
         """Wait until no request waits or runs."""
-        while self.waiting or self.running:
+        while self.admitting or self.waiting or self.running:
             await asyncio.sleep(0.02)
 
     def give_up(self, error: ApiError) -> None:
@@ -132,8 +142,3 @@ class Scheduler:
             self.waiting.remove(ticket)
         elif (batch := self.running.get(ticket)) and all(other.closed for other in batch.tickets):
             batch.cancel.set()
-        self._count()
-
-    def _count(self) -> None:
-        self.metrics.waiting.set(len(self.waiting))
-        self.metrics.running.set(len(self.running))

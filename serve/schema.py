@@ -2,6 +2,7 @@
 
 The image fields are those of OpenAI's images API (platform.openai.com/docs/api-reference/images); ``seed``,
 ``num_inference_steps``, ``guidance_scale`` and ``negative_prompt`` are ours, under the names that diffusers uses.
+Every text has a largest length here, so that nothing is parsed further before its size is known.
 """
 
 from typing import Annotated, Literal
@@ -9,10 +10,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from bitdance_edge.runtime.request import MAX_SEED, MAX_STEPS
+from bitdance_edge.serve.settings import BODY_BUDGET, SMALL_BODY
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 GuidanceSchedule = Literal["constant", "linear"]
 Sampler = Literal["sde", "ode"]
+MOST_TEXT = SMALL_BODY  # characters of a prompt; --max-prompt is smaller
+MOST_NAME = 200  # characters of a model's id
+MOST_SIZE = 40
+MOST_FILE = BODY_BUDGET  # characters of a picture in base64; --max-body is smaller
 Fit = Literal["cover", "contain", "stretch"]
 MAX_CANDIDATES = 64  # of each image of a job
 
@@ -22,7 +28,20 @@ def _without_fraction(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _not_refused(values: dict[str, str]) -> BeforeValidator:
+    """Refuse values that OpenAI's API has and this one cannot do, each with its reason."""
+
+    def check(value: object) -> object:
+        if isinstance(value, str) and value in values:
+            raise ValueError(values[value])
+        return value
+
+    return BeforeValidator(check)
+
+
 Whole = Annotated[int, BeforeValidator(_without_fraction)]
+NO_URL = "response_format is 'url'; this server keeps no files: use 'b64_json', which brings the image in the answer"
+NO_TRANSPARENCY = "background is 'transparent'; the models make opaque images only: use 'auto' or 'opaque'"
 
 
 class RequestBody(BaseModel):
@@ -32,12 +51,16 @@ class RequestBody(BaseModel):
 class GenerationFields(RequestBody):
     """The fields of every request for images. A field that is null or absent takes the model's default."""
 
-    model: str | None = Field(None, description="Id from /v1/models; by default the first model.")
-    prompt: str = Field(description="A prompt; for a class-conditional model, the id or name of a class.", min_length=1)
+    model: str | None = Field(None, description="Id from /v1/models; by default the first model.", max_length=MOST_NAME)
+    prompt: str = Field(
+        description="A prompt; for a class-conditional model, the id or name of a class.",
+        min_length=1,
+        max_length=MOST_TEXT,
+    )
     n: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="Number of images, 1 by default. Image i uses seed + i."
     )
-    size: str | None = Field(None, description='"WIDTHxHEIGHT" or "auto".', examples=["auto"])
+    size: str | None = Field(None, description='"WIDTHxHEIGHT" or "auto".', examples=["auto"], max_length=MOST_SIZE)
     seed: Annotated[Whole, Field(ge=0, le=MAX_SEED)] | None = Field(
         None, description="Drawn at random if absent; the response says which."
     )
@@ -54,7 +77,7 @@ class GenerationFields(RequestBody):
     published: bool | None = Field(
         None, description="Use the published sampling settings of the checkpoint as defaults; false by default."
     )
-    negative_prompt: str | None = Field(None, description="For text-to-image models only.")
+    negative_prompt: str | None = Field(None, description="For text-to-image models only.", max_length=MOST_TEXT)
     output_format: OutputFormat | None = Field(
         None, description="png by default; a PNG also carries the settings that reproduce it."
     )
@@ -64,8 +87,19 @@ class GenerationFields(RequestBody):
     user: str | None = Field(None, description="Accepted for compatibility and ignored.", max_length=1000)
 
 
-class ImageRequest(GenerationFields):
-    response_format: Literal["b64_json"] | None = None
+class OpenAIFields(GenerationFields):
+    """Fields of OpenAI's API whose values change nothing here; a value that this server cannot do is refused."""
+
+    response_format: Annotated[Literal["b64_json"] | None, _not_refused({"url": NO_URL})] = None
+    background: Annotated[Literal["auto", "opaque"] | None, _not_refused({"transparent": NO_TRANSPARENCY})] = None
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = Field(
+        None, description="Accepted and ignored; num_inference_steps sets the quality."
+    )
+    style: Literal["vivid", "natural"] | None = Field(None, description="Accepted and ignored.")
+    moderation: Literal["auto", "low"] | None = Field(None, description="Accepted and ignored; nothing is moderated.")
+
+
+class ImageRequest(OpenAIFields):
     stream: bool | None = Field(None, description="Respond with server-sent events while the images are made.")
     partial_images: Annotated[Whole, Field(ge=0, le=3)] | None = Field(
         None, description="Number of previews of each image in a stream; 0 by default."
@@ -75,18 +109,25 @@ class ImageRequest(GenerationFields):
 class Prefix(RequestBody):
     """The first patches of an image, which are kept."""
 
-    tokens: str = Field(description="`tokens` from /v1/tokens.", min_length=1)
+    tokens: str = Field(description="`tokens` from /v1/tokens.", min_length=1, max_length=MOST_FILE)
     patches: Whole = Field(description="Number of patches to keep.", ge=0)
 
 
 class Edit(RequestBody):
     """An image to change. It needs a mask, a strength, or both."""
 
-    image: str | None = Field(None, description="A PNG, JPEG or WebP file in base64, or as a data URL.", min_length=1)
-    tokens: str | None = Field(None, description="In place of `image`: `tokens` from /v1/tokens.", min_length=1)
+    image: str | None = Field(
+        None, description="A PNG, JPEG or WebP file in base64, or as a data URL.", min_length=1, max_length=MOST_FILE
+    )
+    tokens: str | None = Field(
+        None, description="In place of `image`: `tokens` from /v1/tokens.", min_length=1, max_length=MOST_FILE
+    )
     fit: Fit = Field("cover", description="How an image of another size, and its mask, are brought to `size`.")
     mask: str | None = Field(
-        None, description="A gray image of the same size, in base64: white where the image is redrawn.", min_length=1
+        None,
+        description="A gray image of the same size, in base64: white where the image is redrawn.",
+        min_length=1,
+        max_length=MOST_FILE,
     )
     strength: Annotated[float, Field(ge=0, le=1)] | list[Annotated[float, Field(ge=0, le=1)]] | None = Field(
         None,
@@ -111,10 +152,16 @@ class JobRequest(GenerationFields):
 
 
 class TokensRequest(RequestBody):
-    model: str | None = None
-    size: str | None = Field(None, description='"WIDTHxHEIGHT" or "auto"; the image is brought to it.')
+    model: str | None = Field(None, max_length=MOST_NAME)
+    size: str | None = Field(
+        None,
+        description='"WIDTHxHEIGHT" or "auto"; the image is brought to it.',
+        max_length=MOST_SIZE,
+    )
     fit: Fit = Field("cover", description="How: its centre (cover), all of it with black beside it, or stretched.")
-    image: str = Field(description="A PNG, JPEG or WebP file in base64, or as a data URL.", min_length=1)
+    image: str = Field(
+        description="A PNG, JPEG or WebP file in base64, or as a data URL.", min_length=1, max_length=MOST_FILE
+    )
 
 
 class ErrorDetail(BaseModel):
@@ -212,6 +259,10 @@ class ModelCard(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+class Alive(BaseModel):
+    status: Literal["alive"] = "alive"
 
 
 class Health(BaseModel):

@@ -45,7 +45,9 @@ def run_worker(
     connection: Connection, bundles: Mapping[str, tuple[Path, int]], device: str, threads: int | None
 ) -> None:
     """Open each bundle (folder, images at once), make a warm-up image, then take orders until told to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server says when to stop
+    for name in ("SIGINT", "SIGHUP"):  # they reach the whole group; the server says when to stop
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with ExitStack() as opened, suppress(ServerGone):
         try:
@@ -54,7 +56,7 @@ def run_worker(
                 for name, (folder, at_once) in bundles.items()
             }
             for pipeline in pipelines.values():
-                _warm_up(pipeline)
+                warm_up(pipeline)
         except BitDanceError as error:
             _send(connection, NotReady(str(error)))
             return
@@ -70,12 +72,13 @@ def _send(connection: Connection, report: Report) -> None:
         raise ServerGone from error
 
 
-def _warm_up(pipeline: Pipeline) -> None:
+def warm_up(pipeline: Pipeline) -> None:
     """Make one image of one step and, where there is an encoder, tokenise it, so that every stage is loaded."""
-    example = Request.example(pipeline.bundle)
-    (image,) = pipeline.generate(
-        replace(example, seed=0, steps=1, size=min(pipeline.bundle.model.sizes, key=lambda size: size.area))
-    )
+    size = min(pipeline.bundle.model.sizes, key=lambda size: size.area)
+    if not pipeline.bundle.model.generates:
+        pipeline.reconstruct(np.zeros((1, size.height, size.width, 3), np.uint8))
+        return
+    (image,) = pipeline.generate(replace(Request.example(pipeline.bundle), seed=0, steps=1, size=size))
     if StageName.ENCODER in pipeline.bundle.stages and image.pixels is not None:
         pipeline.tokenize(image.pixels[None])
 

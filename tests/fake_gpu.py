@@ -347,6 +347,27 @@ class Engine:
         self.session = import_onnxruntime().InferenceSession(str(path), cpu_options(1))
         self.layers = ["first layer", "second layer"]
 
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self._tensors())
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._tensors())[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return self._tensors()[name][0]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        onnx = self._tensors()[name][1].type.removeprefix("tensor(").removesuffix(")")
+        return SimpleNamespace(name={"float": "FLOAT", "float16": "HALF"}.get(onnx, onnx.upper()))
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(dim if isinstance(dim, int) else -1 for dim in self._tensors()[name][1].shape)
+
+    def _tensors(self) -> dict[str, tuple[str, Any]]:
+        inputs = {tensor.name: ("input", tensor) for tensor in self.session.get_inputs()}
+        return inputs | {tensor.name: ("output", tensor) for tensor in self.session.get_outputs()}
+
     def create_execution_context(self, strategy: object) -> "ExecutionContext":
         assert strategy == "user managed"
         return ExecutionContext(self)
@@ -511,6 +532,7 @@ def tensorrt(gpu: FakeGpu) -> Any:
         __version__="11.4.0",
         **builder(gpu),
         Runtime=Runtime,
+        TensorIOMode=SimpleNamespace(INPUT="input", OUTPUT="output"),
         IProfiler=IProfiler,
         LayerInformationFormat=SimpleNamespace(JSON="json"),
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),

@@ -1,51 +1,68 @@
-"""Mutations of JSON settings: each value dropped, or replaced by what a damaged or hostile file may hold there."""
+"""Every way in which one place of a JSON document can be wrong: dropped, of another type, out of range, hostile."""
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-DEEP = "[" * 40 + "]" * 40
-# JSON text of each replacement, so that it may be what no Python value is written as.
-REPLACEMENTS = (
-    *("null", "true", "-1", "0", "0.5", "1000000", "1e30", "1e999", "NaN", "1" + "0" * 40, '"x"', '""', r'"\ud800"'),
-    *("[]", "{}", "[-1]", "[1, 1, 1, 1]", '{"a": {"b": []}}', DEEP, '"../../x"'),
-)
-MARK = "\N{REPLACEMENT CHARACTER}"
+NESTED = "[" * 40_000 + "]" * 40_000
+# As JSON writes them, also what is not allowed there: NaN, a key that stands twice, half a surrogate pair.
+EVERYWHERE = ("null", "true", "-1", "1.5", str(2**62), '""', "[]")
+SHALLOW = ("1" + "0" * 400, "NaN", "1e999", '"../../x"', '"/etc/passwd"', '"\\ud800"', '{"a": 1, "a": 2}', NESTED)
+PLACE = "\u2402"  # stands in for the value while the document is written; nothing else holds it
+SHALLOW_TO = 3  # steps down to a place
 
 
-def mutations(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the place and the text of every mutated file."""
-    for path in _places(settings, ()):
+def mutations(document: Any, omit: Collection[str] = (), more: Sequence[str] = ()) -> Iterator[tuple[str, bytes]]:
+    """Yield a description and the bytes of each document with one place changed.
+
+    The first and the last item of a list stand for those between.
+
+    Args:
+        omit: keys below which nothing is changed.
+        more: values for every place, as JSON text.
+    """
+    for path in _places(document):
+        if set(path[:-1]) & set(omit):
+            continue
+        *parents, last = path
+        changed = copy.deepcopy(document)
+        holder = changed
+        for step in parents:
+            holder = holder[step]
+        original, whole = holder[last], json.dumps(holder[last])
+        holder[last] = PLACE
+        before, after = json.dumps(changed, ensure_ascii=False).split(f'"{PLACE}"')
         place = ".".join(map(str, path))
-        yield f"{place} dropped", json.dumps(_changed(settings, path, None))
-        text = json.dumps(_changed(settings, path, MARK), ensure_ascii=False)
-        for replacement in REPLACEMENTS:
-            yield f"{place} = {replacement[:24]}", text.replace(f'"{MARK}"', replacement)
-    text = json.dumps(settings)
-    yield "a byte order mark", "\N{ZERO WIDTH NO-BREAK SPACE}" + text
-    yield "the first key twice", "{" + text[1:].split(",", 1)[0] + ", " + text[1:]
-    yield "cut", text[:-10]
-    yield "a list", f"[{text}]"
-    yield "deep", '{"a":' * 5000 + "1" + "}" * 5000
-    yield "empty", ""
-    yield "5,000 digits", '{"dim": ' + "9" * 5000 + "}"
+        for value in (*EVERYWHERE, *more, *(SHALLOW if len(path) <= SHALLOW_TO else ())):
+            if value != whole and not (value == "1.5" and isinstance(original, float)):  # another number is no fault
+                yield f"{place} = {value[:20]}", (before + value + after).encode()
+        del holder[last]
+        yield f"{place} dropped", json.dumps(changed).encode()
 
 
-def _places(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
-    for key, part in items:
-        yield (*path, key)
-        yield from _places(part, (*path, key))
+def spoilt(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield documents that are wrong as a whole."""
+    text = content.decode()
+    yield "empty", b""
+    yield "half", content[: len(content) // 2]
+    yield "UTF-16", text.encode("utf-16")
+    yield "UTF-32", text.encode("utf-32")
+    yield "bytes that are no text", b"\xff\xfe\xfd" + content
+    yield "nested lists", NESTED.encode()
+    yield "nested objects", b'{"a":' * 40_000
+    yield "a list", b"[" + content + b"]"
+    yield "giant", content + b" " * 5_000_000
+    yield "many lists", b"[" + b"[]," * 1_300_000 + b"[]]"
+    yield "every key twice", content.rstrip()[:-1] + b"," + content.lstrip()[1:]
 
 
-def _changed(settings: dict[str, Any], path: tuple[str | int, ...], value: Any) -> Any:
-    """A copy with one value replaced; None: without it."""
-    copy = json.loads(json.dumps(settings))
-    holder = copy
-    for key in path[:-1]:
-        holder = holder[key]
-    if value is None:
-        del holder[path[-1]]
-    else:
-        holder[path[-1]] = value
-    return copy
+def _places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    keys: list[Any] = []
+    if isinstance(value, dict):
+        keys = list(value)
+    elif isinstance(value, list) and value:
+        keys = sorted({0, len(value) - 1})
+    for key in keys:
+        yield (*at, key)
+        yield from _places(value[key], (*at, key))

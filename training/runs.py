@@ -23,6 +23,7 @@ from bitdance_edge.model import (
     save_tokenizer,
 )
 from bitdance_edge.model.prompt import PromptTokenizer
+from bitdance_edge.runtime import save_png, written_whole
 from bitdance_edge.training.data import ImageSet, training_data
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.evaluate import generate, generator_scores, tokenizer_scores
@@ -138,7 +139,7 @@ def evaluate(recipe: NamedRecipe, options: RunOptions, scoring: Scoring) -> dict
             if isinstance(recipe, TextRecipe)
             else _score_classes(recipe, options, scoring, training, held_out)
         )
-        contact_sheet(samples, SHEET_COLUMNS).save(options.out / SHEET)
+        save_png(contact_sheet(samples, SHEET_COLUMNS), options.out / SHEET)
     _write_json(options.out / SCORES, scores)
     return scores
 
@@ -196,4 +197,5 @@ def _objective(recipe: NamedRecipe, tokenizer: Path | None, class_names: tuple[s
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with written_whole(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())

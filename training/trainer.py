@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from bitdance_edge.interrupts import SAME_WITHIN, SIGNALS
+from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.runtime.errors import StorageError
 from bitdance_edge.training.data import ImageSet, batch_rows
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.recipes import TrainingRecipe
@@ -169,18 +173,15 @@ class Trainer:
             "average": self.average.weights,
             "optimizer": self.optimizer.state_dict(),
         }
-        unfinished = self.state_file.with_suffix(".writing")
         try:
-            torch.save(state, unfinished)
-            unfinished.replace(self.state_file)
-        except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
-            reason = str(error).splitlines()[0]
+            with written_whole(self.state_file) as file:
+                torch.save(state, file)
+        except (StorageError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
+            reason = str(error).splitlines()[0].removeprefix(f"cannot write {self.state_file}: ")
             again = "continue with --resume" if self.state_file.exists() else "start again"
             raise TrainingError(
                 f"cannot write {self.state_file} ({reason}); check its permissions and the free space, then {again}"
             ) from None
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     def _restore(self) -> None:
         state = read_state(self.state_file, self.accelerator.device)
@@ -194,13 +195,34 @@ class Trainer:
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C sets instead of raising in the middle of an update; in the main thread only."""
+    """Give an event that Ctrl-C, or a polite kill, sets instead of raising in the middle of an update.
+
+    The second one raises. In the main thread only, which alone receives signals.
+    """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
-    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    handled = [number for number in SIGNALS if callable(signal.getsignal(number))]  # none that is ignored
+    previous = {number: signal.getsignal(number) for number in handled}
+    first = 0.0
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal first
+        if not interrupted.is_set():
+            first = time.monotonic()
+            interrupted.set()
+        elif time.monotonic() - first > SAME_WITHIN:
+            restore()
+            raise KeyboardInterrupt
+
     try:
+        for number in handled:
+            signal.signal(number, stop)
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()

@@ -1,9 +1,11 @@
-"""A server under load: mixed requests of many clients, some cut off, malformed or too large, then memory over images.
+"""A server under load: mixed requests of many clients, some cut off, malformed or too large, while workers are killed.
 
-    python bench/studies/serve_load.py bundles/digits-4x --requests 200 --clients 16 --images 500
+    python bench/studies/serve_load.py bundles/digits-4x --requests 300 --clients 24 --kills 7 --images 500
 
 Every returned image is compared bit by bit with the pipeline's of the same class and seed: an image that is lost or
-sent to another client fails the run. The last line is JSON; the exit status is 1 where a check fails.
+sent to another client fails the run. A request whose worker was killed is sent again, as its error says. Then memory
+is read over more images, and over requests of one kept-alive connection. The last line is JSON; the exit status is 1
+where a check fails.
 """
 
 import argparse
@@ -24,16 +26,15 @@ from typing import Any
 import httpx
 import numpy as np
 from PIL import Image
-
-from bitdance_edge.runtime import Pipeline, Request
+from serve_checks import Made, growth, growth_over_requests, killing, memory_over, metric, wrong_images
 
 QUEUE = 8  # smaller than the number of clients, so that some are refused and must retry
 MAX_BODY = 200_000
 STEPS = 4
-SAMPLE_EVERY = 100  # images between two readings of the memory
 FLAT = 0.05  # by how much the memory of the second half may exceed that of the first reading
-
-Made = tuple[int, int, str]  # class, seed, PNG in base64
+KEPT_ALIVE = 10_000  # requests of one connection
+LEAST_KEPT = 2.0  # MB by which the server may grow over them
+RETRIED = ("refused", "worker died")
 
 
 class Load:
@@ -49,6 +50,7 @@ class Load:
             (30, self.whole),
             (20, self.streamed),
             (15, self.job),
+            (15, self.web_ui),
             (5, self.tokens),
             (10, self.about),
             (10, self.leaving),
@@ -84,20 +86,34 @@ class Load:
         answer = await self._until_taken("/v1/images/generations", asked)
         return self._keep(asked, [(data["seed"], data["b64_json"]) for data in answer.json()["data"]])
 
+    async def web_ui(self) -> str:
+        """As clients of AUTOMATIC1111's web UI ask."""
+        asked = self.asked()
+        body = {"prompt": asked["prompt"], "seed": asked["seed"], "steps": STEPS, "batch_size": asked["n"]}
+        answer = (await self._until_taken("/sdapi/v1/txt2img", body)).json()
+        seeds = json.loads(answer["info"])["all_seeds"]
+        return self._keep(asked, list(zip(seeds, answer["images"], strict=True)))
+
     async def streamed(self) -> str:
         asked = self.asked()
         body = {**asked, "stream": True, "partial_images": 2}
-        text = (await self._until_taken("/v1/images/generations", body)).text
-        events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+        while True:
+            text = (await self._until_taken("/v1/images/generations", body)).text
+            events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+            if not self._worker_died(events[-1].get("error")):
+                break
         whole = [event for event in events if event["type"] == "image_generation.completed"]
         return self._keep(asked, [(event["seed"], event["b64_json"]) for event in whole])
 
     async def job(self) -> str:
         asked = self.asked()
-        job = (await self._until_taken("/v1/jobs", {**asked, "preview_every": 4})).json()
-        while job["status"] in ("queued", "running"):
-            await asyncio.sleep(0.05)
-            job = (await self.client.get(f"/v1/jobs/{job['id']}")).json()
+        while True:
+            job = (await self._until_taken("/v1/jobs", {**asked, "preview_every": 4})).json()
+            while job["status"] in ("queued", "running"):
+                await asyncio.sleep(0.05)
+                job = (await self.client.get(f"/v1/jobs/{job['id']}")).json()
+            if not self._worker_died(job["error"]):
+                break
         if job["status"] != "completed":
             return job["status"]
         return self._keep(asked, [(data["seed"], data["b64_json"]) for data in job["data"]])
@@ -145,15 +161,24 @@ class Load:
         return [
             f"{kind}: {outcome}"
             for kind, outcome in self.outcomes
-            if kind != "refused" and outcome not in right.get(kind, {"whole"})
+            if kind not in RETRIED and outcome not in right.get(kind, {"whole"})
         ]
 
     async def _until_taken(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        """Send a request; where the queue is full, retry when the server says."""
-        while (answer := await self.client.post(path, json=body)).status_code == 429:
-            self.outcomes["refused", "429, retried"] += 1
-            await asyncio.sleep(int(answer.headers["retry-after"]) * self.random.uniform(0.5, 1))
-        return answer
+        """Send a request; where the queue is full or its worker died, retry when the server says."""
+        while True:
+            answer = await self.client.post(path, json=body)
+            if answer.status_code == 429:
+                self.outcomes["refused", "429, retried"] += 1
+                await asyncio.sleep(int(answer.headers["retry-after"]) * self.random.uniform(0.5, 1))
+            elif answer.status_code != 503 or not self._worker_died(answer.json()["error"]):
+                return answer
+
+    def _worker_died(self, error: dict[str, Any] | None) -> bool:
+        died = error is not None and error["code"] == "worker_died"
+        if died:
+            self.outcomes["worker died", "retried"] += 1
+        return died
 
     def _keep(self, asked: dict[str, Any], images: list[tuple[int, str]]) -> str:
         if [seed for seed, _ in images] != [asked["seed"] + i for i in range(asked["n"])]:
@@ -168,62 +193,25 @@ class Load:
             await asyncio.sleep(0.02)
 
 
-async def metric(client: httpx.AsyncClient, name: str, label: str = "") -> float:
-    text = (await client.get("/metrics")).text
-    lines = [line for line in text.splitlines() if line.split("{")[0].split()[0] == name and label in line]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
-
-
-async def memory_over(client: httpx.AsyncClient, images: int, clients: int) -> list[tuple[int, float, float]]:
-    """Read (images, MB of the server, MB of the worker) while clients ask for images, after a first request of each."""
-    readings = []
-    load = Load(client, seed=7)
-    load.kinds = [(1, load.whole), (1, load.streamed), (1, load.job)]
-    before = await metric(client, "bitdance_images_total")
-    while (made := await metric(client, "bitdance_images_total") - before) < images or not readings:
-        await load.run(SAMPLE_EVERY * 2 // 5, clients)
-        made = await metric(client, "bitdance_images_total") - before
-        server = await metric(client, "bitdance_memory_bytes", "server")
-        worker = await metric(client, "bitdance_memory_bytes", "worker")
-        readings.append((int(made), server / 1e6, worker / 1e6))
-        print(f"  {made:6.0f} images: server {server / 1e6:.1f} MB, worker {worker / 1e6:.1f} MB", flush=True)
-    return readings
-
-
-def growth(readings: list[tuple[int, float, float]]) -> float:
-    """Return by which share the memory of the second half of the readings exceeds the first reading."""
-    totals = [server + worker for _, server, worker in readings]
-    return statistics.mean(totals[len(totals) // 2 :]) / totals[0] - 1
-
-
-def wrong_images(bundle: str, made: list[Made]) -> int:
-    """Count the images that are not those of their class and seed."""
-    wrong = 0
-    with Pipeline.open(bundle) as pipeline:
-        for i in range(0, len(made), 16):
-            part = made[i : i + 16]
-            request = Request(classes=[c for c, _, _ in part], seeds=[seed for _, seed, _ in part], steps=STEPS)
-            for (_, _, file), image in zip(part, pipeline.generate(request), strict=True):
-                pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(file))))
-                wrong += image.pixels is None or not np.array_equal(pixels, image.pixels)
-    return wrong
-
-
-async def measured(url: str, args: argparse.Namespace) -> tuple[dict[str, Any], list[Made]]:
+async def measured(url: str, server: int, args: argparse.Namespace) -> tuple[dict[str, Any], list[Made]]:
     limits = httpx.Limits(max_connections=args.clients + 1)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         while (await client.get("/health")).status_code != 200:
             await asyncio.sleep(0.1)
         load = Load(client, args.seed)
         started = time.perf_counter()
-        await load.run(args.requests, args.clients)
+        async with killing(client, server, args.kills) as killed:
+            await load.run(args.requests, args.clients)
         seconds = time.perf_counter() - started
         while await metric(client, "bitdance_running_requests") + await metric(client, "bitdance_queue_requests"):
             await asyncio.sleep(0.05)  # of clients that left
         batches, batched = [await metric(client, f"bitdance_batch_images_{part}") for part in ("count", "sum")]
         for (kind, outcome), count in sorted(load.outcomes.items()):
             print(f"  {kind:10} {outcome:16} {count:5}")
-        readings = await memory_over(client, args.images, args.clients) if args.images else []
+        more = Load(client, seed=7)
+        more.kinds = [(1, more.whole), (1, more.streamed), (1, more.job)]
+        readings = await memory_over(client, more.run, args.images, args.clients) if args.images else []
+        kept_alive = await growth_over_requests(url, client, KEPT_ALIVE) if args.images else None
     return {
         "requests": args.requests,
         "clients": args.clients,
@@ -236,7 +224,10 @@ async def measured(url: str, args: argparse.Namespace) -> tuple[dict[str, Any], 
         "queue_limit": QUEUE,
         "outcomes": {f"{kind} {outcome}": count for (kind, outcome), count in sorted(load.outcomes.items())},
         "unexpected": load.wrong(),
+        "workers_killed": len(killed),
+        "seconds_without_worker": [round(seconds, 1) for seconds in killed],
         "memory": readings,
+        "kept_alive_growth_mb": kept_alive,
         "memory_growth": round(growth(readings), 4) if readings else None,
     }, load.made
 
@@ -246,6 +237,7 @@ def main() -> int:
     parser.add_argument("bundle")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--kills", type=int, default=0, help="workers to kill meanwhile")
     parser.add_argument("--images", type=int, default=500, help="over which memory is watched; 0: not at all")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -254,19 +246,21 @@ def main() -> int:
     server = subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, encoding="utf-8")
     try:
         assert server.stdout is not None
-        result, made = asyncio.run(measured(server.stdout.readline().strip(), args))
+        result, made = asyncio.run(measured(server.stdout.readline().strip(), server.pid, args))
     finally:
         server.terminate()
         server.wait(60)
-    result["wrong_images"] = wrong_images(args.bundle, made)
-    accepted = sum(count for kind, count in result["outcomes"].items() if not kind.startswith("refused"))
+    result["wrong_images"] = wrong_images(args.bundle, made, STEPS)
+    accepted = sum(count for kind, count in result["outcomes"].items() if not kind.startswith(RETRIED))
     held = {
         "no request lost": accepted == args.requests and not result["unexpected"],
         "no image of another client": result["wrong_images"] == 0,
         "queue bounded": result["longest_queue"] <= QUEUE,
+        "workers killed": result["workers_killed"] == args.kills,
     }
     if result["memory_growth"] is not None:
-        held["memory flat"] = result["memory_growth"] <= FLAT
+        held["memory flat over images"] = result["memory_growth"] <= FLAT
+        held["memory flat over requests"] = result["kept_alive_growth_mb"] <= LEAST_KEPT
     for name, holds in held.items():
         print(f"{name}: {'yes' if holds else 'NO'}")
     print(json.dumps({**result, "held": held}))

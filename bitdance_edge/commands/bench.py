@@ -67,8 +67,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from bitdance_edge.bench.comparison import compare
+    from bitdance_edge.runtime.bundle.files import claimed_output
 
-    report = compare(_options(args), _command(), say)
+    options = _options(args)
+    with claimed_output(options.folder, lock_in=options.folder):
+        report = compare(options, _command(), say)
     if args.json:
         print(json.dumps(report))
 

@@ -3,6 +3,7 @@
 import argparse
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from bitdance_edge.commands.values import path, whole
@@ -10,6 +11,8 @@ from bitdance_edge.installation import as_typed
 
 if TYPE_CHECKING:
     from bitdance_edge.engines.progress import BuildWatch
+    from bitdance_edge.engines.targets.interface import Target
+    from bitdance_edge.runtime import Bundle
     from bitdance_edge.runtime.bundle.record import BuildRecord
 
 EXAMPLE = """examples:
@@ -40,14 +43,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from bitdance_edge.engines.build import build_stage
-    from bitdance_edge.engines.check import BuildCheck
-    from bitdance_edge.engines.plan import plan_builds
     from bitdance_edge.engines.targets import parse_target
     from bitdance_edge.runtime import Bundle
 
     bundle, target = Bundle.open(args.bundle), parse_target(args.target)
     stages = [name.strip() for name in args.stages.split(",")] if args.stages else []
+    with nullcontext() if args.dry_run else _claimed(bundle, target):
+        _build(args, bundle, target, stages)
+
+
+def _claimed(bundle: "Bundle", target: "Target") -> AbstractContextManager[None]:
+    """Keep others from building for the same target; the lock is where it stays if nothing is built."""
+    from bitdance_edge.runtime.bundle.files import claimed_output
+    from bitdance_edge.runtime.bundle.record import target_folder
+
+    return claimed_output(target_folder(bundle, target.name), lock_in=bundle.folder)
+
+
+def _build(args: argparse.Namespace, bundle: "Bundle", target: "Target", stages: list[str]) -> None:
+    from bitdance_edge.engines.build import build_stage
+    from bitdance_edge.engines.check import BuildCheck
+    from bitdance_edge.engines.plan import plan_builds
+
     plan = plan_builds(bundle, target, stages, args.max_images, args.force)
     print(f"{bundle.folder} for {target.name} with {target.library} {target.library_version or 'of any version'}")
     print("\n".join(plan.table()), flush=True)

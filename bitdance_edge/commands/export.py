@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = """examples:
   bitdance-edge export checkpoints/digits-4x -o bundles/digits-4x
-  bitdance-edge export BitDance-14B-64x -o bundles/14B-64x --dtype bf16 --sizes 1024x1024
+  bitdance-edge export shallowdream204/BitDance-14B-64x -o bundles/14B-64x --dtype bf16 --sizes 1024x1024
+  bitdance-edge export ae_d16c32.safetensors -o bundles/d16c32 --sizes 256x256,512x512
   bitdance-edge export BitDance_B_4x.pt --variant B-4x -o bundles/B-4x --dtype fp16
 """
 
@@ -22,10 +24,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Export every stage of a checkpoint to ONNX, check it against PyTorch, and write a bundle."
     parser.epilog = EXAMPLE
     parser.add_argument(
-        "checkpoint", type=path, help="a checkpoint's folder, text-to-image ones included, or a published .pt file"
+        "checkpoint",
+        type=path,
+        help="a checkpoint's folder, text-to-image ones included, a published .pt file, or OWNER/NAME on the Hub",
     )
     parser.add_argument("-o", "--out", type=path, required=True, metavar="BUNDLE", help="folder to write")
-    parser.add_argument("--variant", help="what a .pt file is: B-1x, B-4x, B-16x, L-1x or H-1x")
+    parser.add_argument("--variant", help="what a .pt file is: B-1x to H-1x, or a tokenizer: d16c32, d32c128, d32c256")
+    parser.add_argument("--revision", help="of OWNER/NAME on the Hub: branch, tag or commit (default: main)")
     parser.add_argument(
         "--tokenizer", type=path, metavar="FILE", help="autoencoder weights that replace the checkpoint's own"
     )
@@ -43,12 +48,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="do not draw the images that fast previews are fitted to",
     )
-    text = parser.add_argument_group("text to image")
-    text.add_argument(
+    parser.add_argument(
         "--sizes",
         metavar="WIDTHxHEIGHT,...",
-        help="image sizes in pixels, width first: 1280x768 is wide, 768x1280 high (default: all of the checkpoint)",
+        help="of text to image and of tokenizers: image sizes in pixels, width first: 1280x768 is wide, 768x1280 high "
+        "(default: all of the checkpoint; 256x256 of a tokenizer)",
     )
+    text = parser.add_argument_group("text to image")
     text.add_argument(
         "--max-prompt", type=whole(1), metavar="N", help="tokens of the longest prompt, template included"
     )
@@ -63,6 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from bitdance_edge.commands.common import example_subject, say
+    from bitdance_edge.commands.hub_checkpoint import find_checkpoint
     from bitdance_edge.export.exporter import ExportOptions, memory_to_check
     from bitdance_edge.export.opening import CheckpointOptions, open_checkpoint
     from bitdance_edge.runtime.host_memory import available_memory
@@ -71,14 +78,16 @@ def run(args: argparse.Namespace) -> None:
     options = ExportOptions(
         name=out.name, opset=args.opset, precision=args.dtype, force=args.force, fast_previews=args.fast_previews
     )
+    found = find_checkpoint(str(args.checkpoint), args.variant, args.tokenizer and str(args.tokenizer), args.revision)
     asked = CheckpointOptions(
         variant=args.variant,
-        tokenizer=args.tokenizer,
+        tokenizer=found.tokenizer,
         sizes=args.sizes,
         max_prompt=args.max_prompt,
         weights="link" if args.link_weights else "copy" if args.copy_weights else None,
     )
-    opened = open_checkpoint(args.checkpoint, options, asked)
+    opened = open_checkpoint(found.path, options, asked)
+    opened = replace(opened, provenance={**opened.provenance, **found.provenance})
     memory = f"{memory_to_check(opened.weights) / 1e9:.1f} GB of memory"
     if available_memory() is None:
         print(f"free memory is not known on this system: the check against PyTorch is tried, and takes {memory}")
@@ -100,7 +109,10 @@ def run(args: argparse.Namespace) -> None:
         )
     print("Next:")
     print(as_typed(f"  bitdance-edge build {out} --target cpu  # optional: faster here, and opens at once"))
-    print(as_typed(f"  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images"))
+    if bundle.model.generates:
+        print(as_typed(f"  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images"))
+    else:
+        print(as_typed(f"  bitdance-edge reconstruct {out} photo.png -o reconstructed.png"))
 
 
 def print_stages(bundle: "Bundle") -> None:

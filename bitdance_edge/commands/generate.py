@@ -21,8 +21,8 @@ from bitdance_edge.commands.common import (
 from bitdance_edge.commands.edit import NAMES as EDIT_NAMES
 from bitdance_edge.commands.edit import add_edit_arguments, add_fit_argument, edit_fields
 from bitdance_edge.commands.grid import require_drawable
-from bitdance_edge.commands.outputs import DEFAULT_FOLDER, ImageOutputs, require_file, require_folder
-from bitdance_edge.commands.values import number, path, text, whole
+from bitdance_edge.commands.outputs import DEFAULT_FOLDER, ImageOutputs, is_image_file, require_file, require_folder
+from bitdance_edge.commands.values import number, path, prompt_file, text, whole
 from bitdance_edge.runtime import (
     BitDanceError,
     Event,
@@ -44,11 +44,12 @@ from bitdance_edge.runtime.tokens import holds_tokens, read_tokens
 SLOW = 2.0  # seconds from which what a build would bring is said
 EXAMPLE = """examples:
   bitdance-edge generate bundles/digits-4x --classes all --count 8 --seed 1 --grid digits.png
+  bitdance-edge generate bundles/shapes-16x --prompt "a red circle above a blue square" --count 4
+  bitdance-edge generate bundles/digits-4x --classes 3 --seed 1 --out three.png
+  bitdance-edge generate bundles/digits-4x --like three.png --out again
   bitdance-edge generate bundles/digits-4x --classes 3 --prefix three.png --prefix-patches 8 --out completed
   bitdance-edge generate bundles/digits-4x --classes 3 --init three.png --mask mask.png --candidates 8
   bitdance-edge generate bundles/digits-4x --classes 7 --init three.png --strength 0.7 --count 4
-  bitdance-edge generate bundles/shapes-16x --prompt "a red circle above a blue square" --count 4
-  bitdance-edge generate bundles/digits-4x --like images/0000-3-seed1.png --out again
 """
 
 
@@ -60,6 +61,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--classes", type=text, help="ids or names: 3,7 or 0-9 or all")
     what.add_argument(
         "--prompt", type=text, action="append", metavar="TEXT", help="what to draw; can be given several times"
+    )
+    what.add_argument(
+        "--prompts-file",
+        type=prompt_file,
+        metavar="FILE",
+        help="a text file with one prompt a line, - for standard input",
     )
     what.add_argument("--like", type=path, metavar="PNG", help="reproduce the image of this PNG")
     parser.add_argument(
@@ -81,7 +88,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="settings that are not given are those the checkpoint was published with",
     )
     add_size_argument(parser)
-    parser.add_argument("--out", type=path, metavar="FOLDER", help="write one PNG an image, with its settings inside")
+    parser.add_argument(
+        "--out",
+        type=path,
+        metavar="FOLDER",
+        help="write one PNG an image, with its settings inside; a name in .png is the file of a single image",
+    )
     parser.add_argument("--grid", type=path, metavar="FILE", help="write one labelled PNG of all images")
     parser.add_argument(
         "--tokens", type=path, metavar="FILE", help="write tokens [n, h*w, C] as .npy and decode nothing"
@@ -114,12 +126,13 @@ def run(args: argparse.Namespace) -> None:
     _require_outputs(args)
     with open_pipeline(args, max_batch=args.max_batch) as pipeline:
         request = _request(args, pipeline)
+        _require_single(args.out, request)
         if args.grid:
             require_drawable(len(request.subjects), request.count, pipeline.bundle.model.size(request.size))
         events = pipeline.stream(request)
         say(f"opened {args.bundle} in {time.perf_counter() - started:.2f} s")
         generating = time.perf_counter()
-        seeds = _write_images(_shown(events, args.previews), _outputs(args, pipeline), request)
+        seeds = _write_images(_shown(events, args.previews, _images(request)), _outputs(args, pipeline), request)
         seconds = time.perf_counter() - generating
         if args.trace:
             for stage, spent in pipeline.times().items():
@@ -143,7 +156,7 @@ def _write_images(events: Iterator[Event], outputs: ImageOutputs, request: Reque
                 outputs.add(event.image)
                 seeds.append(event.image.seed)
     except (KeyboardInterrupt, BitDanceError) as error:
-        written = f"{len(seeds)} of {request.count * len(request.subjects)} images are written"
+        written = f"{outputs.done} of {_images(request)} images are written"
         outputs.finish()
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"{error}; {written}" if str(error) else written) from None
@@ -151,6 +164,16 @@ def _write_images(events: Iterator[Event], outputs: ImageOutputs, request: Reque
         raise
     outputs.finish()
     return seeds
+
+
+def _images(request: Request) -> int:
+    return request.count * len(request.subjects)
+
+
+def _require_single(out: Path | None, request: Request) -> None:
+    """Refuse the name of one file for several images."""
+    if out is not None and is_image_file(out) and _images(request) != 1:
+        raise RequestError(f"--out {out} is one file, and {_images(request)} images are asked for; give a folder")
 
 
 def _outputs(args: argparse.Namespace, pipeline: Pipeline) -> ImageOutputs:
@@ -174,7 +197,10 @@ def _require_outputs(args: argparse.Namespace) -> None:
         raise RequestError(f"--like takes all settings from the PNG: omit {', '.join(given)}")
     require_file("--grid", args.grid, ".png")
     require_file("--tokens", args.tokens, ".npy")
-    require_folder("--out", args.out)
+    if args.out and is_image_file(args.out):
+        require_file("--out", args.out, ".png")
+    else:
+        require_folder("--out", args.out)
     if not (args.out or args.grid or args.tokens):
         require_folder("--out", DEFAULT_FOLDER)
     require_folder("--previews", args.previews)
@@ -199,7 +225,7 @@ def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
         return replace(_like(args.like, pipeline), **output)
     return Request(
         classes=split_classes(args.classes, pipeline) if args.classes else (),
-        prompts=args.prompt or (),
+        prompts=args.prompt or args.prompts_file or (),
         negative_prompt=args.negative_prompt,
         count=args.count,
         seed=args.seed,
@@ -247,16 +273,14 @@ def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
     return tokens[..., :kept, :]
 
 
-def _shown(events: Iterator[Event], previews: Path) -> Iterator[Event]:
-    """Pass the events on, show a progress bar over patches, and write previews."""
+def _shown(events: Iterator[Event], previews: Path, images: int) -> Iterator[Event]:
+    """Pass the events on, show one progress bar over the patches of all images, and write previews."""
     with tqdm(unit="patch", leave=False, disable=None) as progress:
         for event in events:
             if isinstance(event, PatchDone):
-                progress.total = event.patches
-                if event.patch == 1:
-                    progress.reset(event.patches)
-                    progress.set_description(f"images from {event.first_image}")
-                progress.update()
+                progress.total = images * event.patches
+                progress.set_description(f"image {event.first_image + 1} of {images}", refresh=False)
+                progress.update(len(event.tokens))
             elif isinstance(event, Preview):
                 for i, pixels in enumerate(event.pixels):
                     name = f"{event.first_image + i:04d}-patch{event.patch:03d}.png"

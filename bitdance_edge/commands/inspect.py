@@ -1,9 +1,11 @@
 """``bitdance-edge inspect``: what a bundle holds, how exact it is, what it needs, what runs it; what an engine is."""
 
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from bitdance_edge.commands.inspect_json import inspection
 from bitdance_edge.commands.values import path, whole
 from bitdance_edge.installation import as_typed
 from bitdance_edge.runtime import BuildError, Bundle
@@ -29,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=path, help="bundle folder, or a file of its targets/: an .engine or .onnx")
     parser.add_argument("--images", type=whole(1, MAX_COUNT), default=1, help="images that run together (default 1)")
     parser.add_argument("--memory", metavar="SIZE", help="of a GPU: say whether it fits there, and what would (16GB)")
+    parser.add_argument("--json", action="store_true", help="print what the bundle holds and needs as one JSON object")
     parser.add_argument("--verify", action="store_true", help="check every file against its SHA-256")
 
 
@@ -39,18 +42,35 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join(describe_build(args.bundle)))
         return
     bundle = Bundle.open(args.bundle)
+    if args.json:
+        _verify(bundle, args.verify)
+        print(json.dumps(inspection(bundle, args.images), indent=1))
+        return
     memory = _memory(bundle, args.images, args.memory)
     for section in (_model(bundle), _stages(bundle), memory, _builds(bundle), _backends(bundle), _provenance(bundle)):
         print(as_typed("\n".join(section)), end="\n\n")
-    if args.verify:
+    if _verify(bundle, args.verify):
+        print(f"all files of {len(bundle.stages)} stages are those of the manifest")
+
+
+def _verify(bundle: Bundle, asked: bool) -> bool:
+    """Check every file of the stages where that is asked; returns whether it was."""
+    if asked:
         for name in bundle.stages:
             bundle.verified(name)
-        print(f"all files of {len(bundle.stages)} stages are those of the manifest")
+    return asked
 
 
 def _model(bundle: Bundle) -> Iterator[str]:
     model, sampling = bundle.model, bundle.sampling
     text = bundle.text
+    if not model.generates:
+        yield f"{bundle.name}: {model.kind}, {model.pixels_per_token} pixels a token of {model.bits} bits"
+        for pixels in model.sizes:
+            size = model.size(pixels)
+            yield f"  {size!s:11} {size.grid_width}x{size.grid_height} tokens, {size.tokens * model.bits} bits an image"
+        yield f"  opset       {bundle.opset}"
+        return
     subject = f"{model.num_classes} classes" if text is None else f"prompts of up to {text.max_prompt} tokens"
     yield f"{bundle.name}: {model.kind}, {subject}"
     if text is not None:
@@ -97,7 +117,8 @@ def _tensors(tensors: tuple[TensorSpec, ...]) -> str:
 
 def _memory(bundle: Bundle, images: int, memory: str | None) -> Iterator[str]:
     plan = plan_memory(bundle, images)
-    yield f"memory to generate {images} guided image{'s' if images > 1 else ''} at once"
+    what = f"{images} guided image{'s' if images > 1 else ''}" if bundle.model.generates else f"or decode {images}"
+    yield f"memory to {'generate' if bundle.model.generates else 'encode'} {what} at once"
     if memory is not None:
         free = parse_memory(memory)
         fitting = fitted(plan, free)

@@ -23,7 +23,7 @@ class ImageOutputs:
     """Writes images and prints the path of each file that is complete.
 
     Args:
-        folder: of one PNG an image; None: none is written.
+        folder: of one PNG an image, or the file of a single image; None: none is written.
         grid: file of one labelled picture of all images; None: none.
         tokens: ``.npy`` file of the tokens of all images; None: none.
         class_names: of the bundle, by id.
@@ -36,13 +36,16 @@ class ImageOutputs:
 
     def add(self, image: GeneratedImage) -> None:
         """Write an image; raises what ``GeneratedImage.save`` raises."""
+        path = None
         if self.folder is not None:
-            path = self.folder / _file_name(image, self.class_names)
+            name = _file_name(image, self.class_names)
+            path = self.folder if is_image_file(self.folder) else self.folder / name
             image.save(path)
-            print(path, flush=True)
         if self.grid is not None or self.tokens is not None:
             self._kept.append(image)
         self.done += 1
+        if path is not None:
+            print(path, flush=True)
 
     def finish(self) -> None:
         """Write the grid or the tokens of all images that were added, if there are any."""
@@ -54,6 +57,11 @@ class ImageOutputs:
         if self.grid is not None:
             save_png(labelled_grid(self._kept, self.class_names), self.grid)
             print(self.grid)
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether an output is the file of one image rather than a folder."""
+    return path.suffix.lower() == ".png" and not path.is_dir()
 
 
 def require_file(flag: str, path: Path | None, suffix: str) -> None:

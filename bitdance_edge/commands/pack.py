@@ -23,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--targets", nargs="*", metavar="TARGET", help="builds to pack (default: all; --targets without a name: none)"
     )
+    parser.add_argument("--force", action="store_true", help="replace an archive of that name")
     parser.add_argument(
         "--engines-only", action="store_true", help="omit the graphs and weights of stages whose engines are packed"
     )
@@ -34,15 +35,15 @@ def run(args: argparse.Namespace) -> None:
     from bitdance_edge.runtime.bundle.pack import copy_shared_files, pack_bundle
 
     if args.in_place:
-        if args.targets is not None or args.engines_only:
-            raise RequestError("--in-place writes no archive; omit --targets and --engines-only")
+        if args.targets is not None or args.engines_only or args.force:
+            raise RequestError("--in-place writes no archive; omit --targets, --engines-only and --force")
         copied = copy_shared_files(Bundle.open(args.bundle))
         print(f"{args.bundle} is self-contained: {copied / 1e6:.1f} MB copied")
         return
     if args.out.suffix != ".tar":
         raise RequestError(f"{args.out} does not end in .tar, the format of packed bundles")
     targets = None if args.targets is None else [parse_target(name).name for name in args.targets]
-    packed = pack_bundle(Bundle.open(args.bundle), args.out, targets, args.engines_only)
+    packed = pack_bundle(Bundle.open(args.bundle), args.out, targets, args.engines_only, force=args.force)
     print(f"{args.out}: {packed.files} files, {packed.bytes / 1e6:.1f} MB")
     if packed.omitted:
         print(f"omitted: {packed.omitted / 1e6:.1f} MB of graphs that the engines stand for; ONNX Runtime needs them")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from contextlib import nullcontext
 
 from bitdance_edge.commands.values import number, path, whole
 from bitdance_edge.training.named_recipes import RECIPES, recipe_named
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
+    from bitdance_edge.runtime.bundle.files import claimed_output
     from bitdance_edge.training.runs import RunOptions, Scoring, evaluate, train
 
     recipe = overridden(recipe_named(args.recipe), _settings(args))
@@ -74,7 +76,9 @@ def run(args: argparse.Namespace) -> None:
     scoring = Scoring(
         images=args.images, seeds=tuple(args.seeds), sampling_steps=args.sampling_steps, guidance=args.guidance
     )
-    report = evaluate(recipe, options, scoring) if args.evaluate else train(recipe, options)
+    # One process of several that train together writes, and claims.
+    with claimed_output(args.out, lock_in=args.out) if PartialState().is_main_process else nullcontext():
+        report = evaluate(recipe, options, scoring) if args.evaluate else train(recipe, options)
     if PartialState().is_main_process:
         print(json.dumps(report, indent=2))
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,21 @@ def path(value: str) -> Path:
     if not value:
         raise ArgumentTypeError("the path is empty; give a file or folder")
     return Path(value)
+
+
+def prompt_file(value: str) -> list[str]:
+    """Read the prompts of a text file, one a line, from standard input where it is ``-``; empty lines are skipped."""
+    try:
+        content = sys.stdin.buffer.read() if value == "-" else Path(value).read_bytes()
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ArgumentTypeError(f"{shown(value)} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise ArgumentTypeError(f"{shown(value)} cannot be read: {error.strerror or error}") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ArgumentTypeError(f"{shown(value)} holds no prompt; write one a line")
+    return prompts
 
 
 def text(value: str) -> str:

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from bitdance_edge.runtime import (
-    Bundle,
     GeneratedImage,
     ImageDone,
     PatchDone,
@@ -43,31 +42,8 @@ class Tokens:
     size: Size
 
 
-class LoadBundle:
-    """Opens a bundle."""
-
-    CATEGORY = CATEGORY
-    FUNCTION = "load"
-    RETURN_TYPES = ("BITDANCE",)
-    RETURN_NAMES = ("pipeline",)
-    DESCRIPTION = "Open a bundle written by: bitdance-edge export"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "bundle": ("STRING", {"default": "bundles/digits-4x", "tooltip": "Folder of the bundle"}),
-                "device": (["auto", "cpu"],),
-            }
-        }
-
-    @classmethod
-    def IS_CHANGED(cls, bundle: str, device: str) -> str:
-        """Return a digest that changes when the bundle is exported again, so that ComfyUI loads it again."""
-        return Bundle.open(bundle).digest
-
-    def load(self, bundle: str, device: str) -> tuple[Pipeline]:
-        return (Pipeline.open(bundle, device=device),)
+Settings = list[dict[str, Any]]  # of each image: what makes it again
+Generated = tuple[Tokens, Settings]
 
 
 class Generate:
@@ -75,8 +51,8 @@ class Generate:
 
     CATEGORY = CATEGORY
     FUNCTION = "generate"
-    RETURN_TYPES = ("BITDANCE_TOKENS",)
-    RETURN_NAMES = ("tokens",)
+    RETURN_TYPES = ("BITDANCE_TOKENS", "BITDANCE_SETTINGS")
+    RETURN_NAMES = ("tokens", "settings")
     DESCRIPTION = "Generate binary tokens patch by patch; image i uses seed + i"
 
     @classmethod
@@ -97,34 +73,41 @@ class Generate:
             }
         }
 
-    def generate(
-        self,
-        pipeline: Pipeline,
-        prompt: str,
-        count: int,
-        seed: int,
-        steps: int,
-        guidance: float,
-        width: int,
-        height: int,
-        negative_prompt: str,
-    ) -> tuple[Tokens]:
+    def generate(  # ComfyUI passes each input of a node by its name
+        self, pipeline: Pipeline, *, prompt: str, count: int, width: int, height: int, **settings: Any
+    ) -> Generated:
         """Generate tokens. Raises: RequestError: the bundle cannot serve the request; ComfyUI's exception on Cancel."""
         size = _size(pipeline, width, height)
-        request = Request(
-            **_subject(pipeline, prompt),
-            negative_prompt=negative_prompt or None,
-            count=count,
-            seed=seed,
-            steps=steps or None,
-            guidance=guidance or None,
-            size=size.pixels,
-            preview_every=max(1, size.patches // PREVIEWS),
-            output="tokens",
-        )
-        images = _shown(pipeline, request, count)
-        tokens = np.stack([image.tokens for image in images])
-        return (Tokens(tokens, [image.seed for image in images], size.pixels),)
+        return _generated(pipeline, size, prompt=prompt, count=count, **settings)
+
+
+class Complete:
+    """Completes images from their first rows."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "complete"
+    RETURN_TYPES = ("BITDANCE_TOKENS", "BITDANCE_SETTINGS")
+    RETURN_NAMES = ("tokens", "settings")
+    DESCRIPTION = "Keep the first rows of patches of an image and generate the others"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        inputs = Generate.INPUT_TYPES()["required"]
+        names = ("prompt", "count", "seed", "steps", "guidance", "negative_prompt")
+        rows = {"default": 2, "min": 0, "max": MOST_PIXELS, "tooltip": "Rows of patches to keep, from the top"}
+        required = {"pipeline": inputs["pipeline"], "tokens": ("BITDANCE_TOKENS",), "rows": ("INT", rows)}
+        return {"required": {**required, **{name: inputs[name] for name in names}}}
+
+    def complete(
+        self, pipeline: Pipeline, tokens: Tokens, *, rows: int, prompt: str, count: int, **settings: Any
+    ) -> Generated:
+        """Complete the first image of a batch. Raises: RequestError: it has fewer rows, or as ``generate``."""
+        size = pipeline.bundle.model.size(tokens.size)
+        if rows > size.patches_down:
+            raise RequestError(f"rows is {rows}; an image of {size} has {size.patches_down} rows of patches")
+        kept = rows * size.patches_across * pipeline.bundle.model.tokens_per_step
+        prefix = tokens.tokens[0, :kept] if kept else None
+        return _generated(pipeline, size, prompt=prompt, count=count, prefix=prefix, **settings)
 
 
 class Edit:
@@ -132,7 +115,7 @@ class Edit:
 
     CATEGORY = CATEGORY
     FUNCTION = "edit"
-    RETURN_TYPES = ("IMAGE",)
+    RETURN_TYPES = ("IMAGE", "BITDANCE_SETTINGS")
     DESCRIPTION = "Redraw the masked part of an image, or vary it; image i uses seed + i * candidates"
 
     @classmethod
@@ -165,7 +148,7 @@ class Edit:
         fit: str,
         mask: torch.Tensor | None = None,
         **settings: Any,
-    ) -> tuple[torch.Tensor]:
+    ) -> tuple[torch.Tensor, Settings]:
         """Redraw the first image of a batch, float32 ``[B, H, W, 3]`` from 0 to 1, where ``mask`` ``[B, h, w]`` is 1.
 
         Raises: RequestError: the bundle cannot serve the request; ComfyUI's exception on Cancel.
@@ -188,7 +171,32 @@ class Edit:
             **{name: value or None if name in DEFAULTED else value for name, value in settings.items()},
         )
         images = _shown(pipeline, request, count)
-        return (torch.from_numpy(np.stack([each.to_pil() for each in images])).float() / 255,)
+        pixels = torch.from_numpy(np.stack([each.to_pil() for each in images])).float() / 255
+        return (pixels, [dict(each.settings) for each in images])
+
+
+class Encode:
+    """Encodes images as tokens."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "encode"
+    RETURN_TYPES = ("BITDANCE_TOKENS",)
+    RETURN_NAMES = ("tokens",)
+    DESCRIPTION = "Encode images as binary tokens, which Complete goes on from and Decode shows"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        inputs = Generate.INPUT_TYPES()["required"]
+        fit = {"tooltip": "How an image of another size is brought to the size"}
+        sides = {name: inputs[name] for name in ("width", "height")}
+        return {"required": {"pipeline": ("BITDANCE",), "image": ("IMAGE",), **sides, "fit": (list(FITS), fit)}}
+
+    def encode(self, pipeline: Pipeline, image: torch.Tensor, width: int, height: int, fit: str) -> tuple[Tokens]:
+        """Encode images, float32 ``[B, H, W, 3]`` from 0 to 1. Raises: RequestError: the bundle has no encoder."""
+        size = _size(pipeline, width, height).pixels
+        pictures = (image * 255).round().byte().cpu().numpy()
+        tokens = pipeline.tokenize(np.stack([fit_pixels(picture, size, fit) for picture in pictures]))
+        return (Tokens(tokens, [0] * len(tokens), size),)
 
 
 class Decode:
@@ -215,6 +223,21 @@ def _size(pipeline: Pipeline, width: int, height: int) -> ImageSize:
 
 def _subject(pipeline: Pipeline, prompt: str) -> dict[str, list[str]]:
     return {"classes" if pipeline.bundle.text is None else "prompts": [prompt]}
+
+
+def _generated(pipeline: Pipeline, size: ImageSize, *, prompt: str, count: int, **settings: Any) -> Generated:
+    """Generate tokens with the settings of a node; those that are empty take the bundle's default."""
+    request = Request(
+        **_subject(pipeline, prompt),
+        count=count,
+        size=size.pixels,
+        preview_every=max(1, size.patches // PREVIEWS),
+        output="tokens",
+        **{name: value or None if name in DEFAULTED else value for name, value in settings.items()},
+    )
+    images = _shown(pipeline, request, count)
+    tokens = Tokens(np.stack([image.tokens for image in images]), [image.seed for image in images], size.pixels)
+    return (tokens, [dict(image.settings) for image in images])
 
 
 def _shown(pipeline: Pipeline, request: Request, count: int) -> list[GeneratedImage]:

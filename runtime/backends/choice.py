@@ -17,6 +17,7 @@ from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, built_folders, record_path
 from bitdance_edge.runtime.bundle.stage_names import GENERATING_STAGES, StageName
 from bitdance_edge.runtime.errors import BackendError, BuildError
+from bitdance_edge.runtime.values import shown
 
 TARGETS = {"tensorrt": "trt:current", "tensorrt_rtx": "rtx"}  # library -> the target that is built for it by default
 ON_GPU = (*TARGETS, "onnxruntime-cuda")
@@ -68,9 +69,9 @@ class Wanted:
         """
         kind, _, number = device.partition(":")
         if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and ORDINAL.fullmatch(number)):
-            raise BackendError(f"device is {device!r}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
+            raise BackendError(f"device is {shown(device)}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
         if backend is not None and backend not in NAMES:
-            raise BackendError(f"backend is {backend!r}; it must be one of {', '.join(NAMES)}")
+            raise BackendError(f"backend is {shown(backend)}; it must be one of {', '.join(NAMES)}")
         possible = {"auto": NAMES, "cpu": ("onnxruntime-cpu",)}.get(device, ON_GPU)
         if backend is not None and backend not in possible:
             raise BackendError(f"backend {backend!r} does not run on device {device!r}; omit one of them")
@@ -198,7 +199,7 @@ def _find_engines(bundle: Bundle, library: str, version: str, device: Device) ->
     found: list[tuple[int, Path, dict[str, BuildRecord]]] = []
     for folder in built_folders(bundle):
         try:
-            records = {name: BuildRecord.read(record_path(folder, name)) for name in GENERATING_STAGES}
+            records = {name: BuildRecord.read(record_path(folder, name)) for name in _needed(bundle)}
         except BuildError as error:
             if list(folder.glob("*.engine")):
                 reasons.append(str(error))
@@ -210,7 +211,7 @@ def _find_engines(bundle: Bundle, library: str, version: str, device: Device) ->
                 reasons.append(f"{folder.name}/{name}.engine: {unfit}")
                 break
         else:
-            found.append((len(records[StageName.BACKBONE].devices), folder, records))
+            found.append((len(records[StageName.DECODER].devices), folder, records))
     if not found:
         why = f" ({'; '.join(reasons)})" if reasons else ""
         raise BackendError(
@@ -223,3 +224,8 @@ def _find_engines(bundle: Bundle, library: str, version: str, device: Device) ->
 
 def _named(device: Device, wanted: Wanted) -> str:
     return f"cuda:{wanted.ordinal} ({device.name}, compute capability {device.capability})"
+
+
+def _needed(bundle: Bundle) -> tuple[str, ...]:
+    """The stages without which a bundle is not run on engines: all that its images take."""
+    return GENERATING_STAGES if bundle.model.generates else tuple(bundle.stages)

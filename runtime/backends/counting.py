@@ -30,6 +30,10 @@ class CountedBuffer:
     bytes: int  # of the whole tensor, with what else the backend allocates for it
     address: int  # unlike that of any other tensor
 
+    @property
+    def nbytes(self) -> int:
+        return self.bytes
+
     def __getitem__(self, index: int) -> "CountedBuffer":
         return CountedBuffer(self.shape[1:], self.bytes, self.address)
 

@@ -131,6 +131,10 @@ class CudaBuffer:
                 raise
         lane.device.zero(self.address, self.size, lane.stream)
 
+    @property
+    def nbytes(self) -> int:
+        return self.size
+
     def __getitem__(self, index: int) -> "CudaPart":
         return CudaPart(self, self.shape[1:], self.address + index * (self.size // self.shape[0]))
 
@@ -191,6 +195,10 @@ class CudaPart:
 
     def __init__(self, whole: CudaBuffer, shape: tuple[int, ...], address: int) -> None:
         self.whole, self.shape, self.address = whole, shape, address
+
+    @property
+    def nbytes(self) -> int:
+        return tensor_bytes(self.shape, self.whole.dtype)
 
     def __getitem__(self, index: int) -> "CudaPart":
         size = tensor_bytes(self.shape[1:], self.whole.dtype)

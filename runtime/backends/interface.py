@@ -48,6 +48,9 @@ class Memory(Protocol):
     @property
     def address(self) -> int: ...
 
+    @property
+    def nbytes(self) -> int: ...
+
     def __getitem__(self, index: int) -> "Memory":
         """The part at one index of the first axis."""
         ...

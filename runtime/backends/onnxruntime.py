@@ -6,6 +6,7 @@ https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -17,11 +18,14 @@ from typing import Any, cast
 
 import numpy as np
 
+from bitdance_edge.imports import failed_import
 from bitdance_edge.runtime.backends.built_graphs import BuiltGraphs
 from bitdance_edge.runtime.backends.freed_memory import give_back_freed
 from bitdance_edge.runtime.backends.huge_pages import huge_pages
 from bitdance_edge.runtime.backends.interface import Arrived, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.processor import int8_path
+from bitdance_edge.runtime.backends.signature import require_memory_for, require_signature
+from bitdance_edge.runtime.bundle.dtypes import TENSOR_DTYPES
 from bitdance_edge.runtime.bundle.files import cannot_write
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
@@ -37,6 +41,7 @@ BFLOAT16 = 16  # of onnx.TensorProto: an element type that numpy does not have
 BEFORE_QDQ = "MatMulAddFusion;CommonSubexpressionElimination"
 # What ONNX Runtime's exceptions hold when memory ran out: those of its arena, of C++ on Linux and on Windows, of CUDA.
 OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
+TYPES = {f"tensor({name})": name for name in TENSOR_DTYPES} | {"tensor(float)": "float32"}  # of a session's tensors
 UNQUANTISED = ("fp32", "fp16", "bf16")
 NO_GRAPH = "-1"  # of the run option gpu_graph_id: run, and capture nothing
 # Stages whose weights are read often enough that moving them into huge pages pays within an image. The backbone's, read
@@ -49,7 +54,12 @@ def import_onnxruntime() -> ModuleType:
     """The onnxruntime package, or one error that says how to get it."""
     try:
         import onnxruntime
-    except ImportError:
+
+        onnxruntime.InferenceSession  # noqa: B018  of what is only a folder of that name, nothing can be used
+    except Exception as error:  # a broken extension module may raise any
+        failed = failed_import(error, "onnxruntime")
+        if failed is not None and failed.where:
+            raise BackendError(f"{failed.explained('cpu')}, or 'bitdance-edge[gpu]' on a machine with CUDA") from error
         raise BackendError(
             "no backend is installed: pip install 'bitdance-edge[cpu]' for ONNX Runtime on the CPU, or "
             "'bitdance-edge[gpu]' on a machine with CUDA (one of the two, never both)"
@@ -127,6 +137,10 @@ class HostBuffer:
     def address(self) -> int:
         return self.array.ctypes.data
 
+    @property
+    def nbytes(self) -> int:
+        return self.array.nbytes
+
     def __getitem__(self, index: int) -> "HostBuffer":
         return HostBuffer(self.array[index])
 
@@ -153,6 +167,10 @@ class CudaValueBuffer:
     @property
     def address(self) -> int:
         return self.value.data_ptr() + self.offset
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
 
     def __getitem__(self, index: int) -> "CudaValueBuffer":
         part = self.shape[1:]
@@ -215,6 +233,8 @@ class OnnxRuntimeStage:
             log.info("launches of %s are not CUDA graphs: %s", path.stem, self.without_graph)
             self.session = self._open(path, options, False)
         self.graphs = graphs and self.without_graph is None
+        self.path = path
+        require_signature(path, spec, _loaded(self.session.get_inputs()), _loaded(self.session.get_outputs()))
 
     def _open(self, path: Path, options: Any, graphs: bool) -> Any:
         ort = import_onnxruntime()
@@ -240,6 +260,7 @@ class OnnxRuntimeStage:
         return self.place.kind == "cpu" and stage in READ_OFTEN and self.spec.weight_bytes >= HUGE_FROM
 
     def bind(self, buffers: Mapping[str, Memory]) -> Launch:
+        require_memory_for(self.path.stem, self.spec, buffers)
         binding = self.session.io_binding()
         place = self.place
         for tensor in self.spec.inputs:
@@ -253,7 +274,7 @@ class OnnxRuntimeStage:
             options = import_onnxruntime().RunOptions()
             # A graph has the addresses of one binding, so that each has its own.
             options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)) if self.graphs else NO_GRAPH)
-        return BoundSession(self.session, binding, options, list(buffers.values()), self.time)
+        return BoundSession(self.session, binding, options, list(buffers.values()), self.time, self.path)
 
     def close(self) -> None:
         """End the operator trace, if there is one; the file is complete then.
@@ -262,6 +283,7 @@ class OnnxRuntimeStage:
             StorageError: it is cut short, which ONNX Runtime does not say.
         """
         if self.traced:
+            self.traced = False
             require_whole(Path(self.session.end_profiling()))
 
 
@@ -281,6 +303,11 @@ def require_whole(trace: Path) -> None:
         raise StorageError(f"the trace {trace} is cut short: free some space on that disk, or choose another folder")
 
 
+def _loaded(tensors: Sequence[Any]) -> dict[str, tuple[str, Sequence[object]]]:
+    """Inputs or outputs of a session as ``require_signature`` takes them."""
+    return {tensor.name: (TYPES.get(tensor.type, tensor.type), tensor.shape) for tensor in tensors}
+
+
 def element_type(dtype: str) -> Any:
     """As a binding takes it: numpy's type, or ONNX's number for what numpy lacks."""
     return BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
@@ -294,13 +321,27 @@ def storage_type(dtype: str) -> np.dtype:
 class BoundSession:
     """Runs the graph over its buffers, and keeps them: a binding holds addresses, not the memory behind them."""
 
-    def __init__(self, session: Any, binding: Any, options: Any, memory: list[Memory], time: StageTime) -> None:
+    def __init__(
+        self, session: Any, binding: Any, options: Any, memory: list[Memory], time: StageTime, path: Path
+    ) -> None:
         self.session, self.binding, self.options, self.memory, self.time = session, binding, options, memory, time
+        self.path = path
 
     def __call__(self) -> None:
+        """Run the graph.
+
+        Raises:
+            OutOfMemoryError: there is too little memory.
+            BundleError: the graph cannot take the values that the bundle has for it, such as ids of no class or token.
+        """
         started = perf_counter()
-        with memory_errors():
-            self.session.run_with_iobinding(self.binding, self.options)
+        try:
+            with memory_errors():
+                self.session.run_with_iobinding(self.binding, self.options)
+        except OutOfMemoryError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            raise BundleError(f"ONNX Runtime cannot run {self.path}: {str(error).splitlines()[0]}") from error
         self.time.add(perf_counter() - started)
 
 
@@ -323,7 +364,10 @@ class OnnxRuntimeBackend:
                 "export it again with --dtype fp32, or run it on a GPU"
             )
         if self.trace is not None:
-            self.trace.mkdir(parents=True, exist_ok=True)
+            try:
+                self.trace.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_write(self.trace, error) from None
 
     @property
     def name(self) -> str:

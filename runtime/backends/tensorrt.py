@@ -22,12 +22,22 @@ from bitdance_edge.runtime.backends.cuda_graph import CaptureError, CudaGraph
 from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane, RowCopies
 from bitdance_edge.runtime.backends.engine_fit import engine_path, refuse_invalid, require_fit
 from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
+from bitdance_edge.runtime.backends.signature import Loaded, require_memory_for, require_signature
 from bitdance_edge.runtime.backends.tensorrt_library import Library
 from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.errors import BuildError
 
 log = logging.getLogger(__name__)
+
+TYPES = {  # trt.DataType -> as a manifest calls it
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
 
 
 class TensorRTBackend:
@@ -115,10 +125,12 @@ class TensorRTStage:
         if library.judges_engines:
             refuse_invalid(self.path, library.trt, library.logger)
         self.engine: Any = _deserialize(library, self.path)
+        require_signature(self.path, self.spec, *_loaded(library.trt, self.engine))
         self._contexts: WeakValueDictionary[tuple[tuple[int, ...], ...], Context] = WeakValueDictionary()
         self._second_outputs: dict[tuple[str, tuple[int, ...]], CudaBuffer] = {}
 
     def bind(self, buffers: Mapping[str, Memory]) -> "BoundEngine":
+        require_memory_for(self.name, self.spec, buffers)
         shapes = {tensor.name: buffers[tensor.name].shape for tensor in self.spec.inputs}
         key = tuple(shapes.values())
         context = self._contexts.get(key)
@@ -303,6 +315,17 @@ def _deserialize(library: Library, path: Path) -> Any:
     if engine is None:
         raise BuildError(f"{path} does not load: {_reason(said)}")
     return engine
+
+
+def _loaded(trt: Any, engine: Any) -> tuple[Loaded, Loaded]:
+    """Inputs and outputs of an engine as ``require_signature`` takes them."""
+    inputs: dict[str, tuple[str, Sequence[object]]] = {}
+    outputs: dict[str, tuple[str, Sequence[object]]] = {}
+    for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
+        into = inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs
+        dtype = engine.get_tensor_dtype(name).name
+        into[name] = (TYPES.get(dtype, dtype), list(engine.get_tensor_shape(name)))
+    return inputs, outputs
 
 
 def _create_context(trt: Any, engine: Any) -> Any:

@@ -7,14 +7,21 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from bitdance_edge.runtime.bundle import schema
+from bitdance_edge.runtime.bundle.consistency import require_consistent
+from bitdance_edge.runtime.bundle.json_file import read_json
+from bitdance_edge.runtime.bundle.limits import Name, OneOf, Text, Within
+from bitdance_edge.runtime.bundle.signatures import cache_names
 from bitdance_edge.runtime.bundle.specs import CacheSpec, FileSpec, ModelSpec, SamplingSpec, StageSpec, TextSpec
+from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.bundle.unpack import unpacked
 from bitdance_edge.runtime.errors import BundleError, RequestError
+from bitdance_edge.storage import stopped_replacement
 
 FORMAT = 4
 WITHOUT_OPSET = 3  # the format before: sizes as [height, width], and a named profile in place of the opset
@@ -22,21 +29,21 @@ MANIFEST = "bundle.json"
 RECORDINGS = "calibration/recordings"  # what calibration recorded of this bundle; not shipped
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Bundle:
     """A bundle's manifest, checked, and the folder that it is in."""
 
     folder: Path
-    name: str
-    opset: int  # of the graphs
+    name: Name
+    opset: Annotated[int, Within(7, 99)]  # of the graphs
     model: ModelSpec
     cache: CacheSpec
     sampling: SamplingSpec  # the defaults of a request
     published: SamplingSpec | None = None  # what the checkpoint was published with; None: the same as ``sampling``
-    stages: Mapping[str, StageSpec]  # by StageName
+    stages: Mapping[Annotated[str, OneOf(StageName)], StageSpec]  # by StageName
     text: TextSpec | None  # of text-to-image models
-    links: Mapping[str, str]  # file -> the checkpoint's file that it was hard-linked to
-    provenance: Mapping[str, Any]
+    links: Mapping[str, Text]  # file -> the checkpoint's file that it was hard-linked to
+    provenance: Mapping[Name, Any]
     fast_preview: FileSpec | None = None  # map from bits to pixels, fitted to the decoder
     digest: str  # SHA-256 of bundle.json, which holds those of all files
 
@@ -44,33 +51,32 @@ class Bundle:
     def open(cls, folder: str | Path) -> "Bundle":
         """Read and validate ``bundle.json``; the files are checked when a stage is loaded (``verified``).
 
+        ``folder`` may be an archive that ``bitdance-edge pack`` wrote; it is unpacked once, into the user's cache.
+
         Raises:
-            BundleError: there is no bundle, or its manifest is incomplete or of another format.
+            BundleError: there is no bundle, or its manifest is incomplete, of another format or contradicts itself.
         """
         folder = Path(folder)
+        if folder.is_file():
+            folder = unpacked(folder)
         manifest = folder / MANIFEST
-        if not manifest.is_file():
-            raise BundleError(f"no bundle at {folder}: it has no {MANIFEST}; make one with: bitdance-edge export")
-        content = manifest.read_bytes()
         try:
-            data = json.loads(content)
+            if not manifest.is_file():
+                raise BundleError(_no_bundle(folder))
+            data, content = read_json(manifest)
+        except OSError as error:
+            raise BundleError(f"{manifest} cannot be read: {error.strerror or error}") from None
         except ValueError as error:
             raise BundleError(
-                f"{manifest} is not JSON ({error}); it may be truncated: copy or export it again"
+                f"{manifest} is not JSON that can be read ({error}); it may be truncated: copy or export it again"
             ) from None
-        data = _current_format(data, manifest)
-        parsers: dict[str, Callable[[Any, str], Any]] = {
-            "model": lambda value, at: schema.record(ModelSpec, value, at, {"sizes": schema.sizes}),
-            "fast_preview": schema.optional(schema.file),
-            "text": schema.optional(schema.text),
-            "links": schema.mapping,
-            "cache": lambda value, at: schema.record(CacheSpec, value, at),
-            "sampling": schema.sampling,
-            "published": schema.optional(schema.sampling),
-            "stages": schema.stages,
-        }
-        digest = hashlib.sha256(content).hexdigest()
-        return schema.record(cls, {**data, "folder": folder, "digest": digest}, str(manifest), parsers)
+        given = {"folder": folder, "digest": hashlib.sha256(content).hexdigest()}
+        bundle = schema.record(cls, _current_format(data, manifest), str(manifest), given)
+        require_consistent(bundle)
+        return bundle
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.name}, {self.model.kind}, {', '.join(map(str, self.model.sizes))}, {self.folder})"
 
     def write(self) -> None:
         """Write ``bundle.json`` into the folder (an exporter's last step, in a folder not yet in its place)."""
@@ -137,9 +143,7 @@ class Bundle:
 
     def cache_names(self) -> Iterator[tuple[str, str]]:
         """Yield the backbone's cache tensors, as pairs of input and output name."""
-        for layer in range(self.cache.layers):
-            for part in ("key", "value"):
-                yield f"past_key_values.{layer}.{part}", f"present.{layer}.{part}"
+        yield from cache_names(self.cache)
 
 
 def sha256(path: Path) -> str:
@@ -152,6 +156,13 @@ def file_spec(folder: Path, path: Path) -> FileSpec:
     return FileSpec(path=path.relative_to(folder).as_posix(), sha256=sha256(path), bytes=path.stat().st_size)
 
 
+def _no_bundle(folder: Path) -> str:
+    said = f"no bundle at {folder}: it has no {MANIFEST}"
+    if (kept := stopped_replacement(folder)) is not None:
+        return f"{said}; a process that replaced it was stopped, and what it was is {kept}: rename that back"
+    return f"{said}; make one with: bitdance-edge export"
+
+
 def _current_format(data: Any, manifest: Path) -> dict[str, Any]:
     """Convert a manifest's content to today's format, where it has the one before.
 
@@ -159,18 +170,19 @@ def _current_format(data: Any, manifest: Path) -> dict[str, Any]:
         BundleError: the format is another.
     """
     found = data.get("format") if isinstance(data, dict) else None
-    if found == WITHOUT_OPSET:
+    if found == WITHOUT_OPSET and type(found) is int:
         try:
             data = _from_format_3(data)
         except (AttributeError, LookupError, TypeError, ValueError):
             raise BundleError(f"{manifest} is not whole; copy or export the bundle again") from None
-    elif found != FORMAT:
+    elif found != FORMAT or type(found) is not int:
         provenance = data.get("provenance") if isinstance(data, dict) else None
-        checkpoint = str(provenance.get("checkpoint")) if isinstance(provenance, dict) else "CHECKPOINT"
+        checkpoint = provenance.get("checkpoint") if isinstance(provenance, dict) else None
+        checkpoint = checkpoint if isinstance(checkpoint, str) and checkpoint.isprintable() else "CHECKPOINT"
         command = shlex.join(["bitdance-edge", "export", checkpoint, "-o", str(manifest.parent), "--force"])
         raise BundleError(
-            f"{manifest} has format {found!r}; this version reads {WITHOUT_OPSET} and {FORMAT}: export it again with: "
-            f"{command}"
+            f"{manifest} has format {schema.shown(found)}; this version reads {WITHOUT_OPSET} and {FORMAT}: "
+            f"export it again with: {command}"
         )
     return {name: value for name, value in data.items() if name != "format"}
 

@@ -1,14 +1,15 @@
 """A bundle and what was built of it as one archive, the same bytes every time."""
 
 import io
+import os
 import shutil
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.runtime.bundle.files import claimed_output, written_whole
 from bitdance_edge.runtime.bundle.manifest import MANIFEST, RECORDINGS, Bundle, sha256
 from bitdance_edge.runtime.bundle.record import (
     BuildRecord,
@@ -18,7 +19,8 @@ from bitdance_edge.runtime.bundle.record import (
     source_hashes,
     target_folder,
 )
-from bitdance_edge.runtime.errors import BuildError, BundleError
+from bitdance_edge.runtime.errors import BuildError, BundleError, RequestError
+from bitdance_edge.storage import TEMPORARY
 
 COPY_CHUNK = 1 << 24  # bytes
 Builds = dict[Path, list[BuildRecord]]  # folder of a target -> what is in it
@@ -32,7 +34,9 @@ class Packed:
     linked: int  # bytes of files that are in the archive already, and so are links
 
 
-def pack_bundle(bundle: Bundle, archive: Path, targets: Sequence[str] | None, engines_only: bool) -> Packed:
+def pack_bundle(
+    bundle: Bundle, archive: Path, targets: Sequence[str] | None, engines_only: bool, *, force: bool = False
+) -> Packed:
     """Write a bundle as ``.tar``: one folder of the bundle's name, files in order of their paths, without dates.
 
     Weights are in the ONNX files and again in each engine. With ``engines_only`` the ONNX files of a stage are omitted
@@ -41,36 +45,63 @@ def pack_bundle(bundle: Bundle, archive: Path, targets: Sequence[str] | None, en
 
     Args:
         targets: whose builds to pack, as given to ``build --target``; None for all.
+        force: replace an archive of that name.
 
     Raises:
-        BundleError: a file of the bundle is missing or altered, or the archive would be inside the bundle.
+        BundleError: a file of the bundle is missing, altered or a link out of it, or the archive would be inside it.
         BuildError: a build is damaged or of another export, or a target is not there.
+        RequestError: there is such an archive, and not ``force``.
+        OutputBusyError: another process is writing it.
+        StorageError: it cannot be written.
     """
-    if archive.absolute().is_relative_to(bundle.folder.absolute()):
+    if archive.resolve().is_relative_to(bundle.folder.resolve()):
         raise BundleError(f"{archive} is inside the bundle {bundle.folder}; write it elsewhere")
-    builds = _builds(bundle, targets)
-    replaced = {name for name in bundle.stages if engines_only and _has_engine(name, builds)}
-    if engines_only and not replaced:
-        raise BuildError(
-            f"{bundle.folder} has no engines to stand for its ONNX files; build them with: "
-            f"bitdance-edge build {bundle.folder} --target rtx"
-        )
+    with claimed_output(archive):
+        if os.path.lexists(archive) and not force:
+            raise RequestError(f"{archive} exists; write to another file, or replace it with --force")
+        builds = _builds(bundle, targets)
+        replaced = {name for name in bundle.stages if engines_only and _has_engine(name, builds)}
+        if engines_only and not replaced:
+            raise BuildError(
+                f"{bundle.folder} has no engines to stand for its ONNX files; build them with: "
+                f"bitdance-edge build {bundle.folder} --target rtx"
+            )
+        names = _packed_names(bundle, builds, replaced)
+        with written_whole(archive, replace=force) as file:
+            linked = _write(bundle, names, file)
+            size = file.tell()
+    return Packed(len(names), size, sum(bundle.stages[name].bytes for name in replaced), linked)
+
+
+def bundle_paths(bundle: Bundle) -> list[str]:
+    """List the files of a bundle without what was built of it, each checked; raises what ``pack_bundle`` does."""
+    return _packed_names(bundle, {}, set())
+
+
+def _packed_names(bundle: Bundle, builds: Builds, replaced: Set[str]) -> list[str]:
+    """The files to pack, by their paths in the bundle; those that the manifest names are checked against it."""
+    kept = [spec for name, spec in bundle.stages.items() if name not in replaced]
     for name in bundle.stages.keys() - replaced:
         bundle.verified(name)
-    stages = [spec for name, spec in bundle.stages.items() if name not in replaced]
-    names = {MANIFEST, *(file.path for stage in stages for file in stage.files)}
+    names = {MANIFEST, *(file.path for stage in kept for file in stage.files)}
+    described = [bundle.fast_preview, bundle.text.tokenizer if bundle.text is not None else None]
+    for file in filter(None, described):
+        bundle.verified_file(file)
+        names.add(file.path)
+    paths = _calibration(bundle)
     for folder, built in builds.items():
-        paths = [record_path(folder, record.stage) for record in built]
+        paths += [record_path(folder, record.stage) for record in built]
         paths += [folder / file.name for record in built for file in record.files]
-        names |= {path.relative_to(bundle.folder).as_posix() for path in paths}
-    names |= {path.relative_to(bundle.folder).as_posix() for path in _others(bundle)}
-    if bundle.fast_preview is not None:
-        bundle.verified_file(bundle.fast_preview)
-        names.add(bundle.fast_preview.path)
-    with written_whole(archive) as file:
-        linked = _write(bundle, sorted(names), file)
-        size = file.tell()
-    return Packed(len(names), size, sum(bundle.stages[name].bytes for name in replaced), linked)
+    for path in paths:
+        _require_own(bundle, path)
+        names.add(path.relative_to(bundle.folder).as_posix())
+    return sorted(names)
+
+
+def _require_own(bundle: Bundle, path: Path) -> None:
+    """Refuse a file that a link takes from elsewhere: nothing says that it is the bundle's."""
+    if not path.resolve().is_relative_to(bundle.folder.resolve()):
+        raise BundleError(f"{path} is a link out of the bundle, to {path.resolve()}; put a copy in its place")
 
 
 def copy_shared_files(bundle: Bundle) -> int:
@@ -80,11 +111,13 @@ def copy_shared_files(bundle: Bundle) -> int:
         bytes copied.
     """
     copied = 0
-    for name in bundle.shared_files():
-        path = bundle.folder / name
-        with path.open("rb") as source, written_whole(path) as copy:
-            shutil.copyfileobj(source, copy, COPY_CHUNK)
-        copied += path.stat().st_size
+    with claimed_output(bundle.folder, lock_in=bundle.folder):
+        for name in bundle.shared_files():
+            path = bundle.folder / name
+            _require_own(bundle, path)
+            with path.open("rb") as source, written_whole(path) as copy:
+                shutil.copyfileobj(source, copy, COPY_CHUNK)
+            copied += path.stat().st_size
     return copied
 
 
@@ -112,21 +145,20 @@ def _has_engine(stage: str, builds: Builds) -> bool:
     return bool(engines) and all(stage in names for names in engines)
 
 
-def _others(bundle: Bundle) -> list[Path]:
-    """What else belongs to a bundle: how it was calibrated (without what was recorded), a text model's tokenizer."""
+def _calibration(bundle: Bundle) -> list[Path]:
+    """How a bundle was calibrated, without what was recorded."""
     recorded = bundle.folder / RECORDINGS
     files = (path for path in (bundle.folder / "calibration").rglob("*") if path.is_file())
-    calibration = [path for path in files if not path.is_relative_to(recorded)]
-    return [*calibration, *bundle.folder.glob("tokenizer*.json")]
+    return [path for path in files if not path.is_relative_to(recorded) and not TEMPORARY.fullmatch(path.name)]
 
 
 def _write(bundle: Bundle, names: list[str], file: IO[bytes]) -> int:
     """Write the files; returns the bytes of those that became links to an equal one."""
-    linked, stored = 0, {}
+    linked, stored, root = 0, {}, _root(bundle)
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name in names:
             path = bundle.folder / name
-            entry = tarfile.TarInfo(f"{bundle.folder.absolute().name}/{name}")
+            entry = tarfile.TarInfo(f"{root}/{name}")
             entry.size, entry.mode = path.stat().st_size, 0o644
             digest = sha256(path)
             if entry.size and digest in stored:
@@ -138,3 +170,9 @@ def _write(bundle: Bundle, names: list[str], file: IO[bytes]) -> int:
             with path.open("rb") as content:
                 tar.addfile(entry, content)
     return linked
+
+
+def _root(bundle: Bundle) -> str:
+    """The name of the archive's folder: that of the bundle's, also where it was given as ``.`` or ``..``."""
+    named = bundle.folder.absolute()
+    return (named.resolve() if named.name == ".." else named).name or bundle.name

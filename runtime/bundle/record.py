@@ -8,19 +8,34 @@ not match, and run others without a word. Knows files and names; imports no libr
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from bitdance_edge.runtime.bundle import schema
+from bitdance_edge.runtime.bundle.json_file import read_json
+from bitdance_edge.runtime.bundle.limits import (
+    Bytes,
+    Count,
+    FileName,
+    FilePath,
+    Items,
+    Like,
+    Name,
+    NotNegative,
+    OneOf,
+    Sha256,
+)
 from bitdance_edge.runtime.bundle.manifest import Bundle, sha256
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import BuildError, BundleError
 
 FORMAT = 1
 TARGETS = "targets"
-Parser = Callable[[Any, str], Any]  # of a JSON value and its place, for messages
+Shape = Annotated[list[Count], Items(1, 8)]
+Ranges = Annotated[list[Shape], Items(3, 3)]  # the smallest, likeliest and largest shape
+Line = Annotated[str, Like(r"[^\x00-\x1f\x7f]{0,200}", "one line of text")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +46,9 @@ class BuiltFile:
     change cannot be set. It is not hashed again then; a copy of it is.
     """
 
-    name: str
-    sha256: str
-    bytes: int
+    name: FileName
+    sha256: Sha256
+    bytes: Bytes
     inode: int
     modified: int  # ns
     changed: int  # ns
@@ -88,22 +103,22 @@ class BuildRecord:
         seconds: of building.
     """
 
-    stage: str
-    target: str
-    library: str
-    library_version: str
-    devices: tuple[str, ...]
-    built_on: str
-    sources: Mapping[str, str]
-    files: tuple[BuiltFile, ...]
-    precision: str
-    max_images: int | None
-    profiles: Mapping[str, Mapping[str, list[list[int]]]]
-    layers: Mapping[str, Mapping[str, int]]
+    stage: Annotated[str, OneOf(StageName)]
+    target: Line
+    library: Line
+    library_version: Line
+    devices: Annotated[tuple[Line, ...], Items(0, 100)]
+    built_on: Line
+    sources: Mapping[FilePath, Sha256]
+    files: Annotated[tuple[BuiltFile, ...], Items(1, 100)]
+    precision: Line
+    max_images: Count | None
+    profiles: Mapping[Line, Mapping[Name, Ranges]]
+    layers: Mapping[Line, Mapping[Line, int]]
     options: Mapping[str, Any]
-    error: float | None
-    tolerance: float
-    seconds: float
+    error: NotNegative | None
+    tolerance: NotNegative
+    seconds: NotNegative
 
     @classmethod
     def read(cls, path: Path) -> "BuildRecord":
@@ -114,17 +129,20 @@ class BuildRecord:
         """
         again = "build again with: bitdance-edge build BUNDLE --target TARGET --force"
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data, _ = read_json(path)
         except FileNotFoundError:
             raise BuildError(f"{path} is missing, so nothing says what the build beside it is; {again}") from None
         except (OSError, ValueError) as error:
             raise BuildError(f"{path} cannot be read ({error}); {again}") from None
-        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+        if not isinstance(data, dict) or type(data.get("format")) is not int or data.pop("format") != FORMAT:
             raise BuildError(f"{path} is not a record of format {FORMAT}; {again}")
         try:
-            return schema.record(cls, data, str(path), PARSERS)
+            found = schema.record(cls, data, str(path))
         except BundleError as error:
             raise BuildError(f"{str(error).split(';')[0]}; {again}") from None
+        if found.stage != path.stem:
+            raise BuildError(f"{path} is the record of another stage, {found.stage}; {again}")
+        return found
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
@@ -149,61 +167,6 @@ class BuildRecord:
         images = ["--max-images", str(self.max_images)] if self.max_images not in (None, 1) else []
         command = ["bitdance-edge", "build", str(bundle.folder), "--target", self.target, *images, "--force"]
         return f"build it again with: {shlex.join(command)}"
-
-
-def _file(value: Any, at: str) -> BuiltFile:
-    found = schema.record(BuiltFile, value, at)
-    if found.name in ("", ".", "..") or set(found.name) & set("/\\"):
-        raise BundleError(f"{at}.name is {found.name!r}; a record names only files in its own folder")
-    return found
-
-
-def _files(value: Any, at: str) -> tuple[BuiltFile, ...]:
-    if not (files := _several(_file)(value, at)):
-        raise BundleError(f"{at} is empty; at least a graph or an engine is expected")
-    return tuple(files)
-
-
-def _stage(value: Any, at: str) -> str:
-    if value not in list(StageName):
-        raise BundleError(f"{at} is {value!r}; it must be one of {', '.join(StageName)}")
-    return StageName(value)
-
-
-def _exactly(kind: type) -> Parser:
-    def parse(value: Any, at: str) -> Any:
-        if type(value) is not kind:
-            raise BundleError(f"{at} is {value!r}; {kind.__name__} is expected")
-        return value
-
-    return parse
-
-
-def _number(value: Any, at: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BundleError(f"{at} is {value!r}; a number is expected")
-    return float(value)
-
-
-def _several(parse: Parser) -> Parser:
-    return lambda value, at: [parse(item, f"{at}[{i}]") for i, item in enumerate(_exactly(list)(value, at))]
-
-
-def _named(parse: Parser) -> Parser:
-    return lambda value, at: {name: parse(item, f"{at}.{name}") for name, item in schema.mapping(value, at).items()}
-
-
-PARSERS: Mapping[str, Parser] = {
-    "stage": _stage,
-    "devices": lambda value, at: tuple(_several(_exactly(str))(value, at)),
-    "sources": _named(_exactly(str)),
-    "files": _files,
-    "max_images": schema.optional(_exactly(int)),
-    "profiles": _named(_named(_several(_several(_exactly(int))))),
-    "layers": _named(_named(_exactly(int))),
-    "options": schema.mapping,
-    "error": schema.optional(_number),
-}
 
 
 def source_hashes(bundle: Bundle, stage: str) -> dict[str, str]:

@@ -1,118 +1,117 @@
-"""JSON to the records of a manifest, refusing what is missing, unknown or of another type."""
+"""JSON to dataclasses by the types of their fields; what is missing, unknown or not allowed there is refused.
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
-from pathlib import PurePosixPath
-from typing import Any, TypeVar
+Fields are numbers, texts, other dataclasses, ``tuple[X, ...]``, ``list[X]``, ``Mapping[K, V]``, ``X | None``,
+``int | str``, and any of these ``Annotated`` with limits (``limits``). ``Any`` is JSON as it is.
+"""
 
-from bitdance_edge.runtime.bundle.size import Size
-from bitdance_edge.runtime.bundle.specs import FileSpec, SamplingSpec, StageSpec, TensorSpec, TextSpec
-from bitdance_edge.runtime.bundle.stage_names import StageName
+import functools
+import math
+import reprlib
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from bitdance_edge.runtime.bundle.limits import Limit
 from bitdance_edge.runtime.errors import BundleError
 
 Record = TypeVar("Record")
+SCALARS = (int, float, str, bool)
 
 
-def optional(parse: Callable[[Any, str], Record]) -> Callable[[Any, str], Record | None]:
-    """Make a parser accept null."""
-    return lambda value, at: None if value is None else parse(value, at)
-
-
-def sampling(value: Any, at: str) -> SamplingSpec:
-    return record(SamplingSpec, value, at)
-
-
-def stages(value: Any, at: str) -> dict[str, StageSpec]:
-    found = mapping(value, at)
-    if unknown := found.keys() - set(StageName):
-        raise BundleError(f"{at} names unknown stages {', '.join(sorted(unknown))}; known are {', '.join(StageName)}")
-    return {StageName(name): _stage(stage, f"{at}.{name}") for name, stage in found.items()}
-
-
-def _stage(value: Any, at: str) -> StageSpec:
-    def tensors(value: Any, at: str) -> tuple[TensorSpec, ...]:
-        items = enumerate(_list(value, at))
-        return tuple(record(TensorSpec, item, f"{at}[{i}]", {"shape": _shape}) for i, item in items)
-
-    return record(
-        StageSpec,
-        value,
-        at,
-        {
-            "graph": file,
-            "weights": lambda value, at: tuple(file(item, f"{at}[{i}]") for i, item in enumerate(_list(value, at))),
-            "max_error": optional(lambda value, at: float(value)),
-            "inputs": tensors,
-            "outputs": tensors,
-        },
-    )
-
-
-def file(value: Any, at: str) -> FileSpec:
-    found = record(FileSpec, value, at)
-    path = PurePosixPath(found.path)
-    if path.is_absolute() or ".." in path.parts:
-        raise BundleError(f"{at}.path is {found.path!r}; a bundle names only files inside itself")
-    return found
-
-
-def text(value: Any, at: str) -> TextSpec:
-    def suffixes(value: Any, at: str) -> dict[str, tuple[int, ...]]:
-        return {size: tuple(ids) for size, ids in mapping(value, at).items()}
-
-    return record(TextSpec, value, at, {"tokenizer": file, "suffixes": suffixes})
-
-
-def sizes(value: Any, at: str) -> tuple[Size, ...]:
-    found = tuple(record(Size, size, f"{at}[{i}]") for i, size in enumerate(_list(value, at)))
-    if not found:
-        raise BundleError(f"{at} is empty; it must list at least one width and height in pixels")
-    return found
-
-
-def _shape(value: Any, at: str) -> tuple[int | str, ...]:
-    if not isinstance(value, list) or not all(isinstance(dim, int | str) for dim in value):
-        raise BundleError(f"{at} is {value!r}; a shape is a list of sizes and names")
-    return tuple(value)
-
-
-def _list(value: Any, at: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise BundleError(f"{at} is {type(value).__name__}; a list is expected")
-    return value
-
-
-def mapping(value: Any, at: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise BundleError(f"{at} is {type(value).__name__}; an object is expected")
-    return value
-
-
-def record(
-    kind: type[Record], value: Any, at: str, parsers: Mapping[str, Callable[[Any, str], Any]] | None = None
-) -> Record:
-    """Build a dataclass from JSON, refusing missing keys, unknown keys and values of another type.
+def record(kind: type[Record], value: Any, at: str, given: Mapping[str, Any] | None = None) -> Record:
+    """Build a dataclass from JSON.
 
     A field with a default may be missing: it was added later, and older bundles get the default.
+
+    Args:
+        at: the place of ``value``, for messages.
+        given: fields that do not come from the JSON.
+
+    Raises:
+        BundleError: names the place, the value and what is expected.
     """
-    value, parsers = mapping(value, at), parsers or {}
-    optional = {field.name: field.default for field in fields(kind) if field.default is not MISSING}  # type: ignore[arg-type]
-    value = {**optional, **value}
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if missing := names - value.keys():
-        raise BundleError(f"{at} lacks {', '.join(sorted(missing))}; export the bundle again")
-    if unknown := value.keys() - names:
-        raise BundleError(f"{at} holds unknown {', '.join(sorted(unknown))}; it was written by another version")
-    parsed = {}
-    for field in fields(kind):  # type: ignore[arg-type]
-        item, place = value[field.name], f"{at}.{field.name}"
-        if field.name in parsers:
-            item = parsers[field.name](item, place)
-        elif field.type is float and isinstance(item, int) and not isinstance(item, bool):
-            item = float(item)
-        elif field.type in (int, float, str, bool) and type(item) is not field.type:
-            raise BundleError(f"{place} is {item!r}; {field.type.__name__} is expected")
-        elif isinstance(item, list):
-            item = tuple(item)
-        parsed[field.name] = item
-    return kind(**parsed)
+    if not isinstance(value, dict):
+        raise BundleError(f"{at} is {type(value).__name__}; an object is expected")
+    known = {field.name: field for field in fields(kind) if field.name not in (given or {})}  # type: ignore[arg-type]
+    if missing := [name for name, field in known.items() if field.default is MISSING and name not in value]:
+        raise BundleError(f"{at} lacks {', '.join(missing)}; export the bundle again")
+    if unknown := sorted(value.keys() - known.keys()):
+        raise BundleError(f"{at} holds unknown {_listed(unknown)}; it was written by another version")
+    parsed = {name: parse(known[name].type, item, f"{at}.{name}") for name, item in value.items()}
+    return kind(**parsed, **(given or {}))
+
+
+def parse(kind: Any, value: Any, at: str) -> Any:
+    """Convert a value of JSON to the type of a field; raises what ``record`` raises."""
+    origin, arguments = _parts(kind)
+    if origin is Annotated:
+        parsed = parse(arguments[0], value, at)
+        _require(arguments[1:], parsed, at)
+        return parsed
+    if origin in (Union, UnionType):
+        return parse(_option(arguments, value), value, at)
+    if origin in (tuple, list):
+        if not isinstance(value, list):
+            raise BundleError(f"{at} is {shown(value)}; a list is expected")
+        return origin(parse(arguments[0], item, f"{at}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise BundleError(f"{at} is {shown(value)}; an object is expected")
+        key, item = arguments
+        return {
+            parse(key, name, f"a key of {at}"): parse(item, each, f"{at}.{_plain(name)}")
+            for name, each in value.items()
+        }
+    if is_dataclass(kind):
+        return record(kind, value, at)  # type: ignore[arg-type]
+    return value if kind is Any else _scalar(kind, value, at)
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: on one line, and not all of a long one."""
+    return reprlib.repr(value)
+
+
+def _option(arguments: tuple[Any, ...], value: Any) -> Any:
+    """The option of a union that a value is of, or else the first."""
+    if value is None:
+        return type(None) if type(None) in arguments else arguments[0]
+    options = [option for option in arguments if option is not type(None)]
+    return next((option for option in options if _base(option) is type(value)), options[0])
+
+
+@functools.cache
+def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(kind), get_args(kind)
+
+
+def _base(kind: Any) -> Any:
+    origin, arguments = _parts(kind)
+    return arguments[0] if origin is Annotated else kind
+
+
+def _scalar(kind: type, value: Any, at: str) -> Any:
+    if kind is type(None):
+        return None
+    assert kind in SCALARS, f"{at}: a schema has no fields of type {kind}"
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if type(value) is not kind or kind is float:
+        raise BundleError(f"{at} is {shown(value)}; {kind.__name__} is expected")
+    return value
+
+
+def _require(limits: tuple[Limit, ...], value: Any, at: str) -> None:
+    for limit in limits:
+        if (allowed := limit.broken(value)) is not None:
+            raise BundleError(f"{at} is {shown(value)}; {allowed}")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(_plain, names))
+
+
+def _plain(name: str) -> str:
+    """A key as messages show it: unquoted, on one line."""
+    return shown(name)[1:-1]

@@ -1,18 +1,21 @@
 """The size of an image in pixels: WIDTHxHEIGHT as text and keywords in Python, so that a swap is noticed."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
+from bitdance_edge.runtime.bundle.limits import Within
 from bitdance_edge.runtime.errors import RequestError
 
 MOST = 65_536  # pixels of a side
+Side = Annotated[int, Within(1, MOST)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    width: int
-    height: int
+    width: Side
+    height: Side
 
     @classmethod
     def parse(cls, text: str) -> "Size":

@@ -2,10 +2,32 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
-from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
+from bitdance_edge.runtime.bundle.dtypes import TENSOR_DTYPES, tensor_bytes
+from bitdance_edge.runtime.bundle.limits import (
+    Bytes,
+    Count,
+    FilePath,
+    Items,
+    Like,
+    Name,
+    NotNegative,
+    OneOf,
+    Sha256,
+    Text,
+    Within,
+)
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, MAX_GUIDANCE, MAX_STEPS, SAMPLERS
+from bitdance_edge.runtime.values import shown
+
+FLOATS = ("float32", "float16", "bfloat16")
+DIMS = ("R", "T", "B", "N", "M", "PH", "PW")  # that vary
+Dtype = Annotated[str, OneOf(TENSOR_DTYPES)]
+Dim = Annotated[str, Like(rf"([1-9]\d{{0,4}}\*)?({'|'.join(DIMS)})", "a name such as R, or 16*PH,")]
+Tokens = Annotated[tuple[Annotated[int, Within(0, 2**31 - 1)], ...], Items(1, 65_536)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +38,9 @@ class TensorSpec:
     patches down and across an image), or a multiple of such a name: ``16*PH``.
     """
 
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+    name: Name
+    dtype: Dtype
+    shape: Annotated[tuple[Count | Dim, ...], Items(0, 8)]
 
     def sized(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with its named dimensions filled in."""
@@ -42,9 +64,9 @@ def dim_size(dim: str, sizes: Mapping[str, int]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class FileSpec:
-    path: str  # relative to the bundle, with forward slashes
-    sha256: str
-    bytes: int
+    path: FilePath  # relative to the bundle, with forward slashes
+    sha256: Sha256
+    bytes: Bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +75,13 @@ class StageSpec:
 
     graph: FileSpec
     weights: tuple[FileSpec, ...]
-    precision: str
+    precision: Annotated[str, Like(r"[a-z]{0,8}(fp|bf|int)\d{1,2}[a-z0-9_]{0,16}", "a precision such as fp32 or int8")]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    max_error: float | None  # None: the machine that exported it had too little memory to run it
-    tolerance: float
-    weight_bytes: int  # of the weights that this stage uses, whichever file they are in
-    activation_bytes: int  # live at the same time inside the graph, for one image (two rows)
+    max_error: NotNegative | None  # None: the machine that exported it had too little memory to run it
+    tolerance: NotNegative
+    weight_bytes: Bytes  # of the weights that this stage uses, whichever file they are in
+    activation_bytes: Bytes  # live at the same time inside the graph, for one image (two rows)
 
     @property
     def files(self) -> tuple[FileSpec, ...]:
@@ -71,7 +93,7 @@ class StageSpec:
         return self.graph.bytes + self.weight_bytes
 
 
-CLASS_CONDITIONAL, TEXT_TO_IMAGE = KINDS = ("class-conditional", "text-to-image")
+CLASS_CONDITIONAL, TEXT_TO_IMAGE, TOKENIZER = KINDS = ("class-conditional", "text-to-image", "tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,16 +126,21 @@ class ImageSize:
 class ModelSpec:
     """What the loop and a request need to know."""
 
-    kind: str  # one of KINDS
-    tokens_per_step: int
-    bits: int
-    pixels_per_token: int
-    patch_side: int  # square that the token order is made of; 1 is raster order
-    sizes: tuple[Size, ...]  # of images in pixels; the first is the default
-    prompt_tokens: int  # of the longest prompt, with the queries of the first patch
-    num_classes: int  # 0 for text-to-image
-    class_names: tuple[str, ...]
+    kind: Annotated[str, OneOf(KINDS)]
+    tokens_per_step: Count
+    bits: Count
+    pixels_per_token: Count
+    patch_side: Count  # square that the token order is made of; 1 is raster order
+    sizes: Annotated[tuple[Size, ...], Items(1, 1000)]  # of images in pixels; the first is the default
+    prompt_tokens: Count  # of the longest prompt, with the queries of the first patch
+    num_classes: Annotated[int, Within(0, 2**24)]  # 0 for text-to-image
+    class_names: tuple[Text, ...]
     decoder_noise: bool
+
+    @property
+    def generates(self) -> bool:
+        """Whether it makes images; a tokenizer alone turns them into tokens and back."""
+        return self.kind != TOKENIZER
 
     @property
     def default_size(self) -> ImageSize:
@@ -132,10 +159,10 @@ class ModelSpec:
         """
         size = self.sizes[0] if size is None else Size.parse(size) if isinstance(size, str) else size
         if not isinstance(size, Size):  # a pair would not say which of its numbers is the width
-            raise RequestError(f"size is {size!r}; give Size(width=..., height=...) or 'WIDTHxHEIGHT'")
+            raise RequestError(f"size is {shown(size)}; give Size(width=..., height=...) or 'WIDTHxHEIGHT'")
         if size not in self.sizes:
             known = ", ".join(map(str, self.sizes))
-            raise RequestError(f"size is {size}; this bundle makes {known} only (WIDTHxHEIGHT)")
+            raise RequestError(f"size is {shown(size, str)}; this bundle makes {known} only (WIDTHxHEIGHT)")
         down, across = size.height // self.pixels_per_token, size.width // self.pixels_per_token
         return ImageSize(
             width=size.width,
@@ -154,22 +181,22 @@ class TextSpec:
     """How a prompt becomes token ids."""
 
     tokenizer: FileSpec
-    conditional: str  # chat template around {prompt}
-    unconditional: str
-    suffixes: Mapping[str, tuple[int, ...]]  # WIDTHxHEIGHT -> ids that follow the text: start, sides, queries
-    max_prompt: int  # tokens of the longest prompt, template included
-    example: str  # a prompt of words that the model knows, for hints and first trials
+    conditional: Annotated[Text, Like(r"(?s).*\{prompt\}.*", "a text with {prompt} in it")]  # chat template
+    unconditional: Text
+    suffixes: Mapping[str, Tokens]  # WIDTHxHEIGHT -> ids that follow the text: start, sides, queries
+    max_prompt: Count  # tokens of the longest prompt, template included
+    example: Text  # a prompt of words that the model knows, for hints and first trials
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
     """Keys and values ``[R, heads, length, head_dim]`` of every layer."""
 
-    layers: int
-    heads: int
-    length: int
-    head_dim: int
-    dtype: str
+    layers: Annotated[int, Within(1, 1024)]
+    heads: Count
+    length: Count
+    head_dim: Count
+    dtype: Annotated[str, OneOf(FLOATS)]
 
     def bytes(self, rows: int) -> int:
         """Bytes of the keys and values of ``rows`` rows."""
@@ -178,8 +205,8 @@ class CacheSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSpec:
-    steps: int
-    guidance: float
-    guidance_schedule: str
-    time_shift: float
-    sampler: str = "sde"
+    steps: Annotated[int, Within(1, MAX_STEPS)]
+    guidance: Annotated[float, Within(1, MAX_GUIDANCE)]
+    guidance_schedule: Annotated[str, OneOf(GUIDANCE_SCHEDULES)]
+    time_shift: Annotated[float, Within(1e-6, 1e6)]
+    sampler: Annotated[str, OneOf(SAMPLERS)] = "sde"

@@ -13,6 +13,11 @@ export class Form {
     element("n").max = capabilities.max_n;
     element("steps").max = element("steps-range").max = capabilities.max_num_inference_steps;
     for (const name of ["steps", "guidance"]) tie(element(name), element(`${name}-range`));
+    element("format").replaceChildren(...capabilities.output_formats.map((name) => new Option(name.toUpperCase(), name)));
+    element("published").addEventListener("change", () => this.setDefaults());
+    for (const name of ["steps", "steps-range", "guidance", "guidance-range", "sampler"]) {
+      element(name).addEventListener("input", () => { element("published").checked = false; });
+    }
     this.showModel();
   }
 
@@ -33,8 +38,18 @@ export class Form {
     element("prompt").value = this.chips ? "" : names[0] ?? "";
     element("size").replaceChildren(...model.sizes.map(({ name }) => new Option(name.replace("x", "\u00a0×\u00a0"), name)));
     element("size").disabled = model.sizes.length === 1;
-    this.set({ steps: model.num_inference_steps, guidance: model.guidance_scale });
+    element("published").checked = false;
+    element("published-shown").textContent = settings(model.published);
+    element("published-field").hidden = settings(model.published) === settings(model);
+    this.setDefaults();
     this.announceSize();
+  }
+
+  // Sets what the model is best at, or what its checkpoint was published with.
+  setDefaults() {
+    const { num_inference_steps: steps, guidance_scale: guidance, sampler } =
+      element("published").checked ? this.model.published : this.model;
+    this.set({ steps, guidance, sampler });
   }
 
   announceSize() {
@@ -60,19 +75,25 @@ export class Form {
       n: number("n"),
       num_inference_steps: number("steps"),
       guidance_scale: number("guidance"),
+      sampler: element("sampler").value,
+      output_format: element("format").value,
     };
+    if (element("published").checked) body.published = true; // with the schedule of its guidance
     const negative = element("negative").value.trim();
     if (this.model.negative_prompt && negative) body.negative_prompt = negative;
     if (element("seed").value.trim()) body.seed = number("seed");
     return body;
   }
 
-  set({ prompt, steps, guidance, seed, n }) {
+  set({ prompt, steps, guidance, sampler, published, format, seed, n }) {
     if (prompt !== undefined && this.chips) {
       for (const input of element("chips").querySelectorAll("input")) input.checked = input.value === prompt;
     } else if (prompt !== undefined) element("prompt").value = prompt;
     if (steps !== undefined) element("steps").value = element("steps-range").value = steps;
     if (guidance !== undefined) element("guidance").value = element("guidance-range").value = guidance;
+    if (sampler !== undefined) element("sampler").value = sampler;
+    if (published !== undefined) element("published").checked = published;
+    if (format !== undefined) element("format").value = format;
     if (seed !== undefined) element("seed").value = seed;
     if (n !== undefined) element("n").value = n;
   }
@@ -88,7 +109,7 @@ export class Form {
       ? [...document.querySelectorAll(`[data-param="${CSS.escape(error.param)}"]`)].find((found) => !found.hidden)
       : null;
     const place = field?.querySelector(".error") ?? element("notice");
-    place.textContent = error.message;
+    place.textContent = inWords(error, field);
     place.hidden = false;
     const input = field?.querySelector("input:not([type=range]), select");
     if (!input) return place.scrollIntoView({ block: "nearest" });
@@ -97,6 +118,16 @@ export class Form {
     input.setAttribute("aria-describedby", place.id);
     input.focus();
   }
+}
+
+// The message with the field as the page calls it, in place of its name in the API.
+function inWords(error, field) {
+  const label = field?.querySelector("label, legend")?.firstChild.textContent.trim();
+  return label && error.message.startsWith(`${error.param} `) ? label + error.message.slice(error.param.length) : error.message;
+}
+
+function settings({ num_inference_steps: steps, guidance_scale: guidance, guidance_schedule: schedule, sampler }) {
+  return `${steps} steps, guidance ${guidance}${schedule === "constant" ? "" : `, ${schedule}`}, ${sampler}`;
 }
 
 function chip(name, index) {

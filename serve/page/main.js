@@ -38,7 +38,7 @@ class Page {
       this.stage.clear(this.job.n, size);
       this.stage.caption("Waiting for the device…");
       element("stage").scrollIntoView({ block: "nearest", behavior: "smooth" });
-      await this.follow(this.job, { prompt: asked.prompt, made });
+      await this.follow(this.job, { prompt: asked.prompt, made, published: asked.published ?? false });
     } catch (error) {
       this.form.showError(error);
       this.stage.caption("");
@@ -68,7 +68,7 @@ class Page {
     throw new ApiError(0, { message: "The connection was lost before the images were done.", code: "broken" });
   }
 
-  async finish(job, { prompt, made }) {
+  async finish(job, { prompt, made, published }) {
     const entries = job.data.map(({ b64_json: base64, seed }) => ({
       base64,
       seed,
@@ -77,12 +77,14 @@ class Page {
       format: job.output_format,
       steps: job.num_inference_steps,
       guidance: job.guidance_scale,
+      sampler: job.sampler,
+      published,
       model: job.model,
       size: job.size.replace("x", "\u00a0×\u00a0"),
       name: `${prompt.replace(/[^\p{L}\p{N}]+/gu, "_").slice(0, 40)}-seed${seed}.${job.output_format}`,
     }));
     await Promise.all(entries.map((entry, index) => this.stage.show(entry, index)));
-    for (const entry of entries) this.history.add(entry);
+    await Promise.all(entries.map((entry) => this.history.add(entry)));
     this.describe(entries);
     this.stage.progress(1, 1);
     showTimes(job.timing);
@@ -128,7 +130,8 @@ async function showHealth() {
 await showHealth();
 setInterval(showHealth, HEALTH_EVERY);
 try {
-  new Page(await get("/v1/capabilities"));
+  const page = new Page(await get("/v1/capabilities"));
+  await page.history.restore();
   document.body.dataset.ready = "yes";
 } catch (error) {
   element("notice").textContent = error.message;

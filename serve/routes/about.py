@@ -11,6 +11,7 @@ from bitdance_edge.serve.catalog import Model
 from bitdance_edge.serve.pictures import FORMATS
 from bitdance_edge.serve.routes.common import TheService, errors
 from bitdance_edge.serve.schema import (
+    Alive,
     Capabilities,
     Health,
     ModelCapabilities,
@@ -32,16 +33,29 @@ async def health(response: Response, service: TheService) -> Health:
     return now
 
 
+@router.get("/healthz")
+async def healthz() -> Alive:
+    """Return 200 while the server runs at all, for a supervisor that would restart it."""
+    return Alive()
+
+
+@router.get("/readyz", responses={503: {"model": Health, "description": "Starting, restarting or stopping."}})
+async def readyz(response: Response, service: TheService) -> Health:
+    """Return 200 if every worker is ready, 503 otherwise, for a load balancer; the same as /health."""
+    return await health(response, service)
+
+
 @router.get("/v1/models", responses=errors(401))
 async def list_models(service: TheService) -> ModelList:
-    """List the served models."""
-    return ModelList(data=[_card(model) for model in service.catalog.models.values()])
+    """List the served models, and the aliases under which clients may name them."""
+    catalog = service.fleet.catalog
+    return ModelList(data=[_card(name, catalog.get(name)) for name in (*catalog.models, *catalog.aliases)])
 
 
 @router.get("/v1/models/{model_id}", responses=errors(401, 404))
 async def get_model(model_id: str, service: TheService) -> ModelCard:
     """Describe one model."""
-    return _card(service.catalog.get(model_id))
+    return _card(model_id, service.fleet.catalog.get(model_id))
 
 
 @router.get("/v1/capabilities", responses=errors(401))
@@ -50,8 +64,8 @@ async def capabilities(service: TheService) -> Capabilities:
     settings = service.settings
     return Capabilities(
         version=version("bitdance-edge"),
-        devices=[worker.backend or worker.device for worker in service.pool.workers],
-        models=[_capabilities(model) for model in service.catalog.models.values()],
+        devices=[worker.backend or worker.device for worker in service.fleet.pool.workers],
+        models=[_capabilities(model) for model in service.fleet.catalog.models.values()],
         output_formats=list(FORMATS),
         max_n=settings.max_images,
         max_num_inference_steps=settings.max_steps,
@@ -73,9 +87,9 @@ async def metrics(service: TheService) -> Response:
     return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _card(model: Model) -> ModelCard:
+def _card(name: str, model: Model) -> ModelCard:
     manifest = model.bundle.folder / "bundle.json"
-    return ModelCard(id=model.id, created=int(manifest.stat().st_mtime), owned_by="bitdance-edge")
+    return ModelCard(id=name, created=int(manifest.stat().st_mtime), owned_by="bitdance-edge")
 
 
 def _capabilities(model: Model) -> ModelCapabilities:

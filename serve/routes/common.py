@@ -11,6 +11,7 @@ MEANINGS = {
     400: "A field has an invalid value; `param` names it.",
     401: "The bearer token is missing or wrong.",
     404: "No such model, job or page.",
+    409: "The request was cancelled.",
     413: "The prompt is too long, or the request too large.",
     429: "The queue is full; `Retry-After` says when to try again.",
     503: "Not ready, restarting or stopping.",

@@ -1,16 +1,18 @@
 """/v1/jobs: images that are requested now, and watched or fetched later."""
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Response
 
 from bitdance_edge.serve.connection import EventStream
 from bitdance_edge.serve.jobs import RunningJob
+from bitdance_edge.serve.json_route import JsonRoute
 from bitdance_edge.serve.routes.common import TheService, errors, event_stream
 from bitdance_edge.serve.runtime_request import change, generation
 from bitdance_edge.serve.schema import Job, JobRequest
 
-router = APIRouter(prefix="/v1/jobs")
+router = APIRouter(prefix="/v1/jobs", route_class=JsonRoute)
 OF_A_JOB = ("get_job", "watch_job", "cancel_job")
 STREAMED = event_stream(
     "Server-sent events: `job.progress` and `job.preview`, then `job.completed`, `job.failed` or `job.cancelled` with "
@@ -22,9 +24,15 @@ LINKS = {name: {"operationId": name, "parameters": {"job_id": "$response.body#/i
 @router.post("", status_code=202, responses={202: {"links": LINKS}, **errors(400, 401, 404, 413, 429, 503, 507)})
 async def create_job(fields: JobRequest, response: Response, service: TheService) -> Job:
     """Request images without waiting for them."""
-    model = service.catalog.get(fields.model)
-    work = generation(fields, model, service.settings, await change(fields, model))
-    job = RunningJob(service.scheduler.submit(work), work, fields, model.bundle.model.size(work.size).patches)
+    fleet = service.fleet
+    model = fleet.catalog.get(fields.model)
+    with fleet.scheduler.admitted(model) as submit:
+        changed = None
+        if fields.edit is not None:
+            async with service.picture:
+                changed = await change(fields, model)
+        work = await asyncio.to_thread(generation, fields, model, service.settings, changed)
+        job = RunningJob(submit(work), work, fields, model.bundle.model.size(work.size).patches)
     service.jobs.add(job)
     response.headers["Location"] = f"/v1/jobs/{job.state.id}"
     return job.state

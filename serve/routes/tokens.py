@@ -12,20 +12,27 @@ from bitdance_edge.runtime.preview import sequence_to_grid
 from bitdance_edge.serve.catalog import Model
 from bitdance_edge.serve.connection import until_client_leaves
 from bitdance_edge.serve.errors import ApiError
+from bitdance_edge.serve.json_route import JsonRoute
 from bitdance_edge.serve.pictures import decoded, encoded
 from bitdance_edge.serve.routes.common import TheService, errors
 from bitdance_edge.serve.runtime_request import packed_tokens
 from bitdance_edge.serve.schema import TokensRequest, TokensResponse
+from bitdance_edge.serve.service import Service
 from bitdance_edge.serve.ticket import Ticket, Tokenized
 from bitdance_edge.serve.work import Tokenization
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/tokens", response_model=TokensResponse, responses=errors(400, 401, 404, 413, 429, 503, 504, 507))
 async def tokenize_image(fields: TokensRequest, request: Request, service: TheService) -> Any:
     """Return the tokens of an image, cropped and resized to a size of the model, and the image decoded from them."""
-    model = service.catalog.get(fields.model)
+    return await until_client_leaves(request, _tokenized(fields, service))
+
+
+async def _tokenized(fields: TokensRequest, service: Service) -> TokensResponse:
+    fleet = service.fleet
+    model = fleet.catalog.get(fields.model)
     if StageName.ENCODER not in model.bundle.stages:
         raise ApiError(
             400,
@@ -34,9 +41,11 @@ async def tokenize_image(fields: TokensRequest, request: Request, service: TheSe
             param="model",
         )
     size = model.size(fields.size)
-    pixels = await decoded(fields.image, size.pixels, fields.fit)
-    ticket = service.scheduler.submit(Tokenization(model=model.id, pixels=pixels))
-    return await until_client_leaves(request, _response(ticket, model, size))
+    with fleet.scheduler.admitted(model) as submit:  # first, so that a full queue costs no decoding
+        async with service.picture:
+            pixels = await decoded(fields.image, size.pixels, fields.fit)
+        ticket = submit(Tokenization(model=model.id, pixels=pixels))
+    return await _response(ticket, model, size)
 
 
 async def _response(ticket: Ticket, model: Model, size: ImageSize) -> TokensResponse:

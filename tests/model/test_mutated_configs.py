@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TESTS
-from mutations import mutations
+from mutations import mutations, spoilt
 
 from bitdance_edge.model import BitDance, ModelError, TextCheckpoint, load_generator
 
 DIGITS = TESTS.parent / "checkpoints" / "digits-4x"
 TEXT = TESTS.parent / "checkpoints" / "shapes-16x"
+SIZES = ("1000000", "1e30", "0.5", "[-1]", "[1, 1, 1, 1]")  # also what a size may be wrong by
 MOST_MEMORY = 300_000  # kB more than before the first mutation
 MOST_SECONDS = 5.0
 
@@ -27,10 +28,10 @@ def folder(tmp_path: Path) -> Callable[[Path], Path]:
 
 def try_all(file: Path, load: Callable[[], object]) -> int:
     """Load the checkpoint with every mutation of a file, and return how many were taken."""
-    settings = json.loads(file.read_text(encoding="utf-8"))
+    content = file.read_bytes()
     before, taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
-    for place, text in mutations(settings):
-        file.write_text(text, encoding="utf-8")
+    for place, mutated in (*mutations(json.loads(content), more=SIZES), *spoilt(content)):
+        file.write_bytes(mutated)
         started = time.thread_time()
         try:
             load()
@@ -40,7 +41,7 @@ def try_all(file: Path, load: Callable[[], object]) -> int:
         else:
             taken += 1
         assert time.thread_time() - started < MOST_SECONDS, place
-    file.write_text(json.dumps(settings), encoding="utf-8")
+    file.write_bytes(content)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MOST_MEMORY
     return taken
 

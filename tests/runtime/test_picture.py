@@ -17,7 +17,8 @@ from picturing import encoded, gray_tiff, png, png_chunk
 from PIL import Image
 
 from bitdance_edge.runtime import RequestError, Size, load_pixels
-from bitdance_edge.runtime.picture import MOST_PIXELS, fitted_pixels, read_picture
+from bitdance_edge.runtime.fit import fit_pixels
+from bitdance_edge.runtime.picture import MOST_PIXELS, read_picture
 from bitdance_edge.serve import pictures
 from bitdance_edge.serve.errors import ApiError
 
@@ -271,4 +272,4 @@ def test_damaged_files_are_read_or_refused() -> None:
 @pytest.mark.parametrize("size", [(49, 96), (1, 7), (7, 1), (1000, 3), (333, 333)])
 def test_the_largest_centred_crop_is_within_the_picture(size: tuple[int, int]) -> None:
     for width, height in ((96, 49), (3, 1000), (31, 37), (1, 1)):
-        assert fitted_pixels(Image.new("RGB", size), height, width).shape == (height, width, 3)
+        assert fit_pixels(Image.new("RGB", size), Size(width=width, height=height)).shape == (height, width, 3)

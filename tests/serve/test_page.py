@@ -191,13 +191,13 @@ def test_errors_are_shown_at_their_field(open_page: Callable[..., Page]) -> None
     page.fill("#steps", "999")
     page.click("#generate")
     error = page.locator('[data-param="num_inference_steps"] .error')
-    expect(error).to_contain_text("1 to 200")
+    expect(error).to_have_text("Steps per patch is 999; it must be from 1 to 200")
     assert page.locator("#steps").get_attribute("aria-invalid") == "true"
     assert page.evaluate("document.activeElement.id") == "steps"
     page.fill("#steps", "2")
     page.fill("#seed", "many")
     page.click("#generate")
-    expect(page.locator('[data-param="seed"] .error')).to_be_visible()
+    expect(page.locator('[data-param="seed"] .error')).to_have_text("Seed is 'many'; it must be a whole number")
     expect(error).to_be_hidden()
     page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no image"})
     expect(page.locator("#complete .error")).to_contain_text("PNG, JPEG or WebP")
@@ -241,6 +241,80 @@ def test_the_keyboard_alone_is_enough(open_page: Callable[..., Page]) -> None:
     page.locator("#reuse").focus()
     page.keyboard.press("Enter")
     assert re.fullmatch(r"\d+", page.input_value("#seed"))
+
+
+def test_history_is_there_after_a_reload_until_it_is_cleared(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    choose(page, "4")
+    page.fill("#steps", "2")
+    page.fill("#n", "2")
+    page.fill("#seed", "70")
+    page.click("#generate")
+    caption(page, "4 · seed 70–71 · 2 steps")
+    for _ in range(2):
+        page.reload()
+        page.wait_for_selector("body[data-ready]")
+        expect(page.locator("#history li")).to_have_count(2)
+        expect(page.locator("#past-empty")).to_be_hidden()
+    page.locator("#history button").first.click()
+    caption(page, "4 · seed 71 · 2 steps")
+    page.click("#reuse")
+    assert page.input_value("#seed") == "71"
+    page.click("#clear")
+    expect(page.locator("#history li")).to_have_count(0)
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    expect(page.locator("#history li")).to_have_count(0)
+    expect(page.locator("#past-empty")).to_be_visible()
+
+
+def test_the_history_keeps_the_newest_only(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    kept = page.evaluate(
+        """async () => {
+            const { Past } = await import("/page/past.js");
+            const past = new Past(3);
+            for (let seed = 0; seed < 7; seed += 1) await past.add({ seed });
+            return (await past.entries()).map(({ seed }) => seed);
+        }"""
+    )
+    assert kept == [4, 5, 6]
+
+
+def test_the_sampler_the_published_settings_and_the_format_are_asked_for(
+    open_page: Callable[..., Page], server: Server
+) -> None:
+    (model,) = server.http.get("/v1/capabilities").json()["models"]
+    page = open_page()
+    page.check("#published")
+    assert page.input_value("#steps") == str(model["published"]["num_inference_steps"])
+    assert page.input_value("#sampler") == model["published"]["sampler"]
+    page.uncheck("#published")
+    assert page.input_value("#steps") == str(model["num_inference_steps"])
+    page.check("#published")
+    page.fill("#steps", "2")  # a setting of one's own is no published one
+    expect(page.locator("#published")).not_to_be_checked()
+    choose(page, "4")
+    page.select_option("#sampler", "ode")
+    page.select_option("#format", "webp")
+    page.fill("#seed", "70")
+    with page.expect_request("**/v1/jobs") as asked:
+        page.click("#generate")
+    body = asked.value.post_data_json
+    assert (body["sampler"], body["output_format"]) == ("ode", "webp") and "published" not in body
+    caption(page, "4 · seed 70 · 2 steps")
+    caption(page, "· ode ·")
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.suggested_filename == "4-seed70.webp"
+    page.select_option("#sampler", "sde")
+    page.click("#reuse")
+    assert (page.input_value("#sampler"), page.input_value("#format")) == ("ode", "webp")
+    page.check("#published")
+    with page.expect_request("**/v1/jobs") as asked:
+        page.click("#generate")
+    assert asked.value.post_data_json["published"] is True
+    page.keyboard.press("Escape")
 
 
 def test_history_opens_again_and_downloads_with_settings(open_page: Callable[..., Page], tmp_path: Path) -> None:

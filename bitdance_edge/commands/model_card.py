@@ -1,0 +1,103 @@
+"""The card of a bundle on the Hub, made from its manifest and its calibration's report."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from bitdance_edge.runtime import Bundle, BundleError, RequestError
+from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL
+
+TAGS = {CLASS_CONDITIONAL: "unconditional-image-generation"}  # else text-to-image
+
+
+def model_card(bundle: Bundle, repository: str, license_name: str | None = None) -> str:
+    """Write the card of a bundle that goes to ``repository``.
+
+    Args:
+        license_name: of the weights; None: the one that the checkpoint's card named.
+
+    Raises:
+        RequestError: neither names a licence.
+        BundleError: the report of the calibration cannot be read.
+    """
+    named = license_name or bundle.provenance.get("license")
+    if not isinstance(named, str):
+        raise RequestError(f"the licence of {bundle.name} is not known: say it with --license, for example apache-2.0")
+    parts = (_front_matter(bundle, named), _use(bundle, repository), _stages(bundle), _losses(bundle), _origin(bundle))
+    return "\n".join(line for part in parts for line in (*part, "")).rstrip("\n") + "\n"
+
+
+def _front_matter(bundle: Bundle, named: str) -> Iterator[str]:
+    yield from ("---", f"license: {named}", "library_name: bitdance-edge")
+    yield f"pipeline_tag: {TAGS.get(bundle.model.kind, 'text-to-image')}"
+    yield "tags: [bitdance, onnx]"
+    if base := bundle.provenance.get("hub"):
+        yield f"base_model: {base}"
+    yield "---"
+
+
+def _use(bundle: Bundle, repository: str) -> Iterator[str]:
+    model = bundle.model
+    sizes = ", ".join(map(str, model.sizes))
+    subject = json.dumps(bundle.text.example if bundle.text else str(model.class_names[0] if model.class_names else 0))
+    yield f"# {bundle.name}"
+    yield ""
+    yield f"A {model.kind} BitDance model as a bundle of ONNX graphs for bitdance-edge. Images of {sizes} pixels,"
+    yield f"{model.tokens_per_step} tokens of {model.bits} bits a step."
+    yield ""
+    yield "```python"
+    yield "from bitdance_edge import Pipeline"
+    yield ""
+    yield f'pipe = Pipeline.from_pretrained("{repository}")'
+    yield f'pipe({subject}, seed=1).images[0].save("image.png")'
+    yield "```"
+
+
+def _stages(bundle: Bundle) -> Iterator[str]:
+    yield "## Stages"
+    yield ""
+    yield f"Opset {bundle.opset}. The error is the largest seen when the stage was made, relative to the largest value:"
+    yield "of a calibrated stage against the stage as exported, of others ONNX Runtime against PyTorch."
+    yield ""
+    yield "| stage | precision | MB | largest error | allowed |"
+    yield "|---|---|---|---|---|"
+    for name, stage in bundle.stages.items():
+        error = "not run" if stage.max_error is None else f"{stage.max_error:.1e}"
+        allowed = "-" if stage.max_error is None else f"{stage.tolerance:.0e}"
+        yield f"| {name} | {stage.precision} | {stage.bytes / 1e6:.2f} | {error} | {allowed} |"
+
+
+def _losses(bundle: Bundle) -> Iterator[str]:
+    report = _report(bundle)
+    if report is None:
+        return
+    bits, images = report["bits"], report["images"]
+    psnr = "identical" if images["psnr"] is None else f"{images['psnr']:.2f} dB"
+    yield "## Losses of the calibration"
+    yield ""
+    yield f"Against `{report['bundle']}`, on {images['images']} images with the same noise:"
+    yield ""
+    forced, free = 100 * bits["forced"], 100 * bits["free"]
+    yield f"- bit flips: {forced:.3f} % under teacher forcing, {free:.3f} % in free generation;"
+    yield f"- images: PSNR {psnr}, SSIM {images['ssim']:.4f}, {images['identical']} of {images['images']} identical."
+    yield ""
+    yield "`calibration/report.md` has more."
+
+
+def _report(bundle: Bundle) -> dict[str, Any] | None:
+    path = bundle.folder / "calibration" / "report.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}); calibrate the bundle again") from None
+
+
+def _origin(bundle: Bundle) -> Iterator[str]:
+    yield "## Where it is from"
+    yield ""
+    for name, value in bundle.provenance.items():
+        if value is not None:
+            shown = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+            yield f"- {name.replace('_', ' ')}: {shown}"

@@ -1,0 +1,61 @@
+"""An installed package without PyTorch makes images from ready bundles: run by ``make lean`` in a bare environment.
+
+    python tests/lean_check.py ARCHIVE.tar...
+
+Each archive is generated from by the command line and by Python, tokenized again, and compared with what
+examples/minimal_runtime.py makes of it, which uses nothing of this package.
+"""
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from bitdance_edge import Bundle, Pipeline, Request
+from bitdance_edge.runtime import read_settings
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def main(archives: list[str]) -> None:
+    assert archives, __doc__
+    assert importlib.util.find_spec("torch") is None, "this environment has PyTorch: it proves nothing"
+    for archive in archives:
+        with tempfile.TemporaryDirectory() as folder:
+            check(Path(archive).resolve(), Path(folder))
+        sys.stdout.write(f"{archive}: images by the command, by Python and by the minimal runtime are the same\n")
+
+
+def check(archive: Path, folder: Path) -> None:
+    bundle = Bundle.open(archive)
+    subject = "0" if bundle.text is None else bundle.text.example
+    flag = "--classes" if bundle.text is None else "--prompt"
+    command = [sys.executable, "-m", "bitdance_edge"]
+    made = ["generate", str(archive), flag, subject, "--seed", "1", "--out", "one.png", "--quiet"]
+    shown = subprocess.run([*command, *made], cwd=folder, check=True, capture_output=True, text=True)
+    assert shown.stdout.split() == ["one.png"] and not shown.stderr, shown
+    tokens = ["tokenize", str(archive), "one.png", "-o", "one.npy"]
+    subprocess.run([*command, *tokens], cwd=folder, check=True, capture_output=True)
+    request = Request(classes=[0], seed=1) if bundle.text is None else Request(prompts=[subject], seed=1)
+    with Pipeline.open(archive) as pipeline:
+        (image,) = pipeline.generate(request)
+    assert dict(image.settings) == read_settings(folder / "one.png")
+    assert np.load(folder / "one.npy").shape == (1, *image.tokens.shape)
+    assert np.array_equal(minimal(bundle.folder, 0 if bundle.text is None else subject), image.tokens)
+
+
+def minimal(folder: Path, subject: int | str) -> np.ndarray:
+    """The tokens of the first size with seed 1, by the example."""
+    sys.path.insert(0, str(EXAMPLES))
+    from minimal_runtime import Bundle as MinimalBundle
+
+    bundle = MinimalBundle(folder)
+    width, height = bundle.model["sizes"][0]["width"], bundle.model["sizes"][0]["height"]
+    return bundle.generate(*bundle.rows([subject], f"{width}x{height}"), [1], width, height)[0].astype(np.int8)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
