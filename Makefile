@@ -1,9 +1,13 @@
 # make demo: images from two shipped checkpoints. make test: everything that is checked. Both set themselves up.
+# make docs: the documentation. make snippets: its commands, run. make lean: the runtime without PyTorch, at both ends of
+# its libraries' ranges. make release: what is published, in dist/.
 
 PYTHON ?= python3
 TEST_PROCESSES ?= 2
 VENV := .venv
 RUN := $(VENV)/bin
+PINNED := --quiet --constraint constraints/ci.txt
+SHIPPED := digits-1x digits-4x digits-16x shapes-16x
 ROOMS := model training export calibration bench engines runtime serve
 CAPTIONS := --prompt "a red circle to the left of a blue square" --prompt "a yellow triangle above a green circle" \
 	--prompt "a blue triangle" --prompt "a green square below a red square"
@@ -33,6 +37,32 @@ lint: setup build/types
 	$(RUN)/ruff format --check .
 	$(RUN)/pyright
 
+docs: setup
+	$(RUN)/sphinx-build --builder html --fail-on-warning --keep-going --fresh-env --quiet docs docs/_build
+	@echo "docs/_build/index.html"
+
+# Every page's commands and programs, as they stand there, each page in a folder of its own.
+snippets: setup
+	PATH=$(CURDIR)/$(RUN):$$PATH $(RUN)/python tests/docs/run_pages.py
+
+lean: $(SHIPPED:%=dist/%.tar)
+	for end in lowest ci; do \
+		rm -rf build/lean && $(PYTHON) -m venv build/lean && \
+		build/lean/bin/pip install --quiet --constraint constraints/$$end.txt '.[cpu,text]' && \
+		build/lean/bin/python tests/lean_check.py $^ || exit 1; \
+	done
+
+release: setup $(SHIPPED:%=dist/%.tar)
+	rm -f dist/*.whl dist/*.tar.gz
+	$(RUN)/python -m build --outdir dist
+	$(RUN)/python tests/docs/notes.py CHANGELOG.md > dist/NOTES.md
+	cd dist && sha256sum *.whl *.tar.gz *.tar > SHA256SUMS
+	@ls -l dist
+
+dist/%.tar: bundles/%/bundle.json
+	mkdir -p dist
+	$(RUN)/bitdance-edge pack bundles/$* --targets -o $@
+
 setup: $(VENV)/dev.stamp
 
 $(VENV)/bin/python:
@@ -40,13 +70,13 @@ $(VENV)/bin/python:
 	$(RUN)/pip install --quiet --upgrade pip
 
 # torch first and alone: its exact version is the CPU build where an index offers one.
-$(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
-	$(RUN)/pip install --quiet torch==2.13.0
-	$(RUN)/pip install --quiet --editable '.[cpu,export]'
+$(VENV)/demo.stamp: pyproject.toml constraints/ci.txt | $(VENV)/bin/python
+	$(RUN)/pip install $(PINNED) torch
+	$(RUN)/pip install $(PINNED) --editable '.[cpu,export]'
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
-	$(RUN)/pip install --quiet --editable '.[dev]'
+	$(RUN)/pip install $(PINNED) --editable '.[dev]'
 	touch $@
 
 build/types: Makefile
@@ -55,4 +85,4 @@ build/types: Makefile
 	for room in $(ROOMS); do ln -s $(CURDIR)/$$room $@/bitdance_edge/$$room; done
 
 clean:
-	rm -rf $(VENV) build bundles demo *.egg-info
+	rm -rf $(VENV) build bundles demo dist docs/_build *.egg-info

@@ -28,7 +28,7 @@ class Child:
             [sys.executable, "-m", "bitdance_edge.bench.tasks"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             env=environment,
         )
 

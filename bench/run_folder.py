@@ -66,7 +66,18 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a kept file.
+
+    Raises:
+        BenchError: it is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BenchError(f"{path} is damaged ({error}); start over with --force, or delete it") from None
+    if not isinstance(found, dict):
+        raise BenchError(f"{path} holds something else; start over with --force, or delete it")
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:

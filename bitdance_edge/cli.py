@@ -40,7 +40,8 @@ class Parser(argparse.ArgumentParser):
 COMMANDS = {
     "generate": Command("images from a bundle", "cpu"),
     "tokenize": Command("an image to binary tokens", "cpu"),
-    "reconstruct": Command("an image through the tokenizer and back", "cpu"),
+    "decode": Command("binary tokens to images", "cpu"),
+    "reconstruct": Command("images through the tokenizer and back, and what that keeps", "cpu,calibrate"),
     "serve": Command("an HTTP API and a page that make images", "cpu,serve"),
     "inspect": Command("what a bundle holds and needs, or what a build is", "cpu"),
     "export": Command("a checkpoint to a bundle of ONNX graphs", "cpu,export"),

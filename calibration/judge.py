@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bitdance_edge.calibration.errors import CalibrationError
+from bitdance_edge.calibration.kept import kept_array
 from bitdance_edge.calibration.recipe import Draw
 from bitdance_edge.calibration.sessions import BundleSessions
 from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
@@ -111,7 +112,8 @@ def _generated(sessions: BundleSessions, draw: Draw, folder: Path) -> tuple[np.n
                 with written_whole(path) as file:
                     np.save(file, pipeline.decode(tokens, size=draw.size), allow_pickle=False)
     classes = [image.class_id for request in requests for image in request.resolve(bundle).images]
-    return np.concatenate([np.load(path, allow_pickle=False) for path in batches]), classes
+    size = draw.image_size(bundle.model).pixels
+    return np.concatenate([kept_array(path, (size.height, size.width, 3)) for path in batches]), classes
 
 
 def _load(path: Path, threads: int | None) -> Any:

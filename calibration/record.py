@@ -10,13 +10,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from tqdm import tqdm
 
-from bitdance_edge.calibration.errors import CalibrationError
+from bitdance_edge.calibration.finite import require_finite
 from bitdance_edge.calibration.recipe import Draw
+from bitdance_edge.calibration.recorded_file import read_launches
 from bitdance_edge.calibration.sessions import CACHE_INPUT, BundleSessions, StageRun
 from bitdance_edge.runtime import PatchDone, Pipeline
 from bitdance_edge.runtime.backends.onnxruntime import HostBuffer
@@ -54,19 +54,17 @@ class DataSet:
     folder: Path
     images: int
     steps: int
+    stages: Mapping[str, StageSpec]  # whose inputs were recorded
 
     def samples(self, stage: str) -> Iterator[Sample]:
         """Yield the samples of one stage, image by image and in the order of its launches.
 
         Raises:
-            CalibrationError: a file is missing or damaged.
+            CalibrationError: a file is missing or damaged, or holds other values than this stage takes.
         """
         for image in range(self.images):
-            launches: dict[int, dict[str, np.ndarray]] = {}
-            for key, values in _read(_image_file(self.folder, image), stage).items():
-                _, launch, name = key.split("/")
-                launches.setdefault(int(launch), {})[name] = values
-            for launch, inputs in sorted(launches.items()):
+            file = image_file(self.folder, image)
+            for launch, inputs in sorted(read_launches(file, stage, self.stages[stage]).items()):
                 yield Sample(stage, image, launch, self._step(stage, launch, inputs), inputs)
 
     def _step(self, stage: str, launch: int, inputs: Mapping[str, np.ndarray]) -> int:
@@ -81,7 +79,7 @@ def record(sessions: BundleSessions, draw: Draw, folder: Path) -> DataSet:
     """Record a draw into a folder of its own inside ``folder``; images that are recorded already are kept.
 
     Raises:
-        CalibrationError: an empty draw.
+        CalibrationError: an empty draw, or a stage makes values that are not finite.
         BackendError, RequestError: the bundle cannot be run here, or not with these settings.
     """
     bundle = sessions.bundle
@@ -89,18 +87,19 @@ def record(sessions: BundleSessions, draw: Draw, folder: Path) -> DataSet:
     steps = requests[0].resolve(bundle).steps
     described = json.dumps({"bundle": bundle.digest, **asdict(draw)}, indent=1, sort_keys=True) + "\n"
     place = folder / f"data-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
-    missing = [image for image in range(draw.images) if not _image_file(place, image).is_file()]
+    missing = [image for image in range(draw.images) if not image_file(place, image).is_file()]
     if missing:
         with written_whole(place / "set.json") as file:
             file.write(described.encode())
-    recorder = _Recorder(bundle.stages, steps)
+    recorder = Recorder(bundle.stages, steps)
     for image in tqdm(missing, desc="record", unit="image", leave=False, disable=None):
         recorder.start(image)
         with sessions.pipeline(1, before=recorder.note) as pipeline:  # a new one keeps nothing of the image before
             _generate(pipeline, requests[image], draw)
-        with written_whole(_image_file(place, image)) as file:
+        require_finite(bundle, recorder.arrays, sessions.threads)
+        with written_whole(image_file(place, image)) as file:
             np.savez(file, **recorder.arrays)  # type: ignore[arg-type]
-    return DataSet(place, draw.images, steps)
+    return DataSet(place, draw.images, steps, bundle.stages)
 
 
 def _generate(pipeline: Pipeline, request: Request, draw: Draw) -> None:
@@ -116,7 +115,9 @@ def _generate(pipeline: Pipeline, request: Request, draw: Draw) -> None:
 
 
 @dataclass
-class _Recorder:
+class Recorder:
+    """Keeps what the stages are given in one image (an ``Observer``), under ``stage/launch/input``."""
+
     stages: Mapping[str, StageSpec]
     steps: int
     image: int = 0
@@ -141,16 +142,6 @@ class _Recorder:
         return step == self.steps or (step + patch + self.image) % stride == 0
 
 
-def _read(path: Path, stage: str) -> dict[str, np.ndarray]:
-    """Read the arrays of one stage: ``stage/launch/input`` -> values."""
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            return {key: data[key] for key in data.files if key.startswith(f"{stage}/")}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise CalibrationError(
-            f"the recording {path} cannot be read ({error}); delete it and run the same command again"
-        ) from None
-
-
-def _image_file(folder: Path, image: int) -> Path:
+def image_file(folder: Path, image: int) -> Path:
+    """The file of one image in a data set's folder."""
     return folder / f"image-{image:05d}.npz"

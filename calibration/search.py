@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from bitdance_edge.calibration.choose import Chosen
 from bitdance_edge.calibration.graphs import Layer, StageGraph
+from bitdance_edge.calibration.kept import kept_losses
 from bitdance_edge.calibration.quantise import Variants
 from bitdance_edge.calibration.record import DataSet, Sample
 from bitdance_edge.calibration.sessions import StageRun
@@ -134,7 +135,7 @@ def sensitivities(chosen: Chosen, trial: Trial, data: DataSet, path: Path) -> li
         path: file that keeps what is measured, so that a stopped run goes on from there.
     """
     variants, formats = chosen.variants, chosen.formats
-    known: dict[str, list] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = kept_losses(path)
     layers = [layer for layer in chosen.layers.values() if layer.name in formats]
     judges = {
         stage: StageTrial(variants, stage, data.samples(stage))

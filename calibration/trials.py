@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from bitdance_edge.calibration.kept import kept_array
 from bitdance_edge.calibration.recipe import Draw
 from bitdance_edge.calibration.sessions import BundleSessions
 from bitdance_edge.runtime import PatchDone, Pipeline
@@ -142,7 +143,7 @@ def time_effects(trial: Trial, steps: int, folder: Path) -> np.ndarray:
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"times-{key}.npy"
     if path.is_file():
-        flips = np.load(path, allow_pickle=False)
+        flips = kept_array(path, length=len(measured))
     else:
         shown = tqdm(measured, desc="effect of each time", unit="time", leave=False, disable=None)
         runs = (trial.forced({}, after=_Disturbance(int(step), steps)) for step in shown)

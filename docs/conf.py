@@ -9,7 +9,6 @@ version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
-suppress_warnings = ["toc.empty_glob"]
 nitpick_ignore_regex = [("py:.*", ".*")]  # docstrings name types of other projects
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence", "attrs_inline"]

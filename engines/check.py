@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from bitdance_edge.engines.failure import BuildFailure
+from bitdance_edge.engines.inner_tensors import first_not_finite, is_finite, last_layer, session_with
 from bitdance_edge.engines.samples import Sample, record_samples
 from bitdance_edge.engines.targets.interface import Job, Run, Target
-from bitdance_edge.engines.targets.onnx_session import open_session, run_of
+from bitdance_edge.engines.targets.onnx_session import run_of
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord
 from bitdance_edge.runtime.bundle.stage_names import StageName
@@ -84,7 +85,17 @@ class BuildCheck:
                     f"running the bundle takes up to {needed / 1e6:.0f} MB, and {available / 1e6:.0f} MB are available"
                 )
             self._samples = record_samples(self.bundle)
+            self._require_finite(self._samples)
         return [sample for (name, _), sample in self._samples.items() if name == stage]
+
+    def _require_finite(self, samples: Mapping[tuple[str, str], Sample]) -> None:
+        """Refuse a bundle of which a stage hands on values that are not finite."""
+        if all(is_finite(values) for sample in samples.values() for values in sample.values()):
+            return
+        for (stage, _), inputs in samples.items():
+            precision = self.bundle.stage(stage).precision
+            if module := first_not_finite(self.bundle.verified(stage), precision, inputs):
+                raise _not_finite(stage, module)
 
 
 def tolerance(job: Job) -> float:
@@ -97,8 +108,27 @@ def tolerance(job: Job) -> float:
 
 
 def _own(job: Job) -> Run:
-    """The bundle's own graph on ONNX Runtime on the CPU."""
-    return run_of(open_session(job.graph, job.bundle.stage(job.stage).precision))
+    """The bundle's own graph on ONNX Runtime on the CPU; running it raises BuildFailure where a value is not finite.
+
+    Pixels and bits are finite whatever they are made of, so the last layer before them is looked at too.
+    """
+    precision, last = job.bundle.stage(job.stage).precision, last_layer(job.graph)
+    run = run_of(session_with(job.graph, [] if last is None else [last], precision))
+
+    def finite(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        made = run(inputs)
+        if not all(is_finite(values) for values in made.values()):
+            raise _not_finite(job.stage, first_not_finite(job.graph, precision, inputs) or "its inputs")
+        return made
+
+    return finite
+
+
+def _not_finite(stage: str, module: str) -> BuildFailure:
+    return BuildFailure(
+        f"{stage}: the bundle's own graph makes values that are not finite, the first in {module}; export the "
+        "checkpoint again, in a wider --dtype if it is whole"
+    )
 
 
 def _errors(job: Job, want: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]) -> Iterator[float]:

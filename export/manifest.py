@@ -1,6 +1,5 @@
 """The parts of a bundle's manifest that describe a model and its exported graphs."""
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from bitdance_edge.export.graph_tensors import activation_bytes, tensor_specs
 from bitdance_edge.export.signatures import cache_slots
 from bitdance_edge.export.stages import Exported, Generator
 from bitdance_edge.model import SamplingDefaults, TextToImage
-from bitdance_edge.model.prompt import CONDITIONAL, UNCONDITIONAL, PromptTokenizer
+from bitdance_edge.model.prompt import BOM, CONDITIONAL, UNCONDITIONAL, PromptTokenizer
 from bitdance_edge.model.tokenizer_model import TokenizerModel
 from bitdance_edge.runtime.bundle.dtypes import ONNX_NUMBERS, tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import file_spec
@@ -140,8 +139,8 @@ def _sampling(model: Generator, sampling: SamplingDefaults) -> SamplingSpec:
 
 
 def text_spec(prompts: PromptTokenizer, folder: Path) -> TextSpec:
-    """Copy the tokenizer into the bundle and describe how prompts are written."""
-    shutil.copyfile(prompts.file, folder / PROMPT_TOKENIZER)
+    """Copy the tokenizer into the bundle, without a byte order mark, and describe how prompts are written."""
+    (folder / PROMPT_TOKENIZER).write_bytes(prompts.file.read_bytes().removeprefix(BOM))
     sizes = prompts.config.sizes
     return TextSpec(
         tokenizer=file_spec(folder, folder / PROMPT_TOKENIZER),

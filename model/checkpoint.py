@@ -71,25 +71,17 @@ def load_tokenizer(path: str | Path, *, variant: str | None = None, config: Toke
     An autoencoder's ``.pt`` also holds discriminator and loss network; only ``encoder.`` and ``decoder.`` are read.
     """
     weights, config_file = locate(Path(path))
-    guessed = config is None and variant is None and config_file is None
-    config = config or _tokenizer_config(variant or next(iter(TOKENIZERS)), None if variant else config_file)
     state = {
         key.removeprefix("vae."): value
         for key, value in _bare(weights.read(TOKENIZER_ENTRIES)).items()
         if key.removeprefix("vae.").startswith(("encoder.", "decoder."))
     }
+    if config is None and (variant or config_file):
+        config = _tokenizer_config(variant, config_file)
+    config = config or _known_tokenizer(state, weights.files[0])
     with torch.device("meta"):
         tokenizer = Tokenizer(config)
-    try:
-        _assign(tokenizer, state, weights.files[0], lambda key: key)
-    except ModelError:
-        if not guessed:
-            raise
-        file = weights.files[0]
-        raise ModelError(
-            f"{file} has no JSON beside it and is not {', '.join(TOKENIZERS)}, whose configuration is known without: "
-            f"put the JSON that was published with it there, as {file.stem}_config.json or config.json"
-        ) from None
+    _assign(tokenizer, state, weights.files[0], lambda key: key)
     return tokenizer.eval().requires_grad_(False)
 
 
@@ -128,10 +120,27 @@ def is_tokenizer(path: Path, variant: str | None = None) -> bool:
     return any(key.startswith("decoder.") for key in keys) and not any(key.startswith("head.") for key in keys)
 
 
-def _tokenizer_config(variant: str, config_file: Path | None) -> TokenizerConfig:
-    if config_file is None:
-        return _named(variant, TOKENIZERS)
+def _tokenizer_config(variant: str | None, config_file: Path | None) -> TokenizerConfig:
+    if variant is not None or config_file is None:
+        return _named(str(variant), TOKENIZERS)
     return TokenizerConfig.from_json(read_json(config_file), str(config_file))
+
+
+def _known_tokenizer(state: Mapping[str, Tensor], file: Path) -> TokenizerConfig:
+    """The published configuration whose weights have these names and shapes.
+
+    Raises:
+        ModelError: none has.
+    """
+    shapes = {key: value.shape for key, value in state.items()}
+    for config in TOKENIZERS.values():
+        with torch.device("meta"):
+            if {key: value.shape for key, value in Tokenizer(config).state_dict().items()} == shapes:
+                return config
+    raise ModelError(
+        f"{file} has no JSON beside it and is not {', '.join(TOKENIZERS)}, whose configuration is known without: "
+        f"put the JSON that was published with it there, as {file.stem}_config.json or config.json"
+    )
 
 
 def save_generator(model: BitDance, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:

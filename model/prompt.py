@@ -9,8 +9,10 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from bitdance_edge.model.errors import ModelError
+from bitdance_edge.model.placeholder import require_content
 from bitdance_edge.model.text_config import TextToImageConfig
 
+BOM = b"\xef\xbb\xbf"  # a byte order mark, which some editors put first
 CONDITIONAL = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 UNCONDITIONAL = "<|im_start|>assistant\n"
 
@@ -33,9 +35,9 @@ class PromptTokenizer:
         file = Path(file)
         if not file.is_file():
             raise ModelError(f"no tokenizer at {file}; a text-to-image checkpoint has a tokenizer.json: copy it again")
-        content = file.read_bytes()
+        require_content(file)
         try:
-            opened = cls(file, Tokenizer.from_buffer(content), config)
+            opened = cls(file, Tokenizer.from_buffer(file.read_bytes().removeprefix(BOM)), config)
         except Exception as error:  # tokenizers raises plain Exception
             raise ModelError(f"{file} is not a tokenizer ({error}); it may be truncated: copy it again") from None
         opened._require_tokens()

@@ -1,5 +1,7 @@
 """The published models by name, with their authors' settings (paper section 4, imagenet_gen README)."""
 
+from dataclasses import replace
+
 from bitdance_edge.model.class_config import GeneratorConfig
 from bitdance_edge.model.config import SamplingDefaults, TokenizerConfig
 
@@ -7,8 +9,17 @@ _D16C32 = TokenizerConfig(
     bits=32, channels=256, channel_multipliers=(1, 1, 2, 2, 4), blocks_per_level=4, gan_decoder=False
 )
 
-# Only what was seen to be right: the other published ones (d32c128, d32c256) are known by the JSON beside the weights.
-TOKENIZERS = {"d16c32": _D16C32}
+_D32C128 = TokenizerConfig(
+    bits=128, channels=128, channel_multipliers=(1, 1, 2, 2, 4, 8), blocks_per_level=4, gan_decoder=True
+)
+
+# d32c128: ae_d32c128_config.json as its port repeats it (huggingface.co/BiliSakura/BitDance-Tokenizer-diffusers).
+# d32c256 differs in its bits alone, as the sizes of both files say. A config JSON next to the weights takes precedence.
+TOKENIZERS = {
+    "d16c32": _D16C32,
+    "d32c128": _D32C128,
+    "d32c256": replace(_D32C128, bits=256),
+}
 
 
 def _imagenet(

@@ -8,6 +8,7 @@ with Pipeline.open("bundles/digits-4x") as pipeline:
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.size import Size
+from bitdance_edge.runtime.calling import PipelineOutput
 from bitdance_edge.runtime.errors import (
     BackendError,
     BitDanceError,
@@ -40,6 +41,7 @@ __all__ = [
     "OutOfMemoryError",
     "PatchDone",
     "Pipeline",
+    "PipelineOutput",
     "Preview",
     "Request",
     "RequestError",

@@ -21,6 +21,7 @@ PARTS: dict[str, type] = {
     "average": dict,
     "optimizer": dict,
 }
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for each weight
 PROGRESS = {"step", "cpu_seconds", "score"}
 ENDINGS = "start again without --resume, in another --out"
 
@@ -101,11 +102,14 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], file: Path) -
         raise TrainingError(f"{file}: optimizer is of another network ({error}); {ENDINGS}") from None
     if _settings(optimizer) != before:
         raise TrainingError(f"{file}: optimizer has other settings than this run; {ENDINGS}")
-    for parameter, moments in optimizer.state.items():
-        for name, value in moments.items():
+    if not optimizer.state:
+        raise TrainingError(f"{file}: optimizer has no state of a weight; {ENDINGS}")
+    for parameter, moments in optimizer.state.items():  # a weight without a gradient so far has none
+        for name in MOMENTS:
+            value = moments.get(name)
             whole = isinstance(value, Tensor) and bool(torch.isfinite(value).all())
             if not whole or value.shape not in (parameter.shape, torch.Size()):
-                raise TrainingError(f"{file}: optimizer has a damaged {name}; {ENDINGS}")
+                raise TrainingError(f"{file}: optimizer lacks a whole {name}; {ENDINGS}")
 
 
 def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -243,7 +243,7 @@ def main() -> int:
     args = parser.parse_args()
     options = ["--port", "0", "--queue", str(QUEUE), "--max-body", str(MAX_BODY)]
     command = [sys.executable, "-m", "bitdance_edge", "serve", str(Path(args.bundle)), *options]
-    server = subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, encoding="utf-8")
     try:
         assert server.stdout is not None
         result, made = asyncio.run(measured(server.stdout.readline().strip(), server.pid, args))

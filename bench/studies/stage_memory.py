@@ -34,7 +34,7 @@ def main() -> None:
     for stage in args.stages.split(","):
         for bundle in args.bundles:
             command = [sys.executable, __file__, bundle, "--stages", stage, "--alone"]
-            row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            row = json.loads(subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout)
             sizes = " | ".join(f"{row[name]:.0f}" for name in ("file", "loaded", "peak"))
             print(f"| {stage} | {row['bundle']} | {sizes} |", flush=True)
             rows.append(row)

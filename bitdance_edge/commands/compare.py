@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> None:
         bundle.stage(name)
     model = None
     if args.checkpoint:
-        from bitdance_edge.model import load_generator
+        from bitdance_edge.engines.reports.reference import load_reference
 
-        model = load_generator(args.checkpoint, variant=args.variant)
+        model = load_reference(bundle, args.checkpoint, args.variant)
     say("recording the inputs of a generation step")
     different = []
     for (stage, sample), inputs in record_samples(bundle).items():

@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a checkpoint's folder, text-to-image ones included, a published .pt file, or OWNER/NAME on the Hub",
     )
     parser.add_argument("-o", "--out", type=path, required=True, metavar="BUNDLE", help="folder to write")
-    parser.add_argument("--variant", help="what a .pt file is: B-1x, B-4x, B-16x, L-1x, H-1x, or the tokenizer d16c32")
+    parser.add_argument("--variant", help="what a .pt file is: B-1x to H-1x, or a tokenizer: d16c32, d32c128, d32c256")
     parser.add_argument("--revision", help="of OWNER/NAME on the Hub: branch, tag or commit (default: main)")
     parser.add_argument(
         "--tokenizer", type=path, metavar="FILE", help="autoencoder weights that replace the checkpoint's own"

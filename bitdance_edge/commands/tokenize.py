@@ -11,6 +11,7 @@ from bitdance_edge.commands.common import (
     open_pipeline,
     save_tokens,
 )
+from bitdance_edge.commands.edit import add_fit_argument
 from bitdance_edge.commands.outputs import require_file, require_folder
 from bitdance_edge.commands.values import path
 from bitdance_edge.runtime import load_pixels
@@ -27,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     add_pipeline_arguments(parser)
     add_size_argument(parser)
+    add_fit_argument(parser, "an image")
     parser.add_argument("images", nargs="+", type=path, metavar="IMAGE")
     parser.add_argument("-o", "--out", type=path, required=True, metavar="FILE", help=".npy file to write")
 
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     require_file("--out", args.out, ".npy")
     require_folder("--trace", args.trace)
     with open_pipeline(args) as pipeline:
-        size = image_size(args, pipeline)
-        tokens = [pipeline.tokenize(load_pixels(image, size.height, size.width)) for image in args.images]
+        size, fit = image_size(args, pipeline), args.fit or "cover"
+        tokens = [pipeline.tokenize(load_pixels(image, size.height, size.width, fit)) for image in args.images]
     save_tokens(np.concatenate(tokens), args.out)
     print(f"{args.out}: {len(tokens)} images of {size.tokens} tokens of {pipeline.bundle.model.bits} bits")

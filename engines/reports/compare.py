@@ -14,18 +14,22 @@ import numpy as np
 from bitdance_edge.engines.check import relative_error
 from bitdance_edge.engines.graph import GraphFacts, read_graph
 from bitdance_edge.engines.inner_tensors import session_with
+from bitdance_edge.engines.reports.bits import BITS, bit_error, predictions
 from bitdance_edge.engines.targets.interface import Target
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, record_path, target_folder
 from bitdance_edge.runtime.errors import BitDanceError, BuildError
 
 if TYPE_CHECKING:
-    from bitdance_edge.model import BitDance
+    from bitdance_edge.export.stages import Generator
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One tensor in two backends. ``error`` is relative to the largest value; of bits, the share that differs."""
+    """One tensor in two backends.
+
+    ``error`` is relative to the largest value; of bits, it is the largest prediction whose bit differs.
+    """
 
     tensor: str
     module: str
@@ -66,7 +70,7 @@ class Comparison:
 def compare_stage(
     bundle: Bundle,
     target: Target,
-    model: "BitDance | None",
+    model: "Generator | None",
     stage: str,
     sample: str,
     inputs: Mapping[str, np.ndarray],
@@ -98,9 +102,11 @@ def compare_stage(
     made: dict[str, Any] = {name: iterations[0] for name, iterations in cast(Any, results).items()}
     names = list(made)
     for one, other in pairwise(names):
-        comparison.differences[f"{one} - {other}"] = list(_differences(made[one], made[other], marked, facts))
+        latent = predictions(stage, path, bundle.model.patch_side, inputs, made[one])
+        comparison.differences[f"{one} - {other}"] = list(_differences(made[one], made[other], marked, facts, latent))
     if len(names) == 1:  # nothing to differ from, but values can still stop being finite
-        comparison.differences[f"{names[0]} alone"] = list(_differences(made[names[0]], made[names[0]], marked, facts))
+        alone = made[names[0]]
+        comparison.differences[f"{names[0]} alone"] = list(_differences(alone, alone, marked, facts, None))
     return comparison
 
 
@@ -126,17 +132,23 @@ def _built_runner(bundle: Bundle, target: Target, stage: str, facts: GraphFacts)
 
 
 def _differences(
-    one: Mapping[str, Any], other: Mapping[str, Any], order: list[str], facts: GraphFacts
+    one: Mapping[str, Any],
+    other: Mapping[str, Any],
+    order: list[str],
+    facts: GraphFacts,
+    latent: np.ndarray | None,
 ) -> Iterator[Difference]:
     modules = {tensor: module for module, tensor in facts.results.items()}
     for tensor in order:
         if tensor in one and tensor in other and np.shape(one[tensor]) == np.shape(other[tensor]):
-            yield _difference(tensor, modules.get(tensor, ""), np.asarray(one[tensor]), np.asarray(other[tensor]))
+            want, got = np.asarray(one[tensor]), np.asarray(other[tensor])
+            if tensor == BITS and latent is not None:
+                yield Difference(tensor, modules.get(tensor, ""), bit_error(want, got, latent), None)
+            else:
+                yield _difference(tensor, modules.get(tensor, ""), want, got)
 
 
 def _difference(tensor: str, module: str, want: np.ndarray, got: np.ndarray) -> Difference:
-    if tensor == "tokens":  # bits: one whose prediction is next to zero may flip, which says nothing of the others
-        return Difference(tensor, module, float(np.mean(want != got)), None)
     bad = np.argwhere(~np.isfinite(got.astype(np.float64)))
     nan_at = tuple(int(i) for i in bad[0]) if len(bad) else None
     return Difference(tensor, module, relative_error(want, got), nan_at)

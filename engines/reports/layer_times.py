@@ -27,8 +27,8 @@ def read_layer_times(times: Path, info: Path, facts: GraphFacts) -> list[LayerTi
     """
     try:
         # The first entry of a profile counts its runs; the others are layers.
-        measured = [entry for entry in json.loads(times.read_text()) if "name" in entry]
-        layers = json.loads(info.read_text())["Layers"]
+        measured = [entry for entry in json.loads(times.read_text(encoding="utf-8")) if "name" in entry]
+        layers = json.loads(info.read_text(encoding="utf-8"))["Layers"]
         return join_layers({entry["name"]: float(entry["averageMs"]) for entry in measured}, layers, facts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BuildError(

@@ -4,6 +4,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,43 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 from torch import Tensor
 
+from bitdance_edge.export.manifest import cache_spec, model_spec
 from bitdance_edge.export.opsets import OPSETS
 from bitdance_edge.export.signatures import stage_exports
 from bitdance_edge.export.stages import Generator
 from bitdance_edge.export.weights import STAGE_PREFIX
+from bitdance_edge.model import load_generator, load_text_to_image
+from bitdance_edge.model.text_checkpoint import is_text_to_image
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.errors import BuildError
+
+
+def load_reference(bundle: Bundle, checkpoint: Path, variant: str | None) -> Generator:
+    """Load what a bundle was exported from, in float32, with the bundle's sizes and longest prompt.
+
+    Args:
+        variant: of a .pt file, as at export.
+
+    Raises:
+        ModelError: it is not a whole checkpoint.
+        BuildError: the bundle is of another model.
+    """
+    if is_text_to_image(checkpoint):
+        if variant is not None:
+            raise BuildError(f"--variant has no effect on {checkpoint}: text-to-image folders say what they are")
+        model = load_text_to_image(checkpoint)
+        if bundle.text is not None:
+            sizes = tuple((size.height, size.width) for size in bundle.model.sizes)
+            model.config = replace(model.config, sizes=sizes, max_prompt=bundle.text.max_prompt)
+    else:
+        model = load_generator(checkpoint, variant=variant)
+    same_cache = replace(cache_spec(model, "fp32"), dtype=bundle.cache.dtype) == bundle.cache
+    if model_spec(model) != bundle.model or not same_cache:
+        raise BuildError(
+            f"{checkpoint} is of another model than {bundle.folder}; give what it was exported from: "
+            f"{bundle.provenance.get('checkpoint', 'its provenance does not say')}"
+        )
+    return model
 
 
 class PyTorchRunner(BaseRunner):

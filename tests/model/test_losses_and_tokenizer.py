@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from bitdance_edge.model import TOKENIZERS, Tokenizer, TokenizerConfig
@@ -69,3 +70,14 @@ def test_published_tokenizers_have_the_published_shape() -> None:
         "d32c128": (32, 128),
         "d32c256": (32, 256),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_of_file"), [("d16c32", 1_841_212_684), ("d32c128", 1_685_571_164), ("d32c256", 1_698_809_996)]
+)
+def test_published_tokenizers_have_the_size_of_their_files(name: str, bytes_of_file: int) -> None:
+    """A safetensors file is its values in float32, and a header of some bytes for each tensor."""
+    with torch.device("meta"):
+        state = Tokenizer(TOKENIZERS[name]).state_dict()
+    header = bytes_of_file - sum(value.numel() * 4 for value in state.values())
+    assert 80 * len(state) < header < 160 * len(state)

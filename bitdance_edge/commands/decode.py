@@ -1,0 +1,38 @@
+"""``bitdance-edge decode``: tokens to images."""
+
+import argparse
+
+from PIL import Image
+
+from bitdance_edge.commands.common import add_pipeline_arguments, add_size_argument, image_size, open_pipeline
+from bitdance_edge.commands.outputs import require_folder
+from bitdance_edge.commands.values import path
+from bitdance_edge.runtime import save_png
+from bitdance_edge.runtime.tokens import read_tokens
+
+EXAMPLE = """example:
+  bitdance-edge tokenize bundles/digits-4x three.png seven.png -o digits.npy
+  bitdance-edge decode bundles/digits-4x digits.npy -o decoded
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Decode tokens, as tokenize and generate --tokens write them, to one PNG an image."
+    parser.epilog = EXAMPLE
+    add_pipeline_arguments(parser)
+    add_size_argument(parser)
+    parser.add_argument("tokens", type=path, metavar="FILE", help="tokens [n, h*w, C] or [h*w, C] as .npy")
+    parser.add_argument("-o", "--out", type=path, required=True, metavar="FOLDER", help="folder for 0000.png, ...")
+
+
+def run(args: argparse.Namespace) -> None:
+    require_folder("--out", args.out)
+    require_folder("--trace", args.trace)
+    tokens = read_tokens(args.tokens)
+    tokens = tokens[None] if tokens.ndim == 2 else tokens
+    with open_pipeline(args) as pipeline:
+        size = image_size(args, pipeline)
+        for number, one in enumerate(tokens):
+            file = args.out / f"{number:04d}.png"
+            save_png(Image.fromarray(pipeline.decode(one, size=size.pixels)[0]), file)
+            print(file, flush=True)
