@@ -3,7 +3,7 @@
 import math
 import numbers
 import operator
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import islice
 from os import PathLike, fspath
 from pathlib import Path
@@ -110,6 +110,12 @@ def file_path(name: str, value: object) -> Path:
     """
     if not isinstance(value, str | PathLike) or not (written := fspath(value)) or not isinstance(written, str):
         raise RequestError(f"{name} is {shown(value)}; it must be a path")
+    try:
+        Path(written).lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # what opens it says so
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null character
+        raise RequestError(f"{name} is {shown(value)}, which is no path here: {error.args[-1]}") from None
     return Path(written)
 
 
@@ -129,12 +135,12 @@ def checked_pixels(values: Any) -> np.ndarray:
     return pixels
 
 
-def shown(value: object) -> str:
+def shown(value: object, write: Callable[[Any], str] = repr) -> str:
     """Show a refused value, shortened."""
     if isinstance(value, np.ndarray):
         return f"an array {value.dtype} {list(value.shape)}"
     try:
-        written = repr(value)
+        written = write(value)
     except ValueError:  # of an integer with more digits than Python converts
-        written = f"a number of {type(value).__name__} with thousands of digits"
+        written = f"a {type(value).__name__} with thousands of digits"
     return written if len(written) <= SHOWN else f"{written[:SHOWN]}..."

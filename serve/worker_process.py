@@ -56,7 +56,7 @@ def run_worker(
                 for name, (folder, at_once) in bundles.items()
             }
             for pipeline in pipelines.values():
-                _warm_up(pipeline)
+                warm_up(pipeline)
         except BitDanceError as error:
             _send(connection, NotReady(str(error)))
             return
@@ -72,7 +72,7 @@ def _send(connection: Connection, report: Report) -> None:
         raise ServerGone from error
 
 
-def _warm_up(pipeline: Pipeline) -> None:
+def warm_up(pipeline: Pipeline) -> None:
     """Make one image of one step and, where there is an encoder, tokenise it, so that every stage is loaded."""
     size = min(pipeline.bundle.model.sizes, key=lambda size: size.area)
     if not pipeline.bundle.model.generates:

@@ -29,7 +29,7 @@ from bitdance_edge.training.shape_reader import ShapeReader
 from bitdance_edge.training.shapes import COLORS, SHAPES, Scene, Thing, all_scenes, render
 
 STRENGTHS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-CANDIDATES = (1, 8)
+CANDIDATES, MANY = (1, 8), 32
 DIGITS, PAIRS, SEED = 100, 64, 1
 SIDES = {
     "top": np.s_[:4, :],
@@ -60,20 +60,15 @@ class Point:
     def run(self, pipeline: Pipeline) -> Result:
         before = launches(pipeline)
         images = pipeline.generate(self.request)
-        per_image = (launches(pipeline) - before) * batch_of(pipeline, self.request) / len(images)
-        return {"point": self.name, "images": len(images), "head_rows_an_image": per_image, **self.score(images)}
+        settings = self.request.resolve(pipeline.bundle)
+        rounds = sum(len(batch.rounds(pipeline.max_batch)) for batch in settings.batches(pipeline.max_batch))
+        a_round = (launches(pipeline) - before) / rounds
+        return {"point": self.name, "images": len(images), "head_launches": a_round, **self.score(images)}
 
 
 def launches(pipeline: Pipeline) -> int:
     times = pipeline.times()
     return times[StageName.HEAD].launches if StageName.HEAD in times else 0
-
-
-def batch_of(pipeline: Pipeline, request: Request) -> int:
-    """Images and candidates in a launch of the head, on average."""
-    settings = request.resolve(pipeline.bundle)
-    rounds = [len(r.images) for b in settings.batches(pipeline.max_batch) for r in b.rounds(pipeline.max_batch)]
-    return sum(rounds) // len(rounds)
 
 
 def kept(images: Sequence[GeneratedImage], tokens: np.ndarray) -> float:
@@ -178,6 +173,9 @@ class Shapes:
         asked = replace(one, prompts=[s.caption for s in scenes], init=self.pictures, mask=inner)
         yield Point("mask-inner", asked, score(scenes))
         for side in ("top", "left", "right", "bottom"):
+            for candidates in (*CANDIDATES, MANY) if side != "bottom" else (1,):
+                asked = replace(one, init=self.pictures, mask=side_mask(side), candidates=candidates)
+                yield Point(f"mask-half-{side}-{candidates}", asked, score(self.singles))
             yield from self._redrawn(side)
 
     def _redrawn(self, side: str) -> Iterator[Point]:

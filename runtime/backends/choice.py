@@ -17,6 +17,7 @@ from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, built_folders, record_path
 from bitdance_edge.runtime.bundle.stage_names import GENERATING_STAGES, StageName
 from bitdance_edge.runtime.errors import BackendError, BuildError
+from bitdance_edge.runtime.values import shown
 
 TARGETS = {"tensorrt": "trt:current", "tensorrt_rtx": "rtx"}  # library -> the target that is built for it by default
 ON_GPU = (*TARGETS, "onnxruntime-cuda")
@@ -68,9 +69,9 @@ class Wanted:
         """
         kind, _, number = device.partition(":")
         if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and ORDINAL.fullmatch(number)):
-            raise BackendError(f"device is {device!r}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
+            raise BackendError(f"device is {shown(device)}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
         if backend is not None and backend not in NAMES:
-            raise BackendError(f"backend is {backend!r}; it must be one of {', '.join(NAMES)}")
+            raise BackendError(f"backend is {shown(backend)}; it must be one of {', '.join(NAMES)}")
         possible = {"auto": NAMES, "cpu": ("onnxruntime-cpu",)}.get(device, ON_GPU)
         if backend is not None and backend not in possible:
             raise BackendError(f"backend {backend!r} does not run on device {device!r}; omit one of them")

@@ -81,8 +81,10 @@ def _require_subjects(bundle: "Bundle") -> None:
         return
     sizes, known = set(map(str, model.sizes)), set(text.suffixes)
     _require(sizes == known, f"sizes are {', '.join(sorted(sizes))}, prompts announce {', '.join(sorted(known))[:80]}")
-    longest = text.max_prompt + max(map(len, text.suffixes.values()))
-    _require(longest == model.prompt_tokens, f"prompts have {longest} tokens, the model takes {model.prompt_tokens}")
+    for size, ids in text.suffixes.items():
+        longest = text.max_prompt + len(ids)
+        agree = longest == model.prompt_tokens
+        _require(agree, f"prompts for {size} have {longest} tokens, the model takes {model.prompt_tokens}")
 
 
 def _require_files(bundle: "Bundle") -> None:

@@ -21,6 +21,7 @@ from bitdance_edge.runtime.bundle.limits import (
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, MAX_GUIDANCE, MAX_STEPS, SAMPLERS
+from bitdance_edge.runtime.values import shown
 
 FLOATS = ("float32", "float16", "bfloat16")
 DIMS = ("R", "T", "B", "N", "M", "PH", "PW")  # that vary
@@ -74,7 +75,7 @@ class StageSpec:
 
     graph: FileSpec
     weights: tuple[FileSpec, ...]
-    precision: Annotated[str, Like(r"[a-z][a-z0-9_+]{0,31}", "a precision such as fp32 or int8")]
+    precision: Annotated[str, Like(r"[a-z]{0,8}(fp|bf|int)\d{1,2}[a-z0-9_]{0,16}", "a precision such as fp32 or int8")]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_error: NotNegative | None  # None: the machine that exported it had too little memory to run it
@@ -158,10 +159,10 @@ class ModelSpec:
         """
         size = self.sizes[0] if size is None else Size.parse(size) if isinstance(size, str) else size
         if not isinstance(size, Size):  # a pair would not say which of its numbers is the width
-            raise RequestError(f"size is {size!r}; give Size(width=..., height=...) or 'WIDTHxHEIGHT'")
+            raise RequestError(f"size is {shown(size)}; give Size(width=..., height=...) or 'WIDTHxHEIGHT'")
         if size not in self.sizes:
             known = ", ".join(map(str, self.sizes))
-            raise RequestError(f"size is {size}; this bundle makes {known} only (WIDTHxHEIGHT)")
+            raise RequestError(f"size is {shown(size, str)}; this bundle makes {known} only (WIDTHxHEIGHT)")
         down, across = size.height // self.pixels_per_token, size.width // self.pixels_per_token
         return ImageSize(
             width=size.width,
