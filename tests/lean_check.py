@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def served(archive: Path, subject: str) -> np.ndarray:
         assert server.stdout is not None
         address = server.stdout.readline().strip()
         try:
+            wait_until_ready(address)
             asked = json.dumps({"prompt": subject, "seed": 1}).encode()
             headers = {"Content-Type": "application/json"}
             request = urllib.request.Request(f"{address}/v1/images/generations", asked, headers)
@@ -71,6 +73,18 @@ def served(archive: Path, subject: str) -> np.ndarray:
             server.terminate()
     with Image.open(io.BytesIO(base64.b64decode(made))) as image:
         return np.asarray(image)
+
+
+def wait_until_ready(address: str) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"{address}/readyz", timeout=10).close()
+        except OSError:  # 503 until every worker has loaded its bundle
+            time.sleep(0.2)
+        else:
+            return
+    raise SystemExit("the server was not ready in two minutes")
 
 
 def minimal(folder: Path, subject: int | str) -> np.ndarray:
