@@ -56,7 +56,7 @@ snippets: setup
 lean: $(SHIPPED:%=dist/%.tar)
 	for end in lowest ci; do \
 		rm -rf build/lean && $(PYTHON) -m venv build/lean && \
-		build/lean/bin/pip install --quiet --constraint constraints/$$end.txt '.[cpu,text]' && \
+		build/lean/bin/pip install --quiet --constraint constraints/$$end.txt '.[cpu,text,serve,completion]' && \
 		build/lean/bin/python tests/lean_check.py $^ || exit 1; \
 	done
 
