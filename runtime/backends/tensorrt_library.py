@@ -55,6 +55,11 @@ class Library:
         return hasattr(self.trt.LayerType, "KV_CACHE_UPDATE")
 
     @property
+    def streams_engines(self) -> bool:
+        """Whether a builder can write an engine as it makes it."""
+        return hasattr(self.trt.Builder, "build_serialized_network_to_stream")
+
+    @property
     def judges_engines(self) -> bool:
         return hasattr(self.trt.Runtime, "get_engine_validity")
 
