@@ -46,9 +46,8 @@ class CudaTarget:
     def estimate(self, job: Job) -> Estimate:
         size = job.bundle.stage(job.stage).bytes
         note = None if job.stage in REWRITTEN_STAGES else "unchanged: its portable graph runs on CUDA already"
-        return Estimate(
-            output_bytes=size + OUTPUT_BASE, memory_bytes=int(MEMORY_BASE + MEMORY_PER_BYTE * size), note=note
-        )
+        memory = int(MEMORY_BASE + MEMORY_PER_BYTE * size)
+        return Estimate(output_bytes=size + OUTPUT_BASE, memory_bytes=memory, held_bytes=memory, note=note)
 
     def fits_here(self, devices: Sequence[str], built_on: str) -> bool:
         return True  # of any GPU

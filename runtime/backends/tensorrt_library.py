@@ -63,6 +63,11 @@ class Library:
         return getattr(getattr(self.trt, "BuilderFlag", None), "REQUIRE_USER_ALLOCATION", None)
 
     @property
+    def streams_engines(self) -> bool:
+        """Whether a builder can write an engine as it makes it."""
+        return hasattr(self.trt.Builder, "build_serialized_network_to_stream")
+
+    @property
     def judges_engines(self) -> bool:
         return hasattr(self.trt.Runtime, "get_engine_validity")
 
