@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.picture import MOST_BYTES, read_picture
+from bitdance_edge.runtime.reading import open_regular
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.recipes import TextRecipe, TrainingRecipe
 from bitdance_edge.training.shapes import all_scenes, draw_scenes, render
@@ -129,11 +132,11 @@ def image_folder(folder: Path, size: int) -> ImageSet:
 
 
 def _read_square(file: Path, size: int) -> NDArray[np.uint8]:
-    with file.open("rb") as content:  # a file that cannot be opened is not a damaged image
-        try:
-            image = Image.open(content).convert("RGB")
-        except OSError as error:  # Pillow's error for damaged and unknown files
-            raise TrainingError(f"{file} is not a readable image ({error}); repair or remove it") from None
+    try:
+        with open_regular(file, "image", MOST_BYTES) as content:
+            image = read_picture(content, str(file))
+    except RequestError as error:
+        raise TrainingError(f"{error}; repair or remove it") from None
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)

@@ -10,7 +10,7 @@ from bitdance_edge.commands.common import (
     add_threads_argument,
     example_subject,
     expand_classes,
-    load_tokens,
+    images_in,
     say,
 )
 from bitdance_edge.commands.values import number, path, percentage, text, whole
@@ -32,6 +32,10 @@ STAGES = (  # all with layers to quantise
     StageName.DECODER,
     StageName.ENCODER,
 )
+OF_GENERATORS = (  # options that a tokenizer alone has no use for
+    *("max_bit_flips", "flat_times", "seed", "classes", "prompts", "steps", "guidance", "patches", "data"),
+    *("no_sensitivity", "features", "references", "floor", "recipe", "weights_only", "by_layer", "bits"),
+)
 BUDGET_MISSED = 3  # exit status: the bundle is written, but more bits flip than --max-bit-flips allows
 NEEDS_RUNS = (  # options that say what is run, or what is chosen by it
     *("max_bit_flips", "calibrator", "percentile", "smooth", "flat_times", "images", "seed", "classes", "prompts"),
@@ -49,6 +53,7 @@ EXAMPLE = """examples:
   bitdance-edge calibrate bundles/B-4x --precision int8 --max-bit-flips 0.5% -o bundles/B-4x-int8
   bitdance-edge calibrate bundles/B-4x --head fp8 --backbone int4 -o bundles/B-4x-mixed --target rtx:8.9
   bitdance-edge calibrate bundles/14B-64x --weights-only --precision int4 -o bundles/14B-64x-int4
+  bitdance-edge calibrate bundles/d16c32 --encoder int8 --pictures photos -o bundles/d16c32-int8
   bitdance-edge calibrate bundles/tuned --recipe bundles/B-4x-int8/calibration/recipe.json -o bundles/tuned-int8
 """
 
@@ -102,6 +107,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     draw.add_argument("--classes", type=text, help="ids or names: 3,7 or 0-9 (default: all, in a seeded order)")
     draw.add_argument("--bits", type=path, metavar="NPY", help="with --by-layer: of images, as tokenize writes them")
     draw.add_argument("--prompts", type=path, metavar="FILE", help="of a text-to-image bundle: one prompt a line")
+    draw.add_argument("--pictures", type=path, metavar="FOLDER", help="of a tokenizer alone: what it is recorded on")
     add_size_argument(parser)
     draw.add_argument("--steps", type=whole(1, MAX_STEPS), help="sampling steps of each patch (default: the bundle's)")
     draw.add_argument("--guidance", type=number(1, MAX_GUIDANCE), help="(default: the bundle's)")
@@ -139,6 +145,10 @@ def run(args: argparse.Namespace) -> int:
     from bitdance_edge.runtime.bundle.files import claimed_output
 
     bundle = Bundle.open(args.bundle)
+    if not bundle.model.generates:
+        return _run_tokenizer(args, bundle)
+    if args.pictures:
+        raise CalibrationError("--pictures are for a tokenizer alone; a generator makes images of its own: omit it")
     if args.by_layer:
         return _run_by_layer(args, bundle)
     if args.bits is not None:
@@ -193,6 +203,7 @@ def _run_by_layer(args: argparse.Namespace, bundle: "Bundle") -> int:
     from bitdance_edge.calibration.teacher import taught_images
     from bitdance_edge.calibration.weights_only import of_the_loop
     from bitdance_edge.runtime.request import Request
+    from bitdance_edge.runtime.tokens import read_tokens
 
     clash = [name for name in NEEDS_WHOLE if getattr(args, name) not in (None, False)]
     if clash:
@@ -202,7 +213,7 @@ def _run_by_layer(args: argparse.Namespace, bundle: "Bundle") -> int:
         raise CalibrationError(
             "--by-layer needs the bits of images: --bits FILE.npy, made by: bitdance-edge tokenize BUNDLE IMAGES"
         )
-    tokens = load_tokens(args.bits)
+    tokens = read_tokens(args.bits)
     recipe = _recipe(args, bundle)
     recipe = of_the_loop(recipe, {stage for stage in STAGES if getattr(args, stage)})
     subjects = recipe.draw.prompts or recipe.draw.classes
@@ -227,6 +238,33 @@ def _run_by_layer(args: argparse.Namespace, bundle: "Bundle") -> int:
     print("\n".join(findings.summary()))
     say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
     say(f"  bitdance-edge inspect {args.out} --memory 24GB")
+    return 0
+
+
+def _run_tokenizer(args: argparse.Namespace, bundle: "Bundle") -> int:
+    from bitdance_edge.calibration.errors import CalibrationError
+    from bitdance_edge.calibration.tokenizer import calibrate_tokenizer
+
+    if clash := [name for name in OF_GENERATORS if getattr(args, name) not in (None, False)]:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in clash)
+        raise CalibrationError(f"{given} is about generations, and {args.bundle} is a tokenizer alone; omit it")
+    if args.pictures is None:
+        raise CalibrationError(f"{args.bundle} is a tokenizer alone, calibrated on pictures: give --pictures FOLDER")
+    recipe = _recipe(args, bundle)
+    if args.target:
+        _require_target(args.target, recipe, args.bundle)
+    losses = calibrate_tokenizer(
+        bundle,
+        args.out,
+        recipe,
+        images_in(args.pictures),
+        held_out=args.held_out,
+        threads=args.threads,
+        force=args.force,
+    )
+    print("\n".join(losses.summary()))
+    say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
+    say(f"  bitdance-edge reconstruct {args.out} {args.pictures} --report report.json")
     return 0
 
 

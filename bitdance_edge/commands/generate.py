@@ -156,7 +156,7 @@ def _write_images(events: Iterator[Event], outputs: ImageOutputs, request: Reque
                 outputs.add(event.image)
                 seeds.append(event.image.seed)
     except (KeyboardInterrupt, BitDanceError) as error:
-        written = f"{len(seeds)} of {_images(request)} images are written"
+        written = f"{outputs.done} of {_images(request)} images are written"
         outputs.finish()
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"{error}; {written}" if str(error) else written) from None

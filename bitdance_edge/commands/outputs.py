@@ -36,14 +36,16 @@ class ImageOutputs:
 
     def add(self, image: GeneratedImage) -> None:
         """Write an image; raises what ``GeneratedImage.save`` raises."""
+        path = None
         if self.folder is not None:
             name = _file_name(image, self.class_names)
             path = self.folder if is_image_file(self.folder) else self.folder / name
             image.save(path)
-            print(path, flush=True)
         if self.grid is not None or self.tokens is not None:
             self._kept.append(image)
         self.done += 1
+        if path is not None:
+            print(path, flush=True)
 
     def finish(self) -> None:
         """Write the grid or the tokens of all images that were added, if there are any."""

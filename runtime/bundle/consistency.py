@@ -39,7 +39,7 @@ def require_consistent(bundle: "Bundle") -> None:
             _require_room(bundle)
             _require_subjects(bundle)
         else:
-            _require_no_generator(bundle)
+            _require_tokenizer(bundle)
         _require_files(bundle)
         _require_stages(bundle)
     except _Contradiction as found:
@@ -69,20 +69,10 @@ def _require_model(model: ModelSpec) -> None:
 def _require_room(bundle: "Bundle") -> None:
     """Check that prompt and image fit into the cache; the last patch is never an input."""
     model, cache = bundle.model, bundle.cache
-    numbers = (cache.layers, cache.heads, cache.length, cache.head_dim, model.prompt_tokens)
-    _require(min(numbers) > 0, f"a {model.kind} model has no cache or no prompt")
+    least = min(model.prompt_tokens, cache.layers, cache.heads, cache.length, cache.head_dim)
+    _require(least > 0, "a generator has a prompt and a cache, and one of their sizes is 0")
     needed = model.prompt_tokens + max(model.size(size).tokens for size in model.sizes) - model.tokens_per_step
     _require(needed <= cache.length, f"the cache has {cache.length} places, prompt and image take {needed}")
-
-
-def _require_no_generator(bundle: "Bundle") -> None:
-    """Check that what only turns images into tokens and back has nothing of a generator."""
-    model, cache = bundle.model, bundle.cache
-    numbers = (cache.layers, cache.heads, cache.length, cache.head_dim, model.prompt_tokens, model.num_classes)
-    nothing = not any(numbers) and not model.class_names and bundle.text is None
-    _require(nothing, f"a {model.kind} has a cache or a prompt")
-    extra = ", ".join(bundle.stages.keys() - {StageName.DECODER, StageName.ENCODER})
-    _require(not extra, f"a {model.kind} has the stages {extra}")
 
 
 def _require_subjects(bundle: "Bundle") -> None:
@@ -100,6 +90,16 @@ def _require_subjects(bundle: "Bundle") -> None:
         longest = text.max_prompt + len(ids)
         agree = longest == model.prompt_tokens
         _require(agree, f"prompts for {size} have {longest} tokens, the model takes {model.prompt_tokens}")
+
+
+def _require_tokenizer(bundle: "Bundle") -> None:
+    """Check that a tokenizer alone has nothing that generates."""
+    model, cache = bundle.model, bundle.cache
+    others = [name for name in bundle.stages if name not in (StageName.DECODER, StageName.ENCODER)]
+    _require(not others, f"the model is a tokenizer, and has stages {', '.join(others)}")
+    _require(bundle.text is None and bundle.fast_preview is None, "the model is a tokenizer, and has text or previews")
+    counts = (model.prompt_tokens, model.num_classes, len(model.class_names), cache.layers, cache.heads, cache.length)
+    _require(not any(counts), "the model is a tokenizer, and has prompts, classes or a cache")
 
 
 def _require_files(bundle: "Bundle") -> None:

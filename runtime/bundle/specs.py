@@ -8,13 +8,13 @@ from bitdance_edge.runtime.bundle.dtypes import TENSOR_DTYPES, tensor_bytes
 from bitdance_edge.runtime.bundle.limits import (
     Bytes,
     Count,
-    CountOrNone,
     FilePath,
     Items,
     Like,
     Name,
     NotNegative,
     OneOf,
+    Quantity,
     Sha256,
     Text,
     Within,
@@ -134,8 +134,8 @@ class ModelSpec:
     pixels_per_token: Count
     patch_side: Count  # square that the token order is made of; 1 is raster order
     sizes: Annotated[tuple[Size, ...], Items(1, 1000)]  # of images in pixels; the first is the default
-    prompt_tokens: CountOrNone  # of the longest prompt, with the queries of the first patch
-    num_classes: CountOrNone  # 0 for text-to-image
+    prompt_tokens: Quantity  # of the longest prompt, with the queries of the first patch; 0 of a tokenizer alone
+    num_classes: Quantity  # 0 for text-to-image
     class_names: tuple[Text, ...]
     decoder_noise: bool
 
@@ -192,12 +192,12 @@ class TextSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
-    """Keys and values ``[R, heads, length, head_dim]`` of every layer."""
+    """Keys and values ``[R, heads, length, head_dim]`` of every layer; all 0 of a tokenizer alone, which has none."""
 
-    layers: Annotated[int, Within(0, 1024)]  # this and the others are 0 where nothing is generated
-    heads: CountOrNone
-    length: CountOrNone
-    head_dim: CountOrNone
+    layers: Annotated[int, Within(0, 1024)]
+    heads: Quantity
+    length: Quantity
+    head_dim: Quantity
     dtype: Annotated[str, OneOf(FLOATS)]
 
     def bytes(self, rows: int) -> int:

@@ -59,7 +59,7 @@ def test_folder_errors_name_the_path_and_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="dog holds no image"):
         image_folder(tmp_path, 8)
     (tmp_path / "dog" / "b.png").write_bytes(b"not a picture")
-    with pytest.raises(TrainingError, match=r"b\.png is not a readable image"):
+    with pytest.raises(TrainingError, match=r"b\.png is not a readable PNG"):
         image_folder(tmp_path, 8)
     write_image(tmp_path / "dog" / "b.png", (1, 2, 3))
     with pytest.raises(TrainingError, match="class 'cat' has 1 image"):

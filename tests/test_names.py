@@ -1,0 +1,62 @@
+"""Names that are no text, or not in the terminal's encoding, are printed and written; text files are UTF-8."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bitdance_edge.runtime import Bundle, RequestError
+from bitdance_edge.runtime.reading import read_text
+
+LOCALES = {
+    "UTF-8": {"PYTHONUTF8": "1"},
+    "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    "Latin-1 output": {"PYTHONUTF8": "1", "PYTHONIOENCODING": "latin-1:strict"},
+}
+
+
+@pytest.mark.parametrize("locale", LOCALES)
+def test_any_file_name_is_written_and_printed(bundle: Bundle, tmp_path: Path, locale: str) -> None:
+    """A name in Latin-1, and one that Latin-1 does not have."""
+    folder = os.fsencode(tmp_path)
+    names = {b"caf\xe9.png": b"caf\xe9.png", "日本.png".encode(): None}
+    Image.new("RGB", (32, 32)).save(tmp_path / "in.png")
+    for name, shown in names.items():
+        command = [sys.executable, "-m", "bitdance_edge", "reconstruct", bundle.folder, tmp_path / "in.png", "-o"]
+        environment = {**os.environ, **LOCALES[locale]}
+        result = subprocess.run([*command, folder + b"/" + name], capture_output=True, env=environment)
+        assert result.returncode == 0, result.stderr
+        assert (folder + b"/" + name) in set(map(os.fsencode, tmp_path.iterdir()))
+        assert result.stdout.startswith(folder)
+        assert shown is None or shown in result.stdout
+
+
+@pytest.mark.parametrize("locale", ["C"])
+def test_undecodable_arguments_are_refused_in_one_line(bundle: Bundle, tmp_path: Path, locale: str) -> None:
+    for arguments in (
+        [b"--prompt", b"caf\xe9"],
+        [b"--classes", b"\xff"],
+        [b"--classes=0", b"--negative-prompt", b"\xe9"],
+    ):
+        command = [sys.executable, "-m", "bitdance_edge", "generate", bundle.folder, *arguments]
+        result = subprocess.run(command, capture_output=True, env={**os.environ, **LOCALES[locale]}, cwd=tmp_path)
+        assert result.returncode == 2 and result.stderr.count(b"\n") == 1, result.stderr
+        assert b"no text in this locale" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_byte_order_mark_is_not_text_and_other_encodings_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xef\xbb\xbfein r\xc3\xb6tlicher Kreis\r\n")
+    assert read_text(path, "file").splitlines() == ["ein rötlicher Kreis"]
+    for content, place in (
+        (b"a circle\nein r\xf6tlicher Kreis\n", "byte 0xf6 in line 2 [(]offset 14[)]"),
+        ("a circle".encode("utf-16"), "byte 0xff in line 1 [(]offset 0[)]"),
+        (b"\xed\xa0\x80", "byte 0xed in line 1"),  # a surrogate
+    ):
+        path.write_bytes(content)
+        with pytest.raises(RequestError, match=place):
+            read_text(path, "file")
