@@ -102,9 +102,16 @@ def word_bundle(exported: Callable[..., Bundle], tmp_path_factory: pytest.TempPa
     source, folder = exported("t2i_16x_swiglu"), tmp_path_factory.mktemp("words") / "words"
     shutil.copytree(source.folder, folder)
     assert source.text is not None
-    path = folder / source.text.tokenizer.path
-    word_tokenizer(["a red fish"], 16, [4]).save(str(path))
-    text = replace(source.text, tokenizer=file_spec(folder, path), example="a red fish")
+    model, path = source.model, folder / source.text.tokenizer.path
+    sides = {side // model.pixels_per_token for size in model.sizes for side in (size.height, size.width)}
+    words = word_tokenizer(["a red fish"], model.tokens_per_step, sorted(sides))
+    words.save(str(path))
+    suffixes = {}
+    for size in model.sizes:
+        named = [f"<|res_{side // model.pixels_per_token}|>" for side in (size.height, size.width)]
+        queries = [f"<|query_{number}|>" for number in range(1, model.tokens_per_step)]
+        suffixes[str(size)] = tuple(map(words.token_to_id, ("<|vision_start|>", *named, *queries)))
+    text = replace(source.text, tokenizer=file_spec(folder, path), example="a red fish", suffixes=suffixes)
     replace(source, folder=folder, text=text).write()
     return Bundle.open(folder)
 
