@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bitdance_edge.calibration.choose import Chosen, choose, require_kept, scales_head
+from bitdance_edge.calibration.choose import Chosen, choose, require_kept, weighs_head
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.calibration.graphs import StageGraph
@@ -65,7 +65,7 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
     recorded = record(sessions, draw, data)
     held_out = record(sessions, draw.held_out(options.held_out, Part.STAGES), data)
     ranking = Trial(sessions, draw.held_out(options.held_out, Part.RANKING))
-    weighed = recipe.weigh_times and scales_head(recipe, graphs)
+    weighed = recipe.weigh_times and weighs_head(recipe, graphs)
     effects = time_effects(ranking, recorded.steps, data) if weighed else None
     chosen = choose(graphs, recipe, recorded, effects, threads)
     found, searches = _search(chosen, ranking, held_out, options, data)

@@ -4,7 +4,7 @@ Limits come from what enters each layer over the recorded data set: a histogram,
 of each channel.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from bitdance_edge.calibration.recipe import CalibrationRecipe
 from bitdance_edge.calibration.record import SAMPLED_STAGES, DataSet, Sample
 from bitdance_edge.calibration.sessions import StageRun, session_of, with_outputs
 from bitdance_edge.calibration.smooth import smoothed
+from bitdance_edge.calibration.weights import FOUR_BITS
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
 FETCHED_BYTES = 1_000_000_000  # of one sample's activations held at once; where there are more, another pass is made
@@ -30,17 +31,30 @@ class Activations:
 
     histogram: Histogram = field(default_factory=Histogram)
     channels: np.ndarray | None = None  # largest magnitudes, float32 [inputs], of matrix products
+    products: np.ndarray | None = None  # sum of x x^T, float32 [inputs, inputs], where error feedback needs them
     by_step: dict[int, float] = field(default_factory=dict)
 
-    def add(self, values: np.ndarray, step: int, weight: float, per_channel: bool) -> bool:
+    def add(self, values: np.ndarray, step: int, weight: float, wanted: "Wanted") -> bool:
         """Take in ``values``; return False, with nothing taken in, if one is not finite."""
         if not self.histogram.add(values, weight):
             return False
         self.by_step[step] = max(self.by_step.get(step, 0.0), float(np.abs(values).max(initial=0.0)))
-        if per_channel:
-            largest = np.abs(values.reshape(-1, values.shape[-1])).max(axis=0).astype(np.float32)
+        if wanted.channels:
+            rows = values.reshape(-1, values.shape[-1]).astype(np.float32)
+            largest = np.abs(rows).max(axis=0)
             self.channels = largest if self.channels is None else np.maximum(self.channels, largest)
+            if wanted.products:
+                products = rows.T @ (np.float32(weight) * rows)
+                self.products = products if self.products is None else np.add(self.products, products, self.products)
         return True
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is kept of the inputs of a layer, beside their histogram."""
+
+    channels: bool
+    products: bool
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,7 @@ class Chosen:
 
     Attributes:
         variants: the stages, with limits.
-        formats: layers that are quantised -> "int8", "fp8" or "int4".
+        formats: layers that are quantised -> "int8", "fp8", "int4" or "nvfp4".
         left: layers of quantised stages that are not -> why.
         activations: what entered every layer.
         effects: float64 ``[steps + 1]``, see ``trials.time_effects``; None where all times count the same.
@@ -97,7 +111,7 @@ def choose(
         CalibrationError: values that are not finite, or nothing to quantise.
     """
     weights = np.ones(recorded.steps + 1) if effects is None else _time_weights(effects)
-    activations = collect(graphs, recorded, weights, threads)
+    activations = collect(graphs, recipe, recorded, weights, threads)
     done: list[str] = []
     if recipe.smooth is not None:
         seen = {name: found.channels for name, found in activations.items() if found.channels is not None}
@@ -106,25 +120,43 @@ def choose(
             changed[stage], names = smoothed(graph, seen, recipe.smooth)
             done.extend(names)
         graphs = changed
-        activations = collect(graphs, recorded, weights, threads)
+        activations = collect(graphs, recipe, recorded, weights, threads)
+    return chosen_from(graphs, recipe, activations, effects, done, threads)
+
+
+def chosen_from(
+    graphs: Mapping[str, StageGraph],
+    recipe: CalibrationRecipe,
+    activations: Mapping[str, Activations],
+    effects: np.ndarray | None,
+    smoothed_layers: Sequence[str],
+    threads: int | None,
+) -> Chosen:
+    """Choose formats and limits from what entered every layer.
+
+    Raises:
+        CalibrationError: nothing is left to quantise.
+    """
     formats, limits, left = {}, {}, {}
     for name, layer in layers_by_name(graphs).items():
-        histogram = activations[name].histogram
-        number = layer.format_for(recipe.precisions[layer.stage])
+        histogram, precision = activations[name].histogram, recipe.precisions[layer.stage]
+        number, rounds_input = layer.format_for(precision), layer.rounds_input(precision)
         if name in recipe.kept:
             left[name] = "kept by the recipe"
-        elif number in FORMATS and histogram.largest == 0:
+        elif rounds_input and histogram.largest == 0:
             left[name] = "its inputs were 0 in the whole calibration set: no scale can be chosen"
         else:
             formats[name] = number
-            if number in FORMATS:
+            if rounds_input:
                 limits[name] = limit(histogram, recipe.calibrator, recipe.percentile, FORMATS[number])
     if not formats:
         raise CalibrationError(
             f"no layer of {', '.join(recipe.precisions)} is left to quantise: {len(left)} are kept by the recipe or "
             "see only zeros; shorten its 'kept', or record other images with --seed or --classes"
         )
-    return Chosen(Variants(graphs, limits, threads), formats, left, activations, effects, tuple(done))
+    products = {name: seen.products for name, seen in activations.items() if seen.products is not None}
+    variants = Variants(graphs, limits, products, threads)
+    return Chosen(variants, formats, left, activations, effects, tuple(smoothed_layers))
 
 
 def require_kept(recipe: CalibrationRecipe, graphs: Mapping[str, StageGraph]) -> None:
@@ -137,10 +169,13 @@ def require_kept(recipe: CalibrationRecipe, graphs: Mapping[str, StageGraph]) ->
         )
 
 
-def scales_head(recipe: CalibrationRecipe, graphs: Mapping[str, StageGraph]) -> bool:
-    """Whether activations of the head get scales, which its sampling times then weigh on."""
+def weighs_head(recipe: CalibrationRecipe, graphs: Mapping[str, StageGraph]) -> bool:
+    """Whether something is chosen by the head's activations, so that its sampling times weigh on it."""
     head = graphs.get(StageName.HEAD)
-    return head is not None and any(layer.format_for(recipe.precisions[head.stage]) in FORMATS for layer in head.layers)
+    if head is None:
+        return False
+    precision = recipe.precisions[head.stage]
+    return recipe.feedback or any(layer.rounds_input(precision) for layer in head.layers)
 
 
 def _time_weights(effects: np.ndarray) -> np.ndarray:
@@ -148,12 +183,23 @@ def _time_weights(effects: np.ndarray) -> np.ndarray:
     return np.square(effects) / np.square(effects).mean()
 
 
+def wanted_of(layer: Layer, recipe: CalibrationRecipe) -> Wanted:
+    """What is kept of a layer's inputs; what enters a convolution has its channels on another axis."""
+    four_bits = layer.format_for(recipe.precisions[layer.stage]) in FOUR_BITS
+    return Wanted(layer.operator != "Conv", recipe.feedback and four_bits and layer.name not in recipe.kept)
+
+
 def collect(
-    graphs: Mapping[str, StageGraph], data: DataSet, weights: np.ndarray, threads: int | None
+    graphs: Mapping[str, StageGraph],
+    recipe: CalibrationRecipe,
+    data: DataSet,
+    weights: np.ndarray,
+    threads: int | None,
 ) -> dict[str, Activations]:
     """Run every stage over the data set and return what entered its layers, by name of the layer.
 
     Args:
+        recipe: says what is to be known of each layer.
         weights: float64 ``[steps + 1]``, how much a sample of head or modulation counts at each sampling step.
 
     Raises:
@@ -162,26 +208,59 @@ def collect(
     seen: dict[str, Activations] = {}
     for graph in graphs.values():
         for part in _parts(graph):
-            seen.update(_collect_part(graph, part, data, weights, threads))
+            gathered = Gathered.of(part, recipe)
+            _collect_part(graph, gathered, data, weights, threads)
+            seen.update(gathered.by_layer)
     return seen
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What enters some layers of a stage, gathered once for all layers that read the same tensor alike."""
+
+    by_layer: Mapping[str, Activations]
+    entering: Mapping[tuple[str, Wanted], tuple[Layer, Activations]]  # by tensor and what is kept of it
+
+    @classmethod
+    def of(cls, layers: Iterable[Layer], recipe: CalibrationRecipe) -> "Gathered":
+        """Nothing yet, of these layers."""
+        entering: dict[tuple[str, Wanted], tuple[Layer, Activations]] = {}
+        by_layer = {}
+        for layer in layers:
+            key = layer.activation, wanted_of(layer, recipe)
+            by_layer[layer.name] = entering.setdefault(key, (layer, Activations()))[1]
+        return cls(by_layer, entering)
+
+    @property
+    def tensors(self) -> list[str]:
+        return list(dict.fromkeys(tensor for tensor, _ in self.entering))
+
+    def add(self, sample: Sample, values: Mapping[str, np.ndarray], weights: np.ndarray | None) -> None:
+        """Take in what one launch gave each tensor.
+
+        Args:
+            weights: as for ``collect``; None: all times count the same, and are not told apart.
+
+        Raises:
+            CalibrationError: a value is NaN or infinite.
+        """
+        for (tensor, wanted), (layer, activations) in self.entering.items():
+            entering = values[tensor]
+            parts = [(sample.step, entering, 1.0)] if weights is None else _by_step(sample, entering, weights)
+            for step, part, weight in parts:
+                if not activations.add(part, step, weight, wanted):
+                    raise CalibrationError(_not_finite(layer, sample, step))
 
 
 def _collect_part(
-    graph: StageGraph, layers: list[Layer], data: DataSet, weights: np.ndarray, threads: int | None
-) -> dict[str, Activations]:
-    tensors = list(dict.fromkeys(layer.activation for layer in layers))
-    run = StageRun(graph.spec, session_of(with_outputs(graph.model, tensors), graph.folder, threads))
+    graph: StageGraph, gathered: Gathered, data: DataSet, weights: np.ndarray, threads: int | None
+) -> None:
+    run = StageRun(graph.spec, session_of(with_outputs(graph.model, gathered.tensors), graph.folder, threads))
     inputs = {value.name for value in graph.model.graph.input}
-    fetched = [name for name in tensors if name not in inputs]
-    seen = {layer.name: Activations() for layer in layers}
+    fetched = [name for name in gathered.tensors if name not in inputs]
     for sample in tqdm(data.samples(graph.stage), desc=f"ranges of {graph.stage}", leave=False, disable=None):
         values = dict(zip(fetched, sample.replay(run, fetched), strict=True))
-        for layer in layers:
-            entering = values[layer.activation] if layer.activation in values else sample.inputs[layer.activation]
-            for step, part, weight in _by_step(sample, entering, weights):
-                if not seen[layer.name].add(part, step, weight, layer.operator != "Conv"):
-                    raise CalibrationError(_not_finite(layer, sample, step))
-    return seen
+        gathered.add(sample, {**sample.inputs, **values}, weights)
 
 
 def _by_step(sample: Sample, entering: np.ndarray, weights: np.ndarray) -> Iterator[tuple[int, np.ndarray, float]]:

@@ -3,15 +3,17 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
+from bitdance_edge.calibration.weights import BLOCK, FOUR_BITS
 from bitdance_edge.runtime.bundle.dtypes import ONNX_NUMBERS, tensor_bytes
-from bitdance_edge.runtime.bundle.external_data import read_external
+from bitdance_edge.runtime.bundle.external_data import mapped_external, read_external
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.module_paths import innermost_module
 from bitdance_edge.runtime.bundle.specs import StageSpec
@@ -31,15 +33,33 @@ class Layer:
     weight: str  # initialiser
     transposed: bool  # a Transpose stands between the two, as where weights are a checkpoint's own
     shape: tuple[int, ...]  # as the node reads it
+    outputs_axis: int  # of that shape
+    element_type: int  # of the weight, as ONNX numbers it
     weight_bytes: int  # as exported
+
+    @property
+    def inputs_axis(self) -> int:
+        """Of a matrix: the axis that is not that of the outputs."""
+        return 1 - self.outputs_axis
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of each output; of a convolution those of its whole kernel."""
+        return prod(self.shape) // self.shape[self.outputs_axis]
 
     def format_for(self, precision: str) -> str:
         """The format that this layer gets where its stage is given ``precision``.
 
-        4-bit weights come in groups along the inputs of a matrix product (``MatMul``). A convolution, or a product with
-        its bias inside (``Gemm``), is quantised to INT8 instead.
+        4-bit weights come in groups along the inputs of a matrix product. A convolution, or a product with its bias
+        inside (``Gemm``), or one whose inputs do not divide into groups, is given 8 bits of the same kind instead.
         """
-        return "int8" if precision == "int4" and self.operator != "MatMul" else precision
+        if precision in FOUR_BITS and (self.operator != "MatMul" or self.inputs % BLOCK):
+            return "int8" if precision == "int4" else "fp8"
+        return precision
+
+    def rounds_input(self, precision: str) -> bool:
+        """Whether its input is rounded too where its stage is given ``precision``: 4 bits are for weights alone."""
+        return precision not in FOUR_BITS or self.operator != "MatMul"
 
 
 @dataclass(frozen=True)
@@ -61,8 +81,12 @@ class StageGraph:
     @classmethod
     def read(cls, bundle: Bundle, stage: str) -> "StageGraph":
         """Read the graph of a stage after checking its files."""
-        path, spec = bundle.verified(stage), bundle.stage(stage)
-        model = read_skeleton(path)
+        return cls.at(bundle, stage, bundle.verified(stage))
+
+    @classmethod
+    def at(cls, bundle: Bundle, stage: str, path: Path) -> "StageGraph":
+        """Read the graph of a stage whose files have been checked."""
+        spec, model = bundle.stage(stage), read_skeleton(path)
         layers = find_layers(stage, model.graph)
         return cls(stage, spec, path.parent, model, layers, bundle.model.prompt_tokens)
 
@@ -95,6 +119,7 @@ def find_layers(stage: str, graph: GraphProto) -> list[Layer]:
         if node.op_type in OPERATORS
         and (node.input[1] in weights or (node.op_type == "MatMul" and node.input[1] in transposed))
         and node.input[0] not in weights
+        and (node.op_type == "Conv" or len(weights[transposed.get(node.input[1], node.input[1])].dims) == 2)
     ]
     modules = [innermost_module(node.metadata_props) for node in nodes]
     found = Counter(modules)
@@ -112,6 +137,8 @@ def find_layers(stage: str, graph: GraphProto) -> list[Layer]:
                 weight=weight.name,
                 transposed=behind,
                 shape=tuple(reversed(weight.dims)) if behind else tuple(weight.dims),
+                outputs_axis=_outputs_axis(node),
+                element_type=weight.data_type,
                 weight_bytes=tensor_bytes(weight.dims, ONNX_NUMBERS[weight.data_type]),
             )
         )
@@ -146,3 +173,30 @@ def transpose_weights(model: ModelProto, layers: Iterable[Layer]) -> None:
         transpose = next(node for node in model.graph.node if nodes[layer.node].input[1] in node.output)
         nodes[layer.node].input[1] = layer.weight
         model.graph.node.remove(transpose)
+
+
+def weight_matrix(graph: StageGraph, layer: Layer) -> tuple[np.ndarray, str]:
+    """The weight of a layer as ``[outputs, inputs]``, mapped from its file, and the name of its element type."""
+    tensor = next(tensor for tensor in graph.model.graph.initializer if tensor.name == layer.weight)
+    values = (
+        mapped_external(tensor.external_data, graph.folder, _stored_type(tensor))
+        if uses_external_data(tensor)
+        else numpy_helper.to_array(tensor)
+    )
+    values = values.reshape(tuple(tensor.dims))
+    if len(values.shape) > 2:
+        values = values.reshape(len(values), -1)
+    elif layer.outputs_axis == (0 if layer.transposed else 1):
+        values = values.T
+    return values, ONNX_NUMBERS[tensor.data_type]
+
+
+def _stored_type(tensor: TensorProto) -> np.dtype:
+    return np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+
+
+def _outputs_axis(node: NodeProto) -> int:
+    """The axis of the outputs in the weight of a node."""
+    if node.op_type == "Gemm":
+        return 0 if any(attribute.name == "transB" and attribute.i for attribute in node.attribute) else 1
+    return 1 if node.op_type == "MatMul" else 0

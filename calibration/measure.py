@@ -104,7 +104,7 @@ def measure(
     """
     bundles = reference.bundle, calibrated.bundle
     changed = [name for name, stage in bundles[0].stages.items() if stage.precision != bundles[1].stage(name).precision]
-    stages = {name: _stage_loss(reference, calibrated, held_out, name) for name in changed}
+    stages = {name: stage_loss(reference, calibrated, held_out, name) for name in changed}
     bits, images, pixels = _bit_and_image_loss(calibrated, trial)
     before, after = (plan_memory(bundle, 1).held for bundle in bundles)
     losses = Losses(
@@ -118,7 +118,8 @@ def measure(
     return losses, pixels
 
 
-def _stage_loss(reference: BundleSessions, calibrated: BundleSessions, data: DataSet, stage: str) -> StageLoss:
+def stage_loss(reference: BundleSessions, calibrated: BundleSessions, data: DataSet, stage: str) -> StageLoss:
+    """Measure the error of one stage's outputs on recorded inputs."""
     runs = reference.run(stage), calibrated.run(stage)
     outputs = runs[0].outputs
     sums, largest, scale = np.zeros(2), 0.0, 0.0
@@ -151,9 +152,9 @@ def _bit_and_image_loss(calibrated: BundleSessions, trial: Trial) -> tuple[BitLo
         images=len(want),
         identical=int((want == got).all(axis=(1, 2, 3)).sum()),
         psnr=_psnr(want, got),
-        ssim=_ssim(want, got),
+        ssim=mean_ssim(want, got),
         decoder_psnr=_psnr(want, same_tokens),
-        decoder_ssim=_ssim(want, same_tokens),
+        decoder_ssim=mean_ssim(want, same_tokens),
     )
     return bits, images, {"reference": want, "calibrated": got}
 
@@ -183,8 +184,8 @@ def _psnr(want: np.ndarray, got: np.ndarray) -> float | None:
     return None if found == float("inf") else found  # JSON has no infinity
 
 
-def _ssim(want: np.ndarray, got: np.ndarray) -> float:
-    """Mean structural similarity over images uint8 ``[images, H, W, 3]``."""
+def mean_ssim(want: np.ndarray, got: np.ndarray) -> float:
+    """Measure the mean structural similarity over images uint8 ``[images, H, W, 3]``."""
     return float(
         np.mean(
             [

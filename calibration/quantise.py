@@ -1,63 +1,69 @@
-"""Q/DQ graphs: ONNX Runtime's quantiser edits the graph, with scales and layers that are chosen elsewhere.
+"""Q/DQ graphs: a layer's weights become codes, scales and DequantizeLinear, and its input is rounded before it.
 
-Added to it here: scales are given rather than taken from its own calibrators, FP8 scales follow from the largest
-weight, other nodes that read a layer's input read it unchanged, and module paths are kept.
+The operators are standard ONNX (https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html): an 8-bit weight has a
+scale for each output, a 4-bit one for each group of inputs. An NVFP4 weight has two DequantizeLinear, of which the
+first gives the second its scales. All other nodes that read a layer's input read it unchanged.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import ModelProto, NodeProto, numpy_helper
-from onnxruntime.quantization import QuantFormat, QuantType
-from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-from onnxruntime.quantization.quant_utils import add_infer_metadata
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from bitdance_edge.calibration.emulate import on_this_cpu
 from bitdance_edge.calibration.errors import CalibrationError
-from bitdance_edge.calibration.graphs import (
-    OPERATORS,
-    Layer,
-    StageGraph,
-    layers_by_name,
-    load_weights,
-    transpose_weights,
-)
-from bitdance_edge.calibration.ranges import FORMATS, GROUP
+from bitdance_edge.calibration.gptq import encode_with_feedback
+from bitdance_edge.calibration.graphs import Layer, StageGraph, layers_by_name, weight_matrix
+from bitdance_edge.calibration.ranges import FORMATS
 from bitdance_edge.calibration.sessions import session_of, with_outputs
-from bitdance_edge.runtime.bundle.module_paths import MODULE_PATH
+from bitdance_edge.calibration.weights import CODES, FOUR_BITS, Encoded, encode, group_of, parts, scale_type
 
-TYPES = {"int8": QuantType.QInt8, "fp8": QuantType.QFLOAT8E4M3FN}
-FOUR_BIT_OPSET = 21  # the first whose DequantizeLinear takes 4-bit integers in groups
+# The first opset whose DequantizeLinear takes the format.
+FIRST_OPSET = {"int8": 13, "fp8": 19, "int4": 21, "nvfp4": 23}
 
 
 @dataclass(frozen=True)
 class Variants:
     """The stages to be quantised, with the limits of their scales; any choice of formats makes a variant.
 
-    A variant is asked for by ``formats``: name of a layer -> "int8", "fp8" or "int4"; others stay as exported.
+    A variant is asked for by ``formats``: name of a layer -> "int8", "fp8", "int4" or "nvfp4"; others stay as exported.
 
     Attributes:
         graphs: by stage.
         limits: name of a layer -> largest activation that its scale reaches, of those whose activations have one.
+        products: name of a layer -> products of its inputs, float32 ``[inputs, inputs]``, of those whose weights are
+            rounded with error feedback.
         threads: of each session; None: one a physical core.
     """
 
     graphs: Mapping[str, StageGraph]
     limits: Mapping[str, float]
+    products: Mapping[str, np.ndarray]
     threads: int | None
+    _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict, compare=False)
+
+    def encoded(self, layer: Layer, precision: str) -> Encoded:
+        """The weight of a layer in a format, rounded the first time that it is asked for."""
+        key = layer.name, precision
+        if key not in self._encoded:
+            self._encoded[key] = encoded_weight(self.graphs[layer.stage], layer, precision, self.products, self.threads)
+        return self._encoded[key]
 
     def graph(self, stage: str, formats: Mapping[str, str]) -> ModelProto:
-        """One stage of a variant."""
-        return quantised_graph(self.graphs[stage], formats, self.limits)
+        """One stage of a variant, with the weights of its quantised layers in it; the others stay in their files."""
+        made = quantised_graph(self.graphs[stage], formats, self.limits)
+        for tensor in made.model.graph.initializer:
+            if tensor.name in made.promised:
+                tensor.raw_data = made.promised[tensor.name].content(self)
+        return made.model
 
     def session(self, stage: str, formats: Mapping[str, str], outputs: Sequence[str] = ()) -> Any:
         """The session of one stage of a variant, which outputs these inner tensors too."""
-        model = self.graph(stage, formats)
-        return session_of(with_outputs(model, outputs) if outputs else model, self.graphs[stage].folder, self.threads)
+        folder, model = self.graphs[stage].folder, self.graph(stage, formats)
+        model = on_this_cpu(with_outputs(model, outputs) if outputs else model, folder)
+        return session_of(model, folder, self.threads)
 
     def sessions(self, formats: Mapping[str, str]) -> dict[str, Any]:
         """Sessions of the stages in which a variant differs from the bundle."""
@@ -65,137 +71,163 @@ class Variants:
         return {stage: self.session(stage, formats) for stage in self.graphs if stage in changed}
 
 
-def quantised_graph(graph: StageGraph, formats: Mapping[str, str], limits: Mapping[str, float]) -> ModelProto:
-    """Return a copy of a stage's graph with the layers quantised that have a format; other weights stay in their file.
-
-    Args:
-        formats: name of a layer -> "int8", "fp8" or "int4".
-        limits: name of a layer -> the largest activation that its scale reaches; not needed for int4.
+def encoded_weight(
+    graph: StageGraph, layer: Layer, precision: str, products: Mapping[str, np.ndarray], threads: int | None
+) -> Encoded:
+    """Round the weight of a layer, with error feedback where the products of its inputs are known.
 
     Raises:
-        CalibrationError: 4-bit weights in a graph of an opset that has none.
+        CalibrationError: a value is not finite.
+    """
+    weight, number = weight_matrix(graph, layer)
+    stored = scale_type(number)
+    try:
+        if layer.name in products and precision in FOUR_BITS:
+            return encode_with_feedback(weight, products[layer.name], precision, stored)
+        return encode(weight, precision, stored, threads or 1)
+    except CalibrationError as error:
+        raise CalibrationError(f"{layer.name}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Promised:
+    """A tensor of a quantised graph whose values are made from a layer's weight when they are wanted."""
+
+    layer: Layer
+    precision: str
+    part: int  # of ``weights.parts``
+
+    def content(self, weights: Any) -> bytes:
+        """Its bytes; ``weights`` gives a layer's ``encoded`` weight."""
+        return self.bytes_of(weights.encoded(self.layer, self.precision))
+
+    def bytes_of(self, encoded: Encoded) -> bytes:
+        """Its bytes of the encoded weight."""
+        layer = self.layer
+        return parts(self.precision, layer.shape, layer.outputs_axis, layer.element_type)[self.part].content(encoded)
+
+
+@dataclass(frozen=True)
+class QuantisedGraph:
+    """A graph with codes and scales named, sized and not yet there: name of a tensor -> what makes its values."""
+
+    model: ModelProto
+    promised: Mapping[str, Promised]
+
+
+def quantised_graph(graph: StageGraph, formats: Mapping[str, str], limits: Mapping[str, float]) -> QuantisedGraph:
+    """Return a copy of a stage's graph with the layers quantised that have a format.
+
+    Args:
+        formats: name of a layer -> "int8", "fp8", "int4" or "nvfp4".
+        limits: name of a layer -> the largest activation that its scale reaches; where it has none, its input is not
+            rounded.
+
+    Raises:
+        CalibrationError: the graph's opset is older than a format.
     """
     model = ModelProto()
     model.CopyFrom(graph.model)
-    add_infer_metadata(model)  # the exporter inferred all shapes; the quantiser would do it again, on files
-    chosen = [layer for layer in graph.layers if layer.name in formats]
-    modules = {node.name: _module_path(node) for node in model.graph.node}
-    load_weights(model, graph.folder, (layer.weight for layer in chosen))
-    transpose_weights(model, chosen)
-    for precision in FORMATS:
-        wanted = [layer for layer in chosen if formats[layer.name] == precision]
-        if wanted:
-            model = _with_pairs(model, wanted, precision, limits)
-    wanted = [layer for layer in chosen if formats[layer.name] == "int4"]
-    if wanted:
-        model = _with_groups(model, wanted)
-    _restore_module_paths(model, modules)
-    del model.metadata_props[:]
-    return model
+    chosen = {layer.node: layer for layer in graph.layers if layer.name in formats}
+    _require_opset(graph, {formats[layer.name] for layer in chosen.values()})
+    writer = _Writer(model, limits, chosen, formats)
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for node in nodes:
+        if node.name in chosen:
+            model.graph.node.extend(writer.before(node, chosen[node.name]))
+        model.graph.node.append(node)
+    _drop_unused(model, {layer.weight for layer in chosen.values()})
+    return QuantisedGraph(model, writer.promised)
 
 
-def _with_pairs(model: ModelProto, layers: list[Layer], precision: str, limits: Mapping[str, float]) -> ModelProto:
-    """Put Q and DQ before both inputs of these layers."""
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    zero = np.zeros((), onnx.helper.tensor_dtype_to_np_dtype(TYPES[precision].tensor_type))
-    largest = FORMATS[precision].largest
-    ranges: dict[str, TensorData | tuple] = {}
-    overrides: dict[str, list[dict]] = {}
-    for layer in layers:
-        number = onnx.helper.tensor_dtype_to_np_dtype(weights[layer.weight].data_type).type
-        limit = max(limits[other.name] for other in layers if other.activation == layer.activation)
-        ranges[layer.activation] = TensorData(lowest=number(-limit), highest=number(limit))
-        overrides[layer.activation] = [{"scale": _scale(limit, largest, number), "zero_point": zero}]
-        if precision == "fp8":  # the quantiser's own rule, from the standard deviation, clips large weights
-            top = float(np.abs(numpy_helper.to_array(weights[layer.weight])).max())
-            overrides[layer.weight] = [{"scale": _scale(top, largest, number), "zero_point": zero}]
-    quantizer = QDQQuantizer(
-        model,
-        precision == "int8",  # weights per channel
-        False,
-        TYPES[precision],
-        TYPES[precision],
-        TensorsData(CalibrationMethod.MinMax, ranges),
-        [layer.node for layer in layers],
-        [],
-        list(OPERATORS),
-        {
-            "ActivationSymmetric": True,
-            "WeightSymmetric": True,
-            # ONNX Runtime makes no INT8 product of a node whose DequantizeLinear is read by others too.
-            "DedicatedQDQPair": precision == "int8",
-            "QuantizeBias": False,  # TensorRT dequantises no int32
-            "QDQDisableWeightAdjustForInt32Bias": True,
-            "OpTypesToExcludeOutputQuantization": list(OPERATORS),
-            "TensorQuantOverrides": overrides,
-        },
-    )
-    made = quantizer.quantize_model()
-    _undo_for_others(made, {layer.activation for layer in layers}, {layer.node for layer in layers})
-    return made
+def _require_opset(graph: StageGraph, precisions: set[str]) -> None:
+    opset = next(item.version for item in graph.model.opset_import if item.domain in ("", "ai.onnx"))
+    for precision in sorted(precisions):
+        if opset < FIRST_OPSET[precision]:
+            raise CalibrationError(
+                f"{graph.stage} is of opset {opset}, and {precision} weights need {FIRST_OPSET[precision]}: choose "
+                "int8, or export without --opset 20"
+            )
 
 
-def _scale(limit: float, largest: float, number: type) -> np.ndarray:
-    # float16 has no smaller normal number, and a scale of zero would divide by it.
-    return np.array(max(number(limit / largest), np.finfo(number).tiny), number)
+class _Writer:
+    """Makes the nodes and constants before each quantised layer."""
+
+    def __init__(
+        self, model: ModelProto, limits: Mapping[str, float], chosen: Mapping[str, Layer], formats: Mapping[str, str]
+    ) -> None:
+        self.model, self.limits, self.formats = model, limits, formats
+        self.promised: dict[str, Promised] = {}
+        self.shared: dict[tuple[str, str], str] = {}  # (activation, format) -> the rounded one, of FP8
+        self.reach: dict[tuple[str, str], float] = {}  # (activation, format) -> limit of all layers that it enters
+        for layer in chosen.values():
+            key = layer.activation, formats[layer.name]
+            if layer.name in limits:
+                self.reach[key] = max(self.reach.get(key, 0.0), limits[layer.name])
+
+    def before(self, node: NodeProto, layer: Layer) -> list[NodeProto]:
+        """The nodes that round a layer's input and unpack its weight; the layer then reads those."""
+        precision = self.formats[layer.name]
+        made = self._weight(node, layer, precision)
+        if layer.name in self.limits:
+            made += self._activation(node, layer, precision)
+        for each in made:
+            each.metadata_props.extend(node.metadata_props)
+        return made
+
+    def _weight(self, node: NodeProto, layer: Layer, precision: str) -> list[NodeProto]:
+        names = []
+        for i, part in enumerate(parts(precision, layer.shape, layer.outputs_axis, layer.element_type)):
+            name = f"{layer.weight}.{precision}.{part.suffix}"
+            if name not in self.promised:
+                self.promised[name] = Promised(layer, precision, i)
+                declared = TensorProto(name=name, data_type=part.data_type, dims=part.dims)
+                self.model.graph.initializer.append(declared)
+            names.append(name)
+        codes, scales, *factor = names
+        made, unpacked = [], f"{layer.node}.weight"
+        if factor:
+            wide = f"{layer.node}.scales"
+            made.append(helper.make_node("DequantizeLinear", [scales, *factor], [wide], name=wide))
+            scales = wide
+        groups: dict[str, int] = {"axis": layer.outputs_axis}
+        if precision in FOUR_BITS:
+            groups = {"axis": layer.inputs_axis, "block_size": group_of(precision, layer.inputs)}
+        made.append(helper.make_node("DequantizeLinear", [codes, scales], [unpacked], name=unpacked, **groups))
+        node.input[1] = unpacked
+        return made
+
+    def _activation(self, node: NodeProto, layer: Layer, precision: str) -> list[NodeProto]:
+        # ONNX Runtime makes no INT8 product of a node whose DequantizeLinear is read by others too.
+        key = layer.activation, precision
+        if precision == "fp8" and key in self.shared:
+            node.input[0] = self.shared[key]
+            return []
+        limit = self.reach[key]
+        name = f"{layer.node}.input"
+        number = helper.tensor_dtype_to_np_dtype(layer.element_type)
+        zero = np.zeros((), helper.tensor_dtype_to_np_dtype(CODES[precision]))
+        # float16 has no smaller normal number, and a scale of zero would divide by it.
+        smallest = np.finfo(np.float16 if number == np.float16 else np.float32).tiny
+        scale = np.array(max(limit / FORMATS[precision].largest, smallest)).astype(number)
+        constants = [f"{name}.scale", f"{name}.zero"]
+        for constant, value in zip(constants, (scale, zero), strict=True):
+            self.model.graph.initializer.append(numpy_helper.from_array(value, constant))
+        rounded = helper.make_node("QuantizeLinear", [layer.activation, *constants], [f"{name}.codes"])
+        back = helper.make_node("DequantizeLinear", [f"{name}.codes", *constants], [name])
+        rounded.name, back.name = f"{name}.codes", name
+        node.input[0] = self.shared[key] = name
+        return [rounded, back]
 
 
-def _undo_for_others(model: ModelProto, activations: set[str], quantised: set[str]) -> None:
-    """Let nodes that are not quantised read an activation itself: the quantiser rewires all its readers."""
-    producers = {name: node for node in model.graph.node for name in node.output}
-    for node in model.graph.node:
-        if node.name in quantised or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            continue
-        for i, name in enumerate(node.input):
-            after = producers.get(name)
-            if after is not None and after.op_type == "DequantizeLinear":
-                before = producers.get(after.input[0])
-                if before is not None and before.input[0] in activations:
-                    node.input[i] = before.input[0]
-
-
-def _with_groups(model: ModelProto, layers: list[Layer]) -> ModelProto:
-    """Give these layers 4-bit weights in groups."""
-    opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
-    if opset < FOUR_BIT_OPSET:
-        raise CalibrationError(
-            f"{layers[0].stage} is of opset {opset}, and 4-bit weights need {FOUR_BIT_OPSET}: choose int8, or export "
-            "without --opset 20"
-        )
-    made = _grouped(model, [layer.node for layer in layers])
-    renamed = {f"{layer.node}_matmul_Q4": layer.node for layer in layers}
-    for node in made.graph.node:
-        node.name = renamed.get(node.name, node.name)
-    unused = {layer.weight for layer in layers} - {name for node in made.graph.node for name in node.input}
-    kept = [tensor for tensor in made.graph.initializer if tensor.name not in unused]
-    del made.graph.initializer[:]
-    made.graph.initializer.extend(kept)
-    return made
-
-
-def _grouped(model: ModelProto, nodes: list[str]) -> ModelProto:
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    from onnxruntime.quantization import matmul_nbits_quantizer as weight_only
-
-    root.setLevel(level)  # importing it sets up logging for the whole program, down to a line a node
-    root.handlers[:] = handlers
-    weight_only.logger.setLevel(logging.WARNING)
-    config = weight_only.DefaultWeightOnlyQuantConfig(
-        block_size=GROUP, is_symmetric=True, quant_format=QuantFormat.QDQ, bits=4
-    )
-    others = [node.name for node in model.graph.node if node.name not in nodes]
-    quantizer: Any = weight_only.MatMulNBitsQuantizer(model, nodes_to_exclude=others, algo_config=config)
-    quantizer.process()
-    return quantizer.model.model
-
-
-def _module_path(node: NodeProto) -> str | None:
-    return next((entry.value for entry in node.metadata_props if entry.key == MODULE_PATH), None)
-
-
-def _restore_module_paths(model: ModelProto, modules: Mapping[str, str | None]) -> None:
-    for node in model.graph.node:
-        path = modules.get(node.name)
-        if path is not None and _module_path(node) is None:
-            node.metadata_props.add(key=MODULE_PATH, value=path)
+def _drop_unused(model: ModelProto, weights: set[str]) -> None:
+    """Remove the weights that nothing reads any more, and the Transpose between them and their layers."""
+    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    for node in [node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in weights]:
+        if node.output[0] not in read:
+            model.graph.node.remove(node)
+    read = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in weights or tensor.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)

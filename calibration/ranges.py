@@ -1,7 +1,7 @@
 """How far a scale reaches: number formats, weighted histograms of what enters each layer, and four ways to a limit.
 
 INT8 is symmetric, -127 to 127. FP8 is E4M3 (OCP 8-bit floating point, https://arxiv.org/abs/2209.05433), up to 448.
-INT4 is for weights alone, in groups of ``GROUP`` along the inputs.
+INT4 and NVFP4 are for weights alone (see ``weights``).
 
 ONNX Runtime's own calibrators keep every tensor or take no weights; these keep one histogram a layer, whatever the
 number of samples, and count a sample of the head by how much its sampling time matters (see ``trials.time_effects``).
@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-PRECISIONS = ("int8", "fp8", "int4")
+PRECISIONS = ("int8", "fp8", "int4", "nvfp4")
 CALIBRATORS = ("max", "percentile", "entropy", "mse")
-GROUP = 128  # weights that share one INT4 scale
 BINS = 2048
 SMALLEST = 2.0**-40  # first upper edge of a histogram; doubled until the values fit
 CANDIDATES = np.linspace(0.25, 1.0, 76)  # shares of the largest value that are tried as limits

@@ -17,8 +17,8 @@ from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.bundle.specs import ImageSize, ModelSpec
 from bitdance_edge.runtime.request import Request
 
-FORMAT = 2
-READABLE = (1, FORMAT)  # format 1 has the size as [height, width]
+FORMAT = 3
+READABLE = (1, 2, FORMAT)  # format 1 has the size as [height, width], 2 no error feedback
 HELD_OUT_SEED = 1_000_000  # seeds of held-out images start this far from those of the recorded ones
 
 
@@ -96,10 +96,13 @@ class CalibrationRecipe:
     """Every choice of a calibration.
 
     Attributes:
-        precisions: stage -> "int8", "fp8" or "int4"; other stages stay as exported.
+        precisions: stage -> "int8", "fp8", "int4" or "nvfp4"; other stages stay as exported.
         calibrator, percentile: how limits of activations are chosen (see ``ranges``).
         smooth: strength of SmoothQuant, None for none.
         weigh_times: count the head's samples by how much their sampling time matters.
+        feedback: round 4-bit weights with error feedback (see ``gptq``).
+        weights_only: nothing is run, and nothing but weights is rounded; of the others only ``precisions`` and ``kept``
+            count.
         draw: which images are recorded.
         kept: names of layers that stay as exported in stages that are quantised.
         max_bit_flips: budget that ``kept`` was searched for, a share of bits; None where there was none.
@@ -113,6 +116,8 @@ class CalibrationRecipe:
     draw: Draw
     kept: tuple[str, ...] = ()
     max_bit_flips: float | None = None
+    feedback: bool = True
+    weights_only: bool = False
 
     def __post_init__(self) -> None:
         if not self.precisions:
@@ -156,7 +161,9 @@ class CalibrationRecipe:
             raise CalibrationError(f"{path} is not a text file; {remedy}") from None
         try:
             data = recipe_values(text)
-            if data.pop("format") not in READABLE or data.keys() != {field.name for field in fields(cls)}:
+            found = data.pop("format")
+            data |= {} if found == FORMAT else {"feedback": False, "weights_only": False}
+            if found not in READABLE or data.keys() != {field.name for field in fields(cls)}:
                 raise KeyError
             draw = _draw(data.pop("draw"))
             return cls(**{**data, "draw": draw, "kept": tuple(data["kept"])})

@@ -63,7 +63,7 @@ class DataSet:
             CalibrationError: a file is missing or damaged, or holds other values than this stage takes.
         """
         for image in range(self.images):
-            file = _image_file(self.folder, image)
+            file = image_file(self.folder, image)
             for launch, inputs in sorted(read_launches(file, stage, self.stages[stage]).items()):
                 yield Sample(stage, image, launch, self._step(stage, launch, inputs), inputs)
 
@@ -87,17 +87,17 @@ def record(sessions: BundleSessions, draw: Draw, folder: Path) -> DataSet:
     steps = requests[0].resolve(bundle).steps
     described = json.dumps({"bundle": bundle.digest, **asdict(draw)}, indent=1, sort_keys=True) + "\n"
     place = folder / f"data-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
-    missing = [image for image in range(draw.images) if not _image_file(place, image).is_file()]
+    missing = [image for image in range(draw.images) if not image_file(place, image).is_file()]
     if missing:
         with written_whole(place / "set.json") as file:
             file.write(described.encode())
-    recorder = _Recorder(bundle.stages, steps)
+    recorder = Recorder(bundle.stages, steps)
     for image in tqdm(missing, desc="record", unit="image", leave=False, disable=None):
         recorder.start(image)
         with sessions.pipeline(1, before=recorder.note) as pipeline:  # a new one keeps nothing of the image before
             _generate(pipeline, requests[image], draw)
         require_finite(bundle, recorder.arrays, sessions.threads)
-        with written_whole(_image_file(place, image)) as file:
+        with written_whole(image_file(place, image)) as file:
             np.savez(file, **recorder.arrays)  # type: ignore[arg-type]
     return DataSet(place, draw.images, steps, bundle.stages)
 
@@ -115,7 +115,9 @@ def _generate(pipeline: Pipeline, request: Request, draw: Draw) -> None:
 
 
 @dataclass
-class _Recorder:
+class Recorder:
+    """Keeps what the stages are given in one image (an ``Observer``), under ``stage/launch/input``."""
+
     stages: Mapping[str, StageSpec]
     steps: int
     image: int = 0
@@ -140,5 +142,6 @@ class _Recorder:
         return step == self.steps or (step + patch + self.image) % stride == 0
 
 
-def _image_file(folder: Path, image: int) -> Path:
+def image_file(folder: Path, image: int) -> Path:
+    """The file of one image in a data set's folder."""
     return folder / f"image-{image:05d}.npz"

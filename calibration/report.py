@@ -26,19 +26,19 @@ def write_report(findings: Findings, pixels: Mapping[str, np.ndarray], folder: P
         StorageError: the folder cannot be written.
     """
     plots = write_plots(findings, pixels, folder)
-    report, page = json.dumps(_rounded(findings.to_json()), indent=1), "\n".join(_markdown(findings, plots))
+    report, page = json.dumps(rounded(findings.to_json()), indent=1), "\n".join(_markdown(findings, plots))
     with writing(folder):
         (folder / "report.json").write_text(report + "\n", encoding="utf-8")
         (folder / "report.md").write_text(page + "\n", encoding="utf-8")
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Round floats to six significant digits: more is not known, and files stay small."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _markdown(findings: Findings, plots: Mapping[str, str]) -> Iterator[str]:

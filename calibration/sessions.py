@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
+from bitdance_edge.calibration.emulate import on_this_cpu
 from bitdance_edge.runtime import Pipeline
 from bitdance_edge.runtime.backends.choice import Choice
 from bitdance_edge.runtime.backends.interface import Backend, Buffer, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.observed import ObservedBackend, Observer
 from bitdance_edge.runtime.backends.onnxruntime import (
-    CPU,
     BoundSession,
     OnnxRuntimeBackend,
+    bind_tensors,
     cpu_options,
-    element_type,
     import_onnxruntime,
 )
 from bitdance_edge.runtime.bundle.linked_files import follow_links, has_links
@@ -30,6 +31,7 @@ from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.errors import BackendError
 
 QUANTISED = {TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT8: "int8", TensorProto.INT4: "int4"}
+EMULATED = ("nvfp4",)  # precisions of stages that no CPU runs as they are
 CACHE_INPUT, CACHE_OUTPUT = "past_key_values.", "present."  # first part of the names of the backbone's cache
 
 
@@ -52,7 +54,12 @@ class BundleSessions:
     def __getitem__(self, stage: str) -> Any:
         """The session of a stage, whose files are checked before it is opened."""
         if stage not in self._open:
-            self._open[stage] = self._backend.load(stage).session
+            if self.bundle.stage(stage).precision in EMULATED:
+                path = self.bundle.verified(stage)
+                model = on_this_cpu(onnx.load(path, load_external_data=False), path.parent)
+                self._open[stage] = session_of(model, path.parent, self.threads)
+            else:
+                self._open[stage] = self._backend.load(stage).session
         return self._open[stage]
 
     def run(self, stage: str) -> "StageRun":
@@ -101,6 +108,9 @@ class _SessionBackend:
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)
 
+    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+        return self.host.overwrite(target, source, rows)
+
     def second_lane(self) -> "_SessionBackend":
         return self
 
@@ -118,12 +128,8 @@ class _SessionStage:
         self.spec, self.session, self.time = spec, session, StageTime()
 
     def bind(self, buffers: Mapping[str, Memory]) -> Launch:
-        binding = self.session.io_binding()
-        for tensors, bind in ((self.spec.inputs, binding.bind_input), (self.spec.outputs, binding.bind_output)):
-            for tensor in tensors:
-                buffer, dtype = buffers[tensor.name], element_type(tensor.dtype)
-                bind(tensor.name, CPU.kind, CPU.ordinal, dtype, buffer.shape, buffer.address)
-        return BoundSession(self.session, binding, None, list(buffers.values()), self.time)
+        binding = bind_tensors(self.session, self.spec, buffers, "cpu", 0)
+        return BoundSession(self.session, binding, list(buffers.values()), self.time, Path(self.spec.graph.path))
 
     def close(self) -> None:
         """Leave the session open."""

@@ -11,17 +11,17 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import onnx
-
 from bitdance_edge.calibration.choose import Chosen
-from bitdance_edge.calibration.graphs import load_weights, read_skeleton
+from bitdance_edge.calibration.graphs import read_skeleton
 from bitdance_edge.calibration.measure import StageLoss
+from bitdance_edge.calibration.quantise import QuantisedGraph, quantised_graph
 from bitdance_edge.calibration.recipe import CalibrationRecipe
+from bitdance_edge.calibration.stage_file import Journal, write_stage_file
 from bitdance_edge.runtime.bundle.files import cannot_write, put_in_place, staged_folder
 from bitdance_edge.runtime.bundle.manifest import Bundle, file_spec
 from bitdance_edge.runtime.bundle.specs import StageSpec
 
-INLINE_BYTES = 1024  # larger tensors go to the file of weights
+JOURNAL = "written.jsonl"  # of a bundle being written; removed when it is complete
 FOLDER = "calibration"  # of a calibrated bundle: its recipe, scales and report
 
 
@@ -60,43 +60,74 @@ def write_bundle(bundle: Bundle, folder: Path, recipe: CalibrationRecipe, chosen
         StorageError: the folder cannot be written.
     """
     stages = {name: _write_stage(bundle, name, folder, recipe, chosen) for name in bundle.stages}
+    (folder / JOURNAL).unlink(missing_ok=True)
+    return finish_bundle(bundle, folder, recipe, stages, {}, _scales(chosen))
+
+
+def finish_bundle(
+    bundle: Bundle,
+    folder: Path,
+    recipe: CalibrationRecipe,
+    stages: Mapping[str, StageSpec],
+    provenance: Mapping[str, str],
+    scales: str | None = None,
+) -> Bundle:
+    """Write what belongs to a calibrated bundle beside its stages, the manifest last.
+
+    Args:
+        stages: as they were written into ``folder``.
+        provenance: added to that of ``bundle``.
+        scales: content of ``scales.json``; None: the bundle has none.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
     carried = [bundle.text.tokenizer] if bundle.text is not None else []
     carried += [bundle.fast_preview] if bundle.fast_preview is not None else []
     files = {folder / file.path: bundle.verified_file(file) for file in carried}
     made_with = {package: version(package) for package in ("bitdance-edge", "onnx", "onnxruntime")}
+    made = {**provenance, "calibrated_from": bundle.digest, "calibrated_with": made_with}
     with writing(folder):
         for path, source in files.items():
             shutil.copyfile(source, path)
         (folder / FOLDER).mkdir(exist_ok=True)
         (folder / FOLDER / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
-        (folder / FOLDER / "scales.json").write_text(_scales(chosen), encoding="utf-8")
+        if scales is not None:
+            (folder / FOLDER / "scales.json").write_text(scales, encoding="utf-8")
         replace(
             bundle,
             folder=folder,
             name=f"{bundle.name}-{recipe.name}",
             stages=stages,
             links={},
-            provenance={**bundle.provenance, "calibrated_from": bundle.digest, "calibrated_with": made_with},
+            provenance={**bundle.provenance, **made},
         ).write()
     return Bundle.open(folder)
 
 
 def _write_stage(bundle: Bundle, name: str, folder: Path, recipe: CalibrationRecipe, chosen: Chosen) -> StageSpec:
     """Write one graph with its weights, quantised if any of its layers are."""
-    source, stage = bundle.verified(name), bundle.stage(name)
+    source, stage, variants = bundle.verified(name), bundle.stage(name), chosen.variants
     if formats := chosen.formats_of([name]):
-        model, precision = chosen.variants.graph(name, formats), recipe.precisions[name]
+        made, precision = quantised_graph(variants.graphs[name], formats, variants.limits), recipe.precisions[name]
     else:
-        model, precision = read_skeleton(source), stage.precision
-    load_weights(model, source.parent, (tensor.name for tensor in model.graph.initializer))
+        made, precision = QuantisedGraph(read_skeleton(source), {}), stage.precision
     path = folder / "onnx" / precision / f"{name}.onnx"
-    weights = path.with_name(f"{path.name}.data")
     with writing(folder):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        onnx.save(model, path, save_as_external_data=True, location=weights.name, size_threshold=INLINE_BYTES)
+        journal = Journal.open(folder / JOURNAL)
+        write_stage_file(
+            path, made, source.parent, lambda tensor: variants.encoded(tensor.layer, tensor.precision), journal
+        )
+    return written_stage(folder, path, stage, precision)
+
+
+def written_stage(folder: Path, path: Path, stage: StageSpec, precision: str) -> StageSpec:
+    """Describe a stage that was written to ``path``."""
+    weights = path.with_name(f"{path.name}.data")
     files = (file_spec(folder, weights),) if weights.exists() else ()
     size = sum(file.bytes for file in files)
-    return replace(stage, graph=file_spec(folder, path), weights=files, weight_bytes=size, precision=precision)
+    described = replace(stage, graph=file_spec(folder, path), weights=files, weight_bytes=size, precision=precision)
+    return described if precision == stage.precision else replace(described, max_error=None)
 
 
 def write_errors(written: Bundle, losses: Mapping[str, StageLoss]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bitdance_edge.errors import plain
 from bitdance_edge.runtime import BitDanceError, Cancelled, ImageDone, PatchDone, Pipeline, Request, RequestError, Size
 from bitdance_edge.runtime.backends.interface import StageTime
 from bitdance_edge.runtime.bundle.stage_names import StageName
@@ -56,7 +57,7 @@ def run_worker(
                 for name, (folder, at_once) in bundles.items()
             }
             for pipeline in pipelines.values():
-                _warm_up(pipeline)
+                warm_up(pipeline)
         except BitDanceError as error:
             _send(connection, NotReady(str(error)))
             return
@@ -72,7 +73,7 @@ def _send(connection: Connection, report: Report) -> None:
         raise ServerGone from error
 
 
-def _warm_up(pipeline: Pipeline) -> None:
+def warm_up(pipeline: Pipeline) -> None:
     """Make one image of one step and, where there is an encoder, tokenise it, so that every stage is loaded."""
     size = min(pipeline.bundle.model.sizes, key=lambda size: size.area)
     if not pipeline.bundle.model.generates:
@@ -128,13 +129,13 @@ class _OrderLoop:
         except ServerGone:
             raise
         except Cancelled as error:
-            failure = ("cancelled", str(error))
+            failure = ("cancelled", plain(error))
         except RequestError as error:
-            failure = ("invalid_request", str(error))
+            failure = ("invalid_request", plain(error))
         except (OutOfMemoryError, MemoryError) as error:
-            failure = ("insufficient_memory", str(error))
+            failure = ("insufficient_memory", plain(error))
         except Exception as error:  # whatever a backend raises fails this batch only
-            failure = ("generation_failed", str(error))
+            failure = ("generation_failed", plain(error))
         return BatchReport(
             batch=order.batch,
             seconds=time.perf_counter() - started,

@@ -102,16 +102,12 @@ def word_bundle(exported: Callable[..., Bundle], tmp_path_factory: pytest.TempPa
     source, folder = exported("t2i_16x_swiglu"), tmp_path_factory.mktemp("words") / "words"
     shutil.copytree(source.folder, folder)
     assert source.text is not None
-    model, path = source.model, folder / source.text.tokenizer.path
-    sides = {side // model.pixels_per_token for size in model.sizes for side in (size.height, size.width)}
-    words = word_tokenizer(["a red fish"], model.tokens_per_step, sorted(sides))
-    words.save(str(path))
-    suffixes = {}
-    for size in model.sizes:
-        named = [f"<|res_{side // model.pixels_per_token}|>" for side in (size.height, size.width)]
-        queries = [f"<|query_{number}|>" for number in range(1, model.tokens_per_step)]
-        suffixes[str(size)] = tuple(map(words.token_to_id, ("<|vision_start|>", *named, *queries)))
-    text = replace(source.text, tokenizer=file_spec(folder, path), example="a red fish", suffixes=suffixes)
+    path = folder / source.text.tokenizer.path
+    tokenizer = word_tokenizer(["a red fish"], 16, [4])
+    largest = max(token for ids in source.text.suffixes.values() for token in ids)  # which the bundle still names
+    tokenizer.add_special_tokens([f"<|unused_{i}|>" for i in range(tokenizer.get_vocab_size(), largest + 1)])
+    tokenizer.save(str(path))
+    text = replace(source.text, tokenizer=file_spec(folder, path), example="a red fish")
     replace(source, folder=folder, text=text).write()
     return Bundle.open(folder)
 

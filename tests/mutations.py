@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 NESTED = "[" * 40_000 + "]" * 40_000
@@ -26,29 +26,36 @@ VALUES = (
     '{"a": 1, "a": 2}',
 )
 PLACE = "\u2402"  # stands in for the value while the document is written; nothing else holds it
-DEEP = 2  # steps down to which values are replaced by deep nesting too
+SHALLOW, SHALLOWEST = 3, 2  # steps down to a place
 
 
-def mutations(document: Any, values: Sequence[str] = VALUES) -> Iterator[tuple[str, bytes]]:
+def mutations(
+    document: Any, values: Sequence[str] = VALUES, deep: Sequence[str] | None = None, omit: Collection[str] = ()
+) -> Iterator[tuple[str, bytes]]:
     """Yield a description and the bytes of each document with one place changed.
 
     The first and the last item of a list stand for those between.
 
     Args:
-        values: what takes the place of each, as JSON text.
+        values: what takes the place of each, as JSON text; at the first steps deep nesting too.
+        deep: the same for places further down; None: ``values``.
+        omit: keys below which nothing is changed.
     """
     for path in _places(document):
+        if set(path[:-1]) & set(omit):
+            continue
         *parents, last = path
         changed = copy.deepcopy(document)
         holder = changed
         for step in parents:
             holder = holder[step]
-        whole = json.dumps(holder[last])
+        original, whole = holder[last], json.dumps(holder[last])
         holder[last] = PLACE
         before, after = json.dumps(changed, ensure_ascii=False).split(f'"{PLACE}"')
         place = ".".join(map(str, path))
-        for value in (*values, NESTED) if len(path) <= DEEP else values:
-            if value != whole:
+        chosen = values if deep is None or len(path) <= SHALLOW else deep
+        for value in (*chosen, NESTED) if len(path) <= SHALLOWEST else chosen:
+            if value != whole and not (value == "1.5" and isinstance(original, float)):  # another number is no fault
                 yield f"{place} = {value[:20]}", (before + value + after).encode()
         del holder[last]
         yield f"{place} dropped", json.dumps(changed).encode()

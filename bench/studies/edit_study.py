@@ -29,7 +29,7 @@ from bitdance_edge.training.shape_reader import ShapeReader
 from bitdance_edge.training.shapes import COLORS, SHAPES, Scene, Thing, all_scenes, render
 
 STRENGTHS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-CANDIDATES = (1, 8)
+CANDIDATES, MANY = (1, 8), 32
 DIGITS, PAIRS, SEED = 100, 64, 1
 SIDES = {
     "top": np.s_[:4, :],
@@ -60,20 +60,15 @@ class Point:
     def run(self, pipeline: Pipeline) -> Result:
         before = launches(pipeline)
         images = pipeline.generate(self.request)
-        per_image = (launches(pipeline) - before) * batch_of(pipeline, self.request) / len(images)
-        return {"point": self.name, "images": len(images), "head_rows_an_image": per_image, **self.score(images)}
+        settings = self.request.resolve(pipeline.bundle)
+        rounds = sum(len(batch.rounds(pipeline.max_batch)) for batch in settings.batches(pipeline.max_batch))
+        a_round = (launches(pipeline) - before) / rounds
+        return {"point": self.name, "images": len(images), "head_launches": a_round, **self.score(images)}
 
 
 def launches(pipeline: Pipeline) -> int:
     times = pipeline.times()
     return times[StageName.HEAD].launches if StageName.HEAD in times else 0
-
-
-def batch_of(pipeline: Pipeline, request: Request) -> int:
-    """Images and candidates in a launch of the head, on average."""
-    settings = request.resolve(pipeline.bundle)
-    rounds = [len(r.images) for b in settings.batches(pipeline.max_batch) for r in b.rounds(pipeline.max_batch)]
-    return sum(rounds) // len(rounds)
 
 
 def kept(images: Sequence[GeneratedImage], tokens: np.ndarray) -> float:
@@ -157,7 +152,7 @@ class Shapes:
     def points(self) -> Iterator[Point]:
         def score(scenes: Sequence[Scene]) -> Score:
             return lambda images: {
-                **self.right([i.to_pil() for i in images], scenes),
+                **self.right(_shown(images), scenes),
                 "bits_kept": kept(images, self.tokens),
             }
 
@@ -177,8 +172,24 @@ class Shapes:
         scenes = _changed(self.singles, color=3, shape=1)
         asked = replace(one, prompts=[s.caption for s in scenes], init=self.pictures, mask=inner)
         yield Point("mask-inner", asked, score(scenes))
+        yield from self._halves()
         for side in ("top", "left", "right", "bottom"):
             yield from self._redrawn(side)
+
+    def _halves(self) -> Iterator[Point]:
+        """One thing, in the middle, half of which is redrawn as it was."""
+        things = len(self.singles) // 2
+        scenes, pictures = self.singles[:things], self.pictures[:things]
+        one = Request(prompts=[scene.caption for scene in scenes], seed=SEED, init=pictures)
+        for side, tried in {
+            "left": (*CANDIDATES, MANY),
+            "top": CANDIDATES,
+            "right": CANDIDATES,
+            "bottom": (1,),
+        }.items():
+            for candidates in tried:
+                asked = replace(one, mask=side_mask(side), candidates=candidates)
+                yield Point(f"mask-half-{side}-{candidates}", asked, lambda made: self.right(_shown(made), scenes))
 
     def _redrawn(self, side: str) -> Iterator[Point]:
         """Pairs of which the thing at one place becomes another."""
@@ -192,8 +203,10 @@ class Shapes:
             scenes.append(replace(self.pairs[row], things=tuple(things)))
 
         def score(images: Sequence[GeneratedImage]) -> Result:
-            pictures = [image.to_pil() for image in images]
-            return {**self.right(pictures, scenes, side), "all_things": self.right(pictures, scenes)["both"]}
+            return {
+                **self.right(_shown(images), scenes, side),
+                "all_things": self.right(_shown(images), scenes)["both"],
+            }
 
         for candidates in CANDIDATES if side != "bottom" else (1,):
             asked = Request(
@@ -212,6 +225,10 @@ class Shapes:
             "pairs_drawn": self.right(list(self.paired), self.pairs),
             "pairs_reconstructed": self.right(list(self.rebuilt[1]), self.pairs),
         }
+
+
+def _shown(images: Sequence[GeneratedImage]) -> list[Any]:
+    return [image.to_pil() for image in images]
 
 
 def _changed(scenes: Sequence[Scene], color: int = 0, shape: int = 0) -> list[Scene]:

@@ -5,8 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitdance_edge.commands.common import add_size_argument, add_threads_argument, example_subject, expand_classes, say
+from bitdance_edge.commands.common import (
+    add_size_argument,
+    add_threads_argument,
+    example_subject,
+    expand_classes,
+    images_in,
+    say,
+)
 from bitdance_edge.commands.values import number, path, percentage, text, whole
+from bitdance_edge.runtime.bundle.manifest import sha256
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.request import MAX_COUNT, MAX_GUIDANCE, MAX_STEPS
 
@@ -24,11 +32,28 @@ STAGES = (  # all with layers to quantise
     StageName.DECODER,
     StageName.ENCODER,
 )
+OF_GENERATORS = (  # options that a tokenizer alone has no use for
+    *("max_bit_flips", "flat_times", "seed", "classes", "prompts", "steps", "guidance", "patches", "data"),
+    *("no_sensitivity", "features", "references", "floor", "recipe", "weights_only", "by_layer", "bits"),
+)
 BUDGET_MISSED = 3  # exit status: the bundle is written, but more bits flip than --max-bit-flips allows
+NEEDS_RUNS = (  # options that say what is run, or what is chosen by it
+    *("max_bit_flips", "calibrator", "percentile", "smooth", "flat_times", "images", "seed", "classes", "prompts"),
+    *("size", "steps", "guidance", "patches", "data", "no_sensitivity", "no_feedback"),
+    *("features", "references", "floor"),
+)
+NEEDS_WHOLE = (  # options of what is run with a whole stage in memory
+    *("weights_only", "max_bit_flips", "smooth", "flat_times", "images", "patches", "data", "no_sensitivity"),
+    *("recipe", "features", "references", "floor"),
+)
+HELD_OUT = 8
+IMAGES, IMAGES_4_BITS = 8, 32  # recorded by default; error feedback takes more
 EXAMPLE = """examples:
   bitdance-edge calibrate bundles/digits-4x --precision int8 -o bundles/digits-4x-int8
   bitdance-edge calibrate bundles/B-4x --precision int8 --max-bit-flips 0.5% -o bundles/B-4x-int8
   bitdance-edge calibrate bundles/B-4x --head fp8 --backbone int4 -o bundles/B-4x-mixed --target rtx:8.9
+  bitdance-edge calibrate bundles/14B-64x --weights-only --precision int4 -o bundles/14B-64x-int4
+  bitdance-edge calibrate bundles/d16c32 --encoder int8 --pictures photos -o bundles/d16c32-int8
   bitdance-edge calibrate bundles/tuned --recipe bundles/B-4x-int8/calibration/recipe.json -o bundles/tuned-int8
 """
 
@@ -44,7 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=path, metavar="FOLDER", required=True, help="the calibrated bundle")
     parser.add_argument("--force", action="store_true", help="replace a bundle of that name")
     what = parser.add_argument_group("what")
-    what.add_argument("--precision", metavar="P", help="of all stages: int8, fp8 or int4 (4-bit weights)")
+    what.add_argument("--precision", metavar="P", help="of all stages: int8, fp8, or 4-bit weights: int4 or nvfp4")
     for stage in STAGES:
         what.add_argument(f"--{stage}", metavar="P", help=f"of the {stage}; the bundle's own type keeps it as exported")
     what.add_argument(
@@ -54,6 +79,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--max-bit-flips", type=percentage, metavar="PERCENT", help="keep sensitive layers as exported until this holds"
     )
     what.add_argument("--target", help="GPUs it is meant for (rtx, rtx:8.9, ...); what they cannot run is refused")
+    what.add_argument(
+        "--weights-only",
+        action="store_true",
+        help="round matrices as they are read, and run nothing: for bundles larger than the memory, of any type",
+    )
+    what.add_argument(
+        "--by-layer",
+        action="store_true",
+        help="hold one layer in memory at a time, over the images of --bits: for bundles larger than the memory",
+    )
     how = parser.add_argument_group("how scales are chosen")
     how.add_argument("--calibrator", help="max, percentile, entropy or mse (default mse)")
     how.add_argument(
@@ -63,13 +98,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--smooth", type=number(0, 1), metavar="A", help="SmoothQuant of this strength, 0 to 1 (default: none)"
     )
     how.add_argument("--flat-times", action="store_true", help="weigh all sampling times the same")
+    how.add_argument("--no-feedback", action="store_true", help="round 4-bit weights to the nearest, without GPTQ")
     draw = parser.add_argument_group("which images")
-    draw.add_argument("--images", type=whole(1, MAX_COUNT), help="images recorded (default 8)")
+    draw.add_argument("--images", type=whole(1, MAX_COUNT), help="images recorded (default 8, for 4 bits 32)")
     draw.add_argument(
         "--seed", type=whole(0), help="of the recorded images; the held-out ones follow from it (default 0)"
     )
     draw.add_argument("--classes", type=text, help="ids or names: 3,7 or 0-9 (default: all, in a seeded order)")
+    draw.add_argument("--bits", type=path, metavar="NPY", help="with --by-layer: of images, as tokenize writes them")
     draw.add_argument("--prompts", type=path, metavar="FILE", help="of a text-to-image bundle: one prompt a line")
+    draw.add_argument("--pictures", type=path, metavar="FOLDER", help="of a tokenizer alone: what it is recorded on")
     add_size_argument(parser)
     draw.add_argument("--steps", type=whole(1, MAX_STEPS), help="sampling steps of each patch (default: the bundle's)")
     draw.add_argument("--guidance", type=number(1, MAX_GUIDANCE), help="(default: the bundle's)")
@@ -77,7 +115,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     draw.add_argument("--data", type=path, metavar="FOLDER", help="recordings (default: calibration/ in the bundle)")
     report = parser.add_argument_group("report")
     report.add_argument(
-        "--held-out", type=whole(1, MAX_COUNT), default=8, metavar="N", help="images for stages and layers (8)"
+        "--held-out",
+        type=whole(1, MAX_COUNT),
+        default=HELD_OUT,
+        metavar="N",
+        help="images for stages and layers (8)",
     )
     report.add_argument(
         "--search-images", type=whole(1, MAX_COUNT), default=32, metavar="N", help="images for the budget search (32)"
@@ -97,12 +139,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bitdance_edge.calibration.calibrate import calibrate
+    from bitdance_edge.calibration.errors import CalibrationError
     from bitdance_edge.calibration.findings import summary
     from bitdance_edge.runtime import Bundle
     from bitdance_edge.runtime.bundle.files import claimed_output
 
     bundle = Bundle.open(args.bundle)
+    if not bundle.model.generates:
+        return _run_tokenizer(args, bundle)
+    if args.pictures:
+        raise CalibrationError("--pictures are for a tokenizer alone; a generator makes images of its own: omit it")
+    if args.by_layer:
+        return _run_by_layer(args, bundle)
+    if args.bits is not None:
+        raise CalibrationError("--bits are for --by-layer; a bundle that fits into memory makes images of its own")
+    if args.weights_only:
+        return _run_weights_only(args, bundle)
     options = _options(args, bundle)
+    if options.recipe.weights_only:
+        raise CalibrationError(f"{args.recipe} is of weights alone; use it with --weights-only")
     if args.target:
         _require_target(args.target, options.recipe, args.bundle)
     try:
@@ -115,6 +170,102 @@ def run(args: argparse.Namespace) -> int:
     say(f"  bitdance-edge generate {args.out} {example_subject(bundle)} --seed 1")
     missed = any(findings.tested(part) > result.budget for part, result in findings.searches.items())
     return BUDGET_MISSED if missed else 0
+
+
+def _run_weights_only(args: argparse.Namespace, bundle: "Bundle") -> int:
+    from bitdance_edge.calibration.errors import CalibrationError
+    from bitdance_edge.calibration.weights_only import WeightsOptions, calibrate_weights, of_the_loop
+
+    clash = [name for name in NEEDS_RUNS if getattr(args, name) not in (None, False)]
+    if clash:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in clash)
+        raise CalibrationError(f"--weights-only runs nothing, so {given} would change nothing; omit it")
+    recipe = _recipe(args, bundle)
+    if args.recipe and not recipe.weights_only:
+        raise CalibrationError(f"{args.recipe} is of a calibration with activations; use it without --weights-only")
+    named = {stage for stage in STAGES if getattr(args, stage)} or ({*recipe.precisions} if args.recipe else set())
+    recipe = of_the_loop(recipe, named)
+    if args.target:
+        _require_target(args.target, recipe, args.bundle)
+    try:
+        findings = calibrate_weights(bundle, args.out, WeightsOptions(recipe, threads=args.threads, force=args.force))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the weights written so far are kept; run the same command to go on") from None
+    print("\n".join(findings.summary()))
+    say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
+    say(f"  bitdance-edge inspect {args.out} --memory 24GB")
+    return 0
+
+
+def _run_by_layer(args: argparse.Namespace, bundle: "Bundle") -> int:
+    from bitdance_edge.calibration.by_layer import LayerOptions, calibrate_by_layer
+    from bitdance_edge.calibration.errors import CalibrationError
+    from bitdance_edge.calibration.teacher import taught_images
+    from bitdance_edge.calibration.weights_only import of_the_loop
+    from bitdance_edge.runtime.request import Request
+    from bitdance_edge.runtime.tokens import read_tokens
+
+    clash = [name for name in NEEDS_WHOLE if getattr(args, name) not in (None, False)]
+    if clash:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in clash)
+        raise CalibrationError(f"--by-layer does not take {given}; omit it")
+    if args.bits is None:
+        raise CalibrationError(
+            "--by-layer needs the bits of images: --bits FILE.npy, made by: bitdance-edge tokenize BUNDLE IMAGES"
+        )
+    tokens = read_tokens(args.bits)
+    recipe = _recipe(args, bundle)
+    recipe = of_the_loop(recipe, {stage for stage in STAGES if getattr(args, stage)})
+    subjects = recipe.draw.prompts or recipe.draw.classes
+    if not subjects:
+        raise CalibrationError("--by-layer needs to know what the images show: give --prompts FILE or --classes")
+    request = Request(size=args.size, steps=args.steps, guidance=args.guidance, seed=recipe.draw.seed, output="tokens")
+    images = taught_images(bundle, tokens, subjects, request, recipe.draw.seed)
+    if args.target:
+        _require_target(args.target, recipe, args.bundle)
+    options = LayerOptions(
+        recipe=recipe,
+        images=images,
+        held_out=min(args.held_out, len(images) // 4) if args.held_out == HELD_OUT else args.held_out,
+        taught_by=sha256(args.bits),
+        threads=args.threads,
+        force=args.force,
+    )
+    try:
+        findings = calibrate_by_layer(bundle, args.out, options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the layers done so far are kept; run the same command to go on") from None
+    print("\n".join(findings.summary()))
+    say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
+    say(f"  bitdance-edge inspect {args.out} --memory 24GB")
+    return 0
+
+
+def _run_tokenizer(args: argparse.Namespace, bundle: "Bundle") -> int:
+    from bitdance_edge.calibration.errors import CalibrationError
+    from bitdance_edge.calibration.tokenizer import calibrate_tokenizer
+
+    if clash := [name for name in OF_GENERATORS if getattr(args, name) not in (None, False)]:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in clash)
+        raise CalibrationError(f"{given} is about generations, and {args.bundle} is a tokenizer alone; omit it")
+    if args.pictures is None:
+        raise CalibrationError(f"{args.bundle} is a tokenizer alone, calibrated on pictures: give --pictures FOLDER")
+    recipe = _recipe(args, bundle)
+    if args.target:
+        _require_target(args.target, recipe, args.bundle)
+    losses = calibrate_tokenizer(
+        bundle,
+        args.out,
+        recipe,
+        images_in(args.pictures),
+        held_out=args.held_out,
+        threads=args.threads,
+        force=args.force,
+    )
+    print("\n".join(losses.summary()))
+    say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
+    say(f"  bitdance-edge reconstruct {args.out} {args.pictures} --report report.json")
+    return 0
 
 
 def _options(args: argparse.Namespace, bundle: "Bundle") -> "CalibrateOptions":
@@ -150,7 +301,7 @@ def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "CalibrationRecipe":
     if args.recipe:
         others = ("precision", "calibrator", "percentile", "smooth", "images", "seed", "classes", "prompts", "size")
         clash = [name for name in (*others, "steps", "guidance", "patches") if getattr(args, name) is not None]
-        clash += [*given, *(["flat-times"] if args.flat_times else [])]
+        clash += [*given, *(name for name in ("flat-times", "no-feedback") if getattr(args, name.replace("-", "_")))]
         if clash:
             raise CalibrationError(f"--recipe holds every choice; omit {', '.join(f'--{name}' for name in clash)}")
         recipe = CalibrationRecipe.read(args.recipe)
@@ -166,8 +317,9 @@ def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "CalibrationRecipe":
                 f"made with: bitdance-edge export --dtype {precision}"
             )
         precisions[stage] = precision
+    needs_more = not args.no_feedback and not {"int4", "nvfp4"}.isdisjoint(precisions.values())
     draw = Draw(
-        images=8 if args.images is None else args.images,
+        images=args.images or (IMAGES_4_BITS if needs_more else IMAGES),
         seed=args.seed or 0,
         classes=tuple(expand_classes(args.classes)) if args.classes and args.classes != "all" else (),
         prompts=_lines(args.prompts) if args.prompts else (),
@@ -184,6 +336,8 @@ def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "CalibrationRecipe":
         weigh_times=not args.flat_times,
         draw=draw,
         max_bit_flips=budget,
+        feedback=not (args.no_feedback or args.weights_only),
+        weights_only=args.weights_only,
     )
 
 

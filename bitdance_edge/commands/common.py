@@ -19,6 +19,8 @@ from bitdance_edge.runtime.request import CLASS_DIGITS
 RANGE = re.compile(r"[0-9]+-[0-9]+")
 LONGEST_RANGE = 100_000
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".avif")  # taken from a folder
+
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export")
@@ -66,6 +68,18 @@ def size(text: str) -> Size:
         return Size.parse(text)
     except RequestError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder, by name.
+
+    Raises:
+        RequestError: it is no folder, or holds none.
+    """
+    found = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
+    if not found:
+        raise RequestError(f"{folder} holds no image ({', '.join(SUFFIXES)}); name another folder")
+    return found
 
 
 def split_classes(text: str, pipeline: Pipeline) -> list[int | str]:

@@ -14,6 +14,7 @@ from bitdance_edge.commands.common import (
     add_pipeline_arguments,
     add_size_argument,
     image_size,
+    images_in,
     open_pipeline,
 )
 from bitdance_edge.commands.edit import add_fit_argument
@@ -24,7 +25,6 @@ from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.quality import psnr
 from bitdance_edge.runtime.tokens import holds_tokens, read_tokens
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".avif")  # taken from a folder
 MOST_PSNR = 100.0  # dB that an unchanged picture counts as, so that means and JSON stay finite
 EXAMPLE = """examples:
   bitdance-edge reconstruct bundles/digits-4x three.png -o reconstructed.png
@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     folder = args.image.is_dir()
     _require_outputs(args, folder)
-    files = _images(args.image) if folder else [args.image]
+    files = images_in(args.image) if folder else [args.image]
     with open_pipeline(args) as pipeline:
         size = image_size(args, pipeline)
         if not folder and holds_tokens(args.image):
@@ -107,14 +107,6 @@ def _require_outputs(args: argparse.Namespace, folder: bool) -> None:
         require_file("--out", args.out, ".png")
     require_file("--report", args.report, ".json")
     require_folder("--trace", args.trace)
-
-
-def _images(folder: Path) -> list[Path]:
-    """The images of a folder, by name."""
-    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
-    if not found:
-        raise RequestError(f"{folder} holds no image ({', '.join(SUFFIXES)}); name another folder")
-    return found
 
 
 def _one_image(file: Path) -> np.ndarray:

@@ -6,6 +6,8 @@ Reads hard links too, which the ``onnx`` package refuses: the weights of a linke
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from bitdance_edge.runtime.bundle.module_paths import Entry
 from bitdance_edge.runtime.errors import BundleError
 
@@ -20,6 +22,31 @@ def read_external(entries: Iterable[Entry], folder: Path) -> bytes:
     Raises:
         BundleError: the location is not a file in the graph's folder, or the file is too short.
     """
+    path, offset, length = external_place(entries, folder)
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def mapped_external(entries: Iterable[Entry], folder: Path, dtype: np.dtype) -> np.ndarray:
+    """Map one tensor ``[elements]``: its values are read when they are used, and not held.
+
+    Raises:
+        BundleError: as ``read_external``.
+    """
+    path, offset, length = external_place(entries, folder)
+    if not length:
+        return np.zeros(0, dtype)
+    # Mapped as bytes: an offset need not be a multiple of the element's size.
+    return np.memmap(path, np.uint8, "r", offset, length).view(dtype)
+
+
+def external_place(entries: Iterable[Entry], folder: Path) -> tuple[Path, int, int]:
+    """The file of a tensor, and the offset and length in bytes of its values there.
+
+    Raises:
+        BundleError: the location is not a file in the graph's folder, or the file is too short.
+    """
     found = {entry.key: entry.value for entry in entries}
     location, offset = found.get("location", ""), int(found.get("offset") or 0)
     if not location or Path(location).name != location:
@@ -27,10 +54,8 @@ def read_external(entries: Iterable[Entry], folder: Path) -> bytes:
             f"weights of a graph in {folder} have the location {location!r}; only files in that folder are allowed"
         )
     path = folder / location
-    length = int(found["length"]) if found.get("length") else path.stat().st_size - offset
-    with path.open("rb") as file:
-        file.seek(offset)
-        content = file.read(length)
-    if len(content) != length:
+    size = path.stat().st_size
+    length = int(found["length"]) if found.get("length") else size - offset
+    if offset + length > size:
         raise BundleError(f"{path} ends before byte {offset + length}, where a weight does: copy the bundle again")
-    return content
+    return path, offset, length

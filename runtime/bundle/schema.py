@@ -4,6 +4,7 @@ Fields are numbers, texts, other dataclasses, ``tuple[X, ...]``, ``list[X]``, ``
 ``int | str``, and any of these ``Annotated`` with limits (``limits``). ``Any`` is JSON as it is.
 """
 
+import functools
 import math
 import reprlib
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ def record(kind: type[Record], value: Any, at: str, given: Mapping[str, Any] | N
 
 def parse(kind: Any, value: Any, at: str) -> Any:
     """Convert a value of JSON to the type of a field; raises what ``record`` raises."""
-    origin, arguments = get_origin(kind), get_args(kind)
+    origin, arguments = _parts(kind)
     if origin is Annotated:
         parsed = parse(arguments[0], value, at)
         _require(arguments[1:], parsed, at)
@@ -80,8 +81,14 @@ def _option(arguments: tuple[Any, ...], value: Any) -> Any:
     return next((option for option in options if _base(option) is type(value)), options[0])
 
 
+@functools.cache
+def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(kind), get_args(kind)
+
+
 def _base(kind: Any) -> Any:
-    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    origin, arguments = _parts(kind)
+    return arguments[0] if origin is Annotated else kind
 
 
 def _scalar(kind: type, value: Any, at: str) -> Any:

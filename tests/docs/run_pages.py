@@ -1,11 +1,12 @@
-"""Runs what the pages show, as it stands there: ``python tests/docs/run_pages.py [PAGE...]``, or make snippets.
+"""Runs what the pages show, as it stands there: ``run_pages.py [PAGE...]``, or ``make snippets`` for all.
 
-Each page has a folder of its own that looks like a clone. ``pip``, ``git``, ``make`` and ``hf`` are replaced by programs
-that do nothing, because what they would install is installed; ``tests/docs/test_pages.py`` checks what they are given.
-Bundles that one page has made are there for the next, so that ``export`` runs once.
+Each page has a folder of its own that looks like a clone. ``pip``, ``git``, ``make`` and ``hf`` are replaced by
+programs that do nothing, because what they would install is installed; ``test_pages.py`` checks what they are given.
+What docs/get-started.md exports is there for the pages that do not export it themselves.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pages import ROOT, Block, blocks, pages
 
 REPLACED = ("pip", "git", "make", "hf")
 CLONE = ("checkpoints", "examples", "docs", "bench", "integrations", "tests")
+MOVE = re.compile(r"^cd (\S+)$", re.MULTILINE)  # which the blocks after it follow too
 SERVER = "http://127.0.0.1:8000/health"
 
 
@@ -26,8 +28,7 @@ def main(names: list[str]) -> int:
     wanted = [ROOT / name for name in names] or pages()
     failed = 0
     with tempfile.TemporaryDirectory() as temporary:
-        made = Path(temporary) / "bundles"
-        made.mkdir()
+        made = shipped_bundle(Path(temporary) / "made")
         for page in wanted:
             shown = [block for block in blocks(page) if block.language in ("bash", "python")]
             if shown:
@@ -45,31 +46,41 @@ def run_page(page: Path, shown: list[Block], temporary: Path, made: Path) -> int
     for place in (folder, folder / "bitdance-edge"):  # a page may say: cd bitdance-edge
         for name in CLONE:
             (place / name).symlink_to(ROOT / name)
-        (place / "bundles").symlink_to(made)
+        if f"-o bundles/{made.name}\n" not in page.read_text(encoding="utf-8"):
+            shutil.copytree(made, place / "bundles" / made.name)
     environment = {
         **os.environ,
         "PATH": f"{replacements(temporary)}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(folder),
     }
     servers: list[subprocess.Popen] = []
+    where = folder
     try:
         for block in shown:
             command = [sys.executable, "-c", block.code]
             if block.language == "bash":
                 served, code = split_server(block)
                 if served:
-                    servers.append(subprocess.Popen(["bash", "-c", f"exec {served}"], cwd=folder, env=environment))
+                    servers.append(subprocess.Popen(["bash", "-c", f"exec {served}"], cwd=where, env=environment))
                     wait_for_server(servers[-1])
                 command = ["bash", "-euo", "pipefail", "-c", code]
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True)
             if done.returncode:
                 say(f"{block.code}\nended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
                 return 1
+            where = where.joinpath(*MOVE.findall(block.code))
     finally:
         for server in servers:
             server.terminate()
             server.wait(timeout=60)
     return 0
+
+
+def shipped_bundle(folder: Path) -> Path:
+    """Export the bundle that most pages use."""
+    bundle = folder / "digits-4x"
+    subprocess.run(["bitdance-edge", "export", ROOT / "checkpoints" / bundle.name, "-o", bundle, "--quiet"], check=True)
+    return bundle
 
 
 def split_server(block: Block) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mutations import mutations, spoilt
 
 from bitdance_edge.runtime import BuildError, Bundle
 from bitdance_edge.runtime.bundle.record import (
@@ -138,3 +139,30 @@ def test_folders_of_targets(exported: Callable[..., Bundle], record: BuildRecord
     written(folder, json.loads(record.to_json()))
     assert built_folders(bundle) == [folder]
     assert list(records(folder)) == [record]
+
+
+def test_one_changed_place_is_refused_or_makes_no_difference(
+    record: BuildRecord, bundle: Bundle, tmp_path: Path
+) -> None:
+    """A record that is read can be used: compared with bundle and files, described, and named in a command."""
+    content = record.to_json().encode()
+    path = record_path(tmp_path, "head")
+    for name, changed in (*spoilt(content), *mutations(json.loads(content))):
+        path.write_bytes(changed)
+        try:
+            read = BuildRecord.read(path)
+        except BuildError as error:
+            assert AGAIN in str(error), name
+            assert "\n" not in str(error), name
+            continue
+        read.mismatch(bundle, "1.7.1.116")
+        read.damage(tmp_path)
+        read.rebuild_command(bundle)
+        assert BuildRecord.read(written(tmp_path, json.loads(read.to_json()))) == read, name
+
+
+def test_the_record_of_another_stage_is_refused(record: BuildRecord, tmp_path: Path) -> None:
+    path = record_path(tmp_path, "backbone")
+    path.write_text(record.to_json(), encoding="utf-8")
+    with pytest.raises(BuildError, match=r"backbone\.json is the record of another stage, head; build again"):
+        BuildRecord.read(path)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +207,22 @@ def test_the_old_bundle_comes_back_where_the_new_one_cannot_take_its_place(tmp_p
     with pytest.raises(FileNotFoundError):
         put_in_place(tmp_path / "never-written", tmp_path / "bundle", replace=True)
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"bundle", "bundle/bundle.json"}
+
+
+def test_graphs_speak_the_language_of_the_model(exported: Callable[..., Bundle]) -> None:
+    bundle = exported("cc_4x_patch")
+    for stage, spec in bundle.stages.items():
+        graph = onnx.load(bundle.folder / spec.graph.path, load_external_data=False)
+        names = [node.name for node in graph.graph.node]
+        assert len(set(names)) == len(names)
+        assert (graph.producer_name, graph.graph.name) == ("bitdance-edge", stage)
+        said = {entry.key: entry.value for entry in graph.metadata_props}
+        assert said == {
+            "bundle": bundle.name,
+            "stage": stage,
+            "bitdance_edge_version": version("bitdance-edge"),
+            "checkpoint": "cc_4x_patch",
+        }
+    backbone = onnx.load(bundle.folder / bundle.stages["backbone"].graph.path, load_external_data=False)
+    products = {node.name for node in backbone.graph.node if node.op_type == "MatMul"}
+    assert {"backbone.layers.0.attention.wqkv", "backbone.layers.1.feed_forward.w2"} <= products

@@ -177,6 +177,32 @@ def test_a_model_of_text_takes_prompts_and_sizes(nodes: dict[str, Any], exported
     assert want.pixels is not None and np.array_equal((images[0] * 255).round().byte().numpy(), want.pixels)
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_an_image_is_redrawn_inside_its_mask_or_varied(
+    nodes: dict[str, Any], comfy: Comfy, bundle: Bundle, masked: bool
+) -> None:
+    inputs = json.loads((FOLDER / "workflow-edit.json").read_text())["3"]["inputs"]
+    node = nodes["BitDanceEdit"]
+    declared = node.INPUT_TYPES()
+    assert inputs.keys() == {**declared["required"], **declared["optional"]}.keys()
+    picture = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
+    white = np.zeros((32, 32), bool)
+    white[4:17, 8:20] = True
+    asked = {"prompt": "7", "count": 2, "seed": 3, "steps": 2, "candidates": 2 if masked else 1}
+    asked |= {"strength": 1.0 if masked else 0.6, "mask": torch.from_numpy(white)[None].float() if masked else None}
+    with Pipeline.open(bundle.folder) as pipeline:
+        image = torch.from_numpy(picture)[None].float() / 255
+        (images,) = node().edit(**{**inputs, **asked, "pipeline": pipeline, "image": image})
+        request = {key: value for key, value in asked.items() if key not in ("prompt", "mask")}
+        wanted = pipeline.generate(Request(classes=["7"], init=picture, mask=white if masked else None, **request))
+        with pytest.raises(RequestError, match="paint what to redraw in the mask editor"):
+            empty = {"mask": torch.zeros(1, 64, 64), "pipeline": pipeline, "image": image}
+            node().edit(**{**inputs, **asked, **empty})
+    for found, want in zip((images * 255).round().byte().numpy(), wanted, strict=True):
+        assert want.pixels is not None and np.array_equal(found, want.pixels)
+    assert comfy.values[-1] == comfy.total
+
+
 def test_bundles_are_listed_and_a_folder_goes_before_the_list(
     nodes: dict[str, Any], folders: FolderPaths, bundle: Bundle
 ) -> None:

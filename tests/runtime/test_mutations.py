@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mutations import mutations, spoilt
+from mutations import VALUES, mutations, spoilt
 
-from bitdance_edge.runtime import Bundle, BundleError, Pipeline, Request, RequestError
+from bitdance_edge.runtime import Bundle, BundleError, Pipeline, Request
 from bitdance_edge.runtime.bundle.specs import SamplingSpec
 
+HOSTILE = [value for value in VALUES if value not in ("7", '"text"')]  # another number, or name, is no fault
+FEW = ("null", "true", "-1", "1.5", str(2**62), '""', "[]")  # where the same record stands dozens of times
 MOST_MEMORY = 300_000  # kB, beyond what the tests have taken before
 MOST_SECONDS = 5.0
 
@@ -54,7 +56,9 @@ def plain(bundle: Bundle) -> Bundle:
 
 
 def image(bundle: Bundle) -> np.ndarray:
-    subject: dict[str, Any] = {"classes": [3]} if bundle.text is None else {"prompts": ["a red fish"]}
+    subject: dict[str, Any] = (
+        {"classes": [3]} if bundle.text is None else {"prompts": ["a red fish"], "negative_prompt": "a"}
+    )
     asked = Request(**subject, seed=1, steps=1, guidance=2.0, guidance_schedule="constant", sampler="sde")
     with Pipeline.open(bundle.folder, threads=1) as pipeline:
         pixels = pipeline.generate(asked)[0].pixels
@@ -62,14 +66,22 @@ def image(bundle: Bundle) -> np.ndarray:
     return pixels
 
 
-@pytest.mark.parametrize("fixture", ["cc_4x_patch", "t2i_16x_swiglu"])
+@pytest.mark.parametrize(
+    ("fixture", "omit", "least"),
+    # A text-to-image bundle's other stages are described as those of classes are.
+    [("cc_4x_patch", [], 1953), ("t2i_16x_swiglu", ["backbone", "head", "modulation", "time", "encoder"], 1000)],
+)
 def test_one_changed_place_is_refused_or_changes_nothing(
-    exported: Callable[..., Bundle], opened_as: Callable[[Bundle, bytes], Bundle], fixture: str
+    exported: Callable[..., Bundle],
+    opened_as: Callable[[Bundle, bytes], Bundle],
+    fixture: str,
+    omit: list[str],
+    least: int,
 ) -> None:
     bundle = exported(fixture)
     content = (bundle.folder / "bundle.json").read_bytes()
     tried, different, whole = 0, [], plain(bundle)
-    for name, manifest in mutations(json.loads(content)):
+    for name, manifest in mutations(json.loads(content), HOSTILE, FEW, omit):
         tried += 1
         try:
             opened = opened_as(bundle, manifest)
@@ -79,17 +91,16 @@ def test_one_changed_place_is_refused_or_changes_nothing(
             continue
         if plain(opened) != whole:
             different.append((name, manifest))
-    assert tried > 1953
-    # What no other record contradicts: a stage that is missing, a precision's name, a file's size, ids of a prompt.
-    assert len(different) < 60, [name for name, _ in different]
+    assert tried >= least
+    # What no other record contradicts: a stage that is missing, or the text that stands for no prompt.
+    assert len(different) < 30, [name for name, _ in different]
     expected = image(bundle)
     for name, manifest in different:
         try:
             same = np.array_equal(image(opened_as(bundle, manifest)), expected)
-        except (BundleError, RequestError):
+        except BundleError:
             continue
-        likely = ("precision", "time_shift", "num_classes", "suffixes", "unconditional", "encoder")
-        assert same or any(part in name for part in likely), name
+        assert same, name
 
 
 def test_what_is_no_manifest_is_refused_quickly_and_in_little_memory(

@@ -168,6 +168,68 @@ def test_a_wrong_prefix_is_refused(server: Server, prefix: dict[str, Any], says:
     assert answer.status_code == 400 and says in answer.json()["error"]["message"]
 
 
+def test_an_image_is_redrawn_in_part_and_varied(server: Server, reference: Pipeline, seven: np.ndarray) -> None:
+    mask = np.zeros((32, 32), bool)
+    mask[6:20, 9:27] = True
+    white = file_of(np.where(mask, np.uint8(255), np.uint8(0)))
+    edits = (
+        {"image": file_of(seven), "mask": white, "candidates": 3},
+        {"image": file_of(seven), "mask": white, "strength": 0.8, "blend": False},
+        {"image": file_of(seven), "strength": 0.7},
+        {"image": file_of(seven), "strength": [0.5, 1] * 8},
+    )
+    for edit in edits:
+        job = create(server, prompt="7", seed=6, n=2, edit=edit, preview_every=4)
+        done = list(watched(server, job))[-1][1]
+        assert done["patches"] == done["patches_done"] >= 32
+        fields = {key: value for key, value in edit.items() if key != "image"}
+        given = {**fields, "mask": mask} if "mask" in fields else fields
+        wanted = reference.generate(Request(classes=["7"], count=2, seed=6, init=seven, **given))
+        for data, want in zip(done["data"], wanted, strict=True):
+            assert want.pixels is not None and np.array_equal(pixels_of(data["b64_json"]), want.pixels)
+            assert data["seed"] == want.seed
+
+
+def test_tokens_of_an_image_are_varied(server: Server, reference: Pipeline, seven: np.ndarray) -> None:
+    tokens = server.http.post("/v1/tokens", json={"image": file_of(seven)}).json()["tokens"]
+    job = create(server, prompt="3", seed=6, edit={"tokens": tokens, "strength": 0.6})
+    (data,) = list(watched(server, job))[-1][1]["data"]
+    (want,) = reference.generate(Request(classes=["3"], seed=6, init=seven, strength=0.6))
+    assert want.pixels is not None and np.array_equal(pixels_of(data["b64_json"]), want.pixels)
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        ({}, "needs an image or tokens"),
+        ({"image": "SEVEN"}, "give a mask of what to redraw, or a strength"),
+        ({"image": "SEVEN", "tokens": "AAAA", "strength": 1}, "and not both"),
+        ({"image": "!", "strength": 1}, "edit.image is not base64"),
+        ({"tokens": "AAAA", "strength": 1}, "edit.tokens has 3 bytes"),
+        ({"image": "SEVEN", "strength": 1.5}, "strength is 1.5; it must be from 0"),
+        ({"image": "SEVEN", "strength": [0.5, 0.5]}, "strength has 2 values"),
+        ({"image": "SEVEN", "mask": "SEVEN"}, "edit.mask is a picture of mode RGB with colors"),
+        ({"image": "SEVEN", "mask": "BLACK"}, "paint white what to redraw"),
+        ({"image": "SEVEN", "mask": "WHITE"}, "omit the mask"),
+        ({"image": "SEVEN", "mask": "SMALL"}, "edit.mask is 16x16; a mask must be 32x32"),
+        ({"image": "SEVEN", "strength": 0.5, "candidates": 2}, "omit candidates"),
+    ],
+)
+def test_a_wrong_edit_is_refused(server: Server, seven: np.ndarray, edit: dict[str, Any], says: str) -> None:
+    colored = seven.copy()
+    colored[..., 2] = 255 - colored[..., 2]
+    files = {
+        "SEVEN": file_of(colored),
+        "BLACK": file_of(np.zeros((32, 32), np.uint8)),
+        "WHITE": file_of(np.full((32, 32), 255, np.uint8)),
+        "SMALL": file_of(np.eye(16, dtype=np.uint8) * 255),
+    }
+    sent = {key: files.get(value, value) if isinstance(value, str) else value for key, value in edit.items()}
+    answer = server.http.post("/v1/jobs", json={"prompt": "7", "edit": sent})
+    assert answer.status_code == 400 and says in answer.json()["error"]["message"], answer.text
+    assert answer.json()["error"]["param"].startswith("edit")
+
+
 def test_an_unknown_job_is_not_found(server: Server) -> None:
     for answer in (
         server.http.get("/v1/jobs/job_x"),

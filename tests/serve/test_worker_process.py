@@ -39,7 +39,7 @@ def test_a_failed_batch_is_reported_by_its_type_of_error(
             raise error
 
     monkeypatch.setattr(worker_process.Pipeline, "open", lambda *_args, **_options: FailingPipeline())
-    monkeypatch.setattr(worker_process, "_warm_up", lambda _pipeline: None)
+    monkeypatch.setattr(worker_process, "warm_up", lambda _pipeline: None)
     monkeypatch.setattr(worker_process.signal, "signal", lambda *_: None)  # the handlers of the tests stay
     server, worker = multiprocessing.Pipe()
     order = Generate(batch=0, model="digits", request=Request(classes=["7"]), previews=(frozenset(),), fast=(False,))
