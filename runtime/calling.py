@@ -15,7 +15,7 @@ from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.events import Event, ImageDone, PatchDone
 from bitdance_edge.runtime.image import GeneratedImage
 from bitdance_edge.runtime.request import MAX_SEED, Request
-from bitdance_edge.runtime.values import items, whole
+from bitdance_edge.runtime.values import items, shown, whole
 
 if TYPE_CHECKING:
     from bitdance_edge.runtime.pipeline import Pipeline
@@ -68,7 +68,9 @@ def _size(width: int | None, height: int | None, others: Mapping[str, Any]) -> d
     if width is None and height is None:
         return {}
     if width is None or height is None or others.get("size") is not None:
-        raise RequestError(f"width is {width} and height {height}; give both, or size='WIDTHxHEIGHT' in their place")
+        raise RequestError(
+            f"width is {shown(width)} and height {shown(height)}; give both, or size='WIDTHxHEIGHT' in their place"
+        )
     return {"size": Size(width=width, height=height)}
 
 
