@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calibrating import OPTIONS, altered
-from mutations import mutations
+from mutations import mutations, spoilt
 
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.kept import kept_array, kept_losses
@@ -93,8 +93,8 @@ def test_every_mutation_of_a_recipe_is_refused_or_a_recipe(tmp_path: Path) -> No
     draw = replace(OPTIONS.recipe.draw, classes=(1, "two"), prompts=("a",))
     settings = json.loads(replace(OPTIONS.recipe, draw=draw, kept=("head:a",), smooth=0.5).to_json())
     file, taken = tmp_path / "recipe.json", 0
-    for place, text in mutations(settings):
-        file.write_text(text, encoding="utf-8")
+    for place, content in (*mutations(settings), *spoilt(json.dumps(settings).encode())):
+        file.write_bytes(content)
         try:
             CalibrationRecipe.read(file)
         except CalibrationError as error:
