@@ -82,7 +82,7 @@ def calibrate_by_layer(bundle: Bundle, folder: Path, options: LayerOptions) -> L
     require_free(folder, options.force)
     checked = CheckedFiles(bundle)
     graphs = {stage: StageGraph.at(bundle, stage, checked.graph(stage)) for stage in LOOP_STAGES}
-    with resumable(folder, bundle.digest, recipe.to_json(), options.taught_by) as (begun, journal):
+    with resumable(folder, bundle.digest, recipe.to_json(), options.taught_by, force=options.force) as (begun, journal):
         work = _Work(bundle, begun, journal, checked, graphs, options)
         work.teach()
         made = {stage: work.stage(stage) for stage in ORDER}

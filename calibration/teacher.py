@@ -110,7 +110,7 @@ class Teacher:
             stride = max(1, (settings.steps + 1) // count)
             steps = [(place + i * stride) % (settings.steps + 1) for i in range(min(count, settings.steps + 1))]
             times = schedule.times[steps].astype(np.float32)
-            (bits,) = settings.prefix[:, patch]
+            (bits,) = settings.given.tokens[:, patch]
             noise = normals(image.seed, Stream.IMAGE, patch, len(steps), (model.tokens_per_step, model.bits))
             mixed = times[:, None, None] * bits + (1 - times[:, None, None]) * noise
             (embedded,) = (self.runs[StageName.TIME]({"times": times}, True)[name] for name in ("time_embeddings",))

@@ -53,7 +53,7 @@ def calibrate_weights(bundle: Bundle, folder: Path, options: WeightsOptions) -> 
     formats = {stage: weight_formats(graph, recipe) for stage, graph in graphs.items()}
     total = sum(spec.weight_bytes for spec in bundle.stages.values())
     with (
-        resumable(folder, bundle.digest, recipe.to_json()) as (begun, journal),
+        resumable(folder, bundle.digest, recipe.to_json(), force=options.force) as (begun, journal),
         tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as progress,
     ):
         writer = _Writer(bundle, begun, journal, checked, options.threads, progress)

@@ -11,7 +11,6 @@ from bitdance_edge.commands.common import (
     example_subject,
     expand_classes,
     images_in,
-    load_tokens,
     say,
 )
 from bitdance_edge.commands.values import number, path, percentage, text, whole
@@ -204,6 +203,7 @@ def _run_by_layer(args: argparse.Namespace, bundle: "Bundle") -> int:
     from bitdance_edge.calibration.teacher import taught_images
     from bitdance_edge.calibration.weights_only import of_the_loop
     from bitdance_edge.runtime.request import Request
+    from bitdance_edge.runtime.tokens import read_tokens
 
     clash = [name for name in NEEDS_WHOLE if getattr(args, name) not in (None, False)]
     if clash:
@@ -213,7 +213,7 @@ def _run_by_layer(args: argparse.Namespace, bundle: "Bundle") -> int:
         raise CalibrationError(
             "--by-layer needs the bits of images: --bits FILE.npy, made by: bitdance-edge tokenize BUNDLE IMAGES"
         )
-    tokens = load_tokens(args.bits)
+    tokens = read_tokens(args.bits)
     recipe = _recipe(args, bundle)
     recipe = of_the_loop(recipe, {stage for stage in STAGES if getattr(args, stage)})
     subjects = recipe.draw.prompts or recipe.draw.classes
