@@ -90,14 +90,16 @@ class Digits:
         self.rebuilt = pipeline.decode(self.tokens)
 
     def read(self, pixels: np.ndarray) -> np.ndarray:
-        return self.classifier.read(torch.from_numpy(np.stack(pixels)))[1].numpy()
+        return self.classifier.read(torch.from_numpy(pixels))[1].numpy()
 
     def points(self) -> Iterator[Point]:
         other = (self.labels + 3) % 10
 
         def score(wanted: np.ndarray) -> Score:
             return lambda images: {
-                "agreement": round(float((self.read(np.stack([i.to_pil() for i in images])) == wanted).mean()), 4),
+                "agreement": round(
+                    float((self.read(np.stack([np.asarray(i.to_pil()) for i in images])) == wanted).mean()), 4
+                ),
                 "bits_kept": kept(images, self.tokens),
             }
 

@@ -1,5 +1,6 @@
 """Pictures as people have them become the right pixels, everywhere the same, or are refused in one message."""
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -155,7 +156,8 @@ def test_a_picture_becomes_the_right_pixels(name: str, tmp_path: Path) -> None:
     middles = pixels[BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK].astype(int)
     assert np.abs(middles - want).max() <= tolerance
     if content.startswith((b"\x89PNG", b"\xff\xd8", b"RIFF")):
-        assert np.array_equal(pictures._decode(base64.b64encode(content).decode(), Size(width=48, height=32)), pixels)
+        sent = base64.b64encode(content).decode()
+        assert np.array_equal(asyncio.run(pictures.decoded(sent, Size(width=48, height=32))), pixels)
 
 
 def clear() -> bytes:
@@ -214,7 +216,7 @@ def test_a_picture_that_cannot_be_right_is_refused(name: str, tmp_path: Path) ->
         load_pixels(path, 32, 32)
     assert message in str(refused.value) and str(path) in str(refused.value)
     with pytest.raises(ApiError) as answered:
-        pictures._decode(base64.b64encode(path.read_bytes()).decode(), Size(width=32, height=32))
+        asyncio.run(pictures.decoded(base64.b64encode(path.read_bytes()).decode(), Size(width=32, height=32)))
     assert answered.value.status == 400
 
 
