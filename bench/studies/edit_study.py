@@ -89,17 +89,15 @@ class Digits:
         self.tokens = pipeline.tokenize(self.pictures)
         self.rebuilt = pipeline.decode(self.tokens)
 
-    def read(self, pixels: np.ndarray) -> np.ndarray:
-        return self.classifier.read(torch.from_numpy(pixels))[1].numpy()
+    def read(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        return self.classifier.read(torch.from_numpy(np.stack(list(pictures))))[1].numpy()
 
     def points(self) -> Iterator[Point]:
         other = (self.labels + 3) % 10
 
         def score(wanted: np.ndarray) -> Score:
             return lambda images: {
-                "agreement": round(
-                    float((self.read(np.stack([np.asarray(i.to_pil()) for i in images])) == wanted).mean()), 4
-                ),
+                "agreement": round(float((self.read(_shown(images)) == wanted).mean()), 4),
                 "bits_kept": kept(images, self.tokens),
             }
 
@@ -116,8 +114,8 @@ class Digits:
 
     def reference(self) -> Result:
         return {
-            "real": round(float((self.read(self.pictures) == self.labels).mean()), 4),
-            "reconstructed": round(float((self.read(self.rebuilt) == self.labels).mean()), 4),
+            "real": round(float((self.read(list(self.pictures)) == self.labels).mean()), 4),
+            "reconstructed": round(float((self.read(list(self.rebuilt)) == self.labels).mean()), 4),
         }
 
 
@@ -225,8 +223,8 @@ class Shapes:
         }
 
 
-def _shown(images: Sequence[GeneratedImage]) -> list[Any]:
-    return [image.to_pil() for image in images]
+def _shown(images: Sequence[GeneratedImage]) -> list[np.ndarray]:
+    return [np.asarray(image.to_pil()) for image in images]
 
 
 def _changed(scenes: Sequence[Scene], color: int = 0, shape: int = 0) -> list[Scene]:
