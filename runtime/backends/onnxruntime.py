@@ -97,6 +97,16 @@ def cpu_options(threads: int = 0, precision: str = "fp32") -> Any:
     return options
 
 
+def copy_of_rows(target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+    """Make the launch of ``Backend.overwrite`` for memory of the host."""
+    written, read = cast(HostBuffer, target), cast(HostBuffer, source)
+
+    def copy() -> None:
+        written.array[rows] = read.array[rows]
+
+    return copy
+
+
 class HostBuffer:
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -321,12 +331,7 @@ class OnnxRuntimeBackend:
         return InOrder(launches)
 
     def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
-        written, read = cast(HostBuffer, target), cast(HostBuffer, source)
-
-        def copy() -> None:
-            written.array[rows] = read.array[rows]
-
-        return copy
+        return copy_of_rows(target, source, rows)
 
     def second_lane(self) -> "OnnxRuntimeBackend":
         return self
