@@ -84,7 +84,7 @@ def encoded_weight(
     try:
         if layer.name in products and precision in FOUR_BITS:
             return encode_with_feedback(weight, products[layer.name], precision, stored)
-        return encode(weight, precision, stored, threads or 1)
+        return encode(weight, precision, stored, threads)
     except CalibrationError as error:
         raise CalibrationError(f"{layer.name}: {error}") from None
 

@@ -8,6 +8,7 @@ Of several scales a group of 4 bits gets the one that leaves the least squared e
 clipped, which costs less than a coarser step for all others.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -111,13 +112,14 @@ def scale_type(name: str) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
-def encode(weight: np.ndarray, precision: str, stored: np.dtype, threads: int = 1) -> Encoded:
+def encode(weight: np.ndarray, precision: str, stored: np.dtype, threads: int | None = None) -> Encoded:
     """Round a weight, strip by strip, so that no float32 copy of the whole is made.
 
     Args:
         weight: ``[outputs, inputs]`` of any floating-point type.
         precision: a key of ``CODES``.
         stored: type of the scales in the graph.
+        threads: None: one a core. Any number gives the same.
 
     Raises:
         CalibrationError: a value is not finite.
@@ -139,7 +141,7 @@ def encode(weight: np.ndarray, precision: str, stored: np.dtype, threads: int = 
         rounded -= grouped
         return np.array([squared_sum(rounded), size])
 
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         error, size = np.sum(list(pool.map(strip, _strips(outputs, inputs))), axis=0)
     return Encoded(precision, numbers, Scales(scales, factor), float(error), float(size))
 

@@ -29,7 +29,7 @@ class WeightsOptions:
     """What is rounded, and where it goes; only ``recipe`` changes a code.
 
     Attributes:
-        threads: that round; None: one.
+        threads: that round; None: one a core.
     """
 
     recipe: CalibrationRecipe

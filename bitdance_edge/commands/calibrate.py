@@ -358,5 +358,5 @@ def _require_target(name: str, recipe: "CalibrationRecipe", bundle: str) -> None
     from bitdance_edge.engines.targets import parse_engine_target
 
     target = parse_engine_target(name)
-    types = frozenset(recipe.precisions.values())
+    types = frozenset("fp4" if each == "nvfp4" else each for each in recipe.precisions.values())
     require_types(types, target.name, target.runs_on, all_of_them=bool(target.capabilities))
