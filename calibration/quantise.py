@@ -128,7 +128,6 @@ def quantised_graph(graph: StageGraph, formats: Mapping[str, str], limits: Mappi
     """
     model = ModelProto()
     model.CopyFrom(graph.model)
-    del model.metadata_props[:]
     chosen = {layer.node: layer for layer in graph.layers if layer.name in formats}
     _require_opset(graph, {formats[layer.name] for layer in chosen.values()})
     writer = _Writer(model, limits, chosen, formats)

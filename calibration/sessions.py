@@ -19,11 +19,10 @@ from bitdance_edge.runtime.backends.choice import Choice
 from bitdance_edge.runtime.backends.interface import Backend, Buffer, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.observed import ObservedBackend, Observer
 from bitdance_edge.runtime.backends.onnxruntime import (
-    CPU,
     BoundSession,
     OnnxRuntimeBackend,
+    bind_tensors,
     cpu_options,
-    element_type,
     import_onnxruntime,
 )
 from bitdance_edge.runtime.bundle.linked_files import follow_links, has_links
@@ -134,12 +133,8 @@ class _SessionStage:
         self.spec, self.session, self.time = spec, session, StageTime()
 
     def bind(self, buffers: Mapping[str, Memory]) -> Launch:
-        binding = self.session.io_binding()
-        for tensors, bind in ((self.spec.inputs, binding.bind_input), (self.spec.outputs, binding.bind_output)):
-            for tensor in tensors:
-                buffer, dtype = buffers[tensor.name], element_type(tensor.dtype)
-                bind(tensor.name, CPU.kind, CPU.ordinal, dtype, buffer.shape, buffer.address)
-        return BoundSession(self.session, binding, None, list(buffers.values()), self.time)
+        binding = bind_tensors(self.session, self.spec, buffers, "cpu", 0)
+        return BoundSession(self.session, binding, list(buffers.values()), self.time, Path(self.spec.graph.path))
 
     def close(self) -> None:
         """Leave the session open."""

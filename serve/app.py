@@ -75,7 +75,7 @@ def _methods(scope: Scope) -> set[str]:
     """The methods that a path has; none if there is no such path."""
     path: str = scope["path"]
     routes = (route for module in ROUTES for route in module.router.routes if isinstance(route, APIRoute))
-    found = {method for route in routes if route.matches(scope)[0] != Match.NONE for method in route.methods}
+    found = {method for route in routes if route.matches(scope)[0] != Match.NONE for method in route.methods or ()}
     if path in ("/", "/openapi.json") or path.startswith("/page/"):
         found.add("GET")
     return found | {"OPTIONS"} | ({"HEAD"} if "GET" in found else set()) if found else found

@@ -4,6 +4,7 @@ Unless ``--cors`` names a site, no other site may read a response. A server that
 refuses other Host names, with which a site could reach it by DNS rebinding.
 """
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -61,15 +62,34 @@ class Guard:
         if scope["method"] == "OPTIONS":
             await self._options(scope, send)
         elif scope["method"] == "HEAD":
-            # The server omits the body of what answers HEAD. Nobody waits for it, so a stream ends at once.
-            await self.app({**scope, "method": "GET"}, _gone, send)
+            await self._head(scope, send)
         else:
             await self.app(scope, receive, send)
 
+    async def _head(self, scope: Scope, send: Send) -> None:
+        """Answer as GET does, without the body. The client counts as gone once it has the headers, so streams end."""
+        started, complete = asyncio.Event(), False
+
+        async def receive() -> Message:
+            await started.wait()
+            return {"type": "http.disconnect"}
+
+        async def send_headers(message: Message) -> None:
+            nonlocal complete
+            if message["type"] == "http.response.start":
+                await send(message)
+                started.set()
+            elif not complete:
+                complete = not message.get("more_body", False)
+                await send({**message, "body": b""})
+
+        await self.app({**scope, "method": "GET"}, receive, send_headers)
+        if not complete:
+            await send({"type": "http.response.body", "body": b""})
+
     async def _options(self, scope: Scope, send: Send) -> None:
         methods = self.methods(scope)
-        headers = [(b"allow", ", ".join(sorted(methods)).encode())] if methods else []
-        headers.append((b"content-length", b"0"))
+        headers = [(b"allow", ", ".join(sorted(methods)).encode())] if methods else [(b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 204 if methods else 404, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
@@ -107,10 +127,6 @@ def _given_token(scope: Scope) -> bytes:
         except binascii.Error:
             return b""
     return b""
-
-
-async def _gone() -> Message:
-    return {"type": "http.disconnect"}
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

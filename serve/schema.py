@@ -129,7 +129,7 @@ class Edit(RequestBody):
         min_length=1,
         max_length=MOST_FILE,
     )
-    strength: Annotated[float, Field(ge=0, le=1)] | list[Annotated[float, Field(ge=0, le=1)]] | None = Field(
+    strength: float | list[float] | None = Field(
         None,
         description="How much is drawn anew, from 0 to 1, or one such number for each patch; 1 by default with a mask.",
     )
@@ -247,73 +247,3 @@ class TokensResponse(BaseModel):
     tokens: str = Field(description="Packed bits in generation order, in base64.")
     grid_tokens: str = Field(description="The same bits in raster order.")
     image: str = Field(description="The image decoded from the tokens: a PNG in base64.")
-
-
-class ModelCard(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
-
-
-class Alive(BaseModel):
-    status: Literal["alive"] = "alive"
-
-
-class Health(BaseModel):
-    status: Literal["ready", "starting", "restarting", "stopping"]
-    workers: int
-    workers_ready: int
-
-
-class SizeCapabilities(BaseModel):
-    name: str = Field(description="WIDTHxHEIGHT")
-    grid: tuple[int, int] = Field(description="Rows and columns of tokens.")
-    patches: int
-    rows_of_patches: int = Field(description="Number of rows of patches; they are made from top to bottom.")
-
-
-class PublishedSampling(BaseModel):
-    """The published sampling settings of the checkpoint, which a request with `published` uses as defaults."""
-
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_schedule: str
-    sampler: str
-
-
-class ModelCapabilities(BaseModel):
-    id: str
-    kind: str
-    classes: list[str] = Field(description="Names by id; empty if classes have ids only.")
-    num_classes: int
-    negative_prompt: bool = Field(description="Whether the model takes a negative prompt; text-to-image models do.")
-    sizes: list[SizeCapabilities] = Field(description="The first is the default.")
-    num_inference_steps: int = Field(description="The default.")
-    guidance_scale: float = Field(description="The default.")
-    guidance_schedule: str = Field(description="The default.")
-    sampler: str = Field(description="The default.")
-    published: PublishedSampling
-    fast_previews: bool = Field(description="Whether jobs may ask for previews of kind `fast`.")
-    bits: int
-    images_at_once: int
-    tokenizes: bool
-
-
-class Capabilities(BaseModel):
-    version: str
-    devices: list[str]
-    models: list[ModelCapabilities]
-    output_formats: list[str]
-    max_n: int
-    max_num_inference_steps: int
-    max_partial_images: int
-    max_prompt_characters: int
-    max_request_bytes: int
-    queue: int
-    time_limit_seconds: float

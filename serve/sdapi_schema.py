@@ -3,6 +3,7 @@
 Its clients send whatever the web UI has, so unknown fields are ignored, and numbers may be strings.
 """
 
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -10,9 +11,26 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from bitdance_edge.runtime.request import MAX_SEED, MAX_STEPS
 from bitdance_edge.serve.schema import MOST_FILE, MOST_NAME, MOST_TEXT
 
+LONGEST_NUMBER = 40  # characters of a number in a text
+
 
 class SdBody(BaseModel):
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def _from_text(value: object) -> object:
+    """Accept "5", 5.0 and "0.5" as numbers, as some clients send them."""
+    if isinstance(value, str) and len(value) <= LONGEST_NUMBER and value.isascii() and "_" not in value:
+        with suppress(ValueError):
+            value = float(value) if set(value) & set(".eE") else int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+NUMBER = r"^\s*[+-]?[0-9]{1,19}\s*$"
+SdInt = Annotated[int, BeforeValidator(_from_text, json_schema_input_type=int | Annotated[str, Field(pattern=NUMBER)])]
+SdFloat = Annotated[
+    float, BeforeValidator(_from_text, json_schema_input_type=float | Annotated[str, Field(pattern=NUMBER)])
+]
 
 
 class OverrideSettings(SdBody):
@@ -34,21 +52,21 @@ class TextToImage(SdBody):
         max_length=MOST_TEXT,
     )
     negative_prompt: str | None = Field(None, description="Ignored by class-conditional models.", max_length=MOST_TEXT)
-    seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = Field(None, description="-1: drawn at random.")
-    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
-    cfg_scale: Annotated[float, Field(ge=0, le=100)] | None = Field(
+    seed: Annotated[SdInt, Field(ge=-1, le=MAX_SEED)] | None = Field(None, description="-1: drawn at random.")
+    steps: Annotated[SdInt, Field(ge=1, le=MAX_STEPS)] | None = None
+    cfg_scale: Annotated[SdFloat, Field(ge=0, le=100)] | None = Field(
         None, description="Guidance strength; 1 and less is off."
     )
-    width: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
+    width: Annotated[SdInt, Field(ge=1, le=65_536)] | None = Field(
         None, description="With height: the model's nearest size is made."
     )
-    height: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    batch_size: Annotated[int, Field(ge=1)] | None = None
-    n_iter: Annotated[int, Field(ge=1)] | None = Field(None, description="Makes batch_size times n_iter images.")
+    height: Annotated[SdInt, Field(ge=1, le=65_536)] | None = None
+    batch_size: Annotated[SdInt, Field(ge=1)] | None = None
+    n_iter: Annotated[SdInt, Field(ge=1)] | None = Field(None, description="Makes batch_size times n_iter images.")
     sampler_name: str | None = Field(
         None, description="sde or ode; any other takes the model's default.", max_length=MOST_NAME
     )
-    override_settings: Annotated[OverrideSettings, BeforeValidator(_no_null)] = OverrideSettings()
+    override_settings: Annotated[OverrideSettings, BeforeValidator(_no_null)] = Field(default_factory=OverrideSettings)
     send_images: bool | None = Field(None, description="false: the answer has no images.")
 
 
@@ -61,11 +79,11 @@ class ImageToImage(TextToImage):
     mask: str | None = Field(
         None, description="In base64: white, or opaque, where the image is redrawn.", max_length=MOST_FILE
     )
-    inpainting_mask_invert: Literal[0, 1] | bool | None = None
-    denoising_strength: Annotated[float, Field(ge=0, le=1)] | None = Field(
+    inpainting_mask_invert: Annotated[SdInt, Field(ge=0, le=1)] | bool | None = None
+    denoising_strength: Annotated[SdFloat, Field(ge=0, le=1)] | None = Field(
         None, description="How much is drawn anew; 0.75 by default."
     )
-    resize_mode: Annotated[int, Field(ge=0, le=3)] | None = Field(
+    resize_mode: Annotated[SdInt, Field(ge=0, le=3)] | None = Field(
         None, description="0 and 3: stretched, 1: its centre, 2: all of it, with black beside it."
     )
 

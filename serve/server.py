@@ -16,6 +16,9 @@ from bitdance_edge.serve.app import create_app
 from bitdance_edge.serve.protocol import BoundedProtocol
 from bitdance_edge.serve.service import Service
 
+# Seconds that an idle connection stays open: longer than in clients, so that none is closed just as it is used again.
+KEEP_ALIVE = 75
+
 
 class Server(uvicorn.Server):
     """Tells the service at once when a signal asks to stop, and stops if the service cannot start."""
@@ -29,6 +32,7 @@ class Server(uvicorn.Server):
             ws="none",
             log_config=None,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=grace,
         )
         super().__init__(config)

@@ -5,11 +5,11 @@ import logging
 from collections.abc import Callable
 
 from bitdance_edge.errors import BitDanceError
+from bitdance_edge.serve.about_schema import Health
 from bitdance_edge.serve.errors import ServeError, unavailable
 from bitdance_edge.serve.fleet import Fleet
 from bitdance_edge.serve.jobs import Jobs
 from bitdance_edge.serve.metrics import Metrics
-from bitdance_edge.serve.schema import Health
 from bitdance_edge.serve.sdapi import SdClients
 from bitdance_edge.serve.settings import ServeSettings
 

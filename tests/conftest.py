@@ -103,7 +103,10 @@ def word_bundle(exported: Callable[..., Bundle], tmp_path_factory: pytest.TempPa
     shutil.copytree(source.folder, folder)
     assert source.text is not None
     path = folder / source.text.tokenizer.path
-    word_tokenizer(["a red fish"], 16, [4]).save(str(path))
+    tokenizer = word_tokenizer(["a red fish"], 16, [4])
+    largest = max(token for ids in source.text.suffixes.values() for token in ids)  # which the bundle still names
+    tokenizer.add_special_tokens([f"<|unused_{i}|>" for i in range(tokenizer.get_vocab_size(), largest + 1)])
+    tokenizer.save(str(path))
     text = replace(source.text, tokenizer=file_spec(folder, path), example="a red fish")
     replace(source, folder=folder, text=text).write()
     return Bundle.open(folder)

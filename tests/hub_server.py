@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,9 @@ class Handler(BaseHTTPRequestHandler):
             (self.server.root / name).mkdir(parents=True, exist_ok=True)
             self._json(200, {"url": f"{self.server.endpoint}/{name}", "name": name})
             return
+        if self.path == "/api/validate-yaml":
+            self._json(200, {"errors": [], "warnings": []})
+            return
         asked = API.fullmatch(urlsplit(self.path).path)
         assert asked is not None, self.path
         if asked["what"] == "preupload":
@@ -120,7 +124,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.cut = ""
             self.wfile.write(content[start : start + len(content) // 2])
             self.wfile.flush()
-            self.connection.close()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
             return
         self.wfile.write(content[start:])
 

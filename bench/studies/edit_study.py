@@ -152,7 +152,7 @@ class Shapes:
     def points(self) -> Iterator[Point]:
         def score(scenes: Sequence[Scene]) -> Score:
             return lambda images: {
-                **self.right([i.to_pil() for i in images], scenes),
+                **self.right(_shown(images), scenes),
                 "bits_kept": kept(images, self.tokens),
             }
 
@@ -172,11 +172,24 @@ class Shapes:
         scenes = _changed(self.singles, color=3, shape=1)
         asked = replace(one, prompts=[s.caption for s in scenes], init=self.pictures, mask=inner)
         yield Point("mask-inner", asked, score(scenes))
+        yield from self._halves()
         for side in ("top", "left", "right", "bottom"):
-            for candidates in (*CANDIDATES, MANY) if side != "bottom" else (1,):
-                asked = replace(one, init=self.pictures, mask=side_mask(side), candidates=candidates)
-                yield Point(f"mask-half-{side}-{candidates}", asked, score(self.singles))
             yield from self._redrawn(side)
+
+    def _halves(self) -> Iterator[Point]:
+        """One thing, in the middle, half of which is redrawn as it was."""
+        things = len(self.singles) // 2
+        scenes, pictures = self.singles[:things], self.pictures[:things]
+        one = Request(prompts=[scene.caption for scene in scenes], seed=SEED, init=pictures)
+        for side, tried in {
+            "left": (*CANDIDATES, MANY),
+            "top": CANDIDATES,
+            "right": CANDIDATES,
+            "bottom": (1,),
+        }.items():
+            for candidates in tried:
+                asked = replace(one, mask=side_mask(side), candidates=candidates)
+                yield Point(f"mask-half-{side}-{candidates}", asked, lambda made: self.right(_shown(made), scenes))
 
     def _redrawn(self, side: str) -> Iterator[Point]:
         """Pairs of which the thing at one place becomes another."""
@@ -190,8 +203,10 @@ class Shapes:
             scenes.append(replace(self.pairs[row], things=tuple(things)))
 
         def score(images: Sequence[GeneratedImage]) -> Result:
-            pictures = [image.to_pil() for image in images]
-            return {**self.right(pictures, scenes, side), "all_things": self.right(pictures, scenes)["both"]}
+            return {
+                **self.right(_shown(images), scenes, side),
+                "all_things": self.right(_shown(images), scenes)["both"],
+            }
 
         for candidates in CANDIDATES if side != "bottom" else (1,):
             asked = Request(
@@ -210,6 +225,10 @@ class Shapes:
             "pairs_drawn": self.right(list(self.paired), self.pairs),
             "pairs_reconstructed": self.right(list(self.rebuilt[1]), self.pairs),
         }
+
+
+def _shown(images: Sequence[GeneratedImage]) -> list[Any]:
+    return [image.to_pil() for image in images]
 
 
 def _changed(scenes: Sequence[Scene], color: int = 0, shape: int = 0) -> list[Scene]:

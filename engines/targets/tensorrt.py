@@ -93,7 +93,11 @@ class TensorRTTarget:
             facts=facts,
             max_images=max_images,
             profiles=shape_profiles(bundle, stage, max_images),
-            options={"profiling_verbosity": DETAILS, "in_place_cache": in_place},
+            options={
+                "profiling_verbosity": DETAILS,
+                "in_place_cache": in_place,
+                "user_allocation": self.loaded.user_allocation is not None,
+            },
         )
 
     def estimate(self, job: Job) -> Estimate:
@@ -156,6 +160,8 @@ class TensorRTTarget:
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.progress_monitor = progress_monitor(trt, watch)
+        if library.user_allocation is not None:
+            config.set_flag(library.user_allocation)
         if self.capabilities:
             config.num_compute_capabilities = len(self.capabilities)
             for i, capability in enumerate(self.capabilities):

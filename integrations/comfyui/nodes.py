@@ -168,7 +168,7 @@ class Edit:
             init=fit_pixels(picture, size.pixels, fit),
             mask=white,
             preview_every=max(1, size.patches // PREVIEWS),
-            **{name: value or None if name in DEFAULTED else value for name, value in settings.items()},
+            **_with_defaults(settings),
         )
         images = _shown(pipeline, request, count)
         pixels = torch.from_numpy(np.stack([each.to_pil() for each in images])).float() / 255
@@ -225,15 +225,20 @@ def _subject(pipeline: Pipeline, prompt: str) -> dict[str, list[str]]:
     return {"classes" if pipeline.bundle.text is None else "prompts": [prompt]}
 
 
+def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a node, with None for those that are empty: the bundle's default."""
+    return {name: value or None if name in DEFAULTED else value for name, value in settings.items()}
+
+
 def _generated(pipeline: Pipeline, size: ImageSize, *, prompt: str, count: int, **settings: Any) -> Generated:
-    """Generate tokens with the settings of a node; those that are empty take the bundle's default."""
+    """Generate tokens with the settings of a node."""
     request = Request(
         **_subject(pipeline, prompt),
         count=count,
         size=size.pixels,
         preview_every=max(1, size.patches // PREVIEWS),
         output="tokens",
-        **{name: value or None if name in DEFAULTED else value for name, value in settings.items()},
+        **_with_defaults(settings),
     )
     images = _shown(pipeline, request, count)
     tokens = Tokens(np.stack([image.tokens for image in images]), [image.seed for image in images], size.pixels)

@@ -7,10 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from bitdance_edge.runtime.bundle.specs import ImageSize, ModelSpec
 from bitdance_edge.runtime.bundle.stage_names import StageName
-from bitdance_edge.serve.catalog import Model
-from bitdance_edge.serve.pictures import FORMATS
-from bitdance_edge.serve.routes.common import TheService, errors
-from bitdance_edge.serve.schema import (
+from bitdance_edge.serve.about_schema import (
     Alive,
     Capabilities,
     Health,
@@ -20,6 +17,9 @@ from bitdance_edge.serve.schema import (
     PublishedSampling,
     SizeCapabilities,
 )
+from bitdance_edge.serve.catalog import Model
+from bitdance_edge.serve.pictures import FORMATS
+from bitdance_edge.serve.routes.common import TheService, errors
 
 router = APIRouter()
 

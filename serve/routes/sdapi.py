@@ -179,15 +179,17 @@ async def _file(image: GeneratedImage, text: str) -> str:
 def _generation_fields(fields: TextToImage, model: Model) -> GenerationFields:
     """The same request in the fields of the other routes."""
     sampler = (fields.sampler_name or "").lower()
-    return GenerationFields(
-        prompt=fields.prompt,
-        negative_prompt=None if model.bundle.text is None else fields.negative_prompt,
-        n=(fields.batch_size or 1) * (fields.n_iter or 1),
-        size=_size(fields, model),
-        seed=None if fields.seed == -1 else fields.seed,
-        num_inference_steps=fields.steps,
-        guidance_scale=None if fields.cfg_scale is None else max(1.0, fields.cfg_scale),
-        sampler=sampler if sampler in SAMPLERS else None,  # pyright: ignore[reportArgumentType]
+    return GenerationFields.model_validate(
+        {
+            "prompt": fields.prompt,
+            "negative_prompt": None if model.bundle.text is None else fields.negative_prompt,
+            "n": (fields.batch_size or 1) * (fields.n_iter or 1),
+            "size": _size(fields, model),
+            "seed": None if fields.seed == -1 else fields.seed,
+            "num_inference_steps": fields.steps,
+            "guidance_scale": None if fields.cfg_scale is None else max(1.0, fields.cfg_scale),
+            "sampler": sampler if sampler in SAMPLERS else None,
+        }
     )
 
 

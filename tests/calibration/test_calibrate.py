@@ -115,6 +115,16 @@ def test_a_budget_that_other_images_break_is_told(calibrated: Get) -> None:
     assert not any("budget missed" in line for line in lines)
 
 
+@pytest.mark.parametrize(("budget", "status"), [(1e-9, 3), (0.4, 0)])
+def test_a_missed_budget_is_an_exit_status(
+    calibrated: Get, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float, status: int
+) -> None:
+    search = SearchResult(budget=budget, layers=37, kept=(), loss=0.0, bits=4096, tried=())
+    found = replace(calibrated("int4").findings, searches={"generator": search})
+    monkeypatch.setattr("bitdance_edge.calibration.calibrate.calibrate", lambda *_: found)
+    assert main(["calibrate", str(digits("fp32").folder), "--precision", "int4", "-o", str(tmp_path / "out")]) == status
+
+
 def test_a_budget_that_no_layer_holds_leaves_all_as_exported(
     digits: Digits, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

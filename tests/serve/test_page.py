@@ -300,7 +300,7 @@ def test_the_sampler_the_published_settings_and_the_format_are_asked_for(
     page.fill("#seed", "70")
     with page.expect_request("**/v1/jobs") as asked:
         page.click("#generate")
-    body = asked.value.post_data_json
+    body: Any = asked.value.post_data_json
     assert (body["sampler"], body["output_format"]) == ("ode", "webp") and "published" not in body
     caption(page, "4 · seed 70 · 2 steps")
     caption(page, "· ode ·")
@@ -313,7 +313,8 @@ def test_the_sampler_the_published_settings_and_the_format_are_asked_for(
     page.check("#published")
     with page.expect_request("**/v1/jobs") as asked:
         page.click("#generate")
-    assert asked.value.post_data_json["published"] is True
+    body = asked.value.post_data_json
+    assert body["published"] is True
     page.keyboard.press("Escape")
 
 
