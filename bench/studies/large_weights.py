@@ -1,11 +1,12 @@
 """The published 14B-64x shape, prepared where it does not fit: weights alone, layer by layer, and engines of a cut.
 
     python bench/studies/large_weights.py --work FOLDER --steps make-full,export-full,int4,fp8
-    python bench/studies/large_weights.py --work FOLDER --steps make-cut,export-cut,cut-int4,cut-nvfp4,build-int4,build-nvfp4
+    python bench/studies/large_weights.py --work FOLDER --steps make-cut,export-cut,cut-int4,cut-nvfp4
+    python bench/studies/large_weights.py --work FOLDER --steps build-int4,build-nvfp4
     python bench/studies/large_weights.py --work FOLDER --steps bits,by-layer,whole,compare
 
-``full`` is the folder of ``text_to_image.py``: sparse files of zeros, which cost as much to round as any weights. ``cut``
-keeps the widths, with two layers of the language model and two blocks of the head, random bfloat16 weights (3.4 GB).
+``full`` is the folder of ``text_to_image.py``: sparse files of zeros, which cost as much to round as any weights.
+``cut`` keeps the widths, with two layers of the language model and two blocks of the head, random bfloat16 weights.
 Each step is a process of its own, so that its peak memory is measured alone. The last line is JSON.
 """
 
@@ -95,7 +96,7 @@ def make_cut(work: Path) -> None:
         stored = {
             part.stored + key.removeprefix(part.ours): s for key, s in shapes.items() if key.startswith(part.ours)
         }
-        write_random(folder / part.weights.replace("model*", "model"), stored)
+        write_random(folder / f"{part.stem}.safetensors", stored)
     files = {
         "config.json": {key: value for key, value in config.language_json().items() if key != "bitdance"},
         "vision_head_config.json": config.head_json(),
