@@ -18,7 +18,8 @@ from bitdance_edge.calibration.gptq import encode_with_feedback
 from bitdance_edge.calibration.graphs import Layer, StageGraph, layers_by_name, weight_matrix
 from bitdance_edge.calibration.ranges import FORMATS
 from bitdance_edge.calibration.sessions import session_of, with_outputs
-from bitdance_edge.calibration.weights import CODES, FOUR_BITS, Encoded, encode, group_of, parts, scale_type
+from bitdance_edge.calibration.stored_weights import parts
+from bitdance_edge.calibration.weights import CODES, FOUR_BITS, Encoded, encode, group_of, scale_type
 
 # The first opset whose DequantizeLinear takes the format.
 FIRST_OPSET = {"int8": 13, "fp8": 19, "int4": 21, "nvfp4": 23}
