@@ -20,6 +20,7 @@ from bitdance_edge.calibration.ranges import FORMATS
 from bitdance_edge.calibration.sessions import session_of, with_outputs
 from bitdance_edge.calibration.stored_weights import parts
 from bitdance_edge.calibration.weights import CODES, FOUR_BITS, Encoded, encode, group_of, scale_type
+from bitdance_edge.runtime.bundle.dtypes import ONNX_NUMBERS, tensor_bytes
 
 # The first opset whose DequantizeLinear takes the format.
 FIRST_OPSET = {"int8": 13, "fp8": 19, "int4": 21, "nvfp4": 23}
@@ -140,6 +141,12 @@ def quantised_graph(graph: StageGraph, formats: Mapping[str, str], limits: Mappi
         model.graph.node.append(node)
     _drop_unused(model, {layer.weight for layer in chosen.values()})
     return QuantisedGraph(model, writer.promised)
+
+
+def rounded_bytes(layer: Layer, precision: str) -> int:
+    """What a graph stores of a layer's weight in a format."""
+    stored = parts(precision, layer.shape, layer.outputs_axis, layer.element_type)
+    return sum(tensor_bytes(part.dims, ONNX_NUMBERS[part.data_type]) for part in stored)
 
 
 def _require_opset(graph: StageGraph, precisions: set[str]) -> None:
