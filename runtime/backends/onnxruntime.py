@@ -311,6 +311,11 @@ class OnnxRuntimeBackend:
                 f"{self.bundle.folder} is in bfloat16, for which ONNX Runtime has no kernels on a CPU: "
                 "export it again with --dtype fp32, or run it on a GPU"
             )
+        if any(stage.precision == "nvfp4" for stage in self.bundle.stages.values()):
+            raise BackendError(
+                f"{self.bundle.folder} has weights in NVFP4, for which ONNX Runtime has no kernels: build it for GPUs "
+                f"that have it with: bitdance-edge build {self.bundle.folder} --target rtx:12.0"
+            )
         if self.trace is not None:
             make_trace_folder(self.trace)
 
