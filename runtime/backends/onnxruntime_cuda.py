@@ -9,6 +9,7 @@ https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 
 import itertools
 import logging
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -38,7 +39,7 @@ from bitdance_edge.runtime.backends.onnxruntime import (
 from bitdance_edge.runtime.backends.signature import require_memory_for
 from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError
+from bitdance_edge.runtime.errors import BackendError, BundleError
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,7 @@ class CudaStage:
         self.backend, self.name, self.time = backend, name, StageTime()
         self.spec = backend.bundle.stage(name)
         self._graph_ids = itertools.count(1)
+        self._bound: weakref.WeakSet[BoundCudaSession] = weakref.WeakSet()
         self.path = path = backend.built.graph(name) or backend.bundle.verified(name)
         options = cpu_options(backend.threads or 0)
         trace_session(options, backend.trace, name)
@@ -181,7 +183,9 @@ class CudaStage:
 
     def bind(self, buffers: Mapping[str, Memory]) -> "BoundCudaSession":
         require_memory_for(self.name, self.spec, buffers)
-        return BoundCudaSession(self, buffers, str(next(self._graph_ids)))
+        bound = BoundCudaSession(self, buffers, str(next(self._graph_ids)))
+        self._bound.add(bound)
+        return bound
 
     def close(self) -> None:
         """End the operator trace, if there is one, and let the session go; its launches are not to be used again.
@@ -190,6 +194,8 @@ class CudaStage:
             StorageError: the trace is cut short.
         """
         session, self.session = self.session, None
+        for bound in self._bound:  # also where a launch is still referenced, its session goes before the stream
+            bound.binding = None
         if session is not None and self.backend.trace is not None:
             require_whole(Path(session.end_profiling()))
 
@@ -285,8 +291,6 @@ class CapturedPatch:
             recorded = [each.record if isinstance(each, BoundCudaSession) else each for each in self.launches]
             self.graph = CudaGraph(GraphCalls(), backend.lane.stream, recorded)
             backend.graphs[PATCH] = A_GRAPH
-        except OutOfMemoryError:
-            raise
         except CaptureError as error:
             backend.captures = "stages"
             backend.not_a_graph(PATCH, str(error))
