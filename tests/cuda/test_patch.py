@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import Trace  # type: ignore[import-not-found]
+from cuda_trace import Trace
 
 from bitdance_edge.runtime import Bundle, Pipeline, Request
 from bitdance_edge.runtime.backends.cuda_driver import DriverDevice

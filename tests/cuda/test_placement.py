@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Trace  # type: ignore[import-not-found]
+from cuda_trace import Trace
 
 from bitdance_edge.runtime import Bundle, Pipeline, Request
 from bitdance_edge.runtime.backends.onnxruntime_cuda import CAPTURABLE, OnnxRuntimeCudaBackend
