@@ -17,6 +17,11 @@ REQUEST = Request(classes=[1, 2], steps=3, seed=1, output="tokens")
 WORK = ("launch", "call", "graph")
 
 
+@pytest.fixture(params=["fp32", "fp16", "bf16"])
+def precision(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 def opened(bundle: Bundle) -> Pipeline:
     return Pipeline.open(bundle.folder, backend="onnxruntime-cuda", max_batch=2)
 

@@ -14,6 +14,11 @@ from bitdance_edge.runtime.backends.onnxruntime_cuda import CAPTURABLE, OnnxRunt
 FIXTURES = ["cc_1x", "cc_4x_patch", "t2i_16x_swiglu"]
 
 
+@pytest.fixture(params=["fp32", "fp16", "bf16"])
+def precision(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.mark.parametrize("fixture", FIXTURES)
 def test_every_stage_is_capturable(on_cuda: Callable[..., Bundle], fixture: str, precision: str) -> None:
     bundle = on_cuda(fixture, precision)

@@ -1,6 +1,5 @@
-"""Tests of onnxruntime-gpu over the fake CUDA of ``tests/fake_cuda``: ``make test-cuda`` sets both up and runs them."""
+"""What the tests of ``tests/cuda`` share: bundles built for CUDA, and the fake CUDA's trace."""
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -8,9 +7,6 @@ from building import build
 from cuda_trace import Trace
 
 from bitdance_edge.runtime import Bundle
-
-if "FAKE_CUDA_TRACE" not in os.environ:
-    collect_ignore_glob = ["test_*.py"]
 
 
 @pytest.fixture
@@ -30,8 +26,3 @@ def on_cuda(exported: Callable[..., Bundle]) -> Callable[..., Bundle]:
         return bundle
 
     return make
-
-
-@pytest.fixture(params=["fp32", "fp16", "bf16"])
-def precision(request: pytest.FixtureRequest) -> str:
-    return request.param
