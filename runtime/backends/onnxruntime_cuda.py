@@ -154,7 +154,7 @@ class CudaStage:
     """One session on the stream of its backend's lane."""
 
     def __init__(self, backend: OnnxRuntimeCudaBackend, name: str) -> None:
-        self.backend, self.name, self.time = backend, name, StageTime()
+        self.backend, self.name, self.time = backend, str(name), StageTime()
         self.spec = backend.bundle.stage(name)
         self._graph_ids = itertools.count(1)
         self._bound: weakref.WeakSet[BoundCudaSession] = weakref.WeakSet()
@@ -164,14 +164,14 @@ class CudaStage:
         self.capturable = backend.captures != "none"
         try:
             self.session: Any = open_session(path, options, providers(backend, self.capturable))
-            backend.graphs.update({name: CAPTURABLE} if self.capturable else {})
+            backend.graphs.update({self.name: CAPTURABLE} if self.capturable else {})
         except BundleError as error:
             if not self.capturable:
                 raise
             # Also where it would not load at all: the second attempt says so without a word of graphs.
             self.session = open_session(path, options, providers(backend, False))
             self.capturable = False
-            backend.not_a_graph(name, str(error.__cause__).splitlines()[0])
+            backend.not_a_graph(self.name, str(error.__cause__).splitlines()[0])
         if PROVIDER not in self.session.get_providers():
             raise BackendError(_unavailable(backend.missing_libraries))
         require_described(path, self.spec, self.session)
