@@ -221,7 +221,7 @@ def require_described(path: Path, spec: StageSpec, session: Any) -> None:
         BundleError: a name, an element type or a dimension is another.
     """
     inputs, outputs = (
-        {tensor.name: (TYPES.get(tensor.type, tensor.type), tensor.shape) for tensor in tensors}
+        {tensor.name: (str(TYPES.get(tensor.type, tensor.type)), tensor.shape) for tensor in tensors}
         for tensors in (session.get_inputs(), session.get_outputs())
     )
     require_signature(path, spec, inputs, outputs)
