@@ -1,11 +1,13 @@
 """What requests with uploaded files change of an image: files into the change that the runtime makes."""
 
 import json
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bitdance_edge.runtime import RequestError, Size, fit_pixels
 from bitdance_edge.runtime.image import PNG_KEY
@@ -111,15 +113,17 @@ def _transparent(file: BinaryIO) -> np.ndarray | None:
     with open_picture(file, "image") as image:
         if not image.has_transparency_data:
             return None
-        alpha = np.asarray(_decoded(image).convert("RGBA"))[..., 3]
+        _decode(image)
+        with suppress(SyntaxError, struct.error):  # Pillow's for Exif that is no TIFF structure
+            ImageOps.exif_transpose(image, in_place=True)
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
     clear = alpha < OPAQUE
     return clear if clear.any() else None
 
 
-def _decoded(image: Image.Image) -> Image.Image:
+def _decode(image: Image.Image) -> None:
     """Raises: RequestError: the file is truncated or damaged."""
     try:
         image.load()
     except Exception as error:  # what Pillow raises for damaged files shares no base class
         raise RequestError(f"the image cannot be decoded ({error}); it may be truncated or damaged") from None
-    return image
