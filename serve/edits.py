@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from bitdance_edge.runtime import RequestError, Size, fit_pixels
 from bitdance_edge.runtime.image import PNG_KEY
 from bitdance_edge.runtime.mask import place_mask, read_mask
-from bitdance_edge.runtime.picture import open_picture, read_picture
+from bitdance_edge.runtime.picture import FORMATS, open_picture, read_picture
 from bitdance_edge.serve.errors import ApiError
 from bitdance_edge.serve.pictures import READ, read_file
 from bitdance_edge.serve.work import Change
@@ -49,7 +49,7 @@ def uploaded_change(
     own = Size(width=picture.width, height=picture.height)
     redrawn = read_file(image, "image", _transparent) if mask is None and read is None else None
     if mask is not None:
-        redrawn = read_file(mask, "mask", read or transparent_or_white)
+        redrawn = read_file(mask, "mask", read or transparent_or_white, FORMATS)
     if redrawn is not None:
         try:
             redrawn = place_mask(redrawn, own, size, fit, "mask")
