@@ -30,10 +30,8 @@ def unpacked(archive: Path) -> Path:
         with tarfile.open(archive, "r:") as tar:
             folder = cache_folder() / _identity(tar, archive)
             if not folder.exists():
-                with (
-                    staged_folder(folder) as staged,
-                    suppress(FileExistsError),
-                ):  # unpacked by another process meanwhile
+                # It exists where another process has unpacked it meanwhile.
+                with staged_folder(folder) as staged, suppress(FileExistsError):
                     tar.extractall(staged, filter="data")
                     put_in_place(staged, folder, replace=False)
     except OSError as error:
