@@ -10,6 +10,7 @@
 - CMYK is converted without inks' colours, and colour profiles are not applied.
 """
 
+import logging
 import struct
 import threading
 import warnings
@@ -94,9 +95,15 @@ def open_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
 @contextmanager
 def without_warnings() -> Iterator[None]:
     """Read one picture at a time, without warnings: what is wrong with it is an error, or of no consequence."""
+    log = logging.getLogger("PIL")
     with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        level = log.level
+        log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
