@@ -204,6 +204,11 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "text bomb": (lambda: png(1, 1, text_bomb(b"zTXt")), "cannot be read as an image (Decompressed data too large"),
     "profile bomb": (lambda: png(1, 1, text_bomb(b"iCCP")), "cannot be read as an image (Decompressed data too large"),
     "late text bomb": (lambda: png(1, 1)[:-12] + text_bomb(b"zTXt") + png(1, 1)[-12:], "Decompressed data too large"),
+    "huge text": (
+        lambda: png(1, 1, png_chunk(b"tEXt", b"x\0" + bytes(2**24))),
+        "has a chunk b'tEXt' of 16,777,218 bytes",
+    ),
+    "many chunks": (lambda: png(1, 1, png_chunk(b"tEXt", b"x\0") * 100_000), "has more than 100,000 chunks"),
     "half a JPEG": (lambda: encoded(RGB, "JPEG")[:-200], "it may be"),
     "half a GIF": (lambda: encoded(RGB, "GIF")[:-60], "it may be"),
     "half a WebP": (lambda: encoded(RGB, "WebP")[:-60], "it may be"),
