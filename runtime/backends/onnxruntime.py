@@ -97,6 +97,16 @@ def cpu_options(threads: int = 0, precision: str = "fp32") -> Any:
     return options
 
 
+def copy_of_rows(target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+    """Make the launch of ``Backend.overwrite`` for memory of the host."""
+    written, read = cast(HostBuffer, target), cast(HostBuffer, source)
+
+    def copy() -> None:
+        written.array[rows] = read.array[rows]
+
+    return copy
+
+
 class HostBuffer:
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -211,7 +221,7 @@ def require_described(path: Path, spec: StageSpec, session: Any) -> None:
         BundleError: a name, an element type or a dimension is another.
     """
     inputs, outputs = (
-        {tensor.name: (TYPES.get(tensor.type, tensor.type), tensor.shape) for tensor in tensors}
+        {tensor.name: (str(TYPES.get(tensor.type, tensor.type)), tensor.shape) for tensor in tensors}
         for tensors in (session.get_inputs(), session.get_outputs())
     )
     require_signature(path, spec, inputs, outputs)
@@ -301,6 +311,11 @@ class OnnxRuntimeBackend:
                 f"{self.bundle.folder} is in bfloat16, for which ONNX Runtime has no kernels on a CPU: "
                 "export it again with --dtype fp32, or run it on a GPU"
             )
+        if any(stage.precision == "nvfp4" for stage in self.bundle.stages.values()):
+            raise BackendError(
+                f"{self.bundle.folder} has weights in NVFP4, for which ONNX Runtime has no kernels: build it for GPUs "
+                f"that have it with: bitdance-edge build {self.bundle.folder} --target rtx:12.0"
+            )
         if self.trace is not None:
             make_trace_folder(self.trace)
 
@@ -321,12 +336,7 @@ class OnnxRuntimeBackend:
         return InOrder(launches)
 
     def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
-        written, read = cast(HostBuffer, target), cast(HostBuffer, source)
-
-        def copy() -> None:
-            written.array[rows] = read.array[rows]
-
-        return copy
+        return copy_of_rows(target, source, rows)
 
     def second_lane(self) -> "OnnxRuntimeBackend":
         return self
