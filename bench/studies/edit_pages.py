@@ -75,10 +75,10 @@ def tables(digit: dict[str, Any], shape: dict[str, Any]) -> None:
         ],
     )
     for what, title in (("half-", "one thing, half of it redrawn"), ("", "one of two things redrawn as another")):
-        sides = [(s, *(shape.get(f"mask-{what}{s}-{n}") for n in (1, 8, 32))) for s in SIDES if s != "middle"]
+        sides = [(s, *(shape.get(f"mask-{what}{s}-{n}") for n in (1, 8))) for s in SIDES if s != "middle"]
         table(
-            (title, "both right", "of 8 candidates", "of 32"),
-            [(s, a["both"], *("-" if r is None else r["both"] for r in (b, c))) for s, a, b, c in sides if a],
+            (title, "both right", "of 8 candidates"),
+            [(s, a["both"], "-" if b is None else b["both"]) for s, a, b in sides if a],
         )
 
 
