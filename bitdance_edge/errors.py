@@ -19,4 +19,4 @@ class OutputBusyError(BitDanceError):
 
 def plain(error: BaseException) -> str:
     """An error's message for readers elsewhere, such as clients of a server: commands without paths of this machine."""
-    return Exception.__str__(error)
+    return super(BitDanceError, error).__str__() if isinstance(error, BitDanceError) else str(error)

@@ -1,12 +1,14 @@
 """A bundle that takes long to write: what is written so far stays beside its place when the work stops.
 
 The folder is named by everything that decides its content, so that the same command goes on where it stopped, and
-another one begins anew.
+another one begins anew. When a bundle is complete, what other commands began in its place is removed.
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from bitdance_edge.calibration.stage_file import Journal
@@ -36,3 +38,5 @@ def resumable(folder: Path, *decided_by: str, force: bool) -> Iterator[tuple[Pat
         with writing(folder):
             (begun / JOURNAL).unlink()
             put_in_place(begun, folder, replace=force)
+            for left in folder.parent.glob(f".{escape(folder.name)}.calibrating-*"):  # of other choices
+                shutil.rmtree(left, ignore_errors=True)

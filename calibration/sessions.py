@@ -5,7 +5,7 @@ What was built for this machine is not used: what is recorded and measured follo
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,12 @@ class BundleSessions:
             BackendError: no CPU computes in the bundle's element type.
         """
         self.bundle, self.threads = bundle, threads
-        self._backend = OnnxRuntimeBackend(bundle, threads, builds=False)
+        # Stages that are emulated are opened here, and are no reason for the backend to refuse the others.
+        stages = {
+            name: replace(stage, precision="fp32") if stage.precision in EMULATED else stage
+            for name, stage in bundle.stages.items()
+        }
+        self._backend = OnnxRuntimeBackend(replace(bundle, stages=stages), threads, builds=False)
         self._open: dict[str, Any] = {}
 
     def __getitem__(self, stage: str) -> Any:

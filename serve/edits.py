@@ -1,17 +1,19 @@
 """What requests with uploaded files change of an image: files into the change that the runtime makes."""
 
 import json
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bitdance_edge.errors import plain
 from bitdance_edge.runtime import RequestError, Size, fit_pixels
 from bitdance_edge.runtime.image import PNG_KEY
 from bitdance_edge.runtime.mask import place_mask, read_mask
-from bitdance_edge.runtime.picture import open_picture, read_picture
+from bitdance_edge.runtime.picture import FORMATS, open_picture, read_picture
 from bitdance_edge.serve.errors import ApiError
 from bitdance_edge.serve.pictures import READ, read_file
 from bitdance_edge.serve.work import Change
@@ -48,7 +50,7 @@ def uploaded_change(
     own = Size(width=picture.width, height=picture.height)
     redrawn = read_file(image, "image", _transparent) if mask is None and read is None else None
     if mask is not None:
-        redrawn = read_file(mask, "mask", read or transparent_or_white)
+        redrawn = read_file(mask, "mask", read or transparent_or_white, FORMATS)
     if redrawn is not None:
         try:
             redrawn = place_mask(redrawn, own, size, fit, "mask")
@@ -112,15 +114,17 @@ def _transparent(file: BinaryIO) -> np.ndarray | None:
     with open_picture(file, "image") as image:
         if not image.has_transparency_data:
             return None
-        alpha = np.asarray(_decoded(image).convert("RGBA"))[..., 3]
+        _decode(image)
+        with suppress(SyntaxError, struct.error):  # Pillow's for Exif that is no TIFF structure
+            ImageOps.exif_transpose(image, in_place=True)
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
     clear = alpha < OPAQUE
     return clear if clear.any() else None
 
 
-def _decoded(image: Image.Image) -> Image.Image:
+def _decode(image: Image.Image) -> None:
     """Raises: RequestError: the file is truncated or damaged."""
     try:
         image.load()
     except Exception as error:  # what Pillow raises for damaged files shares no base class
         raise RequestError(f"the image cannot be decoded ({error}); it may be truncated or damaged") from None
-    return image

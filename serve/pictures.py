@@ -7,7 +7,7 @@ import ctypes
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO, TypeVar
 
@@ -18,6 +18,7 @@ from bitdance_edge.errors import plain
 from bitdance_edge.runtime import RequestError, Size, fit_pixels
 from bitdance_edge.runtime.image import PNG_KEY
 from bitdance_edge.runtime.mask import read_mask
+from bitdance_edge.runtime.picture import FORMATS as MASKS
 from bitdance_edge.runtime.picture import open_picture, read_picture
 from bitdance_edge.serve.errors import ApiError
 
@@ -71,7 +72,7 @@ async def opened(text: str, name: str) -> Image.Image:
 
 async def white(text: str, name: str) -> np.ndarray:
     """Decode a mask to bool ``[h, w]``; raises what ``opened`` raises."""
-    return await asyncio.to_thread(_read, text, name, lambda file: read_mask(file, name))
+    return await asyncio.to_thread(_read, text, name, lambda file: read_mask(file, name), MASKS)
 
 
 def _encode(pixels: np.ndarray, output_format: str, quality: int | None, texts: Mapping[str, str]) -> str:
@@ -86,8 +87,8 @@ def _encode(pixels: np.ndarray, output_format: str, quality: int | None, texts: 
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _read(text: str, name: str, read: Callable[[BinaryIO], Decoded]) -> Decoded:
-    return read_file(file_of(text, name), name, read)
+def _read(text: str, name: str, read: Callable[[BinaryIO], Decoded], formats: Sequence[str] = READ) -> Decoded:
+    return read_file(file_of(text, name), name, read, formats)
 
 
 def file_of(text: str, name: str) -> bytes:
@@ -103,18 +104,19 @@ def file_of(text: str, name: str) -> bytes:
         raise ApiError(400, "invalid_image", message, param=name.partition(".")[0]) from None
 
 
-def read_file(content: bytes, name: str, read: Callable[[BinaryIO], Decoded]) -> Decoded:
+def read_file(content: bytes, name: str, read: Callable[[BinaryIO], Decoded], formats: Sequence[str] = READ) -> Decoded:
     """Decode an image file by ``read``, in this thread.
 
     Args:
         name: of the field, for messages; errors are about its first part.
+        formats: that are allowed.
 
     Raises:
         ApiError: 400: it is not an image, is truncated or is too large.
     """
     file, param = io.BytesIO(content), name.partition(".")[0]
     try:
-        with open_picture(file, name) as header:
+        with open_picture(file, name, formats) as header:
             if header.width * header.height > MOST_PIXELS:
                 shown = f"{header.width}x{header.height} pixels; this server takes {MOST_PIXELS:,} in total"
                 raise ApiError(400, "invalid_image", f"{name} has {shown}: make it smaller", param=param)

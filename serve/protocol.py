@@ -1,7 +1,6 @@
 """uvicorn's HTTP/1.1 protocol with the bounds that it lacks: on connections, on slow headers and on stalled readers.
 
-Why uvicorn and h11: the server, its queue and its workers' pipes share one event loop in one process, which uvicorn
-takes as it is. The missing bounds are the 60 lines here; docs/serve.md has the measurement against granian.
+docs/serve.md says why uvicorn, and what was measured beside granian.
 """
 
 import asyncio

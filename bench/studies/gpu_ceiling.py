@@ -7,6 +7,7 @@ cost anything: the ceiling that ONNX Runtime and TensorRT are compared with. On 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from bitdance_edge.export.stages import Generator
 from bitdance_edge.model.order import rotate, rotate_halves
 from bitdance_edge.runtime import Bundle, Pipeline
 from bitdance_edge.runtime.backends.choice import Choice
-from bitdance_edge.runtime.backends.interface import Launch, StageTime
+from bitdance_edge.runtime.backends.interface import Backend, Launch, StageTime
 
 
 def rotate_by_table(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
@@ -139,7 +140,11 @@ class TorchBackend:
     def overwrite(self, target: TorchBuffer, source: TorchBuffer, rows: np.ndarray) -> Launch:
         mask = torch.as_tensor(rows, device=self.device)
         mask = mask.reshape(*mask.shape, *[1] * (target.tensor.ndim - mask.ndim))
-        return lambda: target.tensor.copy_(torch.where(mask, source.tensor, target.tensor))
+
+        def copy() -> None:
+            target.tensor.copy_(torch.where(mask, source.tensor, target.tensor))
+
+        return copy
 
     def second_lane(self) -> "TorchBackend":
         return self
@@ -183,4 +188,4 @@ class CapturedPatch:
 def torch_pipeline(bundle: Bundle, model: Generator, images: int) -> Pipeline:
     """A pipeline of a bundle's sizes over a PyTorch model."""
     backend = TorchBackend(bundle, model)
-    return Pipeline(bundle, backend, Choice(backend=backend.name, device=str(backend.device)), images)
+    return Pipeline(bundle, cast(Backend, backend), Choice(backend=backend.name, device=str(backend.device)), images)

@@ -76,8 +76,8 @@ def keep_architecture(library: Path, architecture: int) -> None:
     Raises:
         SystemExit: it has no code for this one.
     """
-    import zstandard
-    from elftools.elf.elffile import ELFFile
+    import zstandard  # type: ignore[import-not-found]
+    from elftools.elf.elffile import ELFFile  # type: ignore[import-not-found]
 
     with library.open("rb") as file:
         section = ELFFile(file).get_section_by_name(".nv_fatbin")

@@ -11,6 +11,7 @@ Kernels and library calls are those of the captured patch, with the bundle's own
 import argparse
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from bitdance_edge.runtime import Bundle, Pipeline, Request
@@ -44,7 +45,7 @@ def captured(path: str, images: int, built: bool) -> Counter[str]:
         if bundle.model.kind == CLASS_CONDITIONAL:
             request = Request(classes=[i % bundle.model.num_classes for i in range(images)], seed=1, output="tokens")
         else:
-            request = Request(prompts=[bundle.text.example] if bundle.text else None, count=images, seed=1)
+            request = replace(Request.example(bundle), count=images, seed=1)
         events = pipeline.stream(request)
         for _ in range(ENOUGH_PATCHES * images):
             next(events)

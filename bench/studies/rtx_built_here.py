@@ -6,6 +6,7 @@ Each line is printed, and the JSON rewritten, as soon as it is known, with what 
 """
 
 import argparse
+import importlib
 import json
 import sys
 import time
@@ -25,8 +26,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("gpu-check"))
     parser.add_argument("--json", type=Path, default=Path("rtx_built_here.json"))
     args = parser.parse_args()
-    import tensorrt_rtx as trt
-
+    trt: Any = importlib.import_module("tensorrt_rtx")
     said: list[str] = []
     logger, found = recording_logger(trt, said), {}
     runtime, cuda = trt.Runtime(logger), Cuda()

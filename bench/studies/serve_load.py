@@ -142,7 +142,10 @@ class Load:
         wrong = [b"{", b"[]", b"\xff\xfe", b'{"prompt": "7", "colour": 1}', b'{"prompt": "horse"}', b'{"prompt": 7}']
         content = self.random.choice([*wrong, b'{"prompt": "7", "size": "1x1"}', b'{"prompt": "7", "n": -1}'])
         headers = {"Content-Type": "application/json"}
-        answer = await self.client.post("/v1/images/generations", content=content, headers=headers)
+        while (
+            answer := await self.client.post("/v1/images/generations", content=content, headers=headers)
+        ).status_code == 429:  # what JSON alone does not show to be wrong needs a place in the queue first
+            await asyncio.sleep(int(answer.headers["retry-after"]) * self.random.uniform(0.5, 1))
         return str(answer.status_code)
 
     async def too_large(self) -> str:

@@ -16,7 +16,7 @@ STAGES = (StageName.HEAD, StageName.BACKBONE)
 OWN_OPERATORS = "com.microsoft"
 # GatedRMSNorm's x * rsqrt(mean(x^2) + epsilon) * scale is x where the square root of epsilon is the scale, and much
 # larger than x. Its arithmetic is in float32; the scale has to be a number of the graph's type.
-SCALES = {TensorProto.FLOAT: 2.0**60, TensorProto.BFLOAT16: 2.0**60, TensorProto.FLOAT16: 2.0**15}
+SCALES: dict[int, float] = {TensorProto.FLOAT: 2.0**60, TensorProto.BFLOAT16: 2.0**60, TensorProto.FLOAT16: 2.0**15}
 PACKED = [2, 0, 3, 1, 4]  # of [B, P, 3, H, d] to [3, B, H, P, d]
 
 
@@ -39,7 +39,9 @@ def gated_add(graph: Graph, node: NodeProto) -> bool:
         return False
     for x, product in ((node.input[0], node.input[1]), (node.input[1], node.input[0])):
         mul = _only_for(graph, product, node, "Mul")
-        for y, gate in () if mul is None else (mul.input, reversed(mul.input)):
+        if mul is None:
+            continue
+        for y, gate in (mul.input, reversed(mul.input)):
             shapes = _gated_shapes(graph, x, y, gate)
             if shapes is not None:
                 _replace(graph, [mul, node], _gated_nodes(graph, (x, y, gate), shapes, node.output[0]))

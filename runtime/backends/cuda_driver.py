@@ -110,7 +110,7 @@ class DriverDevice:
             ) from None
         memory = (ctypes.c_uint8 * size).from_address(address.value or 0)
         self._own(memory, "cuMemFreeHost", address)
-        return np.frombuffer(memory, dtype, int(np.prod(shape))).reshape(shape)
+        return np.ctypeslib.as_array(memory)[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
 
     def stream(self) -> "DriverStream":
         handle = ctypes.c_void_p()

@@ -221,7 +221,7 @@ def require_described(path: Path, spec: StageSpec, session: Any) -> None:
         BundleError: a name, an element type or a dimension is another.
     """
     inputs, outputs = (
-        {tensor.name: (TYPES.get(tensor.type, tensor.type), tensor.shape) for tensor in tensors}
+        {tensor.name: (str(TYPES.get(tensor.type, tensor.type)), tensor.shape) for tensor in tensors}
         for tensors in (session.get_inputs(), session.get_outputs())
     )
     require_signature(path, spec, inputs, outputs)
@@ -310,6 +310,11 @@ class OnnxRuntimeBackend:
             raise BackendError(
                 f"{self.bundle.folder} is in bfloat16, for which ONNX Runtime has no kernels on a CPU: "
                 "export it again with --dtype fp32, or run it on a GPU"
+            )
+        if any(stage.precision == "nvfp4" for stage in self.bundle.stages.values()):
+            raise BackendError(
+                f"{self.bundle.folder} has weights in NVFP4, for which ONNX Runtime has no kernels: build it for GPUs "
+                f"that have it with: bitdance-edge build {self.bundle.folder} --target rtx:12.0"
             )
         if self.trace is not None:
             make_trace_folder(self.trace)

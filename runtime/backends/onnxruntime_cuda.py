@@ -9,6 +9,7 @@ https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 
 import itertools
 import logging
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -38,7 +39,7 @@ from bitdance_edge.runtime.backends.onnxruntime import (
 from bitdance_edge.runtime.backends.signature import require_memory_for
 from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import Bundle
-from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError
+from bitdance_edge.runtime.errors import BackendError, BundleError
 
 log = logging.getLogger(__name__)
 
@@ -153,23 +154,24 @@ class CudaStage:
     """One session on the stream of its backend's lane."""
 
     def __init__(self, backend: OnnxRuntimeCudaBackend, name: str) -> None:
-        self.backend, self.name, self.time = backend, name, StageTime()
+        self.backend, self.name, self.time = backend, str(name), StageTime()
         self.spec = backend.bundle.stage(name)
         self._graph_ids = itertools.count(1)
+        self._bound: weakref.WeakSet[BoundCudaSession] = weakref.WeakSet()
         self.path = path = backend.built.graph(name) or backend.bundle.verified(name)
         options = cpu_options(backend.threads or 0)
         trace_session(options, backend.trace, name)
         self.capturable = backend.captures != "none"
         try:
             self.session: Any = open_session(path, options, providers(backend, self.capturable))
-            backend.graphs.update({name: CAPTURABLE} if self.capturable else {})
+            backend.graphs.update({self.name: CAPTURABLE} if self.capturable else {})
         except BundleError as error:
             if not self.capturable:
                 raise
             # Also where it would not load at all: the second attempt says so without a word of graphs.
             self.session = open_session(path, options, providers(backend, False))
             self.capturable = False
-            backend.not_a_graph(name, str(error.__cause__).splitlines()[0])
+            backend.not_a_graph(self.name, str(error.__cause__).splitlines()[0])
         if PROVIDER not in self.session.get_providers():
             raise BackendError(_unavailable(backend.missing_libraries))
         require_described(path, self.spec, self.session)
@@ -181,7 +183,9 @@ class CudaStage:
 
     def bind(self, buffers: Mapping[str, Memory]) -> "BoundCudaSession":
         require_memory_for(self.name, self.spec, buffers)
-        return BoundCudaSession(self, buffers, str(next(self._graph_ids)))
+        bound = BoundCudaSession(self, buffers, str(next(self._graph_ids)))
+        self._bound.add(bound)
+        return bound
 
     def close(self) -> None:
         """End the operator trace, if there is one, and let the session go; its launches are not to be used again.
@@ -190,6 +194,8 @@ class CudaStage:
             StorageError: the trace is cut short.
         """
         session, self.session = self.session, None
+        for bound in self._bound:  # also where a launch is still referenced, its session goes before the stream
+            bound.binding = None
         if session is not None and self.backend.trace is not None:
             require_whole(Path(session.end_profiling()))
 
@@ -285,8 +291,6 @@ class CapturedPatch:
             recorded = [each.record if isinstance(each, BoundCudaSession) else each for each in self.launches]
             self.graph = CudaGraph(GraphCalls(), backend.lane.stream, recorded)
             backend.graphs[PATCH] = A_GRAPH
-        except OutOfMemoryError:
-            raise
         except CaptureError as error:
             backend.captures = "stages"
             backend.not_a_graph(PATCH, str(error))

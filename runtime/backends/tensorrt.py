@@ -333,7 +333,7 @@ def _loaded(trt: Any, engine: Any) -> tuple[Loaded, Loaded]:
     for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
         into = inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs
         dtype = engine.get_tensor_dtype(name).name
-        into[name] = (TYPES.get(dtype, dtype), list(engine.get_tensor_shape(name)))
+        into[name] = (str(TYPES.get(dtype, dtype)), list(engine.get_tensor_shape(name)))
     return inputs, outputs
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import Trace  # type: ignore[import-not-found]
+from cuda_trace import Trace
 
 from bitdance_edge.runtime import Bundle, Pipeline, Request
 from bitdance_edge.runtime.backends.cuda_driver import DriverDevice
@@ -13,8 +13,14 @@ from bitdance_edge.runtime.backends.cuda_graph import A_GRAPH, PATCH, CaptureErr
 from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane
 from bitdance_edge.runtime.backends.onnxruntime_cuda import BoundCudaSession, OnnxRuntimeCudaBackend
 
-REQUEST = Request(classes=[1, 2], steps=3, seed=1, output="tokens")
+STEPS = 3
+REQUEST = Request(classes=[1, 2], steps=STEPS, seed=1, output="tokens")
 WORK = ("launch", "call", "graph")
+
+
+@pytest.fixture(params=["fp32", "fp16", "bf16"])
+def precision(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 def opened(bundle: Bundle) -> Pipeline:
@@ -41,7 +47,7 @@ def test_a_patch_is_one_launch_after_the_first(on_cuda: Callable[..., Bundle], p
         pipeline.generate(REQUEST)
         replayed = trace.lines()
         # The prompt, its pass and the first patch are launched stage by stage.
-        assert backend_of(pipeline).calls - calls == (1 + 3 + REQUEST.steps + 1) + patches - 1
+        assert backend_of(pipeline).calls - calls == (1 + 3 + STEPS + 1) + patches - 1
     launched = [line for line in replayed if line.startswith("graph launched")]
     assert len(launched) == patches - 1
     assert not [line for line in replayed if line.startswith(("malloc", "free", "synchronize stream", "capture"))]
@@ -72,7 +78,7 @@ def test_where_a_patch_cannot_be_captured_its_stages_are(
         pipeline.generate(REQUEST)
         trace.start()
         pipeline.generate(REQUEST)
-        patches, launches = REQUEST.resolve(pipeline.bundle).size.patches, 3 + REQUEST.steps + 1
+        patches, launches = REQUEST.resolve(pipeline.bundle).size.patches, 3 + STEPS + 1
     replayed = trace.lines()
     assert sum(line.startswith("graph launched") for line in replayed) >= (patches - 1) * launches
     # ONNX Runtime waits for the stream behind each graph of its own, which is why the patch is captured from outside.

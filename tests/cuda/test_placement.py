@@ -6,12 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Trace  # type: ignore[import-not-found]
+from cuda_trace import Trace
 
 from bitdance_edge.runtime import Bundle, Pipeline, Request
 from bitdance_edge.runtime.backends.onnxruntime_cuda import CAPTURABLE, OnnxRuntimeCudaBackend
 
 FIXTURES = ["cc_1x", "cc_4x_patch", "t2i_16x_swiglu"]
+
+
+@pytest.fixture(params=["fp32", "fp16", "bf16"])
+def precision(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.mark.parametrize("fixture", FIXTURES)

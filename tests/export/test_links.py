@@ -55,9 +55,10 @@ def test_files_of_one_name_get_names_of_their_own() -> None:
 def test_the_port_exports_by_default(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bitdance_edge.export import weights
+    from bitdance_edge.export import graph, weights
 
-    monkeypatch.setattr(weights, "HOLLOW_FROM", 20_000)  # so that two of its components are large
+    for module in (graph, weights):
+        monkeypatch.setattr(module, "HOLLOW_FROM", 20_000)  # so that two of its components are large
     stored = {"fp32": torch.float32, "fp16": torch.float16}[precision]
     checkpoint = ported_in(tmp_path / "port", stored)
     command = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--dtype", precision, "--no-fast-previews"]

@@ -192,7 +192,7 @@ def test_an_image_is_redrawn_inside_its_mask_or_varied(
     asked |= {"strength": 1.0 if masked else 0.6, "mask": torch.from_numpy(white)[None].float() if masked else None}
     with Pipeline.open(bundle.folder) as pipeline:
         image = torch.from_numpy(picture)[None].float() / 255
-        (images,) = node().edit(**{**inputs, **asked, "pipeline": pipeline, "image": image})
+        images, _ = node().edit(**{**inputs, **asked, "pipeline": pipeline, "image": image})
         request = {key: value for key, value in asked.items() if key not in ("prompt", "mask")}
         wanted = pipeline.generate(Request(classes=["7"], init=picture, mask=white if masked else None, **request))
         with pytest.raises(RequestError, match="paint what to redraw in the mask editor"):

@@ -52,6 +52,11 @@ OVER_WHITE = np.where(LEFT_CLEAR[..., None] == 0, np.uint8(255), COLOURS)
 GRAYS_OVER_WHITE = np.where(LEFT_CLEAR[..., None] == 0, np.uint8(255), GRAYS_IN_RGB)
 
 
+def served(content: bytes, size: Size) -> np.ndarray:
+    """The pixels that the server makes of a file."""
+    return asyncio.run(pictures.decoded(base64.b64encode(content).decode(), size))
+
+
 def turned(tag: int, format: str, image: Image.Image = RGB) -> bytes:
     exif, turn = Image.Exif(), TURNS[tag]
     exif[274] = tag
@@ -156,8 +161,7 @@ def test_a_picture_becomes_the_right_pixels(name: str, tmp_path: Path) -> None:
     middles = pixels[BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK].astype(int)
     assert np.abs(middles - want).max() <= tolerance
     if content.startswith((b"\x89PNG", b"\xff\xd8", b"RIFF")):
-        sent = base64.b64encode(content).decode()
-        assert np.array_equal(asyncio.run(pictures.decoded(sent, Size(width=48, height=32))), pixels)
+        assert np.array_equal(served(content, Size(width=48, height=32)), pixels)
 
 
 def clear() -> bytes:
@@ -216,7 +220,7 @@ def test_a_picture_that_cannot_be_right_is_refused(name: str, tmp_path: Path) ->
         load_pixels(path, 32, 32)
     assert message in str(refused.value) and str(path) in str(refused.value)
     with pytest.raises(ApiError) as answered:
-        asyncio.run(pictures.decoded(base64.b64encode(path.read_bytes()).decode(), Size(width=32, height=32)))
+        served(path.read_bytes(), Size(width=32, height=32))
     assert answered.value.status == 400
 
 

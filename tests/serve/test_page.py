@@ -200,7 +200,7 @@ def test_errors_are_shown_at_their_field(open_page: Callable[..., Page]) -> None
     expect(page.locator('[data-param="seed"] .error')).to_have_text("Seed is 'many'; it must be a whole number")
     expect(error).to_be_hidden()
     page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no image"})
-    expect(page.locator("#complete .error")).to_contain_text("PNG, JPEG or WebP")
+    expect(page.locator("#complete > .error")).to_contain_text("PNG, JPEG or WebP")
 
 
 def test_a_lost_worker_is_reported_above_the_images(browser: Browser, small_server: Server) -> None:

@@ -1,17 +1,8 @@
-"""Tests of onnxruntime-gpu over the fake CUDA of ``tests/fake_cuda``: ``make test-cuda`` sets both up and runs them."""
+"""The trace of the fake CUDA: what would have reached a GPU."""
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-
-import pytest
-from building import build
-
-from bitdance_edge.runtime import Bundle
-
-if "FAKE_CUDA_TRACE" not in os.environ:
-    collect_ignore_glob = ["test_*.py"]
 
 
 class Trace:
@@ -50,27 +41,3 @@ class Trace:
             elif first in ("stream", "event", "graph", "context"):
                 balance[first] += {"created": 1, "retained": 1, "destroyed": -1, "released": -1}.get(second, 0)
         return Counter({what: count for what, count in balance.items() if count})
-
-
-@pytest.fixture
-def trace() -> Trace:
-    made = Trace()
-    made.start()
-    return made
-
-
-@pytest.fixture(scope="session")
-def on_cuda(exported: Callable[..., Bundle]) -> Callable[..., Bundle]:
-    """``on_cuda("cc_1x", "fp16")`` gives the bundle of a fixture model, built for CUDA."""
-
-    def make(fixture: str, precision: str) -> Bundle:
-        bundle = exported(fixture, precision=precision)
-        build(bundle, "cuda")
-        return bundle
-
-    return make
-
-
-@pytest.fixture(params=["fp32", "fp16", "bf16"])
-def precision(request: pytest.FixtureRequest) -> str:
-    return request.param
