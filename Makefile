@@ -12,7 +12,7 @@ ROOMS := model training export calibration bench engines runtime serve
 CAPTIONS := --prompt "a red circle to the left of a blue square" --prompt "a yellow triangle above a green circle" \
 	--prompt "a blue triangle" --prompt "a green square below a red square"
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test test-cuda lint setup clean
 
 demo: bundles/digits-4x/bundle.json bundles/shapes-16x/bundle.json
 	$(RUN)/bitdance-edge generate bundles/digits-4x --classes all --count 8 --seed 1 --grid demo/digits.png
@@ -32,6 +32,14 @@ test: lint
 	$(RUN)/pytest -q -m "not serial" --numprocesses $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 	$(RUN)/pytest -q -m serial
 
+# The tests of tests/cuda: onnxruntime-gpu over a CUDA that computes nothing, both set up in build/cuda.
+test-cuda: setup
+	@if $(RUN)/python tests/fake_cuda/set_up.py build/cuda; then \
+		rm -f build/cuda/trace.txt; \
+		FAKE_CUDA_TRACE=$(CURDIR)/build/cuda/trace.txt PYTHONPATH=$(CURDIR)/build/cuda/site \
+			LD_LIBRARY_PATH=$(CURDIR)/build/cuda/lib $(RUN)/pytest -q tests/cuda; \
+	else echo "test-cuda is skipped: the line above says what cannot be had"; fi
+
 lint: setup build/types
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
@@ -48,7 +56,7 @@ snippets: setup
 lean: $(SHIPPED:%=dist/%.tar)
 	for end in lowest ci; do \
 		rm -rf build/lean && $(PYTHON) -m venv build/lean && \
-		build/lean/bin/pip install --quiet --constraint constraints/$$end.txt '.[cpu,text]' && \
+		build/lean/bin/pip install --quiet --constraint constraints/$$end.txt '.[cpu,text,serve,completion]' && \
 		build/lean/bin/python tests/lean_check.py $^ || exit 1; \
 	done
 

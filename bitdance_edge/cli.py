@@ -70,11 +70,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.print_completion is None:
         return parser.error("name a command first, then its arguments")
     try:
-        print(completion(command_parser(COMMANDS), args.print_completion))
+        installed = [name for name in COMMANDS if _is_installed(name)]
+        print(completion(command_parser(installed), args.print_completion))
     except BitDanceError as error:
         print(f"bitdance-edge: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _is_installed(name: str) -> bool:
+    """Whether what the arguments of a command need can be imported; completion knows the others by name alone."""
+    try:
+        importlib.import_module(f"bitdance_edge.commands.{name}")
+    except ImportError as error:
+        if failed_import(error) is None:
+            raise
+        return False
+    return True
 
 
 def command_parser(configured: Collection[str]) -> argparse.ArgumentParser:

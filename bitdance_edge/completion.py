@@ -1,6 +1,7 @@
 """Scripts with which a shell completes commands, options and file names, written by shtab (https://docs.iterative.ai/shtab)."""
 
 import argparse
+from typing import Any
 
 from bitdance_edge.errors import BitDanceError
 
@@ -21,7 +22,7 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     return shtab.complete(parser, shell)
 
 
-def _complete_files(parser: argparse.ArgumentParser, files: dict[str, str]) -> None:
+def _complete_files(parser: argparse.ArgumentParser, files: Any) -> None:
     """Have arguments without choices of their own complete as files: most are files, folders or free text."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -15,3 +15,8 @@ class BitDanceError(Exception):
 
 class OutputBusyError(BitDanceError):
     """An output that another process is writing."""
+
+
+def plain(error: BaseException) -> str:
+    """An error's message for readers elsewhere, such as clients of a server: commands without paths of this machine."""
+    return super(BitDanceError, error).__str__() if isinstance(error, BitDanceError) else str(error)

@@ -84,7 +84,10 @@ class Interrupts:
     def _resend(self, number: int) -> None:
         if self is _current and self.received is not None:
             self.received = None
-            signal.pthread_kill(threading.main_thread().ident or 0, number)
+            if sys.platform == "win32":
+                signal.raise_signal(number)
+            else:
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 _current: Interrupts | None = None  # of the command that runs

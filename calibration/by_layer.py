@@ -82,7 +82,8 @@ def calibrate_by_layer(bundle: Bundle, folder: Path, options: LayerOptions) -> L
     require_free(folder, options.force)
     checked = CheckedFiles(bundle)
     graphs = {stage: StageGraph.at(bundle, stage, checked.graph(stage)) for stage in LOOP_STAGES}
-    with resumable(folder, bundle.digest, recipe.to_json(), options.taught_by) as (begun, journal):
+    decided_by = bundle.digest, recipe.to_json(), options.taught_by, f"{options.held_out} held out"
+    with resumable(folder, *decided_by, force=options.force) as (begun, journal):
         work = _Work(bundle, begun, journal, checked, graphs, options)
         work.teach()
         made = {stage: work.stage(stage) for stage in ORDER}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from bitdance_edge.calibration.choose import Activations, Gathered
+from bitdance_edge.calibration.activations import Activations, Gathered
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.graphs import StageGraph
 from bitdance_edge.calibration.launches import Launches

@@ -18,7 +18,9 @@ from bitdance_edge.calibration.gptq import encode_with_feedback
 from bitdance_edge.calibration.graphs import Layer, StageGraph, layers_by_name, weight_matrix
 from bitdance_edge.calibration.ranges import FORMATS
 from bitdance_edge.calibration.sessions import session_of, with_outputs
-from bitdance_edge.calibration.weights import CODES, FOUR_BITS, Encoded, encode, group_of, parts, scale_type
+from bitdance_edge.calibration.stored_weights import parts
+from bitdance_edge.calibration.weights import CODES, FOUR_BITS, Encoded, encode, group_of, scale_type
+from bitdance_edge.runtime.bundle.dtypes import ONNX_NUMBERS, tensor_bytes
 
 # The first opset whose DequantizeLinear takes the format.
 FIRST_OPSET = {"int8": 13, "fp8": 19, "int4": 21, "nvfp4": 23}
@@ -84,7 +86,7 @@ def encoded_weight(
     try:
         if layer.name in products and precision in FOUR_BITS:
             return encode_with_feedback(weight, products[layer.name], precision, stored)
-        return encode(weight, precision, stored, threads or 1)
+        return encode(weight, precision, stored, threads)
     except CalibrationError as error:
         raise CalibrationError(f"{layer.name}: {error}") from None
 
@@ -128,7 +130,6 @@ def quantised_graph(graph: StageGraph, formats: Mapping[str, str], limits: Mappi
     """
     model = ModelProto()
     model.CopyFrom(graph.model)
-    del model.metadata_props[:]
     chosen = {layer.node: layer for layer in graph.layers if layer.name in formats}
     _require_opset(graph, {formats[layer.name] for layer in chosen.values()})
     writer = _Writer(model, limits, chosen, formats)
@@ -140,6 +141,12 @@ def quantised_graph(graph: StageGraph, formats: Mapping[str, str], limits: Mappi
         model.graph.node.append(node)
     _drop_unused(model, {layer.weight for layer in chosen.values()})
     return QuantisedGraph(model, writer.promised)
+
+
+def rounded_bytes(layer: Layer, precision: str) -> int:
+    """What a graph stores of a layer's weight in a format."""
+    stored = parts(precision, layer.shape, layer.outputs_axis, layer.element_type)
+    return sum(tensor_bytes(part.dims, ONNX_NUMBERS[part.data_type]) for part in stored)
 
 
 def _require_opset(graph: StageGraph, precisions: set[str]) -> None:

@@ -1,9 +1,10 @@
 """The values of a recipe file by their types, before a recipe is made of them."""
 
-import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
+
+from bitdance_edge.runtime.bundle.json_file import parse_json
 
 MOST_IMAGES = 1_000_000
 MOST_SEED = 2**62  # seeds of held-out images follow
@@ -15,28 +16,12 @@ def recipe_values(text: str) -> dict[str, Any]:
     Raises:
         ValueError: it is not JSON, or an entry has a value of another type or range; the message names it.
     """
-    try:
-        values = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
+    values = parse_json(text.encode())
     if not isinstance(values, dict) or not isinstance(values.get("draw"), dict):
         raise ValueError("it has no draw")
     _require(values, RECIPE, "")
     _require(values["draw"], DRAW, "draw.")
     return values
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{name[:40]!r} is there twice")
-        found[name] = value
-    return found
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
 
 
 def _require(values: Mapping[str, Any], kinds: Mapping[str, Callable[[Any], bool]], prefix: str) -> None:
@@ -50,7 +35,7 @@ def _number(value: Any) -> bool:
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 100_000 and not any("\ud800" <= c <= "\udfff" for c in value)
+    return isinstance(value, str) and 0 < len(value) <= 100_000
 
 
 def _whole(least: int, most: int) -> Callable[[Any], bool]:

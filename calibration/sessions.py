@@ -5,7 +5,7 @@ What was built for this machine is not used: what is recorded and measured follo
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from bitdance_edge.runtime.backends.choice import Choice
 from bitdance_edge.runtime.backends.interface import Backend, Buffer, InOrder, Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.observed import ObservedBackend, Observer
 from bitdance_edge.runtime.backends.onnxruntime import (
-    CPU,
     BoundSession,
     OnnxRuntimeBackend,
+    bind_tensors,
     cpu_options,
-    element_type,
     import_onnxruntime,
 )
 from bitdance_edge.runtime.bundle.linked_files import follow_links, has_links
@@ -49,7 +48,12 @@ class BundleSessions:
             BackendError: no CPU computes in the bundle's element type.
         """
         self.bundle, self.threads = bundle, threads
-        self._backend = OnnxRuntimeBackend(bundle, threads, builds=False)
+        # Stages that are emulated are opened here, and are no reason for the backend to refuse the others.
+        stages = {
+            name: replace(stage, precision="fp32") if stage.precision in EMULATED else stage
+            for name, stage in bundle.stages.items()
+        }
+        self._backend = OnnxRuntimeBackend(replace(bundle, stages=stages), threads, builds=False)
         self._open: dict[str, Any] = {}
 
     def __getitem__(self, stage: str) -> Any:
@@ -129,12 +133,8 @@ class _SessionStage:
         self.spec, self.session, self.time = spec, session, StageTime()
 
     def bind(self, buffers: Mapping[str, Memory]) -> Launch:
-        binding = self.session.io_binding()
-        for tensors, bind in ((self.spec.inputs, binding.bind_input), (self.spec.outputs, binding.bind_output)):
-            for tensor in tensors:
-                buffer, dtype = buffers[tensor.name], element_type(tensor.dtype)
-                bind(tensor.name, CPU.kind, CPU.ordinal, dtype, buffer.shape, buffer.address)
-        return BoundSession(self.session, binding, None, list(buffers.values()), self.time)
+        binding = bind_tensors(self.session, self.spec, buffers, "cpu", 0)
+        return BoundSession(self.session, binding, list(buffers.values()), self.time, Path(self.spec.graph.path))
 
     def close(self) -> None:
         """Leave the session open."""

@@ -17,7 +17,7 @@ from bitdance_edge.calibration.graphs import StageGraph
 from bitdance_edge.calibration.segments import SegmentRun, whole
 from bitdance_edge.calibration.sessions import CACHE_INPUT
 from bitdance_edge.runtime.backends.interface import InOrder, Launch, Memory, StageTime
-from bitdance_edge.runtime.backends.onnxruntime import HostBuffer
+from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, copy_of_rows
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
@@ -110,7 +110,7 @@ class Teacher:
             stride = max(1, (settings.steps + 1) // count)
             steps = [(place + i * stride) % (settings.steps + 1) for i in range(min(count, settings.steps + 1))]
             times = schedule.times[steps].astype(np.float32)
-            (bits,) = settings.prefix[:, patch]
+            (bits,) = settings.given.tokens[:, patch]
             noise = normals(image.seed, Stream.IMAGE, patch, len(steps), (model.tokens_per_step, model.bits))
             mixed = times[:, None, None] * bits + (1 - times[:, None, None]) * noise
             (embedded,) = (self.runs[StageName.TIME]({"times": times}, True)[name] for name in ("time_embeddings",))
@@ -160,6 +160,9 @@ class _TaughtBackend:
 
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)
+
+    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+        return copy_of_rows(target, source, rows)
 
     def second_lane(self) -> "_TaughtBackend":
         return self

@@ -91,7 +91,7 @@ def calibrate_tokenizer(
     sessions, data = BundleSessions(bundle, threads), bundle.folder / RECORDINGS
     chosen = choose(graphs, recipe, record_pictures(sessions, pictures[:count], data), None, threads)
     seen = pictures[count:]
-    with replacing(folder) as staged:
+    with replacing(folder, force=force) as staged:
         written = write_bundle(bundle, staged, recipe, chosen)
         losses = _losses(sessions, BundleSessions(written, threads), seen, record_pictures(sessions, seen, data))
         write_errors(written, losses.stages)

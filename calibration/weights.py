@@ -8,10 +8,10 @@ Of several scales a group of 4 bits gets the one that leaves the least squared e
 clipped, which costs less than a coarser step for all others.
 """
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import prod
 
 import ml_dtypes
 import numpy as np
@@ -26,10 +26,6 @@ NVFP4_REACH = (6.0, 4.0)
 NVFP4_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 # Index of the nearest value by quarters: what is between two values changes at a multiple of one quarter.
 NVFP4_NEAREST = np.searchsorted((NVFP4_VALUES[1:] + NVFP4_VALUES[:-1]) / 2, (np.arange(25) + 0.5) / 4).astype(np.uint8)
-# Bits of E2M1 by twice its value, an int8 seen as a byte; what no number has is not used.
-NVFP4_BITS = (
-    (np.arange(256, dtype=np.uint8).view(np.int8) / np.float32(2)).astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
-)
 # FP8 codes by the bits of the float16 that is nearest, and what each code stands for.
 _HALVES = np.nan_to_num(np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32))
 FP8_CODES = np.clip(_HALVES, -448, 448).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
@@ -111,13 +107,14 @@ def scale_type(name: str) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
-def encode(weight: np.ndarray, precision: str, stored: np.dtype, threads: int = 1) -> Encoded:
+def encode(weight: np.ndarray, precision: str, stored: np.dtype, threads: int | None = None) -> Encoded:
     """Round a weight, strip by strip, so that no float32 copy of the whole is made.
 
     Args:
         weight: ``[outputs, inputs]`` of any floating-point type.
         precision: a key of ``CODES``.
         stored: type of the scales in the graph.
+        threads: None: one a core. Any number gives the same.
 
     Raises:
         CalibrationError: a value is not finite.
@@ -139,7 +136,7 @@ def encode(weight: np.ndarray, precision: str, stored: np.dtype, threads: int = 
         rounded -= grouped
         return np.array([squared_sum(rounded), size])
 
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         error, size = np.sum(list(pool.map(strip, _strips(outputs, inputs))), axis=0)
     return Encoded(precision, numbers, Scales(scales, factor), float(error), float(size))
 
@@ -240,58 +237,3 @@ def tensor_factor(weight: np.ndarray, precision: str, stored: np.dtype) -> np.fl
 def _strips(outputs: int, inputs: int) -> Iterator[slice]:
     step = max(1, STRIP // inputs)
     return (slice(first, min(first + step, outputs)) for first in range(0, outputs, step))
-
-
-@dataclass(frozen=True)
-class Part:
-    """One tensor that a graph stores of an encoded weight: its name behind the weight's, ONNX type, shape and bytes."""
-
-    suffix: str
-    data_type: int
-    dims: tuple[int, ...]
-    content: Callable[[Encoded], bytes]
-
-
-def parts(precision: str, shape: tuple[int, ...], outputs_axis: int, scales: int) -> list[Part]:
-    """What a graph stores of a weight in a format: codes, scales and, of NVFP4, the factor of the scales.
-
-    Args:
-        shape: of the weight as its node reads it: a matrix, or the kernel of a convolution.
-        outputs_axis: the axis of that shape that the outputs are on.
-        scales: ONNX type of the scales.
-    """
-    outputs = shape[outputs_axis]
-    inputs = prod(shape) // outputs
-    group, flipped = group_of(precision, inputs), len(shape) == 2 and outputs_axis == 1
-    per_output = group == inputs and precision not in FOUR_BITS
-    grouped = (inputs // group, outputs) if flipped else (outputs, inputs // group)
-    scale_dims = (outputs,) if per_output else grouped
-    kind = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}[scales]
-    number = scale_type(kind)
-
-    def codes(encoded: Encoded) -> bytes:
-        numbers = encoded.numbers.T if flipped else encoded.numbers
-        return pack(np.ascontiguousarray(numbers), precision)
-
-    def scale_values(encoded: Encoded) -> bytes:
-        values = encoded.scales.values.T if flipped else encoded.scales.values
-        if precision == "nvfp4":
-            return np.ascontiguousarray(values / encoded.scales.tensor).astype(ml_dtypes.float8_e4m3fn).tobytes()
-        return np.ascontiguousarray(values).astype(number).tobytes()
-
-    stored = [Part("codes", CODES[precision], shape, codes)]
-    if precision != "nvfp4":
-        return [*stored, Part("scales", scales, scale_dims, scale_values)]
-    factor = Part("factor", scales, (), lambda encoded: np.array(encoded.scales.tensor).astype(number).tobytes())
-    return [*stored, Part("scales", TensorProto.FLOAT8E4M3FN, scale_dims, scale_values), factor]
-
-
-def pack(numbers: np.ndarray, precision: str) -> bytes:
-    """Numbers as ONNX stores them: two of 4 bits in a byte, the first in its low half."""
-    if precision not in FOUR_BITS:
-        return numbers.tobytes()
-    flat = numbers.ravel()
-    nibbles = flat.view(np.uint8) & 15 if precision == "int4" else NVFP4_BITS[flat.view(np.uint8)]
-    if len(nibbles) % 2:
-        nibbles = np.append(nibbles, np.uint8(0))
-    return (nibbles[0::2] | (nibbles[1::2] << 4)).tobytes()

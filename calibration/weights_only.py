@@ -4,15 +4,17 @@ The bundle may be far larger than the memory: one matrix is read, rounded and wr
 that of its graphs, whatever a CPU computes in. A run that was stopped goes on behind the last matrix that it wrote.
 """
 
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 
 from tqdm import tqdm
 
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.graphs import StageGraph, read_skeleton
-from bitdance_edge.calibration.quantise import Promised, QuantisedGraph, encoded_weight, quantised_graph
+from bitdance_edge.calibration.quantise import Promised, QuantisedGraph, encoded_weight, quantised_graph, rounded_bytes
 from bitdance_edge.calibration.recipe import CalibrationRecipe
 from bitdance_edge.calibration.resumable import resumable
 from bitdance_edge.calibration.stage_file import Journal, Lost, write_stage_file
@@ -29,7 +31,7 @@ class WeightsOptions:
     """What is rounded, and where it goes; only ``recipe`` changes a code.
 
     Attributes:
-        threads: that round; None: one.
+        threads: that round; None: one a core.
     """
 
     recipe: CalibrationRecipe
@@ -52,8 +54,9 @@ def calibrate_weights(bundle: Bundle, folder: Path, options: WeightsOptions) -> 
     graphs = {stage: StageGraph.at(bundle, stage, checked.graph(stage)) for stage in recipe.precisions}
     formats = {stage: weight_formats(graph, recipe) for stage, graph in graphs.items()}
     total = sum(spec.weight_bytes for spec in bundle.stages.values())
+    _require_space(bundle, folder, graphs, formats)
     with (
-        resumable(folder, bundle.digest, recipe.to_json()) as (begun, journal),
+        resumable(folder, bundle.digest, recipe.to_json(), force=options.force) as (begun, journal),
         tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as progress,
     ):
         writer = _Writer(bundle, begun, journal, checked, options.threads, progress)
@@ -98,6 +101,30 @@ def weight_formats(graph: StageGraph, recipe: CalibrationRecipe) -> dict[str, st
             f"--{graph.stage}, or calibrate it with activations, without --weights-only"
         )
     return found
+
+
+def _require_space(
+    bundle: Bundle, folder: Path, graphs: Mapping[str, StageGraph], formats: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Refuse before the work what would not fit on the disk.
+
+    Raises:
+        CalibrationError: with what it takes and what is free.
+    """
+    needed = sum(spec.bytes for spec in bundle.stages.values())
+    for stage, graph in graphs.items():
+        needed += sum(
+            rounded_bytes(layer, formats[stage][layer.name]) - layer.weight_bytes
+            for layer in graph.layers
+            if layer.name in formats[stage]
+        )
+    begun = sum(path.stat().st_size for path in folder.parent.glob(f".{escape(folder.name)}.calibrating-*/**/*.data"))
+    free = shutil.disk_usage(next(parent for parent in folder.absolute().parents if parent.exists())).free
+    if needed - begun > free:
+        raise CalibrationError(
+            f"{folder} takes {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free on that disk; free some space, or "
+            "write to another one"
+        )
 
 
 class CheckedFiles:

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 from bitdance_edge.engines.failure import BuildFailure, parse_failure
 from bitdance_edge.engines.graph import GraphFacts
@@ -78,6 +78,48 @@ def require_aliased_cache(engine: Any, bundle: Bundle) -> None:
     for past, present in bundle.cache_names():
         if (shared := engine.get_aliased_input_tensor(present)) != past:
             raise BuildFailure(f"backbone: the engine gives {present} the memory of {shared}, not of {past}")
+
+
+def write_engine(library: Library, builder: Any, network: Any, config: Any, path: Path) -> bool:
+    """Build a network and write the engine; False where the library gave up.
+
+    Where the library can, it writes the engine as it makes it, so that it is never in memory whole.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    if not library.streams_engines:
+        plan = builder.build_serialized_network(network, config)
+        if plan is not None:
+            path.write_bytes(plan)
+        return plan is not None
+    with path.open("wb") as file:
+        writer = _engine_writer(library.trt, file)
+        built = builder.build_serialized_network_to_stream(network, config, writer)
+    if writer.error is not None:
+        raise writer.error
+    return bool(built)
+
+
+def _engine_writer(trt: ModuleType, file: IO[bytes]) -> Any:
+    """An ``IStreamWriter`` to a file; the library takes a short count for a failure, and cannot pass on an error.
+
+    https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/infer/Core/StreamWriter.html
+    """
+
+    class Writer(trt.IStreamWriter):
+        def __init__(self) -> None:
+            super().__init__()
+            self.error: OSError | None = None
+
+        def write(self, data: Any) -> int:
+            try:
+                return file.write(data)
+            except OSError as error:
+                self.error = error
+                return 0
+
+    return Writer()
 
 
 def layer_kinds(network: Any) -> dict[str, dict[str, int]]:

@@ -35,7 +35,10 @@ class Plan:
         return [stage for stage in self.stages if not stage.up_to_date]
 
     def table(self) -> Iterator[str]:
-        yield f"{'stage':10} {'types':10} {'ONNX MB':>8} {'built MB':>9} {'memory MB':>10} {'before':>8}  what"
+        yield (
+            f"{'stage':10} {'types':10} {'ONNX MB':>8} {'built MB':>9} {'memory MB':>10} {'held MB':>8} {'before':>8}"
+            "  what"
+        )
         for stage in self.stages:
             before = "" if stage.seconds_before is None else f"{stage.seconds_before:.1f} s"
             what, estimate = "up to date" if stage.up_to_date else "build", stage.estimate
@@ -43,9 +46,13 @@ class Plan:
                 what = f"refused: {estimate.refusal.split(':')[0]}"
             elif estimate.note:
                 what += f" ({estimate.note})"
-            built, memory = f"<{estimate.output_bytes / 1e6:.0f}", f"<{estimate.memory_bytes / 1e6:.0f}"
+            built, memory, held = (
+                f"<{size / 1e6:.0f}" for size in (estimate.output_bytes, estimate.memory_bytes, estimate.held_bytes)
+            )
             job, size = stage.job, f"{stage.onnx_bytes / 1e6:.1f}"
-            yield f"{job.stage:10} {job.facts.label:10} {size:>8} {built:>9} {memory:>10} {before:>8}  {what}"
+            yield (
+                f"{job.stage:10} {job.facts.label:10} {size:>8} {built:>9} {memory:>10} {held:>8} {before:>8}  {what}"
+            )
 
     def require_possible(self) -> None:
         """Refuse the whole build before its first second.
@@ -68,11 +75,11 @@ class Plan:
                 f"{folder} has {free / 1e6:.0f} MB free and the build takes up to {needed / 1e6:.0f} MB; free some "
                 f"space, or build fewer stages: bitdance-edge build {folder} --target {self.target.name} --stages head"
             )
-        largest = max(self.to_build, key=lambda stage: stage.estimate.memory_bytes)
+        largest = max(self.to_build, key=lambda stage: stage.estimate.held_bytes)
         available = available_memory()
-        if available is not None and largest.estimate.memory_bytes > available:
+        if available is not None and largest.estimate.held_bytes > available:
             raise BuildError(
-                f"{largest.job.stage} takes up to {largest.estimate.memory_bytes / 1e6:.0f} MB of memory to build and "
+                f"{largest.job.stage} takes up to {largest.estimate.held_bytes / 1e6:.0f} MB of memory to build and "
                 f"{available / 1e6:.0f} MB are available; close other programs, or build on a larger machine (for rtx "
                 "any will do) and copy the bundle back"
             )

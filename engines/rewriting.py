@@ -94,6 +94,16 @@ class Graph:
         for offset, node in enumerate(nodes):
             kept.insert(at + offset, node)
 
+    def drop_unread(self) -> None:
+        """Remove nodes whose results nobody reads, and those that only they read."""
+        kept = self.model.graph.node
+        read = self.outputs
+        for node in reversed(list(kept)):  # in topological order: readers come after what they read
+            if read.isdisjoint(node.output):
+                kept.remove(node)
+            else:
+                read.update(node.input)
+
     def save(self, path: Path) -> None:
         """Write the graph with the weights that it still reads, large ones in ``<path>.data``."""
         graph = self.model.graph

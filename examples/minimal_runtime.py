@@ -8,6 +8,7 @@ docs/format.md explains every line. It makes the same tokens as bitdance-edge, a
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Bundle:
         fed = {tensor.name: np.asarray(inputs[tensor.name]) for tensor in session.get_inputs()}
         return dict(zip([tensor.name for tensor in session.get_outputs()], session.run(None, fed), strict=True))
 
-    def rows(self, subjects: list[int] | list[str], size: str) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, subjects: Sequence[int | str], size: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids and padding of all rows: the conditional one of each image, then the unconditional ones."""
         text = self.manifest["text"]
         if text is None:
@@ -66,7 +67,7 @@ class Bundle:
         from tokenizers import Tokenizer
 
         encode = Tokenizer.from_file(str(self.folder / text["tokenizer"]["path"])).encode
-        prompts = [text["conditional"].replace("{prompt}", subject) for subject in subjects]
+        prompts = [text["conditional"].replace("{prompt}", str(subject)) for subject in subjects]
         prompts += [text["unconditional"]] * len(subjects)
         ids = [encode(prompt).ids + text["suffixes"][size] for prompt in prompts]
         longest = max(map(len, ids))

@@ -16,7 +16,6 @@ from bitdance_edge.export import manifest
 from bitdance_edge.export.check import check_stages
 from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.graph import export_graph
-from bitdance_edge.export.graph_names import graph_properties
 from bitdance_edge.export.links import link_names, refusal
 from bitdance_edge.export.manifest import FileHashes
 from bitdance_edge.export.opsets import DEFAULT_OPSET, OPSETS
@@ -29,6 +28,7 @@ from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.tensor_file import StoredTensor
 from bitdance_edge.model.values import require_finite
 from bitdance_edge.runtime.bundle.files import cannot_write, claimed_output, put_in_place, staged_folder
+from bitdance_edge.runtime.bundle.graph_properties import graph_properties
 from bitdance_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.host_memory import available_memory

@@ -12,16 +12,10 @@ from pathlib import Path
 import onnx
 from onnx import GraphProto, NodeProto
 
+from bitdance_edge.runtime.bundle.graph_properties import PRODUCER
 from bitdance_edge.runtime.bundle.module_paths import MODULE_PATH, innermost_module
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")  # what a layer is known for: its node has the layer's own name
-
-
-def graph_properties(bundle: str, stage: str, provenance: Mapping[str, object]) -> dict[str, str]:
-    """The ``metadata_props`` of a stage's graph: which bundle and stage it is, made by whom, under which licence."""
-    made = {"bundle": bundle, "stage": stage, "bitdance_edge_version": version("bitdance-edge")}
-    said = {name: str(provenance[name]) for name in ("checkpoint", "license") if provenance.get(name)}
-    return {**made, **said}
 
 
 def name_graph(path: Path, properties: Mapping[str, str]) -> None:
@@ -42,7 +36,7 @@ def name_graph(path: Path, properties: Mapping[str, str]) -> None:
     values = (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer)
     for described in (*values, model.graph, model):
         del described.metadata_props[:]
-    model.producer_name, model.producer_version = "bitdance-edge", version("bitdance-edge")
+    model.producer_name, model.producer_version = PRODUCER, version("bitdance-edge")
     model.graph.name = path.stem
     for key, value in properties.items():
         model.metadata_props.add(key=key, value=value)

@@ -7,7 +7,7 @@ without the modules it does not use, so that names in a graph are those of the c
 
 import copy
 from collections.abc import Collection
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +38,9 @@ class Stage(nn.Module):
     # Modules of the model that the stage does not call: tracing takes time for every weight, used or not.
     unused: ClassVar[tuple[str, ...]]
 
-    def __init__(self, model: Generator) -> None:
+    def __init__(self, model: Exported) -> None:
         super().__init__()
-        self.model = without(model, self.unused)
+        self.model: Any = without(model, self.unused)  # of a kind that has what the stage calls
 
     @property
     def dtype(self) -> torch.dtype:

@@ -58,5 +58,6 @@ def require_variant_folder(folder: Path) -> None:
     Raises:
         ModelError: its sub-folders are models, and it is none.
     """
-    if not (folder / INDEX).exists() and (variants := sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))):
+    own = (folder / INDEX).exists() or (folder / "config.json").exists()
+    if not own and (variants := sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))):
         raise ModelError(f"{folder} holds several models; give the folder of one: {', '.join(variants)}")

@@ -11,7 +11,7 @@ from PIL import Image
 # Sweeps over each level of the pyramid, which starts from the solution of the coarser one: many over small levels,
 # where they cost nothing and reach far.
 MOST_SWEEPS, FEWEST_SWEEPS, SWEPT = 60, 10, 8000  # SWEPT: sweeps times the level's longer side
-SMALLEST = 8  # side in pixels of the coarsest level
+SMALLEST = 8  # longer side in pixels of the coarsest level
 OVER_RELAXATION = 1.7
 
 
@@ -42,16 +42,20 @@ def _membrane(known: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
     The edge of the array is free: there the offset goes on level.
     """
-    height, width = inside.shape
     guess = np.where(inside[..., None], 0, known)
-    if min(height, width) > SMALLEST and not inside.all():
-        coarse = ((height + 1) // 2, (width + 1) // 2)
-        outside = _resized(~inside, coarse)
-        values = np.stack([_resized(np.where(inside, 0, known[..., c]), coarse) for c in range(3)], axis=-1)
-        coarser = _membrane(values / np.maximum(outside, 1e-6)[..., None], outside < 0.5)
-        finer = np.stack([_resized(coarser[..., c], (height, width)) for c in range(3)], axis=-1)
-        guess = np.where(inside[..., None], finer, known)
+    if max(inside.shape) > SMALLEST and not inside.all():
+        weight = _blocks(~inside[..., None] * np.ones(1, np.float32))
+        # A block with any known pixel is known, so that a thin border is not lost.
+        coarser = _membrane(_blocks(guess) / np.maximum(weight, 1), weight[..., 0] == 0)
+        guess = np.where(inside[..., None], _resized(coarser, inside.shape), known)
     return _relaxed(guess.astype(np.float32), inside)
+
+
+def _blocks(values: np.ndarray) -> np.ndarray:
+    """Add up blocks of 2x2 pixels: ``[H, W, C]`` to ``[ceil(H / 2), ceil(W / 2), C]``."""
+    height, width, channels = values.shape
+    even = np.pad(values, ((0, height % 2), (0, width % 2), (0, 0)))
+    return even.reshape(-(-height // 2), 2, -(-width // 2), 2, channels).sum(axis=(1, 3))
 
 
 def _relaxed(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -65,7 +69,8 @@ def _relaxed(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return values
 
 
-def _resized(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Resize ``[h, w]`` to another shape, float32."""
-    image = Image.fromarray(values.astype(np.float32))
-    return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+def _resized(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Resize ``[h, w, C]`` to another height and width, float32."""
+    channels = (Image.fromarray(values[..., c].astype(np.float32)) for c in range(values.shape[2]))
+    method = Image.Resampling.BILINEAR
+    return np.stack([np.asarray(channel.resize(shape[::-1], method)) for channel in channels], axis=-1)

@@ -3,7 +3,7 @@
 A thin layer over ``Request``: it renames arguments, and every other field of a request is taken under its own name.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.events import Event, ImageDone, PatchDone
 from bitdance_edge.runtime.image import GeneratedImage
-from bitdance_edge.runtime.request import Request
+from bitdance_edge.runtime.request import MAX_SEED, Request
+from bitdance_edge.runtime.values import items, shown, whole
 
 if TYPE_CHECKING:
     from bitdance_edge.runtime.pipeline import Pipeline
@@ -51,10 +52,9 @@ def called_request(
     known = {field.name for field in fields(Request)} - {"classes", "prompts", "count", "steps", "guidance", "seed"}
     if unknown := others.keys() - known:
         raise RequestError(f"unknown argument {', '.join(sorted(unknown))}; a request takes {', '.join(sorted(known))}")
-    subjects = [subject] if isinstance(subject, str | int) else list(subject)
     kind = "classes" if pipeline.bundle.model.kind == CLASS_CONDITIONAL else "prompts"
     request: dict[str, Any] = {
-        kind: subjects,
+        kind: subject,
         "count": named["num_images_per_prompt"],
         "steps": named["num_inference_steps"],
         "guidance": named["guidance_scale"],
@@ -68,7 +68,9 @@ def _size(width: int | None, height: int | None, others: Mapping[str, Any]) -> d
     if width is None and height is None:
         return {}
     if width is None or height is None or others.get("size") is not None:
-        raise RequestError(f"width is {width} and height {height}; give both, or size='WIDTHxHEIGHT' in their place")
+        raise RequestError(
+            f"width is {shown(width)} and height {shown(height)}; give both, or size='WIDTHxHEIGHT' in their place"
+        )
     return {"size": Size(width=width, height=height)}
 
 
@@ -78,16 +80,13 @@ def _seeds(seed: int | None, generator: Any) -> dict[str, Any]:
         return {"seed": seed}
     if seed is not None:
         raise RequestError("seed and generator are both given; omit one of the two")
-    if isinstance(generator, Sequence):
-        return {"seeds": [_seed(item) for item in generator]}
-    return {"seed": _seed(generator)}
+    found = [_seed(item) for item in items("generator", generator)]
+    return {"seed": found[0]} if not isinstance(generator, Iterable) else {"seeds": found}
 
 
-def _seed(generator: Any) -> int:
-    if isinstance(generator, int):
-        return generator
+def _seed(generator: Any) -> Any:
     if not hasattr(generator, "initial_seed"):
-        raise RequestError(f"generator is {generator!r}; give a torch.Generator, or seed= with a whole number")
+        return whole("generator", generator, 0, MAX_SEED)
     return int(generator.initial_seed()) % 2**63  # PyTorch's own seeds have 64 bits
 
 

@@ -12,7 +12,7 @@ from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.request import Settings
 from bitdance_edge.runtime.values import whole
 
-MOST_BITS = 2**28  # of tokens or a mask that are read
+MOST_BITS = 2**26  # of tokens or a mask that are read: a byte each while they are unpacked
 
 
 def given_settings(batch: Settings, image: int) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _mask(settings: Mapping[str, Any]) -> np.ndarray:
     with _damaged("mask"):
         unpacker = zlib.decompressobj()
         packed = unpacker.decompress(base64.b64decode(settings["mask"], validate=True), MOST_BITS // 8)
-        return _bits(np.frombuffer(packed, np.uint8), settings, "mask").astype(bool)
+        return _bits(np.frombuffer(packed, np.uint8), settings, "mask").view(bool)
 
 
 def _bits(packed: np.ndarray, settings: Mapping[str, Any], name: str) -> np.ndarray:

@@ -12,8 +12,16 @@ from bitdance_edge.runtime.memory_plan import ALLOWANCE, Execution, MemoryPlan, 
 from bitdance_edge.runtime.values import shown
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
-# Bytes of one weight, by the narrowest element type of a stage; 4 bits with one fp16 scale for 128 weights.
-WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.5 + 2 / 128}
+# Bytes of one weight, by the narrowest element type of a stage; 4 bits with their share of a scale.
+WEIGHT_BYTES = {
+    "fp32": 4.0,
+    "fp16": 2.0,
+    "bf16": 2.0,
+    "int8": 1.0,
+    "fp8": 1.0,
+    "int4": 0.5 + 2 / 128,
+    "nvfp4": 0.5 + 1 / 16,
+}
 # The stages that hold nearly all weights, and whose products can be quantised.
 QUANTISED = (StageName.BACKBONE, StageName.MODULATION, StageName.HEAD)
 
@@ -96,12 +104,13 @@ def _decoding(plan: MemoryPlan, at_once: int, overlapped: bool) -> MemoryPlan:
 def _alternatives(bundle: Bundle, images: int, free: int, how: Execution) -> Iterator[str]:
     if fewer := most_images(bundle, images - 1, free, how):
         yield f"{fewer} at once (max_batch {fewer})"
+    command = f"bitdance-edge calibrate {bundle.folder} --weights-only --precision"
     for title, kind in (("FP8", "fp8"), ("4-bit", "int4")):
         smaller = {name: _requantised(bundle.stages[name], kind) for name in QUANTISED if name in bundle.stages}
         if any(size < bundle.stage(name).bytes for name, size in smaller.items()):
             files = {**how.files, **smaller}
             if most := most_images(bundle, images, free, replace(how, files=files)):
-                yield f"{title} weights in {', '.join(smaller)}, {most} at once"
+                yield f"{title} weights in {', '.join(smaller)}, {most} at once: {command} {kind} -o FOLDER"
 
 
 def _requantised(stage: StageSpec, kind: str) -> int:

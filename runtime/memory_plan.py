@@ -33,8 +33,9 @@ class Execution:
     Attributes:
         guided: whether each image has two rows, conditional and unconditional.
         files: bytes of what is loaded in place of a stage's ONNX files: its engine.
-        queued: whether the backend queues work, as TensorRT does and ONNX Runtime does not; it then has a landing
-            buffer for values that are written ahead.
+        queued: whether the backend queues work, as on a GPU; it then has a landing buffer for values that are written
+            ahead.
+        in_place: whether the cache is updated in place whatever the operators, as by ONNX Runtime.
         given: what is known of the images before they are sampled; None: nothing.
         judged: whether the head is asked how likely given patches are.
     """
@@ -42,12 +43,13 @@ class Execution:
     guided: bool = True
     files: Mapping[str, int] = field(default_factory=dict)
     queued: bool = True
+    in_place: bool = False
     given: GivenTokens | None = None
     judged: bool = False
 
     def updates_in_place(self, bundle: Bundle) -> bool:
         """Whether the cache is updated in place: by ONNX Runtime always, by engines with the newer operators."""
-        return not self.queued or bundle.opset >= IN_PLACE_OPSET
+        return self.in_place or not self.queued or bundle.opset >= IN_PLACE_OPSET
 
 
 @dataclass(frozen=True)

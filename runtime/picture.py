@@ -58,9 +58,9 @@ def read_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
         RequestError: it is no such picture, is too large, damaged, invisible, or of pixels that have no fixed range.
     """
     try:
-        with _quiet(), open_picture(file, name, formats) as image:
+        with without_warnings(), open_picture(file, name, formats) as image:
             image.load()
-            return _opaque(_upright(_eight_bits(image, name)), name)
+            return _opaque(upright(_eight_bits(image, name)), name)
     except RequestError:
         raise
     except Exception as error:  # what Pillow raises for damaged files shares no base class
@@ -75,7 +75,7 @@ def open_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
     """
     Image.init()  # AVIF came with Pillow 11.3
     try:
-        with _quiet():
+        with without_warnings():
             image = Image.open(file, formats=[known for known in map(str.upper, formats) if known in Image.OPEN])
     except UnidentifiedImageError:
         raise RequestError(f"{name} is not a readable {_either(formats)} file; convert it to one of these") from None
@@ -92,7 +92,7 @@ def open_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Read one picture at a time, without warnings: what is wrong with it is an error, or of no consequence."""
     with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -121,7 +121,7 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """The picture turned as its orientation tag says; one whose tags cannot be read stays as it is stored."""
     with suppress(SyntaxError, struct.error):  # Pillow's for Exif that is no TIFF structure
         ImageOps.exif_transpose(image, in_place=True)

@@ -57,4 +57,5 @@ def plan_on(
 
 def execution_on(backend: Backend, choice: Choice) -> Execution:
     """How an opened backend runs a bundle, as far as memory goes."""
-    return Execution(files=choice.files, queued=backend.run_ahead > 0)
+    in_place = choice.backend.startswith("onnxruntime")
+    return Execution(files=choice.files, queued=backend.run_ahead > 0, in_place=in_place)

@@ -48,12 +48,20 @@ def read_text(path: str | Path, what: str) -> str:
         RequestError: as ``open_regular``, or the file is not UTF-8; the message names the place.
     """
     with open_regular(path, what, MOST_TEXT) as file:
-        content = file.read()
+        return decoded_text(file.read(), str(path))
+
+
+def decoded_text(content: bytes, name: str) -> str:
+    """Decode UTF-8, with or without a byte order mark.
+
+    Raises:
+        RequestError: it is no UTF-8; the message names the place in what ``name`` says.
+    """
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise RequestError(
-            f"{path} is not UTF-8: byte {content[error.start]:#04x} in line {line} (offset {error.start}); save it in "
+            f"{name} is not UTF-8: byte {content[error.start]:#04x} in line {line} (offset {error.start}); save it in "
             "UTF-8"
         ) from None

@@ -65,8 +65,8 @@ class Request:
         batch_invariant: run the images one by one, so that each has the same bits in any batch.
     """
 
-    classes: Iterable[int | str] | int | str = ()
-    prompts: Iterable[str] | str = ()
+    classes: Iterable[int | str] | int | str | None = ()
+    prompts: Iterable[str] | str | None = ()
     negative_prompt: str | None = None
     count: int = 1
     seed: int | None = None

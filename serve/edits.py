@@ -9,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from bitdance_edge.errors import plain
 from bitdance_edge.runtime import RequestError, Size, fit_pixels
 from bitdance_edge.runtime.image import PNG_KEY
 from bitdance_edge.runtime.mask import place_mask, read_mask
@@ -54,7 +55,7 @@ def uploaded_change(
         try:
             redrawn = place_mask(redrawn, own, size, fit, "mask")
         except RequestError as error:
-            raise ApiError(400, "invalid_value", str(error), param="mask") from None
+            raise ApiError(400, "invalid_value", plain(error), param="mask") from None
     return Change(
         init=fit_pixels(picture, size, fit),
         mask=redrawn,

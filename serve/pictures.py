@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from bitdance_edge.errors import plain
 from bitdance_edge.runtime import RequestError, Size, fit_pixels
 from bitdance_edge.runtime.image import PNG_KEY
 from bitdance_edge.runtime.mask import read_mask
@@ -122,7 +123,7 @@ def read_file(content: bytes, name: str, read: Callable[[BinaryIO], Decoded], fo
         file.seek(0)
         return read(file)
     except RequestError as error:
-        raise ApiError(400, "invalid_image", str(error), param=param) from None
+        raise ApiError(400, "invalid_image", plain(error), param=param) from None
     finally:
         _return_memory()
 

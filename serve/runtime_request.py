@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from bitdance_edge.errors import plain
 from bitdance_edge.runtime import Bundle, Request, RequestError, Size, fit_pixels
 from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.errors import PromptTooLongError
@@ -73,9 +74,9 @@ def generation(
     try:
         resolved = runtime_request([work], model.bundle).resolve(model.bundle, model.encoder)
     except PromptTooLongError as error:
-        raise ApiError(413, "prompt_too_long", str(error), param="prompt") from None
+        raise ApiError(413, "prompt_too_long", plain(error), param="prompt") from None
     except RequestError as error:  # everything but the prompt is checked above
-        raise ApiError(400, "invalid_prompt", str(error), param="prompt") from None
+        raise ApiError(400, "invalid_prompt", plain(error), param="prompt") from None
     return replace(work, prompt_tokens=len(resolved.images[0].conditional))
 
 
@@ -124,7 +125,7 @@ async def change(fields: JobRequest, model: Model) -> Change | None:
         try:
             mask = place_mask(await white(edit.mask, "edit.mask"), own, size.pixels, edit.fit, "edit.mask")
         except RequestError as error:
-            raise _invalid("edit", str(error)) from None
+            raise _invalid("edit", plain(error)) from None
     return Change(init=init, mask=mask, strength=edit.strength, candidates=edit.candidates, blend=edit.blend)
 
 
@@ -165,7 +166,7 @@ def _require_possible(change: Change, work: Generation, model: Model) -> None:
     try:
         asked.resolve(model.bundle, model.encoder)
     except RequestError as error:
-        raise _invalid("edit", str(error)) from None
+        raise _invalid("edit", plain(error)) from None
 
 
 def _prefix(fields: GenerationFields, model: Model, size: ImageSize) -> np.ndarray | None:

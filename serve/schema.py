@@ -129,7 +129,7 @@ class Edit(RequestBody):
         min_length=1,
         max_length=MOST_FILE,
     )
-    strength: Annotated[float, Field(ge=0, le=1)] | list[Annotated[float, Field(ge=0, le=1)]] | None = Field(
+    strength: float | list[float] | None = Field(
         None,
         description="How much is drawn anew, from 0 to 1, or one such number for each patch; 1 by default with a mask.",
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bitdance_edge.errors import plain
 from bitdance_edge.runtime import BitDanceError, Cancelled, ImageDone, PatchDone, Pipeline, Request, RequestError, Size
 from bitdance_edge.runtime.backends.interface import StageTime
 from bitdance_edge.runtime.bundle.stage_names import StageName
@@ -128,13 +129,13 @@ class _OrderLoop:
         except ServerGone:
             raise
         except Cancelled as error:
-            failure = ("cancelled", str(error))
+            failure = ("cancelled", plain(error))
         except RequestError as error:
-            failure = ("invalid_request", str(error))
+            failure = ("invalid_request", plain(error))
         except (OutOfMemoryError, MemoryError) as error:
-            failure = ("insufficient_memory", str(error))
+            failure = ("insufficient_memory", plain(error))
         except Exception as error:  # whatever a backend raises fails this batch only
-            failure = ("generation_failed", str(error))
+            failure = ("generation_failed", plain(error))
         return BatchReport(
             batch=order.batch,
             seconds=time.perf_counter() - started,

@@ -13,6 +13,8 @@ from bench_fixtures import altered as altered
 from bench_fixtures import compared as compared
 from calibration_fixtures import calibrated as calibrated
 from calibration_fixtures import recordings as recordings
+from cuda_fixtures import on_cuda as on_cuda
+from cuda_fixtures import trace as trace
 from engine_fixtures import built as built
 from engine_fixtures import built_copy as built_copy
 from engine_fixtures import digits as digits
@@ -39,6 +41,9 @@ ONE_PROCESS = ("calibration", "engines")
 
 # As in an activated environment, so that messages say "bitdance-edge", not its path.
 os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+
+# onnxruntime-gpu over a CUDA that computes nothing: ``make test-cuda`` sets both up and runs them.
+collect_ignore = [] if "FAKE_CUDA_TRACE" in os.environ else ["cuda"]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One core a process, for those that a test starts too; read when numpy and torch are imported.

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +52,11 @@ def hub(root: Path) -> Iterator[Hub]:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: Hub
+
+    @property
+    def hub(self) -> Hub:
+        assert isinstance(self.server, Hub)
+        return self.server
 
     def do_HEAD(self) -> None:
         self._file(body=False)
@@ -61,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
         if asked is None:
             self._file(body=True)
             return
-        folder = self.server.root / asked["name"]
+        folder = self.hub.root / asked["name"]
         if not folder.is_dir():
             self._json(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
             return
@@ -78,8 +83,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             said = json.loads(body)
             name = f"{said.get('organization') or 'me'}/{said['name']}"
-            (self.server.root / name).mkdir(parents=True, exist_ok=True)
-            self._json(200, {"url": f"{self.server.endpoint}/{name}", "name": name})
+            (self.hub.root / name).mkdir(parents=True, exist_ok=True)
+            self._json(200, {"url": f"{self.hub.endpoint}/{name}", "name": name})
+            return
+        if self.path == "/api/validate-yaml":
+            self._json(200, {"errors": [], "warnings": []})
             return
         asked = API.fullmatch(urlsplit(self.path).path)
         assert asked is not None, self.path
@@ -91,15 +99,15 @@ class Handler(BaseHTTPRequestHandler):
         for line in body.splitlines():
             entry = json.loads(line)
             if entry["key"] == "file":
-                path = self.server.root / asked["name"] / entry["value"]["path"]
+                path = self.hub.root / asked["name"] / entry["value"]["path"]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(base64.b64decode(entry["value"]["content"]))
-        address = f"{self.server.endpoint}/{asked['name']}/commit/{COMMIT}"
+        address = f"{self.hub.endpoint}/{asked['name']}/commit/{COMMIT}"
         self._json(200, {"commitUrl": address, "commitOid": COMMIT, "pullRequestUrl": None, "success": True})
 
     def _file(self, *, body: bool) -> None:
         asked = RESOLVE.fullmatch(unquote(urlsplit(self.path).path))
-        path = self.server.root / asked["name"] / asked["file"] if asked else None
+        path = self.hub.root / asked["name"] / asked["file"] if asked else None
         if path is None or not path.is_file():
             self._json(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"}, body=body)
             return
@@ -115,12 +123,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if not body:
             return
-        self.server.asked.append((path.name, self.headers.get("Range", "")))
-        if self.server.cut == path.name:
-            self.server.cut = ""
+        self.hub.asked.append((path.name, self.headers.get("Range", "")))
+        if self.hub.cut == path.name:
+            self.hub.cut = ""
             self.wfile.write(content[start : start + len(content) // 2])
             self.wfile.flush()
-            self.connection.close()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
             return
         self.wfile.write(content[start:])
 

@@ -7,20 +7,39 @@ from typing import Any
 
 NESTED = "[" * 40_000 + "]" * 40_000
 # As JSON writes them, also what is not allowed there: NaN, a key that stands twice, half a surrogate pair.
-EVERYWHERE = ("null", "true", "-1", "1.5", str(2**62), '""', "[]")
-SHALLOW = ("1" + "0" * 400, "NaN", "1e999", '"../../x"', '"/etc/passwd"', '"\\ud800"', '{"a": 1, "a": 2}', NESTED)
+VALUES = (
+    "null",
+    "true",
+    "7",
+    "-1",
+    "1.5",
+    str(2**62),
+    "1" + "0" * 400,
+    "NaN",
+    "1e999",
+    '""',
+    '"text"',
+    '"../../x"',
+    '"/etc/passwd"',
+    '"\\ud800"',
+    "[]",
+    '{"a": 1, "a": 2}',
+)
 PLACE = "\u2402"  # stands in for the value while the document is written; nothing else holds it
-SHALLOW_TO = 3  # steps down to a place
+SHALLOW, SHALLOWEST = 3, 2  # steps down to a place
 
 
-def mutations(document: Any, omit: Collection[str] = (), more: Sequence[str] = ()) -> Iterator[tuple[str, bytes]]:
+def mutations(
+    document: Any, values: Sequence[str] = VALUES, deep: Sequence[str] | None = None, omit: Collection[str] = ()
+) -> Iterator[tuple[str, bytes]]:
     """Yield a description and the bytes of each document with one place changed.
 
     The first and the last item of a list stand for those between.
 
     Args:
+        values: what takes the place of each, as JSON text; at the first steps deep nesting too.
+        deep: the same for places further down; None: ``values``.
         omit: keys below which nothing is changed.
-        more: values for every place, as JSON text.
     """
     for path in _places(document):
         if set(path[:-1]) & set(omit):
@@ -34,7 +53,8 @@ def mutations(document: Any, omit: Collection[str] = (), more: Sequence[str] = (
         holder[last] = PLACE
         before, after = json.dumps(changed, ensure_ascii=False).split(f'"{PLACE}"')
         place = ".".join(map(str, path))
-        for value in (*EVERYWHERE, *more, *(SHALLOW if len(path) <= SHALLOW_TO else ())):
+        chosen = values if deep is None or len(path) <= SHALLOW else deep
+        for value in (*chosen, NESTED) if len(path) <= SHALLOWEST else chosen:
             if value != whole and not (value == "1.5" and isinstance(original, float)):  # another number is no fault
                 yield f"{place} = {value[:20]}", (before + value + after).encode()
         del holder[last]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from bitdance_edge import installation
 from bitdance_edge.cli import COMMANDS, main
+from bitdance_edge.errors import BitDanceError, plain
 from bitdance_edge.installation import as_typed
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.bundle.pack import pack_bundle
@@ -103,3 +104,9 @@ def test_hints_work_from_where_the_user_is(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "bitdance-edge export" in as_typed(hint) and " -m pip install " in as_typed(hint)
     assert not as_typed(hint).startswith("make one with: bitdance-edge")
     assert as_typed("bitdance-edge inspect: no bundle") == "bitdance-edge inspect: no bundle"  # its own name
+
+
+def test_what_a_server_says_has_no_path_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    error = BitDanceError("make one with: bitdance-edge export X -o Y")
+    assert plain(error) == "make one with: bitdance-edge export X -o Y" != str(error)

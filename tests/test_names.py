@@ -1,5 +1,6 @@
 """Names that are no text, or not in the terminal's encoding, are printed and written; text files are UTF-8."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bitdance_edge.commands import values
 from bitdance_edge.runtime import Bundle, RequestError
 from bitdance_edge.runtime.reading import read_text
 
@@ -60,3 +62,26 @@ def test_a_byte_order_mark_is_not_text_and_other_encodings_are_named(tmp_path: P
         path.write_bytes(content)
         with pytest.raises(RequestError, match=place):
             read_text(path, "file")
+        with pytest.raises(argparse.ArgumentTypeError, match=place):
+            values.prompt_file(str(path))
+
+
+def test_a_file_of_prompts_is_a_regular_file_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xef\xbb\xbfa red circle\r\n\n  a blue square\n")
+    assert values.prompt_file(str(path)) == ["a red circle", "a blue square"]
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").touch()
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(2**40)
+    for value, message in (
+        (tmp_path / "none", "no file of prompts at"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "pipe", "is a pipe"),
+        (tmp_path / "empty", "holds no prompt"),
+        (tmp_path / "huge", "the limit is 16,777,216"),
+        ("/dev/zero", "is a pipe, device"),
+        ("", "the path is empty"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=message):
+            values.prompt_file(str(value))

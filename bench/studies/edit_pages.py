@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from bitdance_edge.calibration.plots import save_chart
-from bitdance_edge.runtime import Pipeline, Request, save_png
+from bitdance_edge.runtime import Pipeline, Request, RequestError, save_png
 from bitdance_edge.training.data import digits
 from bitdance_edge.training.shapes import Scene, Thing, render
 
@@ -138,10 +138,20 @@ def mask_columns(pipeline: Pipeline, asked: Request, init: Picture, masks: Seque
     made = []
     for one, mask, subject in zip(init, masks, asked.subjects, strict=True):
         kind = "prompts" if pipeline.bundle.text else "classes"
-        alone = replace(asked, **{kind: [subject]}, init=one, mask=mask, candidates=8 if mask[-1, -1] == 0 else 1)
+        alone = replace(asked, **{kind: [subject]}, init=one, mask=mask)
+        alone = replace(alone, candidates=most_candidates(pipeline, alone))
         blended = [pictures(pipeline, replace(alone, seed=seed))[0] for seed in (100, 200, 300)]
         made.append([*blended, pictures(pipeline, replace(alone, seed=100, blend=False))[0]])
     return columns + [list(column) for column in zip(*made, strict=True)]
+
+
+def most_candidates(pipeline: Pipeline, asked: Request) -> int:
+    """8, or 1 where nothing that is kept comes after what is redrawn."""
+    try:
+        replace(asked, candidates=8).resolve(pipeline.bundle)
+    except RequestError:
+        return 1
+    return 8
 
 
 def draw_sheet(

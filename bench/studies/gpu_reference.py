@@ -13,6 +13,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -122,8 +123,14 @@ def compile_model(model: BitDance | TextToImage) -> None:
         block.forward = torch.compile(block.forward, dynamic=True)
 
 
-def measure(name: str, model: BitDance | TextToImage, images: int, steps: int, compiled: bool) -> ReferenceTimes:
-    """One whole generation of tokens, timed after a first one that compiles and warms up."""
+def measure(
+    name: str, model: BitDance | TextToImage, images: int, steps: int, compiled: bool, most: int | None = None
+) -> ReferenceTimes:
+    """One generation of tokens, timed after a first one that compiles and warms up.
+
+    Args:
+        most: patches that are generated; None: all of the image.
+    """
     device = next(model.parameters()).device.type
     if compiled:
         compile_model(model)
@@ -136,7 +143,7 @@ def measure(name: str, model: BitDance | TextToImage, images: int, steps: int, c
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         started, count = time.perf_counter(), 0
-        for _ in patches(model, images, steps, device):
+        for _ in islice(patches(model, images, steps, device), most):
             count += 1
         if device == "cuda":
             torch.cuda.synchronize()

@@ -147,8 +147,8 @@ def make_full(work: Path) -> None:
         stored = {
             part.stored + key.removeprefix(part.ours): s for key, s in shapes.items() if key.startswith(part.ours)
         }
-        if not part.weights.startswith("model"):
-            write_sparse(folder / part.weights, stored)
+        if part.stem != "model":
+            write_sparse(folder / f"{part.stem}.safetensors", stored)
             continue
         shards = split(stored, SHARD_BYTES)
         for i, shard in enumerate(shards, 1):

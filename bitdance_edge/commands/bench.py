@@ -66,6 +66,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from bitdance_edge.bench.errors import BenchError
+
+    if sys.platform != "linux":
+        raise BenchError(
+            f"bench reads CPU time and memory from Linux's /proc, and this is {sys.platform}: run it there"
+        )
     from bitdance_edge.bench.comparison import compare
     from bitdance_edge.runtime.bundle.files import claimed_output
 

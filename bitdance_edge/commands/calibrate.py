@@ -5,17 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitdance_edge.commands import calibrate_large as large
 from bitdance_edge.commands.common import (
     add_size_argument,
     add_threads_argument,
     example_subject,
     expand_classes,
     images_in,
-    load_tokens,
     say,
 )
 from bitdance_edge.commands.values import number, path, percentage, text, whole
-from bitdance_edge.runtime.bundle.manifest import sha256
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.request import MAX_COUNT, MAX_GUIDANCE, MAX_STEPS
 
@@ -38,16 +37,6 @@ OF_GENERATORS = (  # options that a tokenizer alone has no use for
     *("no_sensitivity", "features", "references", "floor", "recipe", "weights_only", "by_layer", "bits"),
 )
 BUDGET_MISSED = 3  # exit status: the bundle is written, but more bits flip than --max-bit-flips allows
-NEEDS_RUNS = (  # options that say what is run, or what is chosen by it
-    *("max_bit_flips", "calibrator", "percentile", "smooth", "flat_times", "images", "seed", "classes", "prompts"),
-    *("size", "steps", "guidance", "patches", "data", "no_sensitivity", "no_feedback"),
-    *("features", "references", "floor"),
-)
-NEEDS_WHOLE = (  # options of what is run with a whole stage in memory
-    *("weights_only", "max_bit_flips", "smooth", "flat_times", "images", "patches", "data", "no_sensitivity"),
-    *("recipe", "features", "references", "floor"),
-)
-HELD_OUT = 8
 IMAGES, IMAGES_4_BITS = 8, 32  # recorded by default; error feedback takes more
 EXAMPLE = """examples:
   bitdance-edge calibrate bundles/digits-4x --precision int8 -o bundles/digits-4x-int8
@@ -118,7 +107,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--held-out",
         type=whole(1, MAX_COUNT),
-        default=HELD_OUT,
+        default=large.HELD_OUT,
         metavar="N",
         help="images for stages and layers (8)",
     )
@@ -150,12 +139,16 @@ def run(args: argparse.Namespace) -> int:
         return _run_tokenizer(args, bundle)
     if args.pictures:
         raise CalibrationError("--pictures are for a tokenizer alone; a generator makes images of its own: omit it")
-    if args.by_layer:
-        return _run_by_layer(args, bundle)
+    if args.by_layer or args.weights_only:
+        large.require_options(args)
+        recipe = large.recipe_of(args, _recipe(args, bundle), STAGES)
+        if args.target:
+            _require_target(args.target, recipe, args.bundle)
+        return (
+            large.run_by_layer(args, bundle, recipe) if args.by_layer else large.run_weights_only(args, bundle, recipe)
+        )
     if args.bits is not None:
         raise CalibrationError("--bits are for --by-layer; a bundle that fits into memory makes images of its own")
-    if args.weights_only:
-        return _run_weights_only(args, bundle)
     options = _options(args, bundle)
     if options.recipe.weights_only:
         raise CalibrationError(f"{args.recipe} is of weights alone; use it with --weights-only")
@@ -171,74 +164,6 @@ def run(args: argparse.Namespace) -> int:
     say(f"  bitdance-edge generate {args.out} {example_subject(bundle)} --seed 1")
     missed = any(findings.tested(part) > result.budget for part, result in findings.searches.items())
     return BUDGET_MISSED if missed else 0
-
-
-def _run_weights_only(args: argparse.Namespace, bundle: "Bundle") -> int:
-    from bitdance_edge.calibration.errors import CalibrationError
-    from bitdance_edge.calibration.weights_only import WeightsOptions, calibrate_weights, of_the_loop
-
-    clash = [name for name in NEEDS_RUNS if getattr(args, name) not in (None, False)]
-    if clash:
-        given = ", ".join(f"--{name.replace('_', '-')}" for name in clash)
-        raise CalibrationError(f"--weights-only runs nothing, so {given} would change nothing; omit it")
-    recipe = _recipe(args, bundle)
-    if args.recipe and not recipe.weights_only:
-        raise CalibrationError(f"{args.recipe} is of a calibration with activations; use it without --weights-only")
-    named = {stage for stage in STAGES if getattr(args, stage)} or ({*recipe.precisions} if args.recipe else set())
-    recipe = of_the_loop(recipe, named)
-    if args.target:
-        _require_target(args.target, recipe, args.bundle)
-    try:
-        findings = calibrate_weights(bundle, args.out, WeightsOptions(recipe, threads=args.threads, force=args.force))
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the weights written so far are kept; run the same command to go on") from None
-    print("\n".join(findings.summary()))
-    say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
-    say(f"  bitdance-edge inspect {args.out} --memory 24GB")
-    return 0
-
-
-def _run_by_layer(args: argparse.Namespace, bundle: "Bundle") -> int:
-    from bitdance_edge.calibration.by_layer import LayerOptions, calibrate_by_layer
-    from bitdance_edge.calibration.errors import CalibrationError
-    from bitdance_edge.calibration.teacher import taught_images
-    from bitdance_edge.calibration.weights_only import of_the_loop
-    from bitdance_edge.runtime.request import Request
-
-    clash = [name for name in NEEDS_WHOLE if getattr(args, name) not in (None, False)]
-    if clash:
-        given = ", ".join(f"--{name.replace('_', '-')}" for name in clash)
-        raise CalibrationError(f"--by-layer does not take {given}; omit it")
-    if args.bits is None:
-        raise CalibrationError(
-            "--by-layer needs the bits of images: --bits FILE.npy, made by: bitdance-edge tokenize BUNDLE IMAGES"
-        )
-    tokens = load_tokens(args.bits)
-    recipe = _recipe(args, bundle)
-    recipe = of_the_loop(recipe, {stage for stage in STAGES if getattr(args, stage)})
-    subjects = recipe.draw.prompts or recipe.draw.classes
-    if not subjects:
-        raise CalibrationError("--by-layer needs to know what the images show: give --prompts FILE or --classes")
-    request = Request(size=args.size, steps=args.steps, guidance=args.guidance, seed=recipe.draw.seed, output="tokens")
-    images = taught_images(bundle, tokens, subjects, request, recipe.draw.seed)
-    if args.target:
-        _require_target(args.target, recipe, args.bundle)
-    options = LayerOptions(
-        recipe=recipe,
-        images=images,
-        held_out=min(args.held_out, len(images) // 4) if args.held_out == HELD_OUT else args.held_out,
-        taught_by=sha256(args.bits),
-        threads=args.threads,
-        force=args.force,
-    )
-    try:
-        findings = calibrate_by_layer(bundle, args.out, options)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the layers done so far are kept; run the same command to go on") from None
-    print("\n".join(findings.summary()))
-    say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
-    say(f"  bitdance-edge inspect {args.out} --memory 24GB")
-    return 0
 
 
 def _run_tokenizer(args: argparse.Namespace, bundle: "Bundle") -> int:
@@ -358,5 +283,5 @@ def _require_target(name: str, recipe: "CalibrationRecipe", bundle: str) -> None
     from bitdance_edge.engines.targets import parse_engine_target
 
     target = parse_engine_target(name)
-    types = frozenset(recipe.precisions.values())
+    types = frozenset("fp4" if each == "nvfp4" else each for each in recipe.precisions.values())
     require_types(types, target.name, target.runs_on, all_of_them=bool(target.capabilities))

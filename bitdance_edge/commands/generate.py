@@ -32,7 +32,6 @@ from bitdance_edge.runtime import (
     Preview,
     Request,
     RequestError,
-    Size,
     load_pixels,
     read_settings,
     request_from_settings,
@@ -248,8 +247,10 @@ def _like(png: Path, pipeline: Pipeline) -> Request:
         raise RequestError(
             f"{png} was made by another bundle ({settings.get('bundle')}): open that one, or pass its settings"
         )
-    size = Size.parse(settings["size"]) if isinstance(settings.get("size"), str) else None
-    pixels = load_pixels(png, size.height, size.width) if size and "mask" in settings else None
+    pixels = None
+    if "mask" in settings and isinstance(settings.get("size"), str):
+        size = pipeline.bundle.model.size(settings["size"])
+        pixels = load_pixels(png, size.height, size.width)
     return request_from_settings(settings, pixels)
 
 

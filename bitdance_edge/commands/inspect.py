@@ -103,7 +103,7 @@ def _stages(bundle: Bundle) -> Iterator[str]:
         )
     yield "error: largest seen at export, ONNX Runtime against PyTorch, relative to the largest value (pixels: to 255)"
     if "calibrated_from" in bundle.provenance:
-        yield "of stages in int8, fp8 or int4: largest seen at calibration, against the stage as exported"
+        yield "of calibrated stages: largest seen at calibration, against the stage as exported"
 
 
 def _tensors(tensors: tuple[TensorSpec, ...]) -> str:

@@ -25,7 +25,7 @@ def inspection(bundle: Bundle, images: int) -> dict[str, Any]:
             "total": plan.total,
         },
         "built": list(_builds(bundle)),
-        "backends": dict(line.partition(": ")[::2] for line in survey(bundle)),
+        "backends": {name: said for name, _, said in (line.partition(": ") for line in survey(bundle))},
     }
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _reconstructed(
-    files: Iterator[Path], args: argparse.Namespace, pipeline: Pipeline, size: ImageSize
+    files: Iterable[Path], args: argparse.Namespace, pipeline: Pipeline, size: ImageSize
 ) -> Iterator[dict[str, Any]]:
     """Reconstruct each image and write it where that was asked for; yields its name and figures."""
     for file in files:

@@ -61,13 +61,15 @@ def path(value: str) -> Path:
 
 def prompt_file(value: str) -> list[str]:
     """Read the prompts of a text file, one a line, from standard input where it is ``-``; empty lines are skipped."""
+    from bitdance_edge.runtime.reading import MOST_TEXT, RequestError, decoded_text, read_text
+
     try:
-        content = sys.stdin.buffer.read() if value == "-" else Path(value).read_bytes()
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ArgumentTypeError(f"{shown(value)} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise ArgumentTypeError(f"{shown(value)} cannot be read: {error.strerror or error}") from None
+        if value == "-":
+            lines = decoded_text(sys.stdin.buffer.read(MOST_TEXT), "standard input").splitlines()
+        else:
+            lines = read_text(path(value), "file of prompts").splitlines()
+    except RequestError as error:
+        raise ArgumentTypeError(str(error)) from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ArgumentTypeError(f"{shown(value)} holds no prompt; write one a line")

@@ -1,7 +1,7 @@
 """What a build is: its record, and of an engine, where a GPU allows, the layers that the builder made of the graph."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,14 @@ def _built_layers(engine: Path, record: BuildRecord, device: Device | None) -> I
 
 
 def _built_layer(layer: dict[str, Any] | str) -> str:
+    """A layer with the element types that its kernel reads and writes, and the kernel where the library names it."""
     if isinstance(layer, str):  # all that an engine without detailed layers says
         return layer
-    types = ", ".join(sorted({output.get("Format/Datatype", "?") for output in layer.get("Outputs", [])}))
-    return f"{layer.get('LayerType', ''):16} {types:24} {layer['Name']}"
+    read, written = (_types(layer.get(end, [])) for end in ("Inputs", "Outputs"))
+    kernel = layer.get("TacticName") or ""
+    line = f"{layer.get('LayerType', ''):16} {f'{read} -> {written}':32} {layer['Name']}"
+    return f"{line}  by {kernel}" if kernel else line
+
+
+def _types(tensors: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(sorted({tensor.get("Format/Datatype", "?") for tensor in tensors})) or "?"

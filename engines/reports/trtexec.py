@@ -90,7 +90,9 @@ def _source(
     shapes = next((profile for profile in profiles if profile.name == sample), profiles[0]).shapes
     kinds = (("min", 0), ("opt", 1), ("max", 2))
     ranges = [f"--{kind}Shapes=" + _joined({name: shapes[name][i] for name in inputs}) for kind, i in kinds]
-    return [f"--onnx={bundle.folder / bundle.stage(stage).graph.path}", *ranges]
+    # Element types are those of the graph: always so in TensorRT 11 and RTX, in trtexec of 10.x only when asked for.
+    typed = ["--stronglyTyped"] if target.library == "tensorrt" else []
+    return [f"--onnx={bundle.folder / bundle.stage(stage).graph.path}", *typed, *ranges]
 
 
 def _joined(shapes: Mapping[str, Shape]) -> str:

@@ -56,7 +56,8 @@ class CpuTarget:
         if job.stage == StageName.DECODER:
             output += winograd_growth(Graph.read(job.graph))
         per_byte = MEMORY_PER_BYTE_OF_PRODUCTS if job.stage in POINTWISE_STAGES else MEMORY_PER_BYTE
-        return Estimate(output_bytes=output, memory_bytes=int(MEMORY_BASE + per_byte * output), refusal=refusal)
+        memory = int(MEMORY_BASE + per_byte * output)
+        return Estimate(output_bytes=output, memory_bytes=memory, held_bytes=memory, refusal=refusal)
 
     def fits_here(self, devices: Sequence[str], built_on: str) -> bool:
         return tuple(devices) == (instructions(),)

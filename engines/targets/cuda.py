@@ -1,7 +1,8 @@
 """``cuda``: graphs all of whose nodes have CUDA kernels in ONNX Runtime, so that a launch can be one CUDA graph.
 
 The portable graphs of the loop already are; decoder and encoder normalise by InstanceNormalization, for which the
-CUDA provider has no kernel from opset 22 on, nor any provider one in bfloat16.
+CUDA provider has no kernel from opset 22 on, nor any provider one in bfloat16. Head and backbone are rewritten to take
+fewer launches (``cuda_forms``).
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 """
 
@@ -9,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto, TensorProto, numpy_helper
 
 from bitdance_edge.engines.graph import GraphFacts
 from bitdance_edge.engines.progress import BuildWatch
 from bitdance_edge.engines.rewriting import Graph, make_node
+from bitdance_edge.engines.targets.cuda_forms import STAGES as FEWER_LAUNCHES
+from bitdance_edge.engines.targets.cuda_forms import apply_fewer_launches
 from bitdance_edge.engines.targets.interface import Built, Estimate, Job, Run
 from bitdance_edge.engines.targets.onnx_session import open_session, run_of
 from bitdance_edge.runtime.bundle.manifest import Bundle
@@ -22,8 +25,8 @@ from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import BackendError
 
 NAME = "cuda"
-FORMS = 1  # version of the rewriting: a build by another is made again
-REWRITTEN_STAGES = (StageName.DECODER, StageName.ENCODER)
+FORMS = 2  # version of the rewriting: a build by another is made again
+REWRITTEN_STAGES = (*FEWER_LAUNCHES, StageName.DECODER, StageName.ENCODER)
 # Upper bounds; weights are copied one tensor at a time (B-4x's decoder of 1045 MB takes 236 MB).
 OUTPUT_BASE = 1_000_000
 MEMORY_BASE, MEMORY_PER_BYTE = 200_000_000, 0.5
@@ -32,7 +35,7 @@ MEMORY_BASE, MEMORY_PER_BYTE = 200_000_000, 0.5
 class CudaTarget:
     name = NAME
     library = "onnxruntime"
-    library_version = ""  # any: the graphs are plain ONNX
+    library_version = ""  # any that has the operators: they are in 1.31 and newer
 
     def stages(self, bundle: Bundle) -> list[str]:
         return [stage for stage in bundle.stages if stage in REWRITTEN_STAGES]
@@ -43,9 +46,8 @@ class CudaTarget:
     def estimate(self, job: Job) -> Estimate:
         size = job.bundle.stage(job.stage).bytes
         note = None if job.stage in REWRITTEN_STAGES else "unchanged: its portable graph runs on CUDA already"
-        return Estimate(
-            output_bytes=size + OUTPUT_BASE, memory_bytes=int(MEMORY_BASE + MEMORY_PER_BYTE * size), note=note
-        )
+        memory = int(MEMORY_BASE + MEMORY_PER_BYTE * size)
+        return Estimate(output_bytes=size + OUTPUT_BASE, memory_bytes=memory, held_bytes=memory, note=note)
 
     def fits_here(self, devices: Sequence[str], built_on: str) -> bool:
         return True  # of any GPU
@@ -54,9 +56,13 @@ class CudaTarget:
         path = folder / f"{job.stage}.onnx"
         with watch.phase_of("rewriting"):
             graph = Graph.read(job.graph)
+            if job.stage in FEWER_LAUNCHES:
+                apply_fewer_launches(graph)
             for node in list(graph.model.graph.node):
                 if node.op_type == "InstanceNormalization":
                     normalise_by_reductions(graph, node)
+                elif node.op_type == "Cast":
+                    count_on_device(graph, node)
             graph.save(path)
         data = path.with_name(f"{path.name}.data")
         return Built(files=[file for file in (path, data) if file.exists()], devices=())
@@ -100,3 +106,18 @@ def normalise_by_reductions(graph: Graph, node: NodeProto) -> None:
         nodes.append(make_node("Cast", [nodes[-1].output[0]], f"{result}/narrow", to=kind))
     nodes[-1].output[0] = nodes[-1].name = result
     graph.replace([node], nodes)
+
+
+def count_on_device(graph: Graph, node: NodeProto) -> None:
+    """Rewrite the number of a tensor's elements, as a value, by a sum of ones: ONNX Runtime has shapes on the host.
+
+    A variance over an image of any size divides by it; from the host it would be copied at every launch.
+    """
+    product = graph.producers.get(node.input[0])
+    kind = next(attribute.i for attribute in node.attribute if attribute.name == "to")
+    if product is None or product.op_type != "ReduceProd" or kind != TensorProto.FLOAT:
+        return
+    sizes, result, one = product.input[0], node.output[0], numpy_helper.from_array(np.ones(1, np.float32))
+    ones = make_node("ConstantOfShape", [sizes], f"{result}/ones", value=one)
+    graph.replace([node], [ones, make_node("ReduceSum", [f"{result}/ones"], result, keepdims=0)])
+    graph.drop_unread()

@@ -48,10 +48,15 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Upper bounds of what building a stage takes, in bytes, and whether it can be built."""
+    """Upper bounds of what building a stage takes, in bytes, and whether it can be built.
+
+    ``memory_bytes`` is the largest resident size; of it ``held_bytes`` must be there, and the rest are pages of files,
+    which the system can drop and read again.
+    """
 
     output_bytes: int
     memory_bytes: int
+    held_bytes: int
     refusal: str | None = None  # why it cannot be built, and the command that would work
     note: str | None = None  # a restriction of the build, for the plan
 

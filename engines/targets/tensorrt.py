@@ -1,6 +1,7 @@
 """What TensorRT and TensorRT-RTX have in common: a stage parsed, built into an engine, and run on this GPU."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from bitdance_edge.engines.network import (
     parse_network,
     require_aliased_cache,
     require_cache_in_place,
+    write_engine,
 )
 from bitdance_edge.engines.progress import BuildWatch, progress_monitor
 from bitdance_edge.engines.shapes import shape_profiles
@@ -27,10 +29,26 @@ from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import BackendError, BuildError
 
 DETAILS = "detailed"  # layer names and their ONNX nodes stay in the engine, for inspect and profile
-# Upper bounds of what was measured on builds for RTX, from a few kB of weights to the 683 MB of B-4x's backbone
-# (bench/results/engines.md): kernels and descriptions beside the weights, and the builder's peak of host memory.
+# Upper bounds of what was measured on builds for RTX, from a few kB of weights to 1.3 GB (bench/results/engines.md):
+# kernels and descriptions beside the weights, and the builder's peak of host memory.
 ENGINE_BASE, ENGINE_PER_BYTE = 8_000_000, 1.1
-MEMORY_BASE, MEMORY_PER_BYTE = 400_000_000, 4
+MEMORY_BASE = 600_000_000
+
+
+@dataclass(frozen=True)
+class BuildMemory:
+    """Bytes of host memory that a build takes for each byte of ONNX, at most.
+
+    ``held`` of them are the process's own; the others are pages of the ONNX files, which the system can drop and read
+    again.
+    """
+
+    resident: float
+    held: float
+
+
+WHOLE = BuildMemory(3.15, 2.1)  # the engine is made in memory, then written
+STREAMED = BuildMemory(2.2, 1.2)  # the library writes it as it makes it
 
 
 class TensorRTTarget:
@@ -75,15 +93,21 @@ class TensorRTTarget:
             facts=facts,
             max_images=max_images,
             profiles=shape_profiles(bundle, stage, max_images),
-            options={"profiling_verbosity": DETAILS, "in_place_cache": in_place},
+            options={
+                "profiling_verbosity": DETAILS,
+                "in_place_cache": in_place,
+                "user_allocation": self.loaded.user_allocation is not None,
+            },
         )
 
     def estimate(self, job: Job) -> Estimate:
         size, device = job.bundle.stage(job.stage).bytes, self._device(job.bundle)
         gpus = self.runs_on or ((device.capability,) if device else ())
+        memory = STREAMED if self.loaded.streams_engines else WHOLE
         return Estimate(
             output_bytes=int(ENGINE_BASE * len(job.profiles) + ENGINE_PER_BYTE * size),
-            memory_bytes=int(MEMORY_BASE + MEMORY_PER_BYTE * size),
+            memory_bytes=int(MEMORY_BASE + memory.resident * size),
+            held_bytes=int(MEMORY_BASE + memory.held * size),
             refusal=lacking_support(
                 job.facts, gpus, self.loaded, job.bundle, all_of_them=bool(self.capabilities) or not self.runs_on
             ),
@@ -96,10 +120,11 @@ class TensorRTTarget:
 
     def build(self, job: Job, folder: Path, watch: BuildWatch) -> Built:
         library, device = self.loaded, self._device(job.bundle)
+        path = engine_path(folder, job.stage)
         with library.recording() as said:
             try:
-                network, plan = self._serialized(job, library, watch)
-                if plan is None:
+                network, written = self._written(job, library, watch, path)
+                if not written:
                     watch.require_wanted(job.stage)
                     raise build_failure(job.stage, said, job.facts)
             except BuildFailure as failure:
@@ -107,9 +132,8 @@ class TensorRTTarget:
         here = (device.capability,) if device and not self.runs_on else ()
         devices = able(job.facts, self.runs_on) or here
         if job.options["in_place_cache"] and device is not None and device.capability in devices:
-            require_aliased_cache(library.trt.Runtime(library.logger).deserialize_cuda_engine(plan), job.bundle)
-        path = engine_path(folder, job.stage)
-        path.write_bytes(plan)
+            engine = library.trt.Runtime(library.logger).deserialize_cuda_engine(path.read_bytes())
+            require_aliased_cache(engine, job.bundle)
         self._log(job).unlink(missing_ok=True)  # of an earlier failure
         return Built(
             files=[path], devices=devices, built_on=device.name if device and here else "", layers=layer_kinds(network)
@@ -126,8 +150,8 @@ class TensorRTTarget:
             )
         return engine_run(job.bundle, job.stage, folder, self.loaded, device)
 
-    def _serialized(self, job: Job, library: Library, watch: BuildWatch) -> tuple[Any, Any]:
-        """The network and the serialised engine, None where the library gave up."""
+    def _written(self, job: Job, library: Library, watch: BuildWatch, path: Path) -> tuple[Any, bool]:
+        """Write the engine to ``path``; the network, and whether it was written: not where the library gave up."""
         trt = library.trt
         builder = trt.Builder(library.logger)
         network = parse_network(library, builder, job.stage, job.graph, job.facts)
@@ -136,6 +160,8 @@ class TensorRTTarget:
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.progress_monitor = progress_monitor(trt, watch)
+        if library.user_allocation is not None:
+            config.set_flag(library.user_allocation)
         if self.capabilities:
             config.num_compute_capabilities = len(self.capabilities)
             for i, capability in enumerate(self.capabilities):
@@ -146,7 +172,7 @@ class TensorRTTarget:
             for name, ranges in shapes.shapes.items():
                 profile.set_shape(name, *ranges)
             config.add_optimization_profile(profile)
-        return network, None if watch.cancel.is_set() else builder.build_serialized_network(network, config)
+        return network, not watch.cancel.is_set() and write_engine(library, builder, network, config, path)
 
     def _device(self, bundle: Bundle) -> Device | None:
         """The GPU of this machine.

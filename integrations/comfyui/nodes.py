@@ -171,7 +171,7 @@ class Edit:
             **_with_defaults(settings),
         )
         images = _shown(pipeline, request, count)
-        pixels = torch.from_numpy(np.stack([each.to_pil() for each in images])).float() / 255
+        pixels = torch.from_numpy(np.stack([np.asarray(each.to_pil()) for each in images])).float() / 255
         return (pixels, [dict(each.settings) for each in images])
 
 

@@ -9,7 +9,8 @@ from bitdance_edge.runtime.backends.cuda_device import CudaDevice, import_pycuda
 from bitdance_edge.runtime.backends.device import Device, find_device, free_memory
 from bitdance_edge.runtime.backends.engine_fit import engine_path, other_gpu, refuse_invalid
 from bitdance_edge.runtime.backends.interface import Backend
-from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend, Provider, import_onnxruntime
+from bitdance_edge.runtime.backends.onnxruntime import CPU_TARGET, OnnxRuntimeBackend, import_onnxruntime
+from bitdance_edge.runtime.backends.onnxruntime_cuda import PROVIDER, TARGET, OnnxRuntimeCudaBackend
 from bitdance_edge.runtime.backends.processor import int8_path
 from bitdance_edge.runtime.backends.tensorrt import TensorRTBackend
 from bitdance_edge.runtime.backends.tensorrt_library import load_library
@@ -39,6 +40,8 @@ class Choice:
     files: Mapping[str, int] = field(default_factory=dict)  # stage -> bytes of its engine
     rejected: Mapping[str, str] = field(default_factory=dict)  # backend -> why not
     arithmetic: str = ""  # of quantised stages on a CPU: which instructions they take, and why
+    # On a GPU: which stages can be part of a CUDA graph, whether a patch is one, and why not; filled as they are used.
+    graphs: Mapping[str, str] = field(default_factory=dict)
 
     def lines(self) -> Iterator[str]:
         built = f", {len(self.built)} stages as built for {self.target}" if self.built else ""
@@ -47,6 +50,8 @@ class Choice:
             yield f"  {self.advice}"
         if self.arithmetic:
             yield f"  {self.arithmetic}"
+        for what, state in self.graphs.items():
+            yield f"  {what}: {state}"
         for name, reason in self.rejected.items():
             yield f"  not {name}: {reason}"
 
@@ -129,7 +134,7 @@ def _open(name: str, bundle: Bundle, wanted: Wanted, device: Device | None) -> t
 def _onnxruntime_on_cpu(bundle: Bundle, wanted: Wanted) -> tuple[Backend, Choice]:
     backend = OnnxRuntimeBackend(bundle, wanted.threads, wanted.trace)
     quantised = any("int8" in stage.precision for stage in bundle.stages.values())
-    built, target = backend.built, backend.place.target
+    built, target = backend.built, CPU_TARGET
     advice = ""
     if not built.records:
         float32 = any(stage.precision == "fp32" for stage in bundle.stages.values())
@@ -150,27 +155,30 @@ def _onnxruntime_on_cpu(bundle: Bundle, wanted: Wanted) -> tuple[Backend, Choice
 
 
 def _onnxruntime_on_gpu(bundle: Bundle, wanted: Wanted, device: Device) -> tuple[Backend, Choice]:
-    if "CUDAExecutionProvider" not in import_onnxruntime().get_available_providers():
+    if PROVIDER not in import_onnxruntime().get_available_providers():
         raise BackendError(
             "the onnxruntime that is installed is for the CPU: pip uninstall onnxruntime, then pip install "
             "'bitdance-edge[gpu]'"
         )
-    backend = OnnxRuntimeBackend(bundle, wanted.threads, wanted.trace, Provider("cuda", wanted.ordinal))
+    free = free_memory(wanted.ordinal)
+    backend = OnnxRuntimeCudaBackend(bundle, wanted.ordinal, wanted.threads, wanted.trace)
     built = backend.built
     return backend, Choice(
         backend=backend.name,
         device=_named(device, wanted),
-        target=backend.place.target if built.records else "",
+        target=TARGET if built.records else "",
         built=tuple(built.records),
         advice="" if built.records else _cuda_advice(bundle),
-        free_bytes=free_memory(wanted.ordinal),
+        free_bytes=free,
         files={name: record.bytes for name, record in built.records.items()},
+        graphs=backend.graphs,
     )
 
 
 def _cuda_advice(bundle: Bundle) -> str:
     return (
-        f"bitdance-edge build {bundle.folder} --target cuda lets decoder and encoder run on the GPU as one CUDA graph"
+        f"bitdance-edge build {bundle.folder} --target cuda takes fewer launches, and runs decoder and encoder "
+        "on the GPU from the first node to the last"
     )
 
 
@@ -190,6 +198,7 @@ def _engines(bundle: Bundle, wanted: Wanted, library: str, device: Device) -> tu
         max_images=min(record.max_images or 1 for record in records.values()),
         free_bytes=free,
         files={name: record.bytes for name, record in records.items()},
+        graphs=backend.graphs,
     )
 
 

@@ -1,6 +1,7 @@
-"""A sequence of launches as one CUDA graph, captured on PyCUDA's stream by ``cuda-bindings``.
+"""A sequence of launches as one CUDA graph, captured on a stream by the functions of the driver.
 
-PyCUDA has no call for graphs. Both use the device's primary context, so a stream of one is a stream of the other.
+PyCUDA has no call for graphs; ``cuda-bindings`` has. Both use the device's primary context, so a stream of one is a
+stream of the other.
 https://nvidia.github.io/cuda-python/cuda-bindings/latest/module/driver.html
 """
 
@@ -11,6 +12,9 @@ from typing import Any
 
 from bitdance_edge.runtime.backends.interface import Launch
 from bitdance_edge.runtime.errors import BackendError
+
+PATCH = "patch"  # among the stages, in a backend's report of what is a CUDA graph
+A_GRAPH = "one CUDA graph"
 
 
 class CaptureError(BackendError):
@@ -32,13 +36,16 @@ def import_cuda_bindings() -> ModuleType:
 class CudaGraph:
     """Launches captured once and replayed as one, on the same stream."""
 
-    def __init__(self, stream: Any, launches: Sequence[Launch]) -> None:
+    def __init__(self, driver: Any, stream: Any, launches: Sequence[Launch]) -> None:
         """Capture; the launches are recorded, not run.
+
+        Args:
+            driver: ``cuda.bindings.driver``, or what has its functions.
 
         Raises:
             CaptureError: a launch does what a graph cannot hold, or the driver refuses the graph.
         """
-        self.driver: Any = import_cuda_bindings()
+        self.driver: Any = driver
         self.stream: Any = stream
         graph = self._capture(launches)
         try:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bitdance_edge.runtime.backends.cuda_device import CudaDevice
+from bitdance_edge.runtime.backends.cuda_driver import DriverDevice
 from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.errors import BackendError
 
@@ -19,7 +20,7 @@ class Arena:
     It grows to the largest need. Its address is valid as long as ``generation`` is unchanged.
     """
 
-    def __init__(self, device: CudaDevice) -> None:
+    def __init__(self, device: CudaDevice | DriverDevice) -> None:
         self.device = device
         self.size = self.generation = 0
         self.address = 0
@@ -46,7 +47,7 @@ class Lane:
     Large values that are replaced while they are read arrive on a stream of their own.
     """
 
-    def __init__(self, device: CudaDevice) -> None:
+    def __init__(self, device: CudaDevice | DriverDevice) -> None:
         self.device = device
         self.stream: Any = device.stream()
         self.arrivals: Any = device.stream()

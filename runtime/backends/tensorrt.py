@@ -18,10 +18,11 @@ from weakref import ReferenceType, WeakValueDictionary, ref
 import numpy as np
 
 from bitdance_edge.runtime.backends.cuda_device import CudaDevice
-from bitdance_edge.runtime.backends.cuda_graph import CaptureError, CudaGraph
+from bitdance_edge.runtime.backends.cuda_graph import A_GRAPH, PATCH, CaptureError, CudaGraph, import_cuda_bindings
 from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane, RowCopies
 from bitdance_edge.runtime.backends.engine_fit import engine_path, refuse_invalid, require_fit
 from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
+from bitdance_edge.runtime.backends.rtx_cache import RuntimeCache
 from bitdance_edge.runtime.backends.signature import Loaded, require_memory_for, require_signature
 from bitdance_edge.runtime.backends.tensorrt_library import Library
 from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
@@ -53,7 +54,7 @@ class TensorRTBackend:
     def __init__(self, bundle: Bundle, library: Library, folder: Path, device: CudaDevice, capability: str) -> None:
         self.bundle, self.library, self.folder = bundle, library, folder
         self.device, self.capability = device, capability
-        self.eager_because: str | None = None  # why patches are not CUDA graphs
+        self.graphs: dict[str, str] = {}  # whether a patch is a CUDA graph, and otherwise why not
         self.calls = 0  # to the device that run something: engines, or graphs of them
         self._stages: list[TensorRTStage] = []
         self._captured: list[CapturedLaunch] = []
@@ -86,10 +87,15 @@ class TensorRTBackend:
     def current(self) -> AbstractContextManager[None]:
         return self.device.current()
 
+    @property
+    def eager(self) -> bool:
+        """Whether a capture has failed."""
+        return self.graphs.get(PATCH, A_GRAPH) != A_GRAPH
+
     def run_eagerly(self, reason: str) -> None:
         """Stop capturing, and log why, once."""
-        if self.eager_because is None:
-            self.eager_because = reason
+        if not self.eager:
+            self.graphs[PATCH] = f"not a CUDA graph: {reason}"
             log.warning("patches run launch by launch, not as one CUDA graph: %s", reason)
 
     def close(self) -> None:
@@ -126,6 +132,7 @@ class TensorRTStage:
             refuse_invalid(self.path, library.trt, library.logger)
         self.engine: Any = _deserialize(library, self.path)
         require_signature(self.path, self.spec, *_loaded(library.trt, self.engine))
+        self._compiled = RuntimeCache(self.path)
         self._contexts: WeakValueDictionary[tuple[tuple[int, ...], ...], Context] = WeakValueDictionary()
         self._second_outputs: dict[tuple[str, tuple[int, ...]], CudaBuffer] = {}
 
@@ -154,6 +161,7 @@ class TensorRTStage:
         # Emptied, not only dropped: a launch that is still referenced must not keep memory of the GPU.
         for context in list(self._contexts.values()):
             context.trt = None
+        self._compiled.save()
         self.engine = None
         while self._second_outputs:
             self._second_outputs.popitem()[1].free()
@@ -162,7 +170,7 @@ class TensorRTStage:
         """A context of these shapes, and room in the arena for its activations."""
         backend, stream = self.backend, self.backend.lane.stream
         with backend.library.recording() as said:
-            context = _create_context(backend.library.trt, self.engine)
+            context = _create_context(backend.library.trt, self.engine, self._compiled)
             if context is None:
                 raise BuildError(f"{self.path} gives no execution context: {_reason(said)}")
             placed = context.set_optimization_profile_async(self._profile(shapes), stream.handle)
@@ -272,7 +280,7 @@ class CapturedLaunch:
     def __call__(self) -> None:
         if self.graph is not None and self.generation != self.backend.lane.arena.generation:
             self._drop_graph()
-        if self.graph is None and self.warm and self.backend.eager_because is None:
+        if self.graph is None and self.warm and not self.backend.eager:
             self._capture()
         if self.graph is None:
             for launch in self.launches:
@@ -297,8 +305,9 @@ class CapturedLaunch:
         try:
             for launch in self.launches:
                 launch.require_capturable()
-            self.graph = CudaGraph(self.backend.lane.stream, self.launches)
+            self.graph = CudaGraph(import_cuda_bindings(), self.backend.lane.stream, self.launches)
             self.generation = self.backend.lane.arena.generation
+            self.backend.graphs[PATCH] = A_GRAPH
         except (CaptureError, BuildError) as error:
             self.backend.run_eagerly(str(error))
         self.backend.calls = calls  # what was recorded has not run
@@ -324,11 +333,11 @@ def _loaded(trt: Any, engine: Any) -> tuple[Loaded, Loaded]:
     for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
         into = inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs
         dtype = engine.get_tensor_dtype(name).name
-        into[name] = (TYPES.get(dtype, dtype), list(engine.get_tensor_shape(name)))
+        into[name] = (str(TYPES.get(dtype, dtype)), list(engine.get_tensor_shape(name)))
     return inputs, outputs
 
 
-def _create_context(trt: Any, engine: Any) -> Any:
+def _create_context(trt: Any, engine: Any, compiled: RuntimeCache) -> Any:
     """A context whose activations lie in memory of ours.
 
     TensorRT-RTX compiles its kernels for the shapes of a context. It is told to do so before the first launch: by
@@ -340,6 +349,7 @@ def _create_context(trt: Any, engine: Any) -> Any:
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(strategy)
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    compiled.use(config)
     return engine.create_execution_context(config)
 
 

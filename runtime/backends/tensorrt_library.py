@@ -55,6 +55,19 @@ class Library:
         return hasattr(self.trt.LayerType, "KV_CACHE_UPDATE")
 
     @property
+    def user_allocation(self) -> Any:
+        """The builder's flag for engines whose contexts allocate nothing themselves; None: the library has none.
+
+        A launch of TensorRT-RTX can be part of a CUDA graph only with it (release notes of 1.2).
+        """
+        return getattr(getattr(self.trt, "BuilderFlag", None), "REQUIRE_USER_ALLOCATION", None)
+
+    @property
+    def streams_engines(self) -> bool:
+        """Whether a builder can write an engine as it makes it."""
+        return hasattr(self.trt.Builder, "build_serialized_network_to_stream")
+
+    @property
     def judges_engines(self) -> bool:
         return hasattr(self.trt.Runtime, "get_engine_validity")
 

@@ -35,8 +35,11 @@ def require_consistent(bundle: "Bundle") -> None:
     """
     try:
         _require_model(bundle.model)
-        _require_room(bundle)
-        _require_subjects(bundle)
+        if bundle.model.generates:
+            _require_room(bundle)
+            _require_subjects(bundle)
+        else:
+            _require_tokenizer(bundle)
         _require_files(bundle)
         _require_stages(bundle)
     except _Contradiction as found:
@@ -66,6 +69,8 @@ def _require_model(model: ModelSpec) -> None:
 def _require_room(bundle: "Bundle") -> None:
     """Check that prompt and image fit into the cache; the last patch is never an input."""
     model, cache = bundle.model, bundle.cache
+    least = min(model.prompt_tokens, cache.layers, cache.heads, cache.length, cache.head_dim)
+    _require(least > 0, "a generator has a prompt and a cache, and one of their sizes is 0")
     needed = model.prompt_tokens + max(model.size(size).tokens for size in model.sizes) - model.tokens_per_step
     _require(needed <= cache.length, f"the cache has {cache.length} places, prompt and image take {needed}")
 
@@ -85,6 +90,16 @@ def _require_subjects(bundle: "Bundle") -> None:
         longest = text.max_prompt + len(ids)
         agree = longest == model.prompt_tokens
         _require(agree, f"prompts for {size} have {longest} tokens, the model takes {model.prompt_tokens}")
+
+
+def _require_tokenizer(bundle: "Bundle") -> None:
+    """Check that a tokenizer alone has nothing that generates."""
+    model, cache = bundle.model, bundle.cache
+    others = [name for name in bundle.stages if name not in (StageName.DECODER, StageName.ENCODER)]
+    _require(not others, f"the model is a tokenizer, and has stages {', '.join(others)}")
+    _require(bundle.text is None and bundle.fast_preview is None, "the model is a tokenizer, and has text or previews")
+    counts = (model.prompt_tokens, model.num_classes, len(model.class_names), cache.layers, cache.heads, cache.length)
+    _require(not any(counts), "the model is a tokenizer, and has prompts, classes or a cache")
 
 
 def _require_files(bundle: "Bundle") -> None:

@@ -74,17 +74,21 @@ def download(repository: str, revision: str | None, select: Selection, usual: Se
     endpoint = os.environ.get("HF_ENDPOINT")
     with _explained(repository, by_hand):
         try:
-            files = library.HfApi(endpoint=endpoint).model_info(repository, revision=revision)
+            found = library.HfApi(endpoint=endpoint).model_info(repository, revision=revision)
         except Exception as error:  # what it raises for a lost connection depends on the HTTP library that it uses
             if isinstance(error, _answers()):
                 raise
-            folder = Path(library.snapshot_download(repository, revision=revision, local_files_only=True))
-            return Downloaded(folder, repository, folder.name)
-        wanted = select([file.rfilename for file in files.siblings or ()])
-        folder = library.snapshot_download(
-            repository, revision=files.sha, allow_patterns=[_literal(name) for name in wanted], endpoint=endpoint
-        )
-    return Downloaded(Path(folder), repository, str(files.sha))
+            names = [entry.path for entry in library.get_cached_repo_tree(repository, revision=revision)]
+            return _snapshot(library, repository, revision, select(names), local_files_only=True)
+        names = [file.rfilename for file in found.siblings or ()]
+        return _snapshot(library, repository, revision, select(names), endpoint=endpoint)
+
+
+def _snapshot(library: Any, repository: str, revision: str | None, names: Sequence[str], **how: Any) -> Downloaded:
+    """The files of these names, at the commit that the revision is now; its folder is named after the commit."""
+    patterns = [_literal(name) for name in names]
+    folder = Path(library.snapshot_download(repository, revision=revision, allow_patterns=patterns, **how))
+    return Downloaded(folder, repository, folder.name)
 
 
 def upload(bundle: Bundle, repository: str, card: str, *, private: bool = False) -> str:
@@ -129,7 +133,7 @@ def _answers() -> tuple[type[Exception], ...]:
 @contextmanager
 def _explained(repository: str, command: str) -> Iterator[None]:
     """Make one clear error of what the library raises."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 
     try:
         yield
@@ -137,7 +141,7 @@ def _explained(repository: str, command: str) -> Iterator[None]:
         raise HubError(f"{repository}: {error.args[0]}") from None
     except BitDanceError:
         raise
-    except LocalEntryNotFoundError:
+    except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
         raise HubError(
             f"{repository} is not here, and the Hub cannot be reached; fetch it where it can: {command}"
         ) from None

@@ -74,6 +74,7 @@ class InFolder:
 
 Bytes = Annotated[int, Within(0, 2**48)]
 Count = Annotated[int, Within(1, 2**24)]
+Quantity = Annotated[int, Within(0, 2**24)]  # that may be none
 Text = Annotated[str, Items(0, MOST_TEXT)]
 Sha256 = Annotated[str, Like(r"[0-9a-f]{64}", "64 hexadecimal digits")]
 FilePath = Annotated[str, InFolder()]

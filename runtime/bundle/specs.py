@@ -14,6 +14,7 @@ from bitdance_edge.runtime.bundle.limits import (
     Name,
     NotNegative,
     OneOf,
+    Quantity,
     Sha256,
     Text,
     Within,
@@ -132,7 +133,7 @@ class ModelSpec:
     pixels_per_token: Count
     patch_side: Count  # square that the token order is made of; 1 is raster order
     sizes: Annotated[tuple[Size, ...], Items(1, 1000)]  # of images in pixels; the first is the default
-    prompt_tokens: Count  # of the longest prompt, with the queries of the first patch
+    prompt_tokens: Quantity  # of the longest prompt, with the queries of the first patch; 0 of a tokenizer alone
     num_classes: Annotated[int, Within(0, 2**24)]  # 0 for text-to-image
     class_names: tuple[Text, ...]
     decoder_noise: bool
@@ -190,12 +191,12 @@ class TextSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
-    """Keys and values ``[R, heads, length, head_dim]`` of every layer."""
+    """Keys and values ``[R, heads, length, head_dim]`` of every layer; all 0 of a tokenizer alone, which has none."""
 
-    layers: Annotated[int, Within(1, 1024)]
-    heads: Count
-    length: Count
-    head_dim: Count
+    layers: Annotated[int, Within(0, 1024)]
+    heads: Quantity
+    length: Quantity
+    head_dim: Quantity
     dtype: Annotated[str, OneOf(FLOATS)]
 
     def bytes(self, rows: int) -> int:

@@ -25,7 +25,7 @@ def unpacked(archive: Path) -> Path:
             if not folder.exists():
                 with staged_folder(folder) as staged:
                     tar.extractall(staged, filter="data")
-                    put_in_place(staged, folder)
+                    put_in_place(staged, folder, replace=True)
     except OSError as error:
         raise cannot_write(cache_folder(), error) from None
     except (tarfile.TarError, EOFError) as error:

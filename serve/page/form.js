@@ -106,7 +106,7 @@ export class Form {
   // Shows an error at its field, or above the images if it is about none.
   showError(error) {
     const field = error.param
-      ? [...document.querySelectorAll(`[data-param="${CSS.escape(error.param)}"]`)].find((found) => !found.hidden)
+      ? [...document.querySelectorAll(`[data-param~="${CSS.escape(error.param)}"]`)].find((found) => !found.hidden)
       : null;
     const place = field?.querySelector(".error") ?? element("notice");
     place.textContent = inWords(error, field);

@@ -54,3 +54,8 @@ def test_a_checkpoint_with_other_weights_is_refused(tmp_path: Path, bundle: Bund
 def test_values_that_cannot_be_are_refused(bundle: Bundle, arguments: tuple[str, ...], said: str):
 
     assert said in bench(bundle.folder, "--checkpoint", CHECKPOINT, *arguments).complaint
+
+
+def test_other_systems_than_linux_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert "Linux's /proc, and this is darwin" in bench("bundle").complaint

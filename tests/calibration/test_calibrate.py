@@ -82,12 +82,12 @@ def test_errors_are_in_the_manifest(calibrated: Get) -> None:
 
 
 def test_the_budget_keeps_the_most_sensitive_layers(digits: Digits, recordings: Path, tmp_path: Path) -> None:
-    asked = options("int4", ["backbone", "head"], max_bit_flips=0.004)
+    asked = options("int4", ["backbone", "head"], max_bit_flips=0.001)
     asked = replace(asked, data=recordings, search_images=8)
     found = calibrate(digits("fp32"), tmp_path / "out", asked)
     search = found.searches["generator"]
     assert 0 < len(search.kept) < search.layers
-    assert search.loss <= 0.004 < search.tried[0].loss
+    assert search.loss <= 0.001 < search.tried[0].loss
     assert (
         list(search.kept) == [item.layer.name for item in ranked(found.sensitivities, LOOP_STAGES)][: len(search.kept)]
     )
@@ -113,6 +113,16 @@ def test_a_budget_that_other_images_break_is_told(calibrated: Get) -> None:
     assert any("budget missed" in line and "raise --search-images, or lower --max-bit-flips" in line for line in lines)
     lines = list(summary(replace(found, searches={"generator": replace(search, budget=0.4)})))
     assert not any("budget missed" in line for line in lines)
+
+
+@pytest.mark.parametrize(("budget", "status"), [(1e-9, 3), (0.4, 0)])
+def test_a_missed_budget_is_an_exit_status(
+    calibrated: Get, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float, status: int
+) -> None:
+    search = SearchResult(budget=budget, layers=37, kept=(), loss=0.0, bits=4096, tried=())
+    found = replace(calibrated("int4").findings, searches={"generator": search})
+    monkeypatch.setattr("bitdance_edge.calibration.calibrate.calibrate", lambda *_: found)
+    assert main(["calibrate", str(digits("fp32").folder), "--precision", "int4", "-o", str(tmp_path / "out")]) == status
 
 
 def test_a_budget_that_no_layer_holds_leaves_all_as_exported(

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from calibrating import options
 
-from bitdance_edge.calibration.choose import Activations, collect
+from bitdance_edge.calibration.activations import Activations, collect
 from bitdance_edge.calibration.graphs import StageGraph
 from bitdance_edge.calibration.recipe import Draw
 from bitdance_edge.calibration.record import DataSet, record
@@ -44,7 +45,8 @@ def test_the_same_is_computed_and_channels_are_evener(
     graph = StageGraph.read(sessions.bundle, stage)
 
     def look(graph: StageGraph) -> dict[str, Activations]:
-        return collect({stage: graph}, recorded, np.ones(recorded.steps + 1), 1)
+        asked = options("int8", [stage]).recipe
+        return collect({stage: graph}, asked, recorded, np.ones(recorded.steps + 1), 1)
 
     before = look(graph)
     channels = {name: seen.channels for name, seen in before.items() if seen.channels is not None}

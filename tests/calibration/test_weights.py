@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 from bitdance_edge.calibration.emulate import on_this_cpu
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.gptq import encode_with_feedback
-from bitdance_edge.calibration.weights import CODES, Encoded, encode, group_of, parts, scale_type
+from bitdance_edge.calibration.stored_weights import parts
+from bitdance_edge.calibration.weights import CODES, Encoded, encode, group_of, scale_type
 
 FLOAT = np.dtype("float32")
 ERRORS = {"int8": 0.01, "fp8": 0.03, "int4": 0.11, "nvfp4": 0.1}  # of normally distributed weights

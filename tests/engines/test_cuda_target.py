@@ -1,6 +1,7 @@
 """The graphs for ONNX Runtime on CUDA have no InstanceNormalization, and compute what the portable ones do."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bitdance_edge.engines.rewriting import Graph
 from bitdance_edge.engines.targets import parse_target
 from bitdance_edge.engines.targets.cuda import normalise_by_reductions
+from bitdance_edge.engines.targets.cuda_forms import apply_fewer_launches
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.backends.built_graphs import BuiltGraphs
 from bitdance_edge.runtime.bundle.record import target_folder
@@ -30,8 +32,7 @@ def unbuilt(exported: Callable[..., Bundle], request: pytest.FixtureRequest, tmp
 
 def test_the_image_stages_are_rewritten_and_checked(unbuilt: Bundle) -> None:
     precision = unbuilt.stage("decoder").precision
-    records = build(unbuilt, "cuda")
-    assert records.keys() == {"decoder", "encoder"}
+    records = build(unbuilt, "cuda", ["decoder", "encoder"])
     folder = target_folder(unbuilt, "cuda")
     for stage, record in records.items():
         model = onnx.load(folder / record.files[0].name, load_external_data=False)
@@ -51,6 +52,21 @@ def test_the_image_stages_are_rewritten_and_checked(unbuilt: Bundle) -> None:
     assert BuiltGraphs.find(unbuilt, "cuda", ort.__version__).records.keys() == records.keys()
 
 
+def test_head_and_backbone_take_fewer_launches_and_compute_the_same(unbuilt: Bundle) -> None:
+    precision = unbuilt.stage("head").precision
+    records = build(unbuilt, "cuda", ["head", "backbone"])
+    for stage, record in records.items():
+        model = onnx.load(target_folder(unbuilt, "cuda") / record.files[0].name, load_external_data=False)
+        used = Counter(node.op_type for node in model.graph.node)
+        assert used["GatedRMSNorm"] > 0
+        assert used["Sigmoid"] == 0
+        if stage == "head":
+            assert used["GatedAdd"] > used["LayerNormalization"]
+            assert not used["Transpose"]
+        # Where nothing is rounded to half precision in between, the bits are those of the portable graph.
+        assert record.error == {"fp32": 0, "bf16": None}.get(precision, record.error)
+
+
 def test_what_cannot_run_here_says_so(
     exported: Callable[..., Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +77,57 @@ def test_what_cannot_run_here_says_so(
     output = capsys.readouterr().out
     assert "not run here" in output
     assert "not checked against the bundle's own graphs: ONNX Runtime has no bfloat16 kernels on a CPU" in output
+
+
+def gated_graph(tmp_path: Path, nodes: list[onnx.NodeProto], shapes: dict[str, list]) -> Graph:
+    """A graph of float32 tensors of these shapes; the last node's output is the graph's."""
+    result = nodes[-1].output[0]
+    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()}
+    made = {output for node in nodes for output in node.output}
+    inputs = [value for name, value in values.items() if name not in made]
+    graph = helper.make_graph(nodes, "gated", inputs, [values[result]])
+    graph.value_info.extend(value for name, value in values.items() if name in made - {result})
+    path = tmp_path / "gated.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=10), path)
+    return Graph.read(path)
+
+
+@pytest.mark.parametrize(
+    ("gate", "rewritten"),
+    [(["B", 4, 8], True), ([1], True), ([], True), ([8], False), ([1, 1, 8], False), (["B", 4, 1], False)],
+)
+@pytest.mark.parametrize("swapped", [True, False])
+def test_a_gated_sum_of_any_shape(tmp_path: Path, gate: list, rewritten: bool, swapped: bool) -> None:
+    """Only a gate of every element's own, or one number, has the form; with the others the graph stays as it is."""
+    order = ["y", "gate"][:: -1 if swapped else 1]
+    nodes = [
+        helper.make_node("Mul", order, ["scaled"], name="scale"),
+        helper.make_node("Add", ["scaled", "x"][:: -1 if swapped else 1], ["sum"], name="add"),
+    ]
+    whole = ["B", 4, 8]
+    graph = gated_graph(tmp_path, nodes, {"x": whole, "y": whole, "gate": gate, "scaled": whole, "sum": whole})
+    assert apply_fewer_launches(graph) == rewritten
+    graph.save(tmp_path / "changed.onnx")
+    rng = np.random.default_rng(2)
+    feeds = {
+        name: rng.standard_normal([3 if size == "B" else size for size in shape]).astype(np.float32)
+        for name, shape in (("x", whole), ("y", whole), ("gate", gate))
+    }
+    wanted, got = (
+        np.asarray(ort.InferenceSession(str(tmp_path / name), providers=["CPUExecutionProvider"]).run(None, feeds)[0])
+        for name in ("gated.onnx", "changed.onnx")
+    )
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_a_product_that_others_read_stays(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Mul", ["y", "gate"], ["scaled"], name="scale"),
+        helper.make_node("Add", ["x", "scaled"], ["sum"], name="add"),
+        helper.make_node("Sub", ["sum", "scaled"], ["left"], name="sub"),
+    ]
+    names = ("x", "y", "gate", "scaled", "sum", "left")
+    assert apply_fewer_launches(gated_graph(tmp_path, nodes, {name: ["B", 8] for name in names})) == 0
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1e-6), ("fp16", 2e-3)])

@@ -89,7 +89,8 @@ def test_newer_operators_for_an_older_tensorrt(
     digits: Digits, exported: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A library without the cache update layer, as TensorRT before 10.15."""
-    older = Library("tensorrt", cast(Any, SimpleNamespace(LayerType=object, __version__="10.7.0")), None)
+    names = SimpleNamespace(LayerType=object, Builder=object, __version__="10.7.0")
+    older = Library("tensorrt", cast(Any, names), None)
     monkeypatch.setattr(TensorRTTarget, "loaded", older)
     with pytest.raises(BuildError, match=r"tensorrt 10\.7\.0 does not know Attention.*--opset 20"):
         plan(digits("fp16"), stage="backbone").require_possible()

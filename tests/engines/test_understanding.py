@@ -93,6 +93,7 @@ def test_profile_commands_have_shapes_profile_and_inputs(
     command = next(run.command for run in unbuilt if (run.stage, run.sample) == ("backbone", "prompt"))
     assert command[0] == "trtexec"
     assert f"--onnx={bundle.folder}/onnx/fp32/backbone.onnx" in command
+    assert "--stronglyTyped" in command
     assert any(part.startswith("--minShapes=embeddings:1x7x128,") for part in command)
 
 

@@ -48,7 +48,7 @@ def test_classes(
     tokens = runtime.generate(*runtime.rows([3, 7], str(size)), [5, 6], size.width, size.height)
     assert np.array_equal(tokens, np.stack([image.tokens for image in images]))
     pixels = runtime.decode(tokens, [5, 6], size.width, size.height)
-    assert np.array_equal(pixels, np.stack([image.pixels for image in images]))
+    assert np.array_equal(pixels, np.stack([np.asarray(image.pixels) for image in images]))
 
 
 def test_prompts_of_different_length(word_bundle: Bundle, minimal: ModuleType, tmp_path: Path) -> None:

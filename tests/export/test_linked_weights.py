@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from linking import FIXTURE, checkpoint_in, export_linked
+from rounding import assert_same_bits, predictions_of
 
 from bitdance_edge.cli import main
 from bitdance_edge.runtime import Bundle, Pipeline, Request
@@ -37,7 +38,8 @@ def test_large_weights_are_the_checkpoints_own_bytes(linked_bundle: Bundle) -> N
 def test_linked_and_copied_bundles_give_the_same_tokens(linked_bundle: Bundle, exported: Callable[..., Bundle]) -> None:
     bundle, copied = linked_bundle, exported("t2i_16x_swiglu")
     assert not copied.links
-    assert np.array_equal(tokens(bundle), tokens(copied))
+    # Linked weights are transposed by the graph: another kernel, and so another order of summation.
+    assert_same_bits(tokens(bundle)[None], tokens(copied)[None], predictions_of(copied, REQUEST))
     assert any(
         weight.name.startswith("head.ada_ln_blocks.0.weight") for weight in _graph(bundle, "modulation").initializer
     )

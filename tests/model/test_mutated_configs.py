@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TESTS
-from mutations import mutations, spoilt
+from mutations import VALUES, mutations, spoilt
 
 from bitdance_edge.model import BitDance, ModelError, TextCheckpoint, load_generator
 
@@ -30,7 +30,7 @@ def try_all(file: Path, load: Callable[[], object]) -> int:
     """Load the checkpoint with every mutation of a file, and return how many were taken."""
     content = file.read_bytes()
     before, taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
-    for place, mutated in (*mutations(json.loads(content), more=SIZES), *spoilt(content)):
+    for place, mutated in (*mutations(json.loads(content), (*VALUES, *SIZES)), *spoilt(content)):
         file.write_bytes(mutated)
         started = time.thread_time()
         try:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +11,6 @@ from gpu_fixtures import TARGET, Gpus
 from bitdance_edge.runtime import BackendError, Bundle, Pipeline, Request
 from bitdance_edge.runtime.backends import choice as backend_choice
 from bitdance_edge.runtime.backends.device import Device, find_device
-from bitdance_edge.runtime.backends.onnxruntime import (
-    BFLOAT16,
-    OnnxRuntimeStage,
-    Provider,
-    element_type,
-    import_onnxruntime,
-)
 from bitdance_edge.runtime.bundle.record import record_path, target_folder
 
 
@@ -83,30 +75,6 @@ def test_a_trace_is_onnx_runtimes(gpus: Gpus, tmp_path: Path) -> None:
         assert pipeline.choice.backend == "onnxruntime-cpu"
         pipeline.generate(Request(classes=[1], steps=1))
     assert len(list(tmp_path.glob("head*.json"))) == 1
-
-
-def test_cuda_sessions_get_device_and_graphs_by_their_options() -> None:
-    options = {"device_id": "1", "enable_cuda_graph": "1"}
-    assert Provider("cuda", 1).providers(graphs=True)[0] == ("CUDAExecutionProvider", options)
-    assert Provider("cuda", 1).providers(graphs=False)[0][1]["enable_cuda_graph"] == "0"
-    assert element_type("bfloat16") == BFLOAT16
-    assert element_type("float16") == "float16"
-
-
-def test_a_session_that_allows_no_graph_goes_without(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU provider, which here stands for one that took only some of the nodes."""
-    ort = import_onnxruntime()
-    opened = ort.InferenceSession
-
-    def open_session(path: str, options: object, providers: list) -> object:
-        if providers[0][1]["enable_cuda_graph"] == "1":
-            raise RuntimeError("This session cannot use the graph capture feature\nmore")
-        return SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider"], wraps=opened)
-
-    monkeypatch.setattr(ort, "InferenceSession", open_session)
-    stage = OnnxRuntimeStage(bundle.verified("time"), bundle.stage("time"), Provider("cuda"), 1, None, graphs=True)
-    assert stage.without_graph == "This session cannot use the graph capture feature"
-    assert not stage.graphs
 
 
 @pytest.mark.skipif(find_device() is None, reason="no NVIDIA driver answers on this machine")

@@ -113,6 +113,31 @@ def test_an_odd_value_of_any_field_is_settings_or_one_error(bundle: Bundle, fiel
             assert isinstance(settings, Settings) and settings.images[0].class_id in range(10)
 
 
+@pytest.mark.parametrize("field", ["init", "init_tokens", "mask", "strength", "candidates", "blend"])
+def test_an_odd_value_of_an_edit_is_settings_or_one_error(bundle: Bundle, field: str) -> None:
+    mask = np.zeros((32, 32), bool)
+    mask[:8] = True
+    plain = {"classes": 7, "init": np.zeros((32, 32, 3), np.uint8), "mask": mask, "strength": 0.5}
+    assert Request(**plain).resolve(bundle).edit is not None
+    for value in ODD:
+        try:
+            settings = Request(**{**plain, field: value}).resolve(bundle)
+        except RequestError as error:
+            assert len(str(error)) < 400 and "\n" not in str(error)
+        else:
+            assert isinstance(settings, Settings)
+
+
+def test_an_odd_argument_of_a_call_is_one_error(pipeline: Pipeline) -> None:
+    names = ("num_inference_steps", "guidance_scale", "num_images_per_prompt", "width", "height", "seed", "generator")
+    quick = {"num_inference_steps": 1, "output": "tokens"}
+    for name, value in itertools.product(("prompt", *names), ODD):
+        arguments = {"prompt": 7, **quick, "num_images_per_prompt": "none is drawn", name: value}
+        with pytest.raises(RequestError) as refused:
+            pipeline(**arguments)
+        assert len(str(refused.value)) < 400
+
+
 def test_an_odd_prompt_is_settings_or_one_error(word_bundle: Bundle) -> None:
     for field in ("prompts", "negative_prompt"):
         for value in ODD:

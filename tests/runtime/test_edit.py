@@ -65,7 +65,8 @@ def cells(pipeline: Pipeline, rows: slice, columns: slice) -> np.ndarray:
 def in_sequence(pipeline: Pipeline, mask: np.ndarray) -> np.ndarray:
     """A mask of tokens in generation order, bool [h*w]."""
     side = pipeline.bundle.model.patch_side
-    places = sequence_to_grid(np.arange(mask.size), *mask.shape, side).ravel()
+    height, width = mask.shape
+    places = sequence_to_grid(np.arange(mask.size), height, width, side).ravel()
     return mask.ravel()[np.argsort(places)]
 
 

@@ -54,7 +54,8 @@ def test_a_checkpoint_by_name_is_exported_with_its_commit_and_licence(served: Hu
     assert {name for name, _ in served.asked} == {"config.json", "state.safetensors", "README.md"}
 
 
-def test_an_interrupted_download_goes_on(served: Hub) -> None:
+def test_an_interrupted_download_goes_on(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100_000)  # what is written at once
     folder = repository(served, "big", FIXTURES / "cc_4x_patch" / "config.json")
     (folder / "model.safetensors").write_bytes(bytes(3_000_000))
     served.cut = "model.safetensors"

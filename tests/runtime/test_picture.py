@@ -1,5 +1,6 @@
 """Pictures as people have them become the right pixels, everywhere the same, or are refused in one message."""
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -49,6 +50,11 @@ LEFT_CLEAR = np.full((2, 3), 255, np.uint8)
 LEFT_CLEAR[:, 0] = 0
 OVER_WHITE = np.where(LEFT_CLEAR[..., None] == 0, np.uint8(255), COLOURS)
 GRAYS_OVER_WHITE = np.where(LEFT_CLEAR[..., None] == 0, np.uint8(255), GRAYS_IN_RGB)
+
+
+def served(content: bytes, size: Size) -> np.ndarray:
+    """The pixels that the server makes of a file."""
+    return asyncio.run(pictures.decoded(base64.b64encode(content).decode(), size))
 
 
 def turned(tag: int, format: str, image: Image.Image = RGB) -> bytes:
@@ -155,7 +161,7 @@ def test_a_picture_becomes_the_right_pixels(name: str, tmp_path: Path) -> None:
     middles = pixels[BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK].astype(int)
     assert np.abs(middles - want).max() <= tolerance
     if content.startswith((b"\x89PNG", b"\xff\xd8", b"RIFF")):
-        assert np.array_equal(pictures._decode(base64.b64encode(content).decode(), Size(width=48, height=32)), pixels)
+        assert np.array_equal(served(content, Size(width=48, height=32)), pixels)
 
 
 def clear() -> bytes:
@@ -214,7 +220,7 @@ def test_a_picture_that_cannot_be_right_is_refused(name: str, tmp_path: Path) ->
         load_pixels(path, 32, 32)
     assert message in str(refused.value) and str(path) in str(refused.value)
     with pytest.raises(ApiError) as answered:
-        pictures._decode(base64.b64encode(path.read_bytes()).decode(), Size(width=32, height=32))
+        served(path.read_bytes(), Size(width=32, height=32))
     assert answered.value.status == 400
 
 

@@ -15,7 +15,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from bitdance_edge.runtime.bundle.specs import FileSpec, StageSpec, TensorSpec
-from bitdance_edge.runtime.backends.onnxruntime import CPU, HostBuffer, OnnxRuntimeStage
+from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeStage
 
 path, weights = Path(sys.argv[1]), int(sys.argv[2])
 x, y = (TensorSpec(name=name, dtype="float32", shape=("B", 8, {width})) for name in "xy")
@@ -27,7 +27,7 @@ def taken():
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmRSS:"))
 
 def load(stage):
-    return OnnxRuntimeStage(path, spec, CPU, 1, None)
+    return OnnxRuntimeStage(path, spec, 1, None)
 
 import onnxruntime
 before = taken()

@@ -206,7 +206,7 @@ def test_tokens_of_an_image_are_varied(server: Server, reference: Pipeline, seve
         ({"image": "SEVEN", "tokens": "AAAA", "strength": 1}, "and not both"),
         ({"image": "!", "strength": 1}, "edit.image is not base64"),
         ({"tokens": "AAAA", "strength": 1}, "edit.tokens has 3 bytes"),
-        ({"image": "SEVEN", "strength": 1.5}, "less than or equal to 1"),
+        ({"image": "SEVEN", "strength": 1.5}, "strength is 1.5; it must be from 0"),
         ({"image": "SEVEN", "strength": [0.5, 0.5]}, "strength has 2 values"),
         ({"image": "SEVEN", "mask": "SEVEN"}, "edit.mask is a picture of mode RGB with colors"),
         ({"image": "SEVEN", "mask": "BLACK"}, "paint white what to redraw"),

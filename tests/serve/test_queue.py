@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from rounding import is_clear
 from serving import Server, wait_until
 
 from bitdance_edge.runtime import Pipeline, Request
@@ -27,11 +28,17 @@ def test_requests_of_one_shape_share_a_batch_and_keep_their_own_noise(
     asked = [{"prompt": str(digit), "seed": 100 * digit, "num_inference_steps": 5} for digit in range(8)]
     answers = list(pool.map(lambda each: server.generate(**each), asked))
     blocker.result().raise_for_status()
+    compared = 0
     for each, answer in zip(asked, answers, strict=True):
         (data,) = answer.json()["data"]
-        (alone,) = reference.generate(Request(classes=[each["prompt"]], seed=each["seed"], steps=5))
+        request = Request(classes=[each["prompt"]], seed=each["seed"], steps=5)
+        (alone,) = reference.generate(request)
         got = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["b64_json"]))))
-        assert alone.pixels is not None and np.array_equal(got, alone.pixels)
+        assert alone.pixels is not None and got.shape == alone.pixels.shape
+        if is_clear(reference.bundle, request):  # a batch is another order of summation
+            compared += 1
+            assert np.abs(got.astype(int) - alone.pixels).max() <= 1
+    assert compared
     assert server.metric("bitdance_batch_images_sum") - before[1] == 9
     assert server.metric("bitdance_batch_images_count") - before[0] < 9
 

@@ -69,11 +69,12 @@ def test_a_changed_state_is_refused_or_changes_nothing(
     small_digits: Sets,
     tmp_path: Path,
 ) -> None:
+    trainer = resume(tokenizer_recipe, small_digits, tmp_path)
     for value in VALUES:
         part(*place)(state, value)
         torch.save(state, tmp_path / STATE_FILE)
         try:
-            trainer = resume(tokenizer_recipe, small_digits, tmp_path)
+            trainer._restore()
         except TrainingError as error:
             assert STATE_FILE in str(error)
             assert len(str(error)) < 2000

@@ -1,0 +1,305 @@
+"""ONNX Runtime on a CUDA GPU: all sessions of a lane on one stream, and a whole patch as one CUDA graph.
+
+Launches, writes and fetches are queued on the lane's stream and return at once; only fetched values are waited for.
+A patch is launched session by session the first time, and then captured: its launches are recorded once more, now that
+ONNX Runtime has allocated what they use, and from then on one call replays them. Where that fails, each session
+captures itself, which ONNX Runtime does after its own first run.
+https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+"""
+
+import itertools
+import logging
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+
+from bitdance_edge.runtime.backends.built_graphs import BuiltGraphs
+from bitdance_edge.runtime.backends.cuda_driver import DriverDevice, GraphCalls
+from bitdance_edge.runtime.backends.cuda_graph import A_GRAPH, PATCH, CaptureError, CudaGraph
+from bitdance_edge.runtime.backends.cuda_libraries import load_cuda_libraries
+from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane, RowCopies
+from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
+from bitdance_edge.runtime.backends.onnxruntime import (
+    bind_tensors,
+    cpu_options,
+    import_onnxruntime,
+    make_trace_folder,
+    open_session,
+    require_described,
+    require_whole,
+    run_bound,
+    trace_session,
+)
+from bitdance_edge.runtime.backends.signature import require_memory_for
+from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
+from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.errors import BackendError, BundleError
+
+log = logging.getLogger(__name__)
+
+PROVIDER = "CUDAExecutionProvider"
+TARGET = "cuda"
+CAPTURABLE = "can be part of a CUDA graph"
+NO_GRAPH = "-1"  # of the run option gpu_graph_id: run, and capture nothing
+# What becomes a graph: a whole patch; each stage by itself, through ONNX Runtime's own capture; nothing.
+Captures = Literal["patch", "stages", "none"]
+
+
+class OnnxRuntimeCudaBackend:
+    """Sessions on one GPU.
+
+    Args:
+        trace: folder for an operator trace, which the launches of a graph would not be in; None: no trace.
+        captures: the most that becomes a graph.
+
+    Attributes:
+        graphs: whether each loaded stage can be part of a CUDA graph, whether a patch is one, and otherwise why not.
+        calls: to the device that run something: sessions, or graphs of them.
+
+    Raises:
+        BackendError: ONNX Runtime is not installed, or the driver refuses.
+    """
+
+    name = "onnxruntime-cuda"
+    run_ahead = 1  # a patch is queued while the one before runs, so that the GPU never waits for the host
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        ordinal: int = 0,
+        threads: int | None = None,
+        trace: Path | None = None,
+        captures: Captures = "patch",
+    ) -> None:
+        self.missing_libraries = load_cuda_libraries(getattr(import_onnxruntime(), "cuda_version", "") or "13")
+        self.bundle, self.threads, self.trace = bundle, threads, trace
+        self.captures: Captures = "none" if trace is not None else captures
+        self.graphs: dict[str, str] = {}
+        self.calls = 0
+        if trace is not None:
+            make_trace_folder(trace)
+        self._open_lane(DriverDevice(ordinal))
+
+    def _open_lane(self, device: DriverDevice) -> None:
+        self.device = device
+        self._stages: list[CudaStage] = []
+        self._captured: list[CapturedPatch] = []
+        self._siblings: list[OnnxRuntimeCudaBackend] = []
+        with device.current():
+            self.lane = Lane(device)
+
+    def empty(self, shape: tuple[int, ...], dtype: str, *, ahead: bool = False) -> CudaBuffer:
+        return CudaBuffer(self.lane, shape, dtype, ahead)
+
+    @cached_property
+    def built(self) -> BuiltGraphs:
+        """What was built of the bundle for this device."""
+        return BuiltGraphs.find(self.bundle, TARGET, import_onnxruntime().__version__)
+
+    def load(self, stage: str) -> "CudaStage":
+        self._stages.append(CudaStage(self, stage))
+        return self._stages[-1]
+
+    def capture(self, launches: Sequence[Launch]) -> "CapturedPatch":
+        self._captured.append(CapturedPatch(self, launches))
+        return self._captured[-1]
+
+    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
+        return RowCopies(self.lane, target.address, source.address, rows, tensor_bytes(target.shape, "float32"))
+
+    def second_lane(self) -> "OnnxRuntimeCudaBackend":
+        sibling = object.__new__(OnnxRuntimeCudaBackend)
+        sibling.__dict__.update(self.__dict__)  # one bundle, one report, the builds already found
+        sibling._open_lane(self.device)
+        self._siblings.append(sibling)
+        return sibling
+
+    def current(self) -> AbstractContextManager[None]:
+        return self.device.current()
+
+    def not_a_graph(self, what: str, reason: str) -> None:
+        """Report why a stage, or the patch, is not a CUDA graph."""
+        self.graphs[what] = f"not a CUDA graph: {reason}"
+        log.warning("%s is not a CUDA graph: %s", what, reason)
+
+    def close(self) -> None:
+        """Graphs and sessions go before the memory that they run over, and the streams after."""
+        with self.device.current():
+            for backend in (self, *self._siblings):
+                backend.release()
+        self.device.close()
+
+    def release(self) -> None:
+        """Give back all but the device itself."""
+        self.lane.synchronize()
+        for captured in list(self._captured):
+            captured.close()
+        for stage in self._stages:
+            stage.close()
+        self._stages.clear()
+        self.lane.close()
+
+    def forget(self, captured: "CapturedPatch") -> None:
+        if captured in self._captured:
+            self._captured.remove(captured)
+
+
+class CudaStage:
+    """One session on the stream of its backend's lane."""
+
+    def __init__(self, backend: OnnxRuntimeCudaBackend, name: str) -> None:
+        self.backend, self.name, self.time = backend, str(name), StageTime()
+        self.spec = backend.bundle.stage(name)
+        self._graph_ids = itertools.count(1)
+        self._bound: weakref.WeakSet[BoundCudaSession] = weakref.WeakSet()
+        self.path = path = backend.built.graph(name) or backend.bundle.verified(name)
+        options = cpu_options(backend.threads or 0)
+        trace_session(options, backend.trace, name)
+        self.capturable = backend.captures != "none"
+        try:
+            self.session: Any = open_session(path, options, providers(backend, self.capturable))
+            backend.graphs.update({self.name: CAPTURABLE} if self.capturable else {})
+        except BundleError as error:
+            if not self.capturable:
+                raise
+            # Also where it would not load at all: the second attempt says so without a word of graphs.
+            self.session = open_session(path, options, providers(backend, False))
+            self.capturable = False
+            backend.not_a_graph(self.name, str(error.__cause__).splitlines()[0])
+        if PROVIDER not in self.session.get_providers():
+            raise BackendError(_unavailable(backend.missing_libraries))
+        require_described(path, self.spec, self.session)
+
+    @property
+    def captures_itself(self) -> bool:
+        """Whether launches are graphs of ONNX Runtime's own, while whose capture no thread may allocate."""
+        return self.capturable and self.backend.captures == "stages"
+
+    def bind(self, buffers: Mapping[str, Memory]) -> "BoundCudaSession":
+        require_memory_for(self.name, self.spec, buffers)
+        bound = BoundCudaSession(self, buffers, str(next(self._graph_ids)))
+        self._bound.add(bound)
+        return bound
+
+    def close(self) -> None:
+        """End the operator trace, if there is one, and let the session go; its launches are not to be used again.
+
+        Raises:
+            StorageError: the trace is cut short.
+        """
+        session, self.session = self.session, None
+        for bound in self._bound:  # also where a launch is still referenced, its session goes before the stream
+            bound.binding = None
+        if session is not None and self.backend.trace is not None:
+            require_whole(Path(session.end_profiling()))
+
+
+def providers(backend: OnnxRuntimeCudaBackend, graphs: bool) -> list[Any]:
+    """The providers of a session, and their options."""
+    options = {
+        "device_id": str(backend.device.ordinal),
+        "user_compute_stream": str(backend.lane.stream.handle),
+        "enable_cuda_graph": "1" if graphs else "0",
+        "use_tf32": "0",  # whose products of float32 keep ten bits
+        "arena_extend_strategy": "kSameAsRequested",  # by default the arena doubles
+        "cudnn_conv_algo_search": "HEURISTIC",  # by default algorithms are timed, and may differ from run to run
+    }
+    return [(PROVIDER, options), "CPUExecutionProvider"]
+
+
+class BoundCudaSession:
+    """Runs the graph over its buffers, and keeps them: a binding holds addresses, not the memory behind them."""
+
+    def __init__(self, stage: CudaStage, buffers: Mapping[str, Memory], graph_id: str) -> None:
+        self.stage, self.memory = stage, dict(buffers)
+        self.binding: Any = bind_tensors(stage.session, stage.spec, buffers, "cuda", stage.backend.device.ordinal)
+        self._plain, self._graph = run_options(NO_GRAPH), run_options(graph_id)
+        self._warm = False
+
+    def __call__(self) -> None:
+        started = perf_counter()
+        self._run(self._graph if self._warm and self.stage.captures_itself else self._plain)
+        self._warm = True
+        self.stage.backend.calls += 1
+        self.stage.time.add(perf_counter() - started)
+
+    def record(self) -> None:
+        """Queue the kernels on a stream that is being captured.
+
+        Raises:
+            CaptureError: ONNX Runtime does what a graph cannot hold.
+        """
+        try:
+            self._run(self._plain)
+        except BundleError as error:
+            raise CaptureError(str(error)) from error
+
+    def _run(self, options: Any) -> None:
+        if self.stage.session is None:
+            raise BackendError(f"{self.stage.name} was closed")
+        run_bound(self.stage.session, self.binding, options, self.stage.path)
+
+
+def run_options(graph_id: str) -> Any:
+    """Options of a launch that returns as soon as its kernels are queued."""
+    options = import_onnxruntime().RunOptions()
+    options.add_run_config_entry("gpu_graph_id", graph_id)  # a graph has the addresses of one binding
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
+
+
+class CapturedPatch:
+    """Launches that become one CUDA graph when they have run once."""
+
+    def __init__(self, backend: OnnxRuntimeCudaBackend, launches: Sequence[Launch]) -> None:
+        self.backend, self.launches = backend, launches
+        self.graph: CudaGraph | None = None
+        self._tried = False
+
+    def __call__(self) -> None:
+        if self.graph is not None:
+            self.graph()
+            self.backend.calls += 1
+            return
+        for launch in self.launches:
+            launch()
+        if not self._tried and self.backend.captures == "patch":
+            self._capture()
+        self._tried = True
+
+    def close(self) -> None:
+        if self.graph is not None:
+            self.backend.lane.synchronize()
+            self.graph.close()
+            self.graph = None
+        self.backend.forget(self)
+
+    def _capture(self) -> None:
+        # Behind the launches and on their thread, for which ONNX Runtime has its handles of cuBLAS and cuDNN by now.
+        backend = self.backend
+        try:
+            sessions = [launch for launch in self.launches if isinstance(launch, BoundCudaSession)]
+            for stage in {session.stage for session in sessions}:
+                if not stage.capturable:
+                    raise CaptureError(f"{stage.name} is not capturable")
+            recorded = [each.record if isinstance(each, BoundCudaSession) else each for each in self.launches]
+            self.graph = CudaGraph(GraphCalls(), backend.lane.stream, recorded)
+            backend.graphs[PATCH] = A_GRAPH
+        except CaptureError as error:
+            backend.captures = "stages"
+            backend.not_a_graph(PATCH, str(error))
+
+
+def _unavailable(missing: Sequence[str]) -> str:
+    ort = import_onnxruntime()
+    found = f"; not found: {', '.join(missing)}" if missing else ""
+    return (
+        f"ONNX Runtime {ort.__version__} does not get CUDA to work on this machine: its CUDA and cuDNN libraries must "
+        f"be found (pip install 'bitdance-edge[gpu]'){found}; run on the CPU with device='cpu'"
+    )

@@ -1,0 +1,2 @@
+/* cuRAND: only its name is needed. */
+int curand_of_the_fake_cuda;
