@@ -94,13 +94,14 @@ def test_hints_work_from_where_the_user_is(monkeypatch: pytest.MonkeyPatch, tmp_
     checkout = tmp_path / "clone"
     checkout.mkdir()
     monkeypatch.setattr(installation, "_installed_from", lambda: checkout)
+    monkeypatch.setattr(installation, "_is_on_path", lambda _: True)
     monkeypatch.chdir(checkout)
     assert as_typed(hint) == hint.replace("'bitdance-edge[", "'.[")
     monkeypatch.chdir(tmp_path)
     assert as_typed(hint).endswith(f"pip install '.{'/clone'}[cpu,export]'")
     shutil.rmtree(checkout)
     assert as_typed(hint) == hint  # from the index
-    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(installation, "_is_on_path", lambda _: False)
     assert "bitdance-edge export" in as_typed(hint) and " -m pip install " in as_typed(hint)
     assert not as_typed(hint).startswith("make one with: bitdance-edge")
     assert as_typed("bitdance-edge inspect: no bundle") == "bitdance-edge inspect: no bundle"  # its own name
