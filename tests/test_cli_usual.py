@@ -56,7 +56,7 @@ def test_prompts_of_a_file(word_bundle: Bundle, tmp_path: Path, capsys: pytest.C
     assert main([*arguments, "--prompts-file", str(prompts), "--out", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["0000-a_red_fish-seed1.png", "0001-fish-seed2.png"]
     capsys.readouterr()
-    for content, said in ((b" \n", "holds no prompt"), (b"\xff\xfe", "is not UTF-8 text")):
+    for content, said in ((b" \n", "holds no prompt"), (b"\xff\xfe", "is not UTF-8")):
         prompts.write_bytes(content)
         with pytest.raises(SystemExit, match="2"):
             main([*arguments, "--prompts-file", str(prompts)])
