@@ -61,7 +61,9 @@ def called_request(
         **_size(named["width"], named["height"], others),
         **_seeds(named["seed"], named["generator"]),
     }
-    return Request(**request, **{name: value for name, value in others.items() if name not in request})
+    if twice := request.keys() & {name for name, value in others.items() if value is not None}:
+        raise RequestError(f"{', '.join(sorted(twice))} and generator are both given; omit one of the two")
+    return Request(**{**others, **request})
 
 
 def _size(width: int | None, height: int | None, others: Mapping[str, Any]) -> dict[str, Any]:
