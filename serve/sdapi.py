@@ -3,7 +3,6 @@
 The web UI serves one person, so its API has one model and one progress. Here each address of a client has its own.
 """
 
-import ipaddress
 import json
 import time
 from collections import OrderedDict
@@ -89,15 +88,6 @@ class SdClients:
                 sampling_steps=patches,
             ),
         )
-
-
-def client_of(host: str | None) -> str:
-    """The address of a client; one of IPv6 counts with its network, of which it has many addresses."""
-    try:
-        address = ipaddress.ip_address(host or "")
-    except ValueError:
-        return host or ""
-    return str(address) if address.version == 4 else str(ipaddress.ip_network(f"{host}/64", strict=False))
 
 
 def infotext(work: Generation, image: GeneratedImage, model: Model) -> str:

@@ -66,7 +66,9 @@ class TextToImage(SdBody):
     sampler_name: str | None = Field(
         None, description="sde or ode; any other takes the model's default.", max_length=MOST_NAME
     )
-    override_settings: Annotated[OverrideSettings, BeforeValidator(_no_null)] = Field(default_factory=OverrideSettings)
+    override_settings: Annotated[OverrideSettings, BeforeValidator(_no_null)] = Field(
+        default_factory=lambda: OverrideSettings(sd_model_checkpoint=None)
+    )
     send_images: bool | None = Field(None, description="false: the answer has no images.")
 
 

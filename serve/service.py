@@ -30,6 +30,7 @@ class Service:
         self.failure: ServeError | None = None  # why the workers did not start
         self.on_failure: Callable[[], None] = lambda: None
         self._stopping: asyncio.Task[None] | None = None
+        self._reload_wanted = False
         self._reloading: asyncio.Task[None] | None = None
         self.metrics.capacity.set(settings.queue)
         self.metrics.waiting.set_function(lambda: sum(len(fleet.scheduler.waiting) for fleet in self.fleets))
@@ -54,11 +55,18 @@ class Service:
         self._say("ready")
 
     def begin_reload(self) -> None:
-        """Open the bundles again, beside the running models, and take requests with them once they are ready."""
-        if self._reloading is not None and not self._reloading.done():
-            log.warning("a reload is under way; asked for another, which is ignored")
-        elif self._stopping is None:
-            self._reloading = asyncio.get_running_loop().create_task(self._reload())
+        """Open the bundles again, beside the running models, and take requests with them once they are ready.
+
+        One asked for during another follows it, so that there are never more than two sets of workers.
+        """
+        self._reload_wanted = True
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.get_running_loop().create_task(self._reload_while_wanted())
+
+    async def _reload_while_wanted(self) -> None:
+        while self._reload_wanted and self._stopping is None:
+            self._reload_wanted = False
+            await self._reload()
 
     async def _reload(self) -> None:
         log.info("reloading the bundles")

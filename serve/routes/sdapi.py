@@ -20,7 +20,7 @@ from bitdance_edge.serve.pictures import encoded
 from bitdance_edge.serve.routes.common import TheService, errors
 from bitdance_edge.serve.runtime_request import generation
 from bitdance_edge.serve.schema import GenerationFields
-from bitdance_edge.serve.sdapi import SdRequest, client_of, information, infotext
+from bitdance_edge.serve.sdapi import SdRequest, information, infotext
 from bitdance_edge.serve.sdapi_edits import sd_change
 from bitdance_edge.serve.sdapi_schema import (
     GeneratedImages,
@@ -41,7 +41,7 @@ router = APIRouter(prefix="/sdapi/v1", route_class=JsonRoute)
 
 
 def _client(request: Request) -> str:
-    return client_of(request.client.host if request.client else None)
+    return request.client.host if request.client else ""
 
 
 Client = Annotated[str, Depends(_client)]

@@ -91,7 +91,7 @@ def test_pictures_are_decoded_one_at_a_time_and_their_memory_is_returned(
 
     assert status(larger) == 400
     with Watch(attacked) as watch:
-        assert list(pool.map(status, [largest] * 16)) == [200] * 16
+        assert list(pool.map(status, [largest] * 8)) == [200] * 8
     assert watch.grown < 200 * MB
     wait_until(lambda: watch.kept() < 60 * MB, seconds=10)
 
