@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
 from bitdance_edge.runtime.bundle.manifest import Bundle
@@ -93,10 +94,12 @@ def _seeds(seed: int | None, generator: Any) -> dict[str, Any]:
     return {"seed": found[0]} if not isinstance(generator, Iterable) else {"seeds": found}
 
 
-def _seed(generator: Any) -> Any:
-    if not hasattr(generator, "initial_seed"):
-        return whole("generator", generator, 0, MAX_SEED)
-    return int(generator.initial_seed()) % 2**63  # PyTorch's own seeds have 64 bits
+def _seed(generator: Any) -> int:
+    if hasattr(generator, "initial_seed"):
+        return int(generator.initial_seed()) % 2**63  # PyTorch's own seeds have 64 bits
+    if not isinstance(generator, int | np.integer):
+        raise RequestError(f"generator is {shown(generator)}; give a torch.Generator, or seed= with a whole number")
+    return whole("generator", generator, 0, MAX_SEED)
 
 
 def run_call(pipeline: Streaming, request: Request, callback: Callback | None) -> PipelineOutput:
