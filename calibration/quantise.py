@@ -199,7 +199,7 @@ class _Writer:
             wide = f"{layer.node}.scales"
             made.append(helper.make_node("DequantizeLinear", [scales, *factor], [wide], name=wide))
             scales = wide
-        groups: dict[str, int] = {"axis": layer.outputs_axis}
+        groups: dict[str, Any] = {"axis": layer.outputs_axis}
         if precision in FOUR_BITS:
             groups = {"axis": layer.inputs_axis, "block_size": group_of(precision, layer.inputs)}
         made.append(helper.make_node("DequantizeLinear", [codes, scales], [unpacked], name=unpacked, **groups))

@@ -16,6 +16,9 @@ NVFP4_BITS = (
 )
 
 
+NAMES: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
+
+
 @dataclass(frozen=True)
 class Part:
     """One tensor that a graph stores of an encoded weight: its name behind the weight's, ONNX type, shape and bytes."""
@@ -40,7 +43,7 @@ def parts(precision: str, shape: tuple[int, ...], outputs_axis: int, scales: int
     per_output = group == inputs and precision not in FOUR_BITS
     grouped = (inputs // group, outputs) if flipped else (outputs, inputs // group)
     scale_dims = (outputs,) if per_output else grouped
-    kind = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}[scales]
+    kind = NAMES[scales]
     number = scale_type(kind)
 
     def codes(encoded: Encoded) -> bytes:

@@ -103,7 +103,7 @@ def _provenance(path: Path, variant: str | None) -> dict[str, Any]:
     hashes = {file.name: sha256(file) for file in files}
     return {
         "checkpoint": path.resolve().name,
-        "checkpoint_sha256": hashes if len(files) > 1 else hashes[files[0].name],
+        "checkpoint_sha256": hashes if len(files) > 1 else hashes[next(iter(hashes))],
         "variant": variant,
     }
 

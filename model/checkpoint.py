@@ -126,7 +126,7 @@ def _tokenizer_config(variant: str | None, config_file: Path | None) -> Tokenize
     return TokenizerConfig.from_json(read_json(config_file), str(config_file))
 
 
-def _known_tokenizer(state: Mapping[str, Tensor], file: Path) -> TokenizerConfig:
+def _known_tokenizer(state: Mapping[str, Weight], file: Path) -> TokenizerConfig:
     """The published configuration whose weights have these names and shapes.
 
     Raises:

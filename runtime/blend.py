@@ -73,4 +73,4 @@ def _resized(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Resize ``[h, w, C]`` to another height and width, float32."""
     channels = (Image.fromarray(values[..., c].astype(np.float32)) for c in range(values.shape[2]))
     method = Image.Resampling.BILINEAR
-    return np.stack([np.asarray(channel.resize(shape[::-1], method)) for channel in channels], axis=-1)
+    return np.stack([np.asarray(channel.resize((shape[1], shape[0]), method)) for channel in channels], axis=-1)

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -59,7 +60,7 @@ def recipe(precision: str, **changes: object) -> CalibrationRecipe:
     return replace(made, **changes)
 
 
-def weights_options(precision: str, **changes: object) -> WeightsOptions:
+def weights_options(precision: str, **changes: Any) -> WeightsOptions:
     return WeightsOptions(recipe(precision, feedback=False, weights_only=True), **changes)
 
 
