@@ -222,7 +222,7 @@ def test_a_server_takes_a_tokenizer_for_tokens_only(tokenizer: Bundle) -> None:
     model = Catalog(settings).default
     assert model.images_at_once >= 1
     with pytest.raises(ApiError, match="is a tokenizer, which draws nothing: send images to /v1/tokens"):
-        generation(ImageRequest(prompt="7"), model, settings)
+        generation(ImageRequest.model_validate({"prompt": "7"}), model, settings)
     with Pipeline.open(tokenizer.folder) as pipeline:
         warm_up(pipeline)
         assert {name: time.launches for name, time in pipeline.times().items()} == {"encoder": 1, "decoder": 1}

@@ -205,7 +205,7 @@ def test_an_image_is_painted_on_and_varied(open_page: Callable[..., Page], refer
     caption(page, {"mask": "redrawn in part, strength 1", "all": "varied, strength 0.7"}[how])
     mask = np.zeros((32, 32), bool)
     mask[:8, :16] = True
-    changed = {"mask": mask} if how == "mask" else {"strength": 0.7}
+    changed: dict[str, Any] = {"mask": mask} if how == "mask" else {"strength": 0.7}
     (want,) = reference.generate(Request(classes=["7"], seed=6, init=seven.pixels, **changed))
     assert want.pixels is not None and np.array_equal(pixels(page), want.pixels)
 
