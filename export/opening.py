@@ -99,11 +99,10 @@ def open_checkpoint(path: Path, options: ExportOptions, asked: CheckpointOptions
 
 
 def _provenance(path: Path, variant: str | None) -> dict[str, Any]:
-    files = locate(path)[0].files
-    hashes = {file.name: sha256(file) for file in files}
+    hashes = {file.name: sha256(file) for file in locate(path)[0].files}
     return {
         "checkpoint": path.resolve().name,
-        "checkpoint_sha256": hashes if len(files) > 1 else hashes[next(iter(hashes))],
+        "checkpoint_sha256": hashes if len(hashes) > 1 else next(iter(hashes.values())),
         "variant": variant,
     }
 

@@ -47,7 +47,7 @@ def _membrane(known: np.ndarray, inside: np.ndarray) -> np.ndarray:
         weight = _blocks(~inside[..., None] * np.ones(1, np.float32))
         # A block with any known pixel is known, so that a thin border is not lost.
         coarser = _membrane(_blocks(guess) / np.maximum(weight, 1), weight[..., 0] == 0)
-        guess = np.where(inside[..., None], _resized(coarser, inside.shape), known)
+        guess = np.where(inside[..., None], _resized(coarser, *inside.shape), known)
     return _relaxed(guess.astype(np.float32), inside)
 
 
@@ -69,8 +69,8 @@ def _relaxed(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return values
 
 
-def _resized(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _resized(values: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize ``[h, w, C]`` to another height and width, float32."""
     channels = (Image.fromarray(values[..., c].astype(np.float32)) for c in range(values.shape[2]))
     method = Image.Resampling.BILINEAR
-    return np.stack([np.asarray(channel.resize((shape[1], shape[0]), method)) for channel in channels], axis=-1)
+    return np.stack([np.asarray(channel.resize((width, height), method)) for channel in channels], axis=-1)

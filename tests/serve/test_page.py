@@ -186,6 +186,30 @@ def test_a_dropped_image_shows_its_bits_and_is_completed(
     shoot(page, "page-dark")
 
 
+@pytest.mark.parametrize("how", ["mask", "all"])
+def test_an_image_is_painted_on_and_varied(open_page: Callable[..., Page], reference: Pipeline, how: str) -> None:
+    (seven,) = reference.generate(Request(classes=["7"], seed=4))
+    file = io.BytesIO()
+    seven.to_pil().save(file, "PNG")
+    page = open_page()
+    dropped = page.evaluate_handle(DROPPED, list(file.getvalue()))
+    page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+    page.check(f"input[name=how][value={how}]")
+    choose(page, "7")
+    page.fill("#seed", "6")
+    if how == "mask":
+        page.focus("#kept")
+        for key in ("Space", "ArrowRight", "Space"):  # the first two patches of the first row
+            page.keyboard.press(key)
+    page.click("#go-on")
+    caption(page, {"mask": "redrawn in part, strength 1", "all": "varied, strength 0.7"}[how])
+    mask = np.zeros((32, 32), bool)
+    mask[:8, :16] = True
+    changed: dict[str, Any] = {"mask": mask} if how == "mask" else {"strength": 0.7}
+    (want,) = reference.generate(Request(classes=["7"], seed=6, init=seven.pixels, **changed))
+    assert want.pixels is not None and np.array_equal(pixels(page), want.pixels)
+
+
 def test_errors_are_shown_at_their_field(open_page: Callable[..., Page]) -> None:
     page = open_page()
     page.fill("#steps", "999")
