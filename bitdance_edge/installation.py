@@ -10,7 +10,7 @@ from pathlib import Path
 
 NAME = "bitdance-edge"
 # In messages, commands are written as for a package from the index whose scripts are on the PATH.
-PIP = re.compile(rf"\bpip install (?P<others>(?:[\w.=-]+ )*)'{NAME}\[(?P<extras>[\w,-]+)\]'")
+PIP = re.compile(rf"(?<!-m )\bpip install (?P<others>(?:[\w.=-]+ )*)'{NAME}\[(?P<extras>[\w,-]+)\]'")
 COMMAND = re.compile(rf"(?<![\w./'-]){NAME} (?=[a-z]+\b)(?!\w+:)")
 
 
@@ -49,6 +49,8 @@ def _is_on_path(program: str) -> bool:
 def _shown(path: Path) -> str:
     """A path as short as it can be typed from the current folder."""
     here = Path.cwd()
+    if path == here:
+        return "."
     return os.path.join(".", path.relative_to(here)) if path.is_relative_to(here) else str(path)  # noqa: PTH118
 
 

@@ -19,7 +19,7 @@ INTERRUPTED = 130  # exit status
 AGAIN_AFTER = 0.05  # seconds until an interrupt that could not be raised, or was lost, is raised again
 SAME_WITHIN = 0.3  # seconds in which a second signal is the first one again, sent to a process and to its group
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-REASONS = {signal.SIGTERM: "terminated"}
+REASONS = {int(signal.SIGTERM): "terminated"}
 IMPORTING = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 
 

@@ -194,7 +194,7 @@ class _Writer:
                 self.model.graph.initializer.append(declared)
             names.append(name)
         codes, scales, *factor = names
-        made, unpacked = [], f"{layer.node}.weight"
+        made, unpacked = [], f"{layer.node}.unpacked"  # not ".weight": a node's name is its module's, and so is that
         if factor:
             wide = f"{layer.node}.scales"
             made.append(helper.make_node("DequantizeLinear", [scales, *factor], [wide], name=wide))

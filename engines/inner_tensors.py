@@ -39,10 +39,13 @@ def last_layer(graph: Path) -> str | None:
 
 def first_not_finite(graph: Path, precision: str, inputs: Mapping[str, np.ndarray]) -> str | None:
     """Return the first module, in the order of the graph, that makes NaN or an infinite value of these inputs."""
-    results = read_graph(graph).results
-    session = session_with(graph, list(results.values()), precision)
-    made = dict(zip(results, session.run(list(results.values()), dict(inputs)), strict=True))
-    return next((module for module, values in made.items() if not is_finite(values)), None)
+    innermost: dict[str, str] = {}  # tensor -> module: one that ends another makes the same tensor
+    for module, tensor in read_graph(graph).results.items():
+        innermost[tensor] = max(module, innermost.get(tensor, ""), key=len)
+    made = session_with(graph, list(innermost), precision).run(list(innermost), dict(inputs))
+    return next(
+        (module for module, values in zip(innermost.values(), made, strict=True) if not is_finite(values)), None
+    )
 
 
 def is_finite(values: np.ndarray) -> bool:

@@ -22,8 +22,15 @@ def shift_times(times: Tensor, shift: float) -> Tensor:
 
 
 def time_grid(steps: int, shift: float) -> Tensor:
-    """Return the ``steps + 1`` times at which the head is evaluated, float32, from 0."""
-    return shift_times(torch.linspace(0, LAST_TIME, steps + 1), shift)
+    """Return the ``steps + 1`` times at which the head is evaluated, float32, from 0.
+
+    They are those of ``torch.linspace`` where it multiplies and adds with one rounding. Without such an instruction it
+    rounds twice, and the differences of neighbouring times would depend on the processor.
+    """
+    end = torch.tensor(LAST_TIME)
+    step, index = (end / steps).double(), torch.arange(steps + 1)
+    times = torch.where(index < (steps + 1) // 2, step * index, end.double() - step * (steps - index))
+    return shift_times(times.float(), shift)
 
 
 def velocity(clean: Tensor, noisy: Tensor, time: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 A thin layer over ``Request``: it renames arguments, and every other field of a request is taken under its own name.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
+from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL
 from bitdance_edge.runtime.errors import RequestError
@@ -17,13 +19,19 @@ from bitdance_edge.runtime.image import GeneratedImage
 from bitdance_edge.runtime.request import MAX_SEED, Request
 from bitdance_edge.runtime.values import items, shown, whole
 
-if TYPE_CHECKING:
-    from bitdance_edge.runtime.pipeline import Pipeline
-
 # What to draw: a prompt, or a class by id or name; or several.
 Subject = str | int | Sequence[str | int]
 # (pipeline, patches done, patches in total, {"tokens": int8 [B, P, C]}) -> ignored
-Callback = Callable[["Pipeline", int, int, dict[str, Any]], object]
+Callback = Callable[[Any, int, int, dict[str, Any]], object]
+
+
+class Streaming(Protocol):
+    """What a call needs of a pipeline."""
+
+    @property
+    def bundle(self) -> Bundle: ...
+
+    def stream(self, request: Request) -> Iterator[Event]: ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,7 +46,7 @@ class PipelineOutput:
 
 
 def called_request(
-    pipeline: "Pipeline", subject: Subject, named: Mapping[str, Any], others: Mapping[str, Any]
+    pipeline: Streaming, subject: Subject, named: Mapping[str, Any], others: Mapping[str, Any]
 ) -> Request:
     """Make the request of a call.
 
@@ -61,7 +69,9 @@ def called_request(
         **_size(named["width"], named["height"], others),
         **_seeds(named["seed"], named["generator"]),
     }
-    return Request(**request, **{name: value for name, value in others.items() if name not in request})
+    if twice := request.keys() & {name for name, value in others.items() if value is not None}:
+        raise RequestError(f"{', '.join(sorted(twice))} and generator are both given; omit one of the two")
+    return Request(**{**others, **request})
 
 
 def _size(width: int | None, height: int | None, others: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,13 +94,15 @@ def _seeds(seed: int | None, generator: Any) -> dict[str, Any]:
     return {"seed": found[0]} if not isinstance(generator, Iterable) else {"seeds": found}
 
 
-def _seed(generator: Any) -> Any:
-    if not hasattr(generator, "initial_seed"):
-        return whole("generator", generator, 0, MAX_SEED)
-    return int(generator.initial_seed()) % 2**63  # PyTorch's own seeds have 64 bits
+def _seed(generator: Any) -> int:
+    if hasattr(generator, "initial_seed"):
+        return int(generator.initial_seed()) % 2**63  # PyTorch's own seeds have 64 bits
+    if not isinstance(generator, int | np.integer):
+        raise RequestError(f"generator is {shown(generator)}; give a torch.Generator, or seed= with a whole number")
+    return whole("generator", generator, 0, MAX_SEED)
 
 
-def run_call(pipeline: "Pipeline", request: Request, callback: Callback | None) -> PipelineOutput:
+def run_call(pipeline: Streaming, request: Request, callback: Callback | None) -> PipelineOutput:
     """Generate all images of a request; ``callback`` is called after each patch of a batch."""
     generated: list[GeneratedImage] = []
     for event in pipeline.stream(request):
@@ -101,6 +113,6 @@ def run_call(pipeline: "Pipeline", request: Request, callback: Callback | None) 
     return PipelineOutput(images=shown, generated=generated)
 
 
-def _tell(pipeline: "Pipeline", event: Event, callback: Callback | None) -> None:
+def _tell(pipeline: Streaming, event: Event, callback: Callback | None) -> None:
     if callback is not None and isinstance(event, PatchDone):
         callback(pipeline, event.patch, event.patches, {"tokens": event.tokens})

@@ -10,6 +10,8 @@
 - CMYK is converted without inks' colours, and colour profiles are not applied.
 """
 
+import io
+import logging
 import struct
 import threading
 import warnings
@@ -34,6 +36,8 @@ SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 DIRECT = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 WITH_ALPHA = ("LA", "PA", "RGBA", "RGBa")
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF 6.0, section 8
+PNG_SIGNATURE, PIXEL_CHUNKS = b"\x89PNG\r\n\x1a\n", (b"IDAT", b"fdAT")
+MOST_CHUNKS, MOST_CHUNK = 100_000, 2**24  # of a PNG; bytes of one that is not of pixels
 _one_at_a_time = threading.RLock()  # bounds the memory, and filters of warnings are of the whole process
 
 
@@ -74,6 +78,7 @@ def open_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
         RequestError: it is none of these formats, has too many pixels, or its header or text is damaged or too long.
     """
     Image.init()  # AVIF came with Pillow 11.3
+    _require_plain_chunks(file, name)
     try:
         with without_warnings():
             image = Image.open(file, formats=[known for known in map(str.upper, formats) if known in Image.OPEN])
@@ -91,12 +96,35 @@ def open_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
     return image
 
 
+def _require_plain_chunks(file: BinaryIO, name: str) -> None:
+    """Refuse a PNG with chunks that Pillow would copy several times in memory, or take long to go through."""
+    start = file.tell()
+    if file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE:
+        for _ in range(MOST_CHUNKS):
+            header = file.read(8)
+            length, kind = int.from_bytes(header[:4], "big"), header[4:]
+            if length > MOST_CHUNK and kind not in PIXEL_CHUNKS:
+                raise RequestError(f"{name} has a chunk {kind!r} of {length:,} bytes; the limit is {MOST_CHUNK:,}")
+            if len(header) < 8 or kind == b"IEND":
+                break
+            file.seek(length + 4, io.SEEK_CUR)
+        else:
+            raise RequestError(f"{name} has more than {MOST_CHUNKS:,} chunks; save it again")
+    file.seek(start)
+
+
 @contextmanager
 def without_warnings() -> Iterator[None]:
     """Read one picture at a time, without warnings: what is wrong with it is an error, or of no consequence."""
+    log = logging.getLogger("PIL")
     with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        level = log.level
+        log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:

@@ -71,8 +71,9 @@ class PreviewMap:
         """
         try:
             # Mapped: what the header says is compared before anything of that size is allocated.
-            weights = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, OverflowError) as error:
+            with np.errstate(over="ignore"):
+                weights = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # numpy reads the header as Python, which can fail in many ways
             raise BundleError(f"{path} cannot be read ({error}); copy or export the bundle again") from None
         shape = (WINDOW**2 * bits + 1, pixels_per_token**2 * 3)
         if not isinstance(weights, np.ndarray) or weights.dtype.kind != "f":

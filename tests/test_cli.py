@@ -304,7 +304,8 @@ def test_interrupted_generate_keeps_every_finished_image(bundle: Bundle, tmp_pat
     assert {path.suffix for path in tmp_path.rglob("*.*")} == {".png"} and (tmp_path / "grid.png").exists()
 
 
-def test_interrupted_training_saves_its_state_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_saves_its_state_and_says_how_to_go_on(tmp_path: Path, stop: signal.Signals) -> None:
     arguments = [
         "train",
         "digits-tokenizer",
@@ -317,7 +318,7 @@ def test_interrupted_training_saves_its_state_and_says_how_to_go_on(tmp_path: Pa
         "--out",
         tmp_path / "run",
     ]
-    status, message = interrupt(arguments, tmp_path, signal.SIGINT)
+    status, message = interrupt(arguments, tmp_path, stop, said="step/s")
     assert status == 130, message
     assert "repeat the command with --resume to continue" in message
     assert "Traceback" not in message
@@ -326,13 +327,17 @@ def test_interrupted_training_saves_its_state_and_says_how_to_go_on(tmp_path: Pa
     assert "--resume" in message
 
 
-def interrupt(arguments: list, folder: Path, stop: signal.Signals) -> tuple[int, str]:
-    """Run a command, stop it once it has begun to write into ``folder``; its exit status and what it said."""
+def interrupt(arguments: list, folder: Path, stop: signal.Signals, said: str = "") -> tuple[int, str]:
+    """Run a command, stop it once it has begun to write into ``folder``, and to say ``said``; its status and errors."""
     command = [sys.executable, "-m", "bitdance_edge", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not any(folder.rglob("*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert process.stderr is not None
+    before = ""
+    while said not in before and process.poll() is None:
+        before += process.stderr.read(1)
     process.send_signal(stop)
     try:
         _, message = process.communicate(timeout=60)

@@ -195,7 +195,7 @@ def test_without_its_json_only_what_is_known_is_guessed(run: Run, tmp_path: Path
     assert "is not d16c32, d32c128, d32c256, whose configuration is known" in message
     assert "ae_d32c128_config.json" in message
     assert "multiples of 16" in run(
-        "export", FIXTURES / "vae_qae", "-o", tmp_path / "bundle", "--sizes", "100x64", fails=True
+        "export", FIXTURES / "vae_qae" / "state.safetensors", "-o", tmp_path / "b", "--sizes", "100x64", fails=True
     )
 
 

@@ -56,7 +56,7 @@ def test_prompts_of_a_file(word_bundle: Bundle, tmp_path: Path, capsys: pytest.C
     assert main([*arguments, "--prompts-file", str(prompts), "--out", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["0000-a_red_fish-seed1.png", "0001-fish-seed2.png"]
     capsys.readouterr()
-    for content, said in ((b" \n", "holds no prompt"), (b"\xff\xfe", "is not UTF-8 text")):
+    for content, said in ((b" \n", "holds no prompt"), (b"\xff\xfe", "is not UTF-8")):
         prompts.write_bytes(content)
         with pytest.raises(SystemExit, match="2"):
             main([*arguments, "--prompts-file", str(prompts)])
@@ -94,13 +94,14 @@ def test_hints_work_from_where_the_user_is(monkeypatch: pytest.MonkeyPatch, tmp_
     checkout = tmp_path / "clone"
     checkout.mkdir()
     monkeypatch.setattr(installation, "_installed_from", lambda: checkout)
+    monkeypatch.setattr(installation, "_is_on_path", lambda _: True)
     monkeypatch.chdir(checkout)
     assert as_typed(hint) == hint.replace("'bitdance-edge[", "'.[")
     monkeypatch.chdir(tmp_path)
     assert as_typed(hint).endswith(f"pip install '.{'/clone'}[cpu,export]'")
     shutil.rmtree(checkout)
     assert as_typed(hint) == hint  # from the index
-    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(installation, "_is_on_path", lambda _: False)
     assert "bitdance-edge export" in as_typed(hint) and " -m pip install " in as_typed(hint)
     assert not as_typed(hint).startswith("make one with: bitdance-edge")
     assert as_typed("bitdance-edge inspect: no bundle") == "bitdance-edge inspect: no bundle"  # its own name

@@ -75,10 +75,10 @@ def tables(digit: dict[str, Any], shape: dict[str, Any]) -> None:
         ],
     )
     for what, title in (("half-", "one thing, half of it redrawn"), ("", "one of two things redrawn as another")):
-        sides = [(s, *(shape.get(f"mask-{what}{s}-{n}") for n in (1, 8, 32))) for s in SIDES if s != "middle"]
+        sides = [(s, *(shape.get(f"mask-{what}{s}-{n}") for n in (1, 8))) for s in SIDES if s != "middle"]
         table(
-            (title, "both right", "of 8 candidates", "of 32"),
-            [(s, a["both"], *("-" if r is None else r["both"] for r in (b, c))) for s, a, b, c in sides if a],
+            (title, "both right", "of 8 candidates"),
+            [(s, a["both"], "-" if b is None else b["both"]) for s, a, b in sides if a],
         )
 
 
@@ -165,23 +165,17 @@ def draw_sheet(
     sheet(titles, list(zip(*columns, strict=True)), out)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("digits")
-    parser.add_argument("shapes")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    digit, shape = results(args.results, DIGITS), results(args.results, SHAPES)
-    tables(digit, shape)
-    curve(digit, shape, args.out / "strength.png")
+def digits_sheet(bundle: str, path: Path) -> None:
     sides = ("middle", "top", "left", "right", "bottom", "middle", "left", "right")
-    with Pipeline.open(args.digits, device="cpu") as pipeline:
+    with Pipeline.open(bundle, device="cpu") as pipeline:
         held_out = digits(32).split()[1]
         rows = [int(np.flatnonzero(held_out.labels.numpy() == number)[0]) for number in range(8)]
         init, masks = held_out.images.numpy()[rows], [side_mask(side) for side in sides]
         varied = Request(classes=[(number + 3) % 10 for number in range(8)])
-        draw_sheet(pipeline, init, Request(classes=list(range(8))), masks, varied, args.out / "digits.png")
+        draw_sheet(pipeline, init, Request(classes=list(range(8))), masks, varied, path)
+
+
+def shapes_sheet(bundle: str, path: Path) -> None:
     scenes = [
         Scene((Thing("red", "circle"), Thing("blue", "square")), "to the left of"),
         Scene((Thing("green", "star"), Thing("purple", "circle")), "above"),
@@ -200,10 +194,24 @@ def main() -> None:
     ]
     inner = np.zeros((8, 8), bool)
     inner[1:7, 1:7] = True
-    with Pipeline.open(args.shapes, device="cpu") as pipeline:
+    with Pipeline.open(bundle, device="cpu") as pipeline:
         masks = [*map(side_mask, ("left", "bottom", "left", "top")), inner, inner]
         asked = Request(prompts=[scene.caption for scene in changed])
-        draw_sheet(pipeline, render(scenes, 64, 5), asked, masks, asked, args.out / "shapes.png")
+        draw_sheet(pipeline, render(scenes, 64, 5), asked, masks, asked, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("digits")
+    parser.add_argument("shapes")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    digit, shape = results(args.results, DIGITS), results(args.results, SHAPES)
+    tables(digit, shape)
+    curve(digit, shape, args.out / "strength.png")
+    digits_sheet(args.digits, args.out / "digits.png")
+    shapes_sheet(args.shapes, args.out / "shapes.png")
 
 
 if __name__ == "__main__":

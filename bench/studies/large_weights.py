@@ -29,13 +29,14 @@ COMMANDS = {
     "export-full": ["export", "full", "-o", "full-bundle", "--force", "--dtype", "bf16", "--sizes", "1024x1024"],
     "int4": ["calibrate", "full-bundle", "--weights-only", "--precision", "int4", "-o", "full-int4", "--force"],
     "fp8": ["calibrate", "full-bundle", "--weights-only", "--precision", "fp8", "-o", "full-fp8", "--force"],
+    "export-cut": ["export", "cut", "-o", "cut-bundle", "--force", "--dtype", "bf16", "--sizes", str(SIZE)],
     "cut-int4": ["calibrate", "cut-bundle", "--weights-only", "--precision", "int4", "-o", "cut-int4", "--force"],
     "cut-nvfp4": ["calibrate", "cut-bundle", "--weights-only", "--precision", "nvfp4", "-o", "cut-nvfp4", "--force"],
     "build-int4": ["build", "cut-int4", "--target", "rtx:8.9", "--stages", "backbone,head", "--force"],
     "build-nvfp4": ["build", "cut-nvfp4", "--target", "rtx:12.0", "--stages", "backbone,head", "--force"],
 }
 PATHS = ("full", "full-bundle", "full-int4", "full-fp8", "cut", "cut-bundle", "cut-int4", "cut-nvfp4")
-STEPS = (*COMMANDS, "make-full", "make-cut", "export-cut", "bits", "by-layer", "whole", "compare")
+STEPS = (*COMMANDS, "make-full", "make-cut", "bits", "by-layer", "whole", "compare")
 
 
 def main() -> None:
@@ -65,7 +66,6 @@ def run_step(step: str, work: Path) -> None:
     {
         "make-full": make_full,
         "make-cut": make_cut,
-        "export-cut": export_cut,
         "bits": make_bits,
         "by-layer": lambda work: by_layer(work, "by-layer"),
         "whole": lambda work: by_layer(work, "whole"),
@@ -127,16 +127,6 @@ def write_random(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
                 part = source[(7919 * i) % 4096 : (7919 * i) % 4096 + left] if len(shape) > 1 else source[:left]
                 file.write(np.ascontiguousarray(part).tobytes())
                 left -= len(part)
-
-
-def export_cut(work: Path) -> None:
-    """Export the cut without the comparison with PyTorch, which ``text_to_image.py`` makes."""
-    import bitdance_edge.export.exporter as exporter
-    from bitdance_edge.export.opening import open_text_to_image
-
-    exporter.can_check = lambda source: False
-    options = exporter.ExportOptions(name="cut", precision="bf16", link=True, force=True)
-    open_text_to_image(work / "cut", options, sizes=str(SIZE)).export(work / "cut-bundle")
 
 
 def make_bits(work: Path) -> None:

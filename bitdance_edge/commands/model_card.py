@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from bitdance_edge.runtime import Bundle, BundleError, RequestError
-from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL
+from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL, TEXT_TO_IMAGE
 
-TAGS = {CLASS_CONDITIONAL: "unconditional-image-generation"}  # else text-to-image
+TAGS = {CLASS_CONDITIONAL: "unconditional-image-generation", TEXT_TO_IMAGE: "text-to-image"}
 
 
 def model_card(bundle: Bundle, repository: str, license_name: str | None = None) -> str:
@@ -29,7 +29,8 @@ def model_card(bundle: Bundle, repository: str, license_name: str | None = None)
 
 def _front_matter(bundle: Bundle, named: str) -> Iterator[str]:
     yield from ("---", f"license: {named}", "library_name: bitdance-edge")
-    yield f"pipeline_tag: {TAGS.get(bundle.model.kind, 'text-to-image')}"
+    if tag := TAGS.get(bundle.model.kind):
+        yield f"pipeline_tag: {tag}"
     yield "tags: [bitdance, onnx]"
     if base := bundle.provenance.get("hub"):
         yield f"base_model: {base}"
@@ -39,6 +40,9 @@ def _front_matter(bundle: Bundle, named: str) -> Iterator[str]:
 def _use(bundle: Bundle, repository: str) -> Iterator[str]:
     model = bundle.model
     sizes = ", ".join(map(str, model.sizes))
+    if not model.generates:
+        yield from _tokenizer(bundle, repository, sizes)
+        return
     subject = json.dumps(bundle.text.example if bundle.text else str(model.class_names[0] if model.class_names else 0))
     yield f"# {bundle.name}"
     yield ""
@@ -50,6 +54,23 @@ def _use(bundle: Bundle, repository: str) -> Iterator[str]:
     yield ""
     yield f'pipe = Pipeline.from_pretrained("{repository}")'
     yield f'pipe({subject}, seed=1).images[0].save("image.png")'
+    yield "```"
+
+
+def _tokenizer(bundle: Bundle, repository: str, sizes: str) -> Iterator[str]:
+    yield f"# {bundle.name}"
+    yield ""
+    yield f"The tokenizer of a BitDance model as a bundle of ONNX graphs for bitdance-edge: images of {sizes} pixels to"
+    yield f"tokens of {bundle.model.bits} bits and back."
+    yield ""
+    yield "```python"
+    yield "from bitdance_edge import Pipeline"
+    yield "from bitdance_edge.runtime import load_pixels"
+    yield ""
+    yield f'pipe = Pipeline.from_pretrained("{repository}")'
+    yield "size = pipe.bundle.model.default_size"
+    yield 'tokens = pipe.tokenize(load_pixels("picture.png", size.height, size.width))'
+    yield "pixels = pipe.decode(tokens)"
     yield "```"
 
 

@@ -35,7 +35,9 @@ BFLOAT16 = 16  # of onnx.TensorProto: an element type that numpy does not have
 BEFORE_QDQ = "MatMulAddFusion;CommonSubexpressionElimination"
 # What ONNX Runtime's exceptions hold when memory ran out: those of its arena, of C++ on Linux and on Windows, of CUDA.
 OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
-TYPES = {f"tensor({name})": name for name in TENSOR_DTYPES} | {"tensor(float)": "float32"}  # of a session's tensors
+TYPES: dict[str, str] = {f"tensor({name})": name for name in TENSOR_DTYPES} | {
+    "tensor(float)": "float32"
+}  # of a session's tensors
 UNQUANTISED = ("fp32", "fp16", "bf16")
 CPU_TARGET = "cpu"
 # Stages whose weights are read often enough that moving them into huge pages pays within an image. The backbone's, read

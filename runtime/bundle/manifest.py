@@ -17,7 +17,15 @@ from bitdance_edge.runtime.bundle.consistency import require_consistent
 from bitdance_edge.runtime.bundle.json_file import read_json
 from bitdance_edge.runtime.bundle.limits import Name, OneOf, Text, Within
 from bitdance_edge.runtime.bundle.signatures import cache_names
-from bitdance_edge.runtime.bundle.specs import CacheSpec, FileSpec, ModelSpec, SamplingSpec, StageSpec, TextSpec
+from bitdance_edge.runtime.bundle.specs import (
+    MANIFEST,
+    CacheSpec,
+    FileSpec,
+    ModelSpec,
+    SamplingSpec,
+    StageSpec,
+    TextSpec,
+)
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.bundle.unpack import unpacked
 from bitdance_edge.runtime.errors import BundleError, RequestError
@@ -25,7 +33,6 @@ from bitdance_edge.storage import stopped_replacement
 
 FORMAT = 4
 WITHOUT_OPSET = 3  # the format before: sizes as [height, width], and a named profile in place of the opset
-MANIFEST = "bundle.json"
 RECORDINGS = "calibration/recordings"  # what calibration recorded of this bundle; not shipped
 
 
@@ -57,10 +64,11 @@ class Bundle:
             BundleError: there is no bundle, or its manifest is incomplete, of another format or contradicts itself.
         """
         folder = Path(folder)
-        if folder.is_file():
-            folder = unpacked(folder)
         manifest = folder / MANIFEST
         try:
+            if folder.is_file():
+                folder = unpacked(folder)
+                manifest = folder / MANIFEST
             if not manifest.is_file():
                 raise BundleError(_no_bundle(folder))
             data, content = read_json(manifest)
@@ -71,7 +79,7 @@ class Bundle:
                 f"{manifest} is not JSON that can be read ({error}); it may be truncated: copy or export it again"
             ) from None
         given = {"folder": folder, "digest": hashlib.sha256(content).hexdigest()}
-        bundle = schema.record(cls, _current_format(data, manifest), str(manifest), given)
+        bundle: Bundle = schema.record(cls, _current_format(data, manifest), str(manifest), given)
         require_consistent(bundle)
         return bundle
 

@@ -24,6 +24,7 @@ from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, MAX_GUIDANCE, MAX_STEPS, SAMPLERS
 from bitdance_edge.runtime.values import shown
 
+MANIFEST = "bundle.json"
 FLOATS = ("float32", "float16", "bfloat16")
 DIMS = ("R", "T", "B", "N", "M", "PH", "PW")  # that vary
 Dtype = Annotated[str, OneOf(TENSOR_DTYPES)]
@@ -134,7 +135,7 @@ class ModelSpec:
     patch_side: Count  # square that the token order is made of; 1 is raster order
     sizes: Annotated[tuple[Size, ...], Items(1, 1000)]  # of images in pixels; the first is the default
     prompt_tokens: Quantity  # of the longest prompt, with the queries of the first patch; 0 of a tokenizer alone
-    num_classes: Annotated[int, Within(0, 2**24)]  # 0 for text-to-image
+    num_classes: Quantity  # 0 for text-to-image
     class_names: tuple[Text, ...]
     decoder_noise: bool
 

@@ -64,6 +64,11 @@ def test_extras_in_messages_exist() -> None:
     assert named <= PROJECT["optional-dependencies"].keys()
 
 
+def test_every_command_is_in_the_table_of_commands() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in COMMANDS)
+
+
 def test_one_version() -> None:
     comfyui = tomllib.loads((ROOT / "integrations" / "comfyui" / "pyproject.toml").read_text(encoding="utf-8"))
     assert comfyui["project"]["version"] == __version__

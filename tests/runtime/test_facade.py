@@ -54,6 +54,7 @@ def test_a_prompt_is_drawn(word_bundle: Bundle) -> None:
     [
         ({"steps": 3}, "unknown argument steps; a request takes "),
         ({"seed": 1, "generator": 2}, "seed and generator are both given"),
+        ({"generator": [1], "seeds": [2]}, "seeds and generator are both given"),
         ({"generator": "seven"}, "give a torch.Generator"),
         ({"width": 32}, "give both"),
         ({"width": 32, "height": 32, "size": "32x32"}, "give both, or size="),

@@ -204,6 +204,11 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "text bomb": (lambda: png(1, 1, text_bomb(b"zTXt")), "cannot be read as an image (Decompressed data too large"),
     "profile bomb": (lambda: png(1, 1, text_bomb(b"iCCP")), "cannot be read as an image (Decompressed data too large"),
     "late text bomb": (lambda: png(1, 1)[:-12] + text_bomb(b"zTXt") + png(1, 1)[-12:], "Decompressed data too large"),
+    "huge text": (
+        lambda: png(1, 1, png_chunk(b"tEXt", b"x\0" + bytes(2**24))),
+        "has a chunk b'tEXt' of 16,777,218 bytes",
+    ),
+    "many chunks": (lambda: png(1, 1, png_chunk(b"tEXt", b"x\0") * 100_000), "has more than 100,000 chunks"),
     "half a JPEG": (lambda: encoded(RGB, "JPEG")[:-200], "it may be"),
     "half a GIF": (lambda: encoded(RGB, "GIF")[:-60], "it may be"),
     "half a WebP": (lambda: encoded(RGB, "WebP")[:-60], "it may be"),
@@ -265,7 +270,7 @@ def test_refusals_take_little_memory_and_time(tmp_path: Path) -> None:
     assert int(result.stdout) < 300_000  # kB
 
 
-def test_damaged_files_are_read_or_refused() -> None:
+def test_damaged_files_are_read_or_refused_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     drawn = np.random.default_rng(0)
     for content, _, _ in RIGHT.values():
         damaged = np.frombuffer(content, np.uint8).copy()
@@ -273,6 +278,7 @@ def test_damaged_files_are_read_or_refused() -> None:
             damaged[drawn.integers(len(damaged), size=3)] = drawn.integers(256, size=3)
             with contextlib.suppress(RequestError):
                 assert read_picture(io.BytesIO(damaged.tobytes()), "damaged").mode == "RGB"
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("size", [(49, 96), (1, 7), (7, 1), (1000, 3), (333, 333)])
