@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from bitdance_edge.serve.schema import Pair
+
 
 class ModelCard(BaseModel):
     id: str
@@ -29,7 +31,7 @@ class Health(BaseModel):
 
 class SizeCapabilities(BaseModel):
     name: str = Field(description="WIDTHxHEIGHT")
-    grid: tuple[int, int] = Field(description="Rows and columns of tokens.")
+    grid: Pair = Field(description="Rows and columns of tokens.")
     patches: int
     rows_of_patches: int = Field(description="Number of rows of patches; they are made from top to bottom.")
 

@@ -2,7 +2,8 @@
 
 The image fields are those of OpenAI's images API (platform.openai.com/docs/api-reference/images); ``seed``,
 ``num_inference_steps``, ``guidance_scale`` and ``negative_prompt`` are ours, under the names that diffusers uses.
-Every text has a largest length here, so that nothing is parsed further before its size is known.
+Every text but a file in base64 has a largest length here, and a file that of the body, so that nothing is parsed
+further before its size is known.
 """
 
 from typing import Annotated, Literal
@@ -10,15 +11,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from bitdance_edge.runtime.request import MAX_SEED, MAX_STEPS
-from bitdance_edge.serve.settings import BODY_BUDGET, SMALL_BODY
+from bitdance_edge.serve.settings import CHARACTER, SMALL_BODY
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 GuidanceSchedule = Literal["constant", "linear"]
 Sampler = Literal["sde", "ode"]
-MOST_TEXT = SMALL_BODY  # characters of a prompt; --max-prompt is smaller
+MOST_TEXT = SMALL_BODY // CHARACTER  # characters of a prompt; --max-prompt is smaller
 MOST_NAME = 200  # characters of a model's id
 MOST_SIZE = 40
-MOST_FILE = BODY_BUDGET  # characters of a picture in base64; --max-body is smaller
 Fit = Literal["cover", "contain", "stretch"]
 MAX_CANDIDATES = 64  # of each image of a job
 
@@ -40,6 +40,7 @@ def _not_refused(values: dict[str, str]) -> BeforeValidator:
 
 
 Whole = Annotated[int, BeforeValidator(_without_fraction)]
+Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
 NO_URL = "response_format is 'url'; this server keeps no files: use 'b64_json', which brings the image in the answer"
 NO_TRANSPARENCY = "background is 'transparent'; the models make opaque images only: use 'auto' or 'opaque'"
 
@@ -109,25 +110,20 @@ class ImageRequest(OpenAIFields):
 class Prefix(RequestBody):
     """The first patches of an image, which are kept."""
 
-    tokens: str = Field(description="`tokens` from /v1/tokens.", min_length=1, max_length=MOST_FILE)
+    tokens: str = Field(description="`tokens` from /v1/tokens.", min_length=1)
     patches: Whole = Field(description="Number of patches to keep.", ge=0)
 
 
 class Edit(RequestBody):
     """An image to change. It needs a mask, a strength, or both."""
 
-    image: str | None = Field(
-        None, description="A PNG, JPEG or WebP file in base64, or as a data URL.", min_length=1, max_length=MOST_FILE
-    )
-    tokens: str | None = Field(
-        None, description="In place of `image`: `tokens` from /v1/tokens.", min_length=1, max_length=MOST_FILE
-    )
+    image: str | None = Field(None, description="A PNG, JPEG or WebP file in base64, or as a data URL.", min_length=1)
+    tokens: str | None = Field(None, description="In place of `image`: `tokens` from /v1/tokens.", min_length=1)
     fit: Fit = Field("cover", description="How an image of another size, and its mask, are brought to `size`.")
     mask: str | None = Field(
         None,
         description="A gray image of the same size, in base64: white where the image is redrawn.",
         min_length=1,
-        max_length=MOST_FILE,
     )
     strength: float | list[float] | None = Field(
         None,
@@ -159,9 +155,7 @@ class TokensRequest(RequestBody):
         max_length=MOST_SIZE,
     )
     fit: Fit = Field("cover", description="How: its centre (cover), all of it with black beside it, or stretched.")
-    image: str = Field(
-        description="A PNG, JPEG or WebP file in base64, or as a data URL.", min_length=1, max_length=MOST_FILE
-    )
+    image: str = Field(description="A PNG, JPEG or WebP file in base64, or as a data URL.", min_length=1)
 
 
 class ErrorDetail(BaseModel):
@@ -241,7 +235,7 @@ class Job(BaseModel):
 class TokensResponse(BaseModel):
     model: str
     size: str
-    grid: tuple[int, int] = Field(description="Rows and columns of tokens.")
+    grid: Pair = Field(description="Rows and columns of tokens.")
     bits: int
     patches: int
     tokens: str = Field(description="Packed bits in generation order, in base64.")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from bitdance_edge.runtime.request import MAX_SEED, MAX_STEPS
-from bitdance_edge.serve.schema import MOST_FILE, MOST_NAME, MOST_TEXT
+from bitdance_edge.serve.schema import MOST_NAME, MOST_TEXT
 
 LONGEST_NUMBER = 40  # characters of a number in a text
 
@@ -39,10 +39,6 @@ class OverrideSettings(SdBody):
     sd_model_checkpoint: str | None = Field(None, max_length=MOST_NAME)
 
 
-def _no_null(value: object) -> object:
-    return {} if value is None else value
-
-
 class TextToImage(SdBody):
     """A field that is null or absent takes the model's default. Fields that are not here are accepted and ignored."""
 
@@ -66,21 +62,17 @@ class TextToImage(SdBody):
     sampler_name: str | None = Field(
         None, description="sde or ode; any other takes the model's default.", max_length=MOST_NAME
     )
-    override_settings: Annotated[OverrideSettings, BeforeValidator(_no_null)] = Field(
-        default_factory=lambda: OverrideSettings(sd_model_checkpoint=None)
-    )
+    override_settings: OverrideSettings | None = None
     send_images: bool | None = Field(None, description="false: the answer has no images.")
 
 
 class ImageToImage(TextToImage):
     """Varies an image, or redraws a part of it; width and height are the image's own by default."""
 
-    init_images: list[Annotated[str, Field(min_length=1, max_length=MOST_FILE)]] = Field(
+    init_images: list[Annotated[str, Field(min_length=1)]] = Field(
         description="Images in base64 or as data URLs, of which the first is taken.", min_length=1, max_length=16
     )
-    mask: str | None = Field(
-        None, description="In base64: white, or opaque, where the image is redrawn.", max_length=MOST_FILE
-    )
+    mask: str | None = Field(None, description="In base64: white, or opaque, where the image is redrawn.")
     inpainting_mask_invert: Annotated[SdInt, Field(ge=0, le=1)] | bool | None = None
     denoising_strength: Annotated[SdFloat, Field(ge=0, le=1)] | None = Field(
         None, description="How much is drawn anew; 0.75 by default."

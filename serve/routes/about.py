@@ -121,7 +121,7 @@ def _capabilities(model: Model) -> ModelCapabilities:
 def _size(size: ImageSize, spec: ModelSpec) -> SizeCapabilities:
     return SizeCapabilities(
         name=str(size),
-        grid=(size.grid_height, size.grid_width),
+        grid=[size.grid_height, size.grid_width],
         patches=size.patches,
         rows_of_patches=size.grid_height // spec.patch_side,
     )

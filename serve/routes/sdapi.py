@@ -143,7 +143,8 @@ def _model(name: str | None, service: Service, client: str) -> Model:
 
 async def _images(fields: TextToImage, service: Service, client: str) -> GeneratedImages:
     scheduler = service.fleet.scheduler
-    model = _model(fields.override_settings.sd_model_checkpoint, service, client)
+    own = fields.override_settings
+    model = _model(own.sd_model_checkpoint if own is not None else None, service, client)
     with scheduler.admitted(model) as submit:
         asked, change = _generation_fields(fields, model), None
         if isinstance(fields, ImageToImage):

@@ -56,7 +56,7 @@ async def _response(ticket: Ticket, model: Model, size: ImageSize) -> TokensResp
     return TokensResponse(
         model=model.id,
         size=str(size),
-        grid=(size.grid_height, size.grid_width),
+        grid=[size.grid_height, size.grid_width],
         bits=spec.bits,
         patches=size.patches,
         tokens=packed_tokens(tokenized.tokens),
