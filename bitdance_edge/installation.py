@@ -10,7 +10,7 @@ from pathlib import Path
 
 NAME = "bitdance-edge"
 # In messages, commands are written as for a package from the index whose scripts are on the PATH.
-PIP = re.compile(rf"\bpip install (?P<others>(?:[\w.=-]+ )*)'{NAME}\[(?P<extras>[\w,-]+)\]'")
+PIP = re.compile(rf"(?<!-m )\bpip install (?P<others>(?:[\w.=-]+ )*)'{NAME}\[(?P<extras>[\w,-]+)\]'")
 COMMAND = re.compile(rf"(?<![\w./'-]){NAME} (?=[a-z]+\b)(?!\w+:)")
 
 

@@ -41,7 +41,7 @@ def mutations(
         deep: the same for places further down; None: ``values``.
         omit: keys below which nothing is changed.
     """
-    for path in _places(document):
+    for path in places(document):
         if set(path[:-1]) & set(omit):
             continue
         *parents, last = path
@@ -77,7 +77,8 @@ def spoilt(content: bytes) -> Iterator[tuple[str, bytes]]:
     yield "every key twice", content.rstrip()[:-1] + b"," + content.lstrip()[1:]
 
 
-def _places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to each value of a document; of a list, to the first and the last."""
     keys: list[Any] = []
     if isinstance(value, dict):
         keys = list(value)
@@ -85,4 +86,4 @@ def _places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         keys = sorted({0, len(value) - 1})
     for key in keys:
         yield (*at, key)
-        yield from _places(value[key], (*at, key))
+        yield from places(value[key], (*at, key))

@@ -6,7 +6,8 @@ are compared with the manifest when they are loaded (``backends.signature``).
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
 from bitdance_edge.runtime.bundle.signatures import (
     FLOAT,
@@ -17,17 +18,43 @@ from bitdance_edge.runtime.bundle.signatures import (
     image_signatures,
     loop_signatures,
 )
-from bitdance_edge.runtime.bundle.specs import TEXT_TO_IMAGE, ModelSpec, StageSpec, TensorSpec, dim_factor, dim_size
+from bitdance_edge.runtime.bundle.specs import (
+    TEXT_TO_IMAGE,
+    CacheSpec,
+    FileSpec,
+    ModelSpec,
+    StageSpec,
+    TensorSpec,
+    TextSpec,
+    dim_factor,
+    dim_size,
+)
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import BundleError
-
-if TYPE_CHECKING:
-    from bitdance_edge.runtime.bundle.manifest import Bundle
 
 UNQUANTISED = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # precision of a stage -> its element type
 
 
-def require_consistent(bundle: "Bundle") -> None:
+class Manifest(Protocol):
+    """What is compared of a bundle."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def model(self) -> ModelSpec: ...
+    @property
+    def cache(self) -> CacheSpec: ...
+    @property
+    def stages(self) -> Mapping[str, StageSpec]: ...
+    @property
+    def text(self) -> TextSpec | None: ...
+    @property
+    def links(self) -> Mapping[str, str]: ...
+    @property
+    def fast_preview(self) -> FileSpec | None: ...
+
+
+def require_consistent(bundle: Manifest) -> None:
     """Compare the records of a manifest with each other.
 
     Raises:
@@ -66,7 +93,7 @@ def _require_model(model: ModelSpec) -> None:
     _require(len(set(model.sizes)) == len(model.sizes), "a size is named twice")
 
 
-def _require_room(bundle: "Bundle") -> None:
+def _require_room(bundle: Manifest) -> None:
     """Check that prompt and image fit into the cache; the last patch is never an input."""
     model, cache = bundle.model, bundle.cache
     least = min(model.prompt_tokens, cache.layers, cache.heads, cache.length, cache.head_dim)
@@ -75,7 +102,7 @@ def _require_room(bundle: "Bundle") -> None:
     _require(needed <= cache.length, f"the cache has {cache.length} places, prompt and image take {needed}")
 
 
-def _require_subjects(bundle: "Bundle") -> None:
+def _require_subjects(bundle: Manifest) -> None:
     """Check what is drawn: classes, or prompts with what follows them."""
     model, text = bundle.model, bundle.text
     _require((text is not None) == (model.kind == TEXT_TO_IMAGE), f"the model is {model.kind}, text is {text}")
@@ -92,7 +119,7 @@ def _require_subjects(bundle: "Bundle") -> None:
         _require(agree, f"prompts for {size} have {longest} tokens, the model takes {model.prompt_tokens}")
 
 
-def _require_tokenizer(bundle: "Bundle") -> None:
+def _require_tokenizer(bundle: Manifest) -> None:
     """Check that a tokenizer alone has nothing that generates."""
     model, cache = bundle.model, bundle.cache
     others = [name for name in bundle.stages if name not in (StageName.DECODER, StageName.ENCODER)]
@@ -102,7 +129,7 @@ def _require_tokenizer(bundle: "Bundle") -> None:
     _require(not any(counts), "the model is a tokenizer, and has prompts, classes or a cache")
 
 
-def _require_files(bundle: "Bundle") -> None:
+def _require_files(bundle: Manifest) -> None:
     """Check that a file is described the same wherever it is named, and that only files of stages are links."""
     files = [file for stage in bundle.stages.values() for file in stage.files]
     others = [bundle.fast_preview, bundle.text.tokenizer if bundle.text else None]
@@ -118,7 +145,7 @@ def _require_files(bundle: "Bundle") -> None:
         _require(beside, f"weights of {name} are not in the folder of its graph")
 
 
-def _require_stages(bundle: "Bundle") -> None:
+def _require_stages(bundle: Manifest) -> None:
     """Check what each stage takes and gives, and that what one gives is what another takes."""
     model, found = bundle.model, bundle.stages
     floats, widths = bundle.cache.dtype, {}

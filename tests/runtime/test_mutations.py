@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mutations import VALUES, mutations, spoilt
+from mutations import VALUES, mutations, places, spoilt
 
 from bitdance_edge.runtime import Bundle, BundleError, Pipeline, Request
-from bitdance_edge.runtime.bundle.specs import SamplingSpec
+from bitdance_edge.runtime.bundle.dtypes import TENSOR_DTYPES
+from bitdance_edge.runtime.bundle.specs import DIMS, SamplingSpec
 
 HOSTILE = [value for value in VALUES if value not in ("7", '"text"')]  # another number, or name, is no fault
 FEW = ("null", "true", "-1", "1.5", str(2**62), '""', "[]")  # where the same record stands dozens of times
@@ -101,6 +102,35 @@ def test_one_changed_place_is_refused_or_changes_nothing(
         except BundleError:
             continue
         assert same, name
+
+
+@pytest.mark.parametrize("fixture", ["cc_4x_patch", "t2i_16x_swiglu"])
+def test_a_type_or_number_that_another_record_contradicts_is_refused(
+    exported: Callable[..., Bundle], opened_as: Callable[[Bundle, bytes], Bundle], fixture: str
+) -> None:
+    """As allowed as the right one: ``cache.dtype`` float16, one layer more, B in place of R."""
+    bundle = exported(fixture)
+    document = json.loads((bundle.folder / "bundle.json").read_text(encoding="utf-8"))
+    # What is the bundle's to say; whether files have so many bytes is found when they are loaded.
+    free = {"opset", "num_classes", "steps", "suffixes", "bytes", "weight_bytes", "activation_bytes", "provenance"}
+    tried = 0
+    for path in places(document):
+        holder = document
+        for step in path[:-1]:
+            holder = holder[step]
+        right = holder[path[-1]]
+        if free & set(path) or isinstance(right, bool):
+            continue
+        names = next((names for names in (TENSOR_DTYPES, DIMS) if right in names), ())
+        for other in (right - 1, right + 1, 2 * right) if isinstance(right, int) and right else names:
+            if other == right:
+                continue
+            holder[path[-1]] = other
+            with pytest.raises(BundleError):
+                opened_as(bundle, json.dumps(document).encode())
+            tried += 1
+        holder[path[-1]] = right
+    assert tried > 300
 
 
 def test_what_is_no_manifest_is_refused_quickly_and_in_little_memory(
