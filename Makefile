@@ -67,9 +67,10 @@ release: setup $(SHIPPED:%=dist/%.tar)
 	cd dist && sha256sum *.whl *.tar.gz *.tar > SHA256SUMS
 	@ls -l dist
 
+.PRECIOUS: bundles/%/bundle.json
 dist/%.tar: bundles/%/bundle.json
 	mkdir -p dist
-	$(RUN)/bitdance-edge pack bundles/$* --targets -o $@
+	$(RUN)/bitdance-edge pack bundles/$* --targets --force -o $@
 
 setup: $(VENV)/dev.stamp
 
