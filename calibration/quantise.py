@@ -199,10 +199,12 @@ class _Writer:
             wide = f"{layer.node}.scales"
             made.append(helper.make_node("DequantizeLinear", [scales, *factor], [wide], name=wide))
             scales = wide
-        groups: dict[str, int] = {"axis": layer.outputs_axis}
-        if precision in FOUR_BITS:
-            groups = {"axis": layer.inputs_axis, "block_size": group_of(precision, layer.inputs)}
-        made.append(helper.make_node("DequantizeLinear", [codes, scales], [unpacked], name=unpacked, **groups))
+        block = group_of(precision, layer.inputs) if precision in FOUR_BITS else None
+        axis = layer.outputs_axis if block is None else layer.inputs_axis
+        unpack = helper.make_node("DequantizeLinear", [codes, scales], [unpacked], name=unpacked, axis=axis)
+        if block is not None:
+            unpack.attribute.append(helper.make_attribute("block_size", block))
+        made.append(unpack)
         node.input[1] = unpacked
         return made
 
