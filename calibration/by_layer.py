@@ -86,8 +86,8 @@ def calibrate_by_layer(bundle: Bundle, folder: Path, options: LayerOptions) -> L
     with resumable(folder, *decided_by, force=options.force) as (begun, journal):
         work = _Work(bundle, begun, journal, checked, graphs, options)
         work.teach()
-        made = {stage: work.stage(stage) for stage in ORDER}
-        stages = {name: made.get(StageName(name)) or work.copied(name) for name in bundle.stages}
+        made = {str(stage): work.stage(stage) for stage in ORDER}
+        stages = {name: made.get(name) or work.copied(name) for name in bundle.stages}
         shutil.rmtree(begun / TAUGHT)
         written = finish_bundle(
             bundle, begun, recipe, stages, {"calibrated_by": "layers"}, json.dumps(work.scales(), indent=1) + "\n"

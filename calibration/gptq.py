@@ -86,7 +86,7 @@ def _inverse_factor(products: np.ndarray) -> np.ndarray:
     diagonal = np.einsum("ii->i", damped)
     diagonal[diagonal == 0] = 1.0  # an input that was always zero: any weight does
     diagonal += DAMPING * diagonal.mean()
-    factorise, invert = get_lapack_funcs(("potrf", "potri"), (damped,))
+    factorise, invert = get_lapack_funcs(("potrf", "potri"), dtype=number)
     factor, failed = factorise(damped, lower=1, overwrite_a=1, clean=1)
     if not failed:
         inverse, failed = invert(factor, lower=1, overwrite_c=1)

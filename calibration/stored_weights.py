@@ -9,6 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from bitdance_edge.calibration.weights import CODES, FOUR_BITS, Encoded, group_of, scale_type
+from bitdance_edge.runtime.bundle.dtypes import ONNX_NUMBERS
 
 # Bits of E2M1 by twice its value, an int8 seen as a byte; what no number has is not used.
 NVFP4_BITS = (
@@ -43,8 +44,7 @@ def parts(precision: str, shape: tuple[int, ...], outputs_axis: int, scales: int
     per_output = group == inputs and precision not in FOUR_BITS
     grouped = (inputs // group, outputs) if flipped else (outputs, inputs // group)
     scale_dims = (outputs,) if per_output else grouped
-    kind = NAMES[scales]
-    number = scale_type(kind)
+    number = scale_type(ONNX_NUMBERS[scales])
 
     def codes(encoded: Encoded) -> bytes:
         numbers = encoded.numbers.T if flipped else encoded.numbers

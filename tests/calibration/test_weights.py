@@ -1,7 +1,5 @@
 """Weights as codes and scales: to the nearest, as a graph computes with them, and better with error feedback."""
 
-from typing import Any
-
 import ml_dtypes
 import numpy as np
 import onnxruntime as ort
@@ -11,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bitdance_edge.calibration.emulate import on_this_cpu
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.gptq import encode_with_feedback
-from bitdance_edge.calibration.stored_weights import NAMES, parts
+from bitdance_edge.calibration.stored_weights import parts
 from bitdance_edge.calibration.weights import CODES, Encoded, encode, group_of, scale_type
 
 FLOAT = np.dtype("float32")
@@ -32,7 +30,7 @@ def unpacked(encoded: Encoded, precision: str, shape: tuple[int, ...], outputs_a
     if precision == "nvfp4":
         nodes.append(helper.make_node("DequantizeLinear", ["scales", "factor"], ["wide"]))
         scales = "wide"
-    groups: dict[str, Any] = {"axis": outputs_axis}
+    groups = {"axis": outputs_axis}
     if precision in ("int4", "nvfp4"):
         groups = {"axis": 1 - outputs_axis, "block_size": encoded.group}
     nodes.append(helper.make_node("DequantizeLinear", ["codes", scales], ["w"], **groups))
@@ -42,13 +40,13 @@ def unpacked(encoded: Encoded, precision: str, shape: tuple[int, ...], outputs_a
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=10)
     model = on_this_cpu(model, None)  # type: ignore[arg-type]  no constant is in a file
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {})[0])
+    return session.run(None, {})[0]
 
 
 @pytest.mark.parametrize("number", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
 @pytest.mark.parametrize("precision", CODES)
 def test_a_graph_computes_with_the_encoded_values(precision: str, number: int) -> None:
-    name = NAMES[number]
+    name = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}[number]
     given = weight()
     encoded = encode(given, precision, scale_type(name))
     values = encoded.values()
