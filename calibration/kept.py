@@ -29,8 +29,8 @@ def kept_array(path: Path, trailing: tuple[int, ...] = (), length: int | None = 
     return np.array(values)
 
 
-def kept_losses(path: Path) -> dict[str, list[float]]:
-    """Read each layer's error and share of flipped bits; nothing where there is no file.
+def kept_losses(path: Path) -> dict[str, tuple[float, float | None]]:
+    """Read each layer's error and share of flipped bits (None: of the decoder); nothing where there is no file.
 
     Raises:
         CalibrationError: the file is damaged.
@@ -44,13 +44,20 @@ def kept_losses(path: Path) -> dict[str, list[float]]:
         raise _damaged(path, str(error).splitlines()[0]) from None
     if not whole:
         raise _damaged(path, "it holds something else")
-    return found
+    return {layer: tuple(loss) for layer, loss in found.items()}
 
 
 def _is_loss(value: object) -> bool:
     return (
-        isinstance(value, list) and len(value) == 2 and all(type(n) in (int, float) and math.isfinite(n) for n in value)
+        isinstance(value, list)
+        and len(value) == 2
+        and _is_number(value[0])
+        and (value[1] is None or _is_number(value[1]))
     )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _damaged(path: Path, reason: str) -> CalibrationError:

@@ -151,7 +151,7 @@ def sensitivities(chosen: Chosen, trial: Trial, data: DataSet, path: Path) -> li
                 loss = outcome.error(trial.reference), outcome.flips(trial.reference) / trial.bits
             else:
                 loss = judges[StageName(layer.stage)].loss(alone)
-            known[layer.name] = [float(part) for part in loss]
+            known[layer.name] = loss
             with written_whole(path) as file:
                 file.write(json.dumps(known).encode())
         error, flips = known[layer.name]

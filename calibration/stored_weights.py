@@ -17,9 +17,6 @@ NVFP4_BITS = (
 )
 
 
-NAMES: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
-
-
 @dataclass(frozen=True)
 class Part:
     """One tensor that a graph stores of an encoded weight: its name behind the weight's, ONNX type, shape and bytes."""

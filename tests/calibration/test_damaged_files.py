@@ -129,6 +129,11 @@ def test_kept_losses_that_are_damaged_are_refused(text: str, tmp_path: Path) -> 
         kept_losses(tmp_path / "sensitivity.json")
 
 
+def test_losses_that_were_kept_are_read_again(tmp_path: Path) -> None:
+    (tmp_path / "sensitivity.json").write_text('{"decoder.a": [0.5, null], "encoder.b": [1, 0.25]}', encoding="utf-8")
+    assert kept_losses(tmp_path / "sensitivity.json") == {"decoder.a": (0.5, None), "encoder.b": (1, 0.25)}
+
+
 @pytest.mark.parametrize(
     ("stage", "weight", "module"),
     [

@@ -1,5 +1,7 @@
 """Weights as codes and scales: to the nearest, as a graph computes with them, and better with error feedback."""
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import onnxruntime as ort
@@ -11,6 +13,7 @@ from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.gptq import encode_with_feedback
 from bitdance_edge.calibration.stored_weights import parts
 from bitdance_edge.calibration.weights import CODES, Encoded, encode, group_of, scale_type
+from bitdance_edge.runtime.bundle.dtypes import ONNX_NUMBERS
 
 FLOAT = np.dtype("float32")
 ERRORS = {"int8": 0.01, "fp8": 0.03, "int4": 0.11, "nvfp4": 0.1}  # of normally distributed weights
@@ -30,7 +33,7 @@ def unpacked(encoded: Encoded, precision: str, shape: tuple[int, ...], outputs_a
     if precision == "nvfp4":
         nodes.append(helper.make_node("DequantizeLinear", ["scales", "factor"], ["wide"]))
         scales = "wide"
-    groups = {"axis": outputs_axis}
+    groups: dict[str, Any] = {"axis": outputs_axis}
     if precision in ("int4", "nvfp4"):
         groups = {"axis": 1 - outputs_axis, "block_size": encoded.group}
     nodes.append(helper.make_node("DequantizeLinear", ["codes", scales], ["w"], **groups))
@@ -40,13 +43,13 @@ def unpacked(encoded: Encoded, precision: str, shape: tuple[int, ...], outputs_a
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=10)
     model = on_this_cpu(model, None)  # type: ignore[arg-type]  no constant is in a file
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {})[0]
+    return np.asarray(session.run(None, {})[0])
 
 
 @pytest.mark.parametrize("number", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
 @pytest.mark.parametrize("precision", CODES)
 def test_a_graph_computes_with_the_encoded_values(precision: str, number: int) -> None:
-    name = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}[number]
+    name = ONNX_NUMBERS[number]
     given = weight()
     encoded = encode(given, precision, scale_type(name))
     values = encoded.values()
