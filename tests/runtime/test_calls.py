@@ -3,6 +3,7 @@
 import decimal
 import fractions
 import itertools
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,8 @@ PLAIN: list[tuple[dict[str, Any], list[int]]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "ids"), PLAIN, ids=lambda value: str(value)[:60])
+# Addresses would name a test differently in each process.
+@pytest.mark.parametrize(("fields", "ids"), PLAIN, ids=[re.sub(r" at 0x\w+", "", str(fields)) for fields, _ in PLAIN])
 def test_a_plain_call_is_accepted_again_and_again(bundle: Bundle, fields: dict[str, Any], ids: list[int]) -> None:
     request = Request(**fields)
     for _ in range(2):
