@@ -29,7 +29,7 @@ bundles/%/bundle.json: checkpoints/%/config.json | $(VENV)/demo.stamp
 
 # Two processes share the tests; those that measure time follow alone.
 test: lint
-	$(RUN)/pytest -q -m "not serial" --numprocesses $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+	$(RUN)/pytest -q -m "not serial" --numprocesses $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 	$(RUN)/pytest -q -m serial
 
 # The tests of tests/cuda: onnxruntime-gpu over a CUDA that computes nothing, both set up in build/cuda.

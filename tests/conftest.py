@@ -21,6 +21,7 @@ from engine_fixtures import digits as digits
 from engine_fixtures import library as library
 from gpu_fixtures import gpus as gpus
 from linking import linked_bundle as linked_bundle
+from places import FIXTURES
 from serve_fixtures import digits_bundle as digits_bundle
 from serve_fixtures import guarded_server as guarded_server
 from serve_fixtures import pool as pool
@@ -30,12 +31,12 @@ from serve_fixtures import server as server
 from serve_fixtures import small_server as small_server
 from serve_fixtures import text_server as text_server
 from sharing import made_once, run_folder
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.bundle.manifest import file_spec
 
-TESTS = Path(__file__).parent
-FIXTURES = TESTS / "fixtures"
 # Folders whose tests share what takes long to make: calibrations and engines.
 ONE_PROCESS = ("calibration", "engines")
 
@@ -50,13 +51,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class ByFile(LoadScopeScheduling):
     """Tests of a file run in one process, which makes the file's fixtures once; so do those of some folders."""
-    for item in items:
-        file = item.path.relative_to(TESTS)
-        group = file.parts[0] if file.parts[0] in ONE_PROCESS else file.as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        folder = Path(file).parts[1]
+        return folder if folder in ONE_PROCESS else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commanding import status_of
-from conftest import FIXTURES
 from PIL import Image
+from places import FIXTURES
 
 from bitdance_edge.cli import COMMANDS
 from bitdance_edge.runtime import Bundle, read_settings

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commanding import status_of
-from conftest import FIXTURES
 from PIL import Image
+from places import FIXTURES
 
 from bitdance_edge.cli import main
 from bitdance_edge.runtime import Bundle, Pipeline, Request, fit_mask, fit_pixels, read_settings

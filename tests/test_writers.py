@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import FIXTURES
+from places import FIXTURES
 
 from bitdance_edge.cli import main
 from bitdance_edge.runtime import Bundle

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from contextlib import nullcontext
 
 from bitdance_edge.commands.values import number, path, whole
@@ -59,7 +60,6 @@ def run(args: argparse.Namespace) -> None:
         KeyboardInterrupt: after the state of the interrupted training has been saved.
     """
     import torch
-    from accelerate import PartialState
 
     from bitdance_edge.runtime.bundle.files import claimed_output
     from bitdance_edge.training.runs import RunOptions, Scoring, evaluate, train
@@ -76,10 +76,12 @@ def run(args: argparse.Namespace) -> None:
     scoring = Scoring(
         images=args.images, seeds=tuple(args.seeds), sampling_steps=args.sampling_steps, guidance=args.guidance
     )
-    # One process of several that train together writes, and claims.
-    with claimed_output(args.out, lock_in=args.out) if PartialState().is_main_process else nullcontext():
+    # One process of several that train together writes, and claims. RANK is its number by torchrun, before Accelerate
+    # has connected them.
+    first = os.environ.get("RANK", "0") == "0"
+    with claimed_output(args.out, lock_in=args.out) if first else nullcontext():
         report = evaluate(recipe, options, scoring) if args.evaluate else train(recipe, options)
-    if PartialState().is_main_process:
+    if first:
         print(json.dumps(report, indent=2))
 
 

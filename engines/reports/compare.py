@@ -99,7 +99,10 @@ def compare_stage(
         comparison.omitted[target.name] = str(error)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         results = Comparator.run(runners, data_loader=[dict(inputs)])
-    made: dict[str, Any] = {name: iterations[0] for name, iterations in cast(Any, results).items()}
+    made: dict[str, dict[str, Any]] = {
+        name: {tensor: iterations[0][tensor] for tensor in iterations[0].keys()}  # noqa: SIM118  no mapping
+        for name, iterations in cast(Any, results).items()
+    }
     names = list(made)
     for one, other in pairwise(names):
         latent = predictions(stage, path, bundle.model.patch_side, inputs, made[one])

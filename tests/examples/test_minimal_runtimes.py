@@ -9,8 +9,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
 from examples_tools import build, cannot_build, minimal_runtime
+from places import FIXTURES
 from safetensors.numpy import load_file
 
 from bitdance_edge.runtime import Bundle, Pipeline, Request

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import FIXTURES
+from places import FIXTURES
 
 from bitdance_edge.export import exporter
 from bitdance_edge.export.check import check_stages

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from linking import FIXTURE, MAX_PROMPT, SIZE, checkpoint_in
+from places import FIXTURES
 from safetensors.torch import load_file, save_file
 
 from bitdance_edge.cli import main
@@ -131,8 +132,6 @@ def test_a_linked_weight_that_the_precision_cannot_hold_is_named(
 
 
 def test_a_module_whose_values_overflow_is_named(bundle: Bundle) -> None:
-    from conftest import FIXTURES
-
     from bitdance_edge.export.check import check_stages
     from bitdance_edge.model import load_generator
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FIXTURES
+from places import FIXTURES
 from safetensors.torch import load_file, save_file
 
 from bitdance_edge.model import GENERATORS, BitDance, ModelError, load_generator, load_tokenizer, save_generator

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TESTS
 from mutations import VALUES, mutations, spoilt
+from places import TESTS
 
 from bitdance_edge.model import BitDance, ModelError, TextCheckpoint, load_generator
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from places import FIXTURES
 from safetensors.numpy import load_file
 
 from bitdance_edge.bench.bits import ROUNDING

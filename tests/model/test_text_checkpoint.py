@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FIXTURES
+from places import FIXTURES
 from safetensors.torch import load_file, save_file
 
 from bitdance_edge.model import ModelError, TextCheckpoint, load_text_to_image, save_text_to_image

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FIXTURES
+from places import FIXTURES
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

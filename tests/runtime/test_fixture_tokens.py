@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import FIXTURES
+from places import FIXTURES
 from rounding import assert_same_bits, recorded_predictions
 from safetensors.numpy import load_file
 

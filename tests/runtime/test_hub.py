@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FIXTURES
 from hub_server import COMMIT, Hub, hub
+from places import FIXTURES
 
 from bitdance_edge.cli import main
 from bitdance_edge.commands.hub_checkpoint import find_checkpoint, needed_files

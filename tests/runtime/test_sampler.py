@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import FIXTURES
+from places import FIXTURES
 from safetensors.numpy import load_file
 
 from bitdance_edge.model.sampler import LAST_STEP, LAST_TIME, euler_maruyama_step, time_grid, velocity

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from conftest import FIXTURES
+from places import FIXTURES
 from rounding import assert_same_bits, predictions_of, recorded_predictions
 from safetensors.numpy import load_file
 from test_fixture_tokens import RecordedNoise, generation_order
@@ -148,7 +148,7 @@ def test_png_settings_make_the_image_again(pipeline: Pipeline, tmp_path) -> None
         ({"prompts": [SHORT], "negative_prompt": "b" * 500}, r"--max-prompt 5\d\d"),
         ({"prompts": [SHORT], "size": "128x192"}, "size is 128x192; this bundle makes 192x128, 64x64 only"),
         ({"classes": [3]}, "draws prompts, not classes"),
-        ({"prompts": [3]}, "prompts must be strings"),
+        ({"prompts": [3]}, "prompt is 3; it must be text"),
     ],
 )
 def test_bad_request_is_named_before_any_work(pipeline: Pipeline, fields: dict, message: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FIXTURES
+from places import FIXTURES
 from rounding import assert_same_bits, recorded_predictions
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
