@@ -12,7 +12,7 @@ ROOMS := model training export calibration bench engines runtime serve
 CAPTIONS := --prompt "a red circle to the left of a blue square" --prompt "a yellow triangle above a green circle" \
 	--prompt "a blue triangle" --prompt "a green square below a red square"
 
-.PHONY: demo test test-cuda lint setup clean
+.PHONY: demo test test-cuda lint docs snippets lean release setup clean
 
 demo: bundles/digits-4x/bundle.json bundles/shapes-16x/bundle.json
 	$(RUN)/bitdance-edge generate bundles/digits-4x --classes all --count 8 --seed 1 --grid demo/digits.png

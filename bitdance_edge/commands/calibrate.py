@@ -58,6 +58,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=path, help="bundle folder, as made by: bitdance-edge export")
     parser.add_argument("-o", "--out", type=path, metavar="FOLDER", required=True, help="the calibrated bundle")
     parser.add_argument("--force", action="store_true", help="replace a bundle of that name")
+    _add_choices(parser)
+    _add_images(parser)
+    _add_report(parser)
+    add_threads_argument(parser)
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what")
     what.add_argument("--precision", metavar="P", help="of all stages: int8, fp8, or 4-bit weights: int4 or nvfp4")
     for stage in STAGES:
@@ -89,6 +96,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--flat-times", action="store_true", help="weigh all sampling times the same")
     how.add_argument("--no-feedback", action="store_true", help="round 4-bit weights to the nearest, without GPTQ")
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
     draw = parser.add_argument_group("which images")
     draw.add_argument("--images", type=whole(1, MAX_COUNT), help="images recorded (default 8, for 4 bits 32)")
     draw.add_argument(
@@ -103,6 +113,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     draw.add_argument("--guidance", type=number(1, MAX_GUIDANCE), help="(default: the bundle's)")
     draw.add_argument("--patches", type=whole(1), help="only the first patches of each image, for large models")
     draw.add_argument("--data", type=path, metavar="FOLDER", help="recordings (default: calibration/ in the bundle)")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
     report = parser.add_argument_group("report")
     report.add_argument(
         "--held-out",
@@ -124,7 +137,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--judged-images", type=whole(1, MAX_COUNT), default=512, metavar="N", help="images that are judged (512)"
     )
-    add_threads_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -71,6 +71,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--count", type=whole(1, MAX_COUNT), default=1, help="images of each class or prompt (default 1)"
     )
+    _add_settings(parser)
+    _add_outputs(parser)
+    parser.add_argument("--prefix", type=path, metavar="FILE", help="an image, or tokens (.npy), to complete")
+    parser.add_argument("--prefix-patches", type=whole(0), metavar="K", help="patches kept of --prefix (default: half)")
+    add_edit_arguments(parser)
+    add_fit_argument(parser, "an image of --init or --prefix")
+    parser.add_argument(
+        "--batch-invariant", action="store_true", help="one image at a time: the same bits in any batch"
+    )
+    parser.add_argument(
+        "--max-batch", type=whole(1, MAX_COUNT), help="images that run together (default 16, or what fits)"
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative-prompt", type=text, metavar="TEXT", help="what guidance leads away from")
     parser.add_argument(
         "--seed", type=whole(0, MAX_SEED), help="image i uses seed + i (default: drawn at random, and printed)"
@@ -87,6 +102,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="settings that are not given are those the checkpoint was published with",
     )
     add_size_argument(parser)
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=path,
@@ -107,16 +125,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=number(0, 1),
         metavar="S",
         help="skip full previews that exceed this share of the time, such as 0.1",
-    )
-    parser.add_argument("--prefix", type=path, metavar="FILE", help="an image, or tokens (.npy), to complete")
-    parser.add_argument("--prefix-patches", type=whole(0), metavar="K", help="patches kept of --prefix (default: half)")
-    add_edit_arguments(parser)
-    add_fit_argument(parser, "an image of --init or --prefix")
-    parser.add_argument(
-        "--batch-invariant", action="store_true", help="one image at a time: the same bits in any batch"
-    )
-    parser.add_argument(
-        "--max-batch", type=whole(1, MAX_COUNT), help="images that run together (default 16, or what fits)"
     )
 
 
