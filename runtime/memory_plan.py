@@ -109,8 +109,9 @@ class MemoryPlan:
             sizes = [getattr(need, part) for part in parts]
             yield _row(need.stage, sizes, sum(sizes))
         yield _row("total", [getattr(self, part) for part in parts], self.held)
-        how = "beside the loop" if self.overlapped else "in turn with the loop, in the same memory"
-        yield f"decoding {how}, {self.decoder_images} image{'s' if self.decoder_images > 1 else ''} at once"
+        how = " beside the loop" if self.overlapped else " in turn with the loop, in the same memory"
+        how = how if any(need.stage in LOOP_STAGES for need in self.stages) else ""  # a tokenizer alone has no loop
+        yield f"decoding{how}, {self.decoder_images} image{'s' if self.decoder_images > 1 else ''} at once"
         yield f"with {ALLOWANCE / 1e6:.0f} MB set aside for driver and libraries: {self.total / 1e6:.0f} MB"
 
 

@@ -161,6 +161,11 @@ def test_a_tokenizer_alone_gives_the_codes_of_the_reference(
             assert np.abs(pipeline.reconstruct(pixels).astype(int) - decoded).max() <= 1
     run("tokenize", tokenizer.folder, pictures / "wide.png", "-o", tmp_path / "wide.npy", "--size", "96x32")
     (file,) = run("decode", tokenizer.folder, tmp_path / "wide.npy", "-o", tmp_path, "--size", "96x32").split()
+    run("decode", tokenizer.folder, tmp_path / "wide.npy", "-o", tmp_path / "one.png", "--size", "96x32")
+    assert (tmp_path / "one.png").read_bytes() == Path(file).read_bytes()
+    np.save(tmp_path / "two.npy", np.load(tmp_path / "wide.npy").repeat(2, axis=0))
+    asked = ("decode", tokenizer.folder, tmp_path / "two.npy", "-o", tmp_path / "two.png", "--size", "96x32")
+    assert "is one file" in run(*asked, fails=True)
     run("reconstruct", tokenizer.folder, pictures / "wide.png", "-o", tmp_path / "r.png", "--size", "96x32")
     np.testing.assert_array_equal(np.asarray(Image.open(file)), np.asarray(Image.open(tmp_path / "r.png")))
 
@@ -168,6 +173,7 @@ def test_a_tokenizer_alone_gives_the_codes_of_the_reference(
 def test_a_tokenizer_alone_draws_nothing_and_is_inspected(tokenizer: Bundle, run: Run) -> None:
     assert "is a tokenizer, which draws nothing" in run("generate", tokenizer.folder, "--classes", 0, fails=True)
     shown = run("inspect", tokenizer.folder)
+    assert "decoding, " in shown and "the loop" not in shown
     assert "tokenizer, 16 pixels a token of 32 bits" in shown and "memory to encode or decode 1 at once" in shown
 
 

@@ -5,9 +5,9 @@ import argparse
 from PIL import Image
 
 from bitdance_edge.commands.common import add_pipeline_arguments, add_size_argument, image_size, open_pipeline
-from bitdance_edge.commands.outputs import require_folder
+from bitdance_edge.commands.outputs import is_image_file, require_file, require_folder
 from bitdance_edge.commands.values import path
-from bitdance_edge.runtime import save_png
+from bitdance_edge.runtime import RequestError, save_png
 from bitdance_edge.runtime.tokens import read_tokens
 
 EXAMPLE = """example:
@@ -22,17 +22,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_pipeline_arguments(parser)
     add_size_argument(parser)
     parser.add_argument("tokens", type=path, metavar="FILE", help="tokens [n, h*w, C] or [h*w, C] as .npy")
-    parser.add_argument("-o", "--out", type=path, required=True, metavar="FOLDER", help="folder for 0000.png, ...")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=path,
+        required=True,
+        metavar="FOLDER",
+        help="folder for 0000.png, ...; a name in .png is the file of a single image",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    require_folder("--out", args.out)
+    one_file = is_image_file(args.out)
+    if one_file:
+        require_file("--out", args.out, ".png")
+    else:
+        require_folder("--out", args.out)
     require_folder("--trace", args.trace)
     tokens = read_tokens(args.tokens)
     tokens = tokens[None] if tokens.ndim == 2 else tokens
+    if one_file and len(tokens) != 1:
+        raise RequestError(f"--out {args.out} is one file, and {args.tokens} holds {len(tokens)} images; give a folder")
     with open_pipeline(args) as pipeline:
         size = image_size(args, pipeline)
         for number, one in enumerate(tokens):
-            file = args.out / f"{number:04d}.png"
+            file = args.out if one_file else args.out / f"{number:04d}.png"
             save_png(Image.fromarray(pipeline.decode(one, size=size.pixels)[0]), file)
             print(file, flush=True)
