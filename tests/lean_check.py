@@ -23,7 +23,7 @@ from PIL import Image
 from bitdance_edge import Bundle, Pipeline, Request
 from bitdance_edge.runtime import read_settings
 
-COMMAND = [sys.executable, "-m", "bitdance_edge"]
+COMMAND = [sys.executable, "-P", "-m", "bitdance_edge"]  # what is installed, not the folder of this checkout
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
