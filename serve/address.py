@@ -27,7 +27,8 @@ class Address:
         Raises:
             ServeError: the port is taken or reserved, or the host is not this machine.
         """
-        listening = socket.socket(self.family, socket.SOCK_STREAM)
+        # asyncio sends without delay only on sockets that name TCP; else an answer in two parts waits some 40 ms.
+        listening = socket.socket(self.family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((self.host, self.port))

@@ -3,6 +3,7 @@
 import argparse
 import shutil
 import signal
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +17,7 @@ from serving import Server, wait_until
 
 from bitdance_edge.commands.serve_options import PREFIX, add_arguments, read_values
 from bitdance_edge.runtime import Bundle
+from bitdance_edge.serve.address import resolve
 from bitdance_edge.serve.errors import ServeError
 
 
@@ -194,3 +196,9 @@ def test_a_reload_takes_the_new_bundle_and_loses_no_request(
         assert "Traceback" not in server.log
     finally:
         assert server.stop() == 0
+
+
+def test_answers_are_sent_without_delay() -> None:
+    """asyncio sets TCP_NODELAY on the connections of a listening socket that names TCP, and of no other."""
+    with resolve("127.0.0.1", 0).listen() as listening:
+        assert listening.proto == socket.IPPROTO_TCP
