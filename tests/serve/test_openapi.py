@@ -23,7 +23,7 @@ def test_schemathesis_finds_no_server_error_and_no_untrue_answer(digits_bundle: 
     server = Server(tmp_path / "log", quick, "--max-images", 2, "--max-steps", 2).wait_ready()
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json", "--no-color"),
-        *("--seed", "1", "--max-examples", "6", "--continue-on-failure", "--request-timeout", "60"),
+        *("--seed", "1", "--max-examples", "10", "--continue-on-failure", "--request-timeout", "60"),
         *("--suppress-health-check", "all"),
         *("--phases", "coverage,fuzzing,stateful"),  # coverage tries the examples of the document too
         # A schema cannot list the classes, sizes and image files of a server, so a valid request may still be refused.
