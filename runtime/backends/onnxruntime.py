@@ -25,7 +25,7 @@ from bitdance_edge.runtime.bundle.dtypes import TENSOR_DTYPES
 from bitdance_edge.runtime.bundle.files import cannot_write
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
-from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, WINDOW_STAGES
 from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError, StorageError
 
 LOG_SEVERITY = 3  # errors only
@@ -128,6 +128,9 @@ class HostBuffer:
     def __getitem__(self, index: int) -> "HostBuffer":
         return HostBuffer(self.array[index])
 
+    def reshaped(self, shape: tuple[int, ...]) -> "HostBuffer":
+        return HostBuffer(self.array.reshape(shape))
+
     def write(self, values: np.ndarray) -> None:
         self.array[...] = values
 
@@ -153,7 +156,7 @@ class OnnxRuntimeStage:
         options = cpu_options(threads, spec.precision)
         if optimised:
             options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
-        if path.stem not in LOOP_STAGES:
+        if path.stem not in (*LOOP_STAGES, *WINDOW_STAGES):
             # Reuse is planned by equal sizes and holds what it hands on until its last reuse: with activations this
             # large that is twice the memory.
             options.enable_mem_reuse = False
