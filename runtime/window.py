@@ -173,11 +173,14 @@ class WindowSampler:
 
     def _settle(self, number: int) -> Launch:
         here, following = self.windows[number], self.windows[1 - number]
-        tables = {name: table.reshaped((-1, *table.shape[2:])) for name, table in self.shared.modulations.items()}
+        tables = {
+            name.replace(MODULATION, TABLE): table.reshaped((table.shape[0] * table.shape[1], *table.shape[2:]))
+            for name, table in self.shared.modulations.items()
+        }
         return self.shared.stages[StageName.SETTLE].bind(
             {
                 **self.indices,
-                **{name.replace(MODULATION, TABLE): table for name, table in tables.items()},
+                **tables,
                 **self.shared.window_modulations(self.window),
                 "states": self.states,
                 "evaluated": here.x,

@@ -5,7 +5,7 @@ a time.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -29,7 +29,16 @@ PATCHES = 16  # of a setting, at most
 READ_AT_MOST = 20e9  # bytes of weights, for one setting sampled sequentially: 2 s at 10 GB/s
 SEED = 1_000_000
 
-Evaluate = Callable[[PatchRun, int], None]  # (what has just sampled a patch, its number among all)
+Observe = Callable[[PatchRun, int], None]  # (what has just sampled a patch, its number among all)
+
+
+@dataclass(frozen=True)
+class PatchComparison:
+    """What a patch of one image was predicted as, ``[P, C]``: sequentially and in so many sweeps."""
+
+    want: np.ndarray
+    got: np.ndarray
+    sweeps: int
 
 
 def measured_window(bundle: Bundle, patches: int = PATCHES) -> WindowSpec:
@@ -81,38 +90,42 @@ class WindowComparison:
     def __init__(self, bundle: Bundle, backend: Backend, settings: Settings, patches: int) -> None:
         self.bundle, self.backend, self.settings, self.patches = bundle, backend, settings, patches
         self.stages = {name: backend.load(name) for name in (*LOOP_STAGES, *WINDOW_STAGES)}
-        self.tokens: list[np.ndarray] = []  # float32 [draws, P, C] of each patch
+        self.states: list[np.ndarray] = []  # float32 [draws, P, C] of each patch, whose signs are its tokens
 
         def keep(run: PatchRun, _number: int) -> None:
-            self.tokens.append(run.tokens.read())
+            self.states.append(run.sampler.x.read())
 
         self._sample(1, 1.0, keep)
 
     def measure(self, window: int, tolerance: float) -> MeasuredWindow:
-        """Sample the same patches in windows."""
-        sweeps, flipped = [], 0
-
-        def compare(run: PatchRun, number: int) -> None:
-            nonlocal flipped
-            assert isinstance(run, WindowRun)
-            sweeps.append(run.sweeps)
-            known = self.tokens[number]
-            flipped += int((run.tokens.read()[0] != known[0]).sum())
-            run.sampler.x.write(known)
-            run.sampler.embed()
-
-        self._sample(window, tolerance, compare)
+        """Sample the same patches in windows, and count."""
+        found = self.compare(window, tolerance)
+        sweeps = [each.sweeps for each in found]
         return MeasuredWindow(
             window=window,
             sampler=self.settings.sampler,
             steps=self.settings.steps,
             sweeps=round(float(np.mean(sweeps)), 2),
             most_sweeps=max(sweeps),
-            bits=sum(tokens[0].size for tokens in self.tokens),
-            flipped=flipped,
+            bits=sum(each.want.size for each in found),
+            flipped=sum(int(((each.got > 0) != (each.want > 0)).sum()) for each in found),
         )
 
-    def _sample(self, window: int, tolerance: float, after: Evaluate) -> None:
+    def compare(self, window: int, tolerance: float) -> list[PatchComparison]:
+        """Sample the same patches in windows."""
+        found = []
+
+        def compare(run: PatchRun, number: int) -> None:
+            assert isinstance(run, WindowRun)
+            known = self.states[number]
+            found.append(PatchComparison(known[0], run.sampler.x.read()[0], run.sweeps))
+            run.sampler.x.write(known)
+            run.sampler.embed()
+
+        self._sample(window, tolerance, compare)
+        return found
+
+    def _sample(self, window: int, tolerance: float, after: Observe) -> None:
         bundle, settings, number = self.bundle, self.settings, 0
         bundle = replace(bundle, window=WindowSpec(tolerance=tolerance, runs=()))
         images = settings.batches(1)

@@ -12,13 +12,12 @@ import torch
 from places import FIXTURES
 from rounding import assert_same_bits, predictions_of
 
-from bitdance_edge.cli import main
 from bitdance_edge.model import load_generator
 from bitdance_edge.model.backbone import GrowingCache
 from bitdance_edge.model.window import logit_slopes, sample_in_windows
 from bitdance_edge.runtime import Bundle, Pipeline, Request, RequestError, read_settings, request_from_settings
 from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from bitdance_edge.runtime.bundle.specs import MeasuredWindow, WindowSpec
+from bitdance_edge.runtime.bundle.specs import WindowSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, WINDOW_STAGES
 from bitdance_edge.runtime.loop import BoundLoop, LoopShape
 from bitdance_edge.runtime.noise import ImageNoise
@@ -184,5 +183,5 @@ def test_a_bundle_of_the_format_before_has_no_windows(bundle: Bundle, tmp_path: 
     with Pipeline.open(older) as pipeline:
         (image,) = pipeline.generate(Request(classes=[3], seed=5, steps=2))
         assert "window" not in image.settings
-        with pytest.raises(RequestError, match="no windowed sampler.*bitdance-edge export"):
+        with pytest.raises(RequestError, match=r"no windowed sampler.*bitdance-edge export"):
             pipeline.generate(Request(classes=[3], window=2))
