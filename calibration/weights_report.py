@@ -108,6 +108,6 @@ def _markdown(findings: WeightFindings) -> Iterator[str]:
     yield f"{len(formats)} of {len(findings.layers)} matrices and convolutions are rounded."
     if others:
         yield (
-            f"{len(others)} of them are {'/'.join(sorted(set(others)))}: products that include their bias, and "
-            "matrices whose inputs do not divide into groups."
+            f"{len(others)} of them are {'/'.join(sorted(set(others)))}: products that include their bias, narrow "
+            "matrices, and those whose inputs do not divide into groups."
         )
