@@ -19,6 +19,9 @@ from bitdance_edge.runtime.bundle.module_paths import innermost_module
 from bitdance_edge.runtime.bundle.specs import StageSpec
 
 OPERATORS = ("MatMul", "Gemm", "Conv")
+# Inputs or outputs below which a matrix is narrow: those that read and make the bits of tokens are, 32 wide. They hold
+# few weights, and flip more bits than any others.
+NARROW = 64
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,16 @@ class Layer:
         """The format that this layer gets where its stage is given ``precision``.
 
         4-bit weights come in groups along the inputs of a matrix product. A convolution, or a product with its bias
-        inside (``Gemm``), or one whose inputs do not divide into groups, is given 8 bits of the same kind instead.
+        inside (``Gemm``), or one whose inputs do not divide into groups, is given 8 bits of the same kind instead; so
+        is a narrow one.
         """
-        if precision in FOUR_BITS and (self.operator != "MatMul" or self.inputs % BLOCK):
-            return "int8" if precision == "int4" else "fp8"
-        return precision
+        if precision not in FOUR_BITS or self._takes_four_bits:
+            return precision
+        return "int8" if precision == "int4" else "fp8"
+
+    @property
+    def _takes_four_bits(self) -> bool:
+        return self.operator == "MatMul" and self.inputs % BLOCK == 0 and min(self.shape) >= NARROW
 
     def rounds_input(self, precision: str) -> bool:
         """Whether its input is rounded too where its stage is given ``precision``: 4 bits are for weights alone."""

@@ -4,6 +4,7 @@
     python bench/studies/large_weights.py --work FOLDER --steps make-cut,export-cut,cut-int4,cut-nvfp4
     python bench/studies/large_weights.py --work FOLDER --steps build-int4,build-nvfp4
     python bench/studies/large_weights.py --work FOLDER --steps bits,by-layer,whole,compare
+    python bench/studies/large_weights.py --work FOLDER --steps int4,build-full-int4
 
 ``full`` is the folder of ``text_to_image.py``: sparse files of zeros, which cost as much to round as any weights.
 ``cut`` keeps the widths, with two layers of the language model and two blocks of the head, random bfloat16 weights.
@@ -32,6 +33,8 @@ COMMANDS = {
     "export-cut": ["export", "cut", "-o", "cut-bundle", "--force", "--dtype", "bf16", "--sizes", str(SIZE)],
     "cut-int4": ["calibrate", "cut-bundle", "--weights-only", "--precision", "int4", "-o", "cut-int4", "--force"],
     "cut-nvfp4": ["calibrate", "cut-bundle", "--weights-only", "--precision", "nvfp4", "-o", "cut-nvfp4", "--force"],
+    "build-full-int4": ["build", "full-int4", "--target", "rtx:8.9", "--stages", "backbone"],
+    "build-full-fp8": ["build", "full-fp8", "--target", "rtx:8.9", "--stages", "backbone"],
     "build-int4": ["build", "cut-int4", "--target", "rtx:8.9", "--stages", "backbone,head", "--force"],
     "build-nvfp4": ["build", "cut-nvfp4", "--target", "rtx:12.0", "--stages", "backbone,head", "--force"],
 }
@@ -52,7 +55,11 @@ def main() -> None:
     figures = {}
     for name in args.steps.split(","):
         figures[name] = measure([sys.executable, *command(name, args.work)])
-        print(f"{name:12} {figures[name]['seconds']:9.1f} s {figures[name]['peak_mb']:9.0f} MB", flush=True)
+        found = figures[name]
+        print(
+            f"{name:14} {found['seconds']:9.1f} s {found['cpu_seconds']:9.1f} s CPU {found['peak_mb']:9.0f} MB",
+            flush=True,
+        )
     print(json.dumps(figures))
 
 

@@ -36,7 +36,9 @@ def test_every_layer_is_quantised_on_both_inputs_and_stored_small(calibrated: Ge
             assert weight.op_type == "DequantizeLinear", f"{name} {node.name}"
             stored = weights[weight.input[0]].data_type
             activation = producers.get(node.input[0])
-            if precision == "int4" and node.op_type == "MatMul":  # INT8 where its inputs do not divide into groups
+            if (
+                precision == "int4" and node.op_type == "MatMul"
+            ):  # INT8 where it is narrow, or not of whole groups
                 assert activation is None or activation.op_type != "DequantizeLinear"
                 assert stored in (TensorProto.INT4, TensorProto.INT8)
             else:
@@ -46,6 +48,17 @@ def test_every_layer_is_quantised_on_both_inputs_and_stored_small(calibrated: Ge
             assert innermost_module(node.metadata_props)
             quantised += 1
     assert quantised == len(calibrated(precision).findings.chosen.formats) == 69
+
+
+@pytest.mark.parametrize(("precision", "narrow"), [("int4", "int8"), ("nvfp4", "fp8")])
+def test_matrices_that_read_and_make_bits_get_eight(
+    digits: Callable[[str], Bundle], precision: str, narrow: str
+) -> None:
+    layers = {layer.name: layer for layer in StageGraph.read(digits("fp32"), "head").layers}
+    assert layers["head:head.input_proj"].format_for(precision) == narrow
+    assert layers["head:head.final_layer.linear"].format_for(precision) == narrow
+    assert layers["head:head.res_blocks.0.w1"].format_for(precision) == precision
+    assert not layers["head:head.input_proj"].rounds_input(precision)
 
 
 @pytest.mark.parametrize(("precision", "share"), [("int8", 0.32), ("fp8", 0.30), ("int4", 0.25)])
