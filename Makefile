@@ -60,7 +60,7 @@ lean: $(SHIPPED:%=dist/%.tar)
 		build/lean/bin/python tests/lean_check.py $^ || exit 1; \
 	done
 
-release: setup $(SHIPPED:%=dist/%.tar)
+release: $(VENV)/release.stamp $(SHIPPED:%=dist/%.tar)
 	rm -f dist/*.whl dist/*.tar.gz
 	$(RUN)/python -m build --outdir dist
 	$(RUN)/python tests/docs/notes.py CHANGELOG.md > dist/NOTES.md
@@ -82,6 +82,10 @@ $(VENV)/bin/python:
 $(VENV)/demo.stamp: pyproject.toml constraints/ci.txt | $(VENV)/bin/python
 	$(RUN)/pip install $(PINNED) torch
 	$(RUN)/pip install $(PINNED) --editable '.[cpu,export]'
+	touch $@
+
+$(VENV)/release.stamp: $(VENV)/demo.stamp
+	$(RUN)/pip install $(PINNED) build
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp

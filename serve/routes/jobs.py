@@ -30,7 +30,7 @@ async def create_job(fields: JobRequest, response: Response, service: TheService
         changed = None
         if fields.edit is not None:
             async with service.picture:
-                changed = await change(fields, model)
+                changed = await asyncio.to_thread(change, fields, model)
         work = await asyncio.to_thread(generation, fields, model, service.settings, changed)
         job = RunningJob(submit(work), work, fields, model.bundle.model.size(work.size).patches)
     service.jobs.add(job)
