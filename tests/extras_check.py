@@ -1,4 +1,4 @@
-"""Every command that needs PyTorch runs once with what is installed: run by ``make lowest`` in an environment of its own.
+"""Run every command that needs PyTorch once with what is installed: `make lowest`, in an environment of its own.
 
     python tests/extras_check.py
 
@@ -38,7 +38,9 @@ def main() -> None:
     sys.stdout.write(f"Python {sys.version.split()[0]}, {', '.join(versions)}\n")
     with tempfile.TemporaryDirectory() as folder:
         for run in RUNS:
-            words = [part for at, piece in enumerate(run.split("|")) for part in ([piece] if at == 1 else piece.split())]
+            words = [
+                part for at, piece in enumerate(run.split("|")) for part in ([piece] if at == 1 else piece.split())
+            ]
             started = time.monotonic()
             arguments = [word.format(checkpoints=CHECKPOINTS) for word in words]
             done = subprocess.run([*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, encoding="utf-8")
