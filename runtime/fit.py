@@ -21,7 +21,8 @@ def fit_pixels(picture: Image.Image | np.ndarray, size: Size, fit: str = "cover"
         RequestError: ``fit`` is none of these.
     """
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    return np.asarray(_fitted(image.convert("RGB"), size, fit, Image.Resampling.LANCZOS))
+    image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return np.asarray(_fitted(image, size, fit, Image.Resampling.LANCZOS))
 
 
 def fit_mask(mask: np.ndarray, size: Size, fit: str = "cover") -> np.ndarray:

@@ -68,9 +68,22 @@ class GeneratedImage:
 
     def save(self, path: str | Path) -> None:
         """Write a PNG with the settings in its metadata, whole or not at all; raises what ``save_png`` raises."""
+        save_png(self.to_pil(), path, self._info())
+
+    def png(self) -> bytes:
+        """Encode as the PNG that ``save`` writes.
+
+        Raises:
+            RequestError: the image has tokens only.
+        """
+        file = io.BytesIO()
+        self.to_pil().save(file, format="PNG", pnginfo=self._info())
+        return file.getvalue()
+
+    def _info(self) -> PngImagePlugin.PngInfo:
         info = PngImagePlugin.PngInfo()
         info.add_text(PNG_KEY, json.dumps(self.settings))
-        save_png(self.to_pil(), path, info)
+        return info
 
 
 def save_png(image: Image.Image, path: str | Path, info: PngImagePlugin.PngInfo | None = None) -> None:

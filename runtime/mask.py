@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.fit import fit_mask
-from bitdance_edge.runtime.picture import MOST_BYTES, open_picture, upright, without_warnings
+from bitdance_edge.runtime.picture import MOST_BYTES, open_picture, strips, upright, without_warnings
 from bitdance_edge.runtime.reading import open_regular
 
 WHITE = 128  # the darkest gray that counts as white
@@ -63,9 +63,12 @@ def place_mask(mask: np.ndarray, picture: Size | None, size: Size, fit: str, nam
 def _white(image: Image.Image, name: str) -> np.ndarray:
     if image.mode in GRAY and not image.has_transparency_data:
         return np.asarray(image.convert("L")) >= WHITE
-    red, green, blue, alpha = np.moveaxis(np.asarray(image.convert("RGBA")), -1, 0)
-    if alpha.min() < 255:
-        raise RequestError(f"{name} is a picture of mode {image.mode} with transparent pixels; {REMEDY}")
-    if (red != green).any() or (red != blue).any():
-        raise RequestError(f"{name} is a picture of mode {image.mode} with colors; {REMEDY}")
-    return red >= WHITE
+    white = np.empty((image.height, image.width), bool)
+    for top, strip in strips(image):
+        red, green, blue, alpha = strip.convert("RGBA").split()
+        if alpha.getextrema() != (255, 255):
+            raise RequestError(f"{name} is a picture of mode {image.mode} with transparent pixels; {REMEDY}")
+        if any(ImageChops.difference(red, other).getbbox() for other in (green, blue)):
+            raise RequestError(f"{name} is a picture of mode {image.mode} with colors; {REMEDY}")
+        white[top : top + strip.height] = np.asarray(red) >= WHITE
+    return white

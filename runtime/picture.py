@@ -29,9 +29,10 @@ from bitdance_edge.runtime.fit import fit_pixels
 from bitdance_edge.runtime.reading import open_regular
 
 FORMATS = ("PNG", "JPEG", "WebP", "TIFF", "BMP", "GIF", "PPM", "AVIF")  # none that runs another program
-MOST_PIXELS = 50_000_000  # 200 MB where they are decoded
+MOST_PIXELS = 2**24  # 4096x4096: 64 MiB where they are decoded, and once more while they are made opaque
 MOST_BYTES = 200_000_000
 BACKGROUND = (255, 255, 255)
+STRIP = 2**20  # pixels that are converted at once
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 DIRECT = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 WITH_ALPHA = ("LA", "PA", "RGBA", "RGBa")
@@ -127,6 +128,16 @@ def without_warnings() -> Iterator[None]:
             log.setLevel(level)
 
 
+def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Cut a picture into strips of some rows, each after its first row: converting all at once takes much memory.
+
+    It would also hold up other threads.
+    """
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     """The picture in 8 bits a channel; grays of more bits keep the upper 8, as Pillow does for colours."""
     if image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM")):
@@ -160,15 +171,16 @@ def _opaque(image: Image.Image, name: str) -> Image.Image:
     """The picture over ``BACKGROUND``, as RGB."""
     if not image.has_transparency_data:
         return image.convert("RGB")
-    layer = image.convert("RGBA")
-    faintest, strongest = layer.getchannel("A").getextrema()
-    if strongest == 0:
+    made, seen = Image.new("RGB", image.size), False
+    for top, strip in strips(image):
+        layer = strip.convert("RGBA")
+        seen = seen or layer.getchannel("A").getbbox() is not None
+        whole = Image.new("RGBA", layer.size, (*BACKGROUND, 255))
+        whole.alpha_composite(layer)
+        made.paste(whole.convert("RGB"), (0, top))
+    if not seen:
         raise RequestError(f"{name} is transparent everywhere; give a picture that can be seen")
-    if faintest == 255:
-        return layer.convert("RGB")
-    whole = Image.new("RGBA", layer.size, (*BACKGROUND, 255))
-    whole.alpha_composite(layer)
-    return whole.convert("RGB")
+    return made
 
 
 def _either(formats: Sequence[str]) -> str:

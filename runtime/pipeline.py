@@ -26,7 +26,7 @@ from bitdance_edge.runtime.image import GeneratedImage
 from bitdance_edge.runtime.loaded import LoadedBundle
 from bitdance_edge.runtime.loop import LoopShape
 from bitdance_edge.runtime.memory_plan import MemoryPlan
-from bitdance_edge.runtime.planning import images_together, plan_on
+from bitdance_edge.runtime.planning import images_together, leave_room_for_weights, plan_on
 from bitdance_edge.runtime.preview import PreviewCanvas
 from bitdance_edge.runtime.prompt import PromptEncoder
 from bitdance_edge.runtime.request import MAX_COUNT, MAX_SEED, Request, Settings
@@ -95,7 +95,9 @@ class Pipeline:
             log.info(line)
         try:
             batch = images_together(opened, chosen, choice, max_batch)
-            return cls(opened, chosen, choice, batch, plan_on(opened, chosen, choice, batch))
+            plan = plan_on(opened, chosen, choice, batch)
+            leave_room_for_weights(choice, plan)
+            return cls(opened, chosen, choice, batch, plan)
         except BaseException:
             chosen.close()
             raise

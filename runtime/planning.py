@@ -61,6 +61,12 @@ def plan_on(
     return require_memory(bundle, images, choice.free_bytes, how)
 
 
+def leave_room_for_weights(choice: Choice, plan: MemoryPlan | None) -> None:
+    """Let engines that stream their weights keep those on the GPU for which a plan leaves room."""
+    if choice.streamed is not None and choice.free_bytes is not None and plan is not None:
+        choice.streamed.left = choice.free_bytes - plan.total
+
+
 def execution_on(backend: Backend, choice: Choice) -> Execution:
     """How an opened backend runs a bundle, as far as memory goes."""
     in_place = choice.backend.startswith("onnxruntime")

@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from bitdance_edge.errors import plain
-from bitdance_edge.runtime import RequestError, Size, fit_pixels
+from bitdance_edge.runtime import RequestError, Size
 from bitdance_edge.runtime.image import PNG_KEY
 from bitdance_edge.runtime.mask import place_mask, read_mask
-from bitdance_edge.runtime.picture import FORMATS, open_picture, read_picture
+from bitdance_edge.runtime.picture import open_picture, strips
 from bitdance_edge.serve.errors import ApiError
-from bitdance_edge.serve.pictures import READ, read_file
+from bitdance_edge.serve.pictures import READ, fitted, read_file
 from bitdance_edge.serve.work import Change
 
 VARIED = 0.7  # strength where all of an image is drawn anew: below 0.5 the prompt is not obeyed
@@ -46,18 +46,18 @@ def uploaded_change(
     Raises:
         ApiError: 400: they cannot be read, or are of different sizes.
     """
-    picture = read_file(image, name, lambda file: read_picture(file, name, READ))
-    own = Size(width=picture.width, height=picture.height)
+
+    own, init = fitted(image, name, size, fit)
     redrawn = read_file(image, "image", _transparent) if mask is None and read is None else None
     if mask is not None:
-        redrawn = read_file(mask, "mask", read or transparent_or_white, FORMATS)
+        redrawn = read_file(mask, "mask", read or transparent_or_white)
     if redrawn is not None:
         try:
             redrawn = place_mask(redrawn, own, size, fit, "mask")
         except RequestError as error:
             raise ApiError(400, "invalid_value", plain(error), param="mask") from None
     return Change(
-        init=fit_pixels(picture, size, fit),
+        init=init,
         mask=redrawn,
         strength=VARIED if strength is None and redrawn is None else strength,
         candidates=candidates,
@@ -117,8 +117,9 @@ def _transparent(file: BinaryIO) -> np.ndarray | None:
         _decode(image)
         with suppress(SyntaxError, struct.error):  # Pillow's for Exif that is no TIFF structure
             ImageOps.exif_transpose(image, in_place=True)
-        alpha = np.asarray(image.convert("RGBA"))[..., 3]
-    clear = alpha < OPAQUE
+        clear = np.empty((image.height, image.width), bool)
+        for top, strip in strips(image):
+            clear[top : top + strip.height] = np.asarray(strip.convert("RGBA").getchannel("A")) < OPAQUE
     return clear if clear.any() else None
 
 

@@ -2,12 +2,11 @@
 
 import asyncio
 import base64
-import binascii
 import ctypes
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, BinaryIO, TypeVar
 
@@ -17,14 +16,12 @@ from PIL import Image, PngImagePlugin
 from bitdance_edge.errors import plain
 from bitdance_edge.runtime import RequestError, Size, fit_pixels
 from bitdance_edge.runtime.image import PNG_KEY
-from bitdance_edge.runtime.mask import read_mask
-from bitdance_edge.runtime.picture import FORMATS as MASKS
-from bitdance_edge.runtime.picture import open_picture, read_picture
+from bitdance_edge.runtime.picture import read_picture
 from bitdance_edge.serve.errors import ApiError
 
 FORMATS = ("png", "jpeg", "webp")  # that are written
-MOST_PIXELS = 16_000_000  # of an image to tokenise: some 250 MB while it is decoded
-READ = ("PNG", "JPEG", "WebP")  # of an image to tokenise
+READ = ("PNG", "JPEG", "WebP")  # that are read, of images; masks are of any format that the runtime reads
+WHITESPACE = b" \t\r\n\v\f"
 Decoded = TypeVar("Decoded")
 
 
@@ -51,15 +48,11 @@ async def decoded(text: str, size: Size, fit: str = "cover") -> np.ndarray:
     Raises:
         ApiError: 400: it is not an image, is truncated or is too large.
     """
-    return await asyncio.to_thread(_fitted, text, size, fit)
+    return (await asyncio.to_thread(lambda: fitted(file_of(text, "image"), "image", size, fit)))[1]
 
 
-def _fitted(text: str, size: Size, fit: str) -> np.ndarray:
-    return _read(text, "image", lambda file: fit_pixels(read_picture(file, "image", READ), size, fit))
-
-
-async def opened(text: str, name: str) -> Image.Image:
-    """Decode an image file in base64 or a data URL to an upright picture of mode RGB.
+def fitted(content: bytes, name: str, size: Size, fit: str) -> tuple[Size, np.ndarray]:
+    """Decode an image file to its own size, and to uint8 ``[H, W, 3]`` brought to ``size``, in this thread.
 
     Args:
         name: of the field, for messages; errors are about its first part.
@@ -67,12 +60,12 @@ async def opened(text: str, name: str) -> Image.Image:
     Raises:
         ApiError: 400: it is not an image, is truncated or is too large.
     """
-    return await asyncio.to_thread(_read, text, name, lambda file: read_picture(file, name, READ))
 
+    def read(file: BinaryIO) -> tuple[Size, np.ndarray]:
+        picture = read_picture(file, name, READ)
+        return Size(width=picture.width, height=picture.height), fit_pixels(picture, size, fit)
 
-async def white(text: str, name: str) -> np.ndarray:
-    """Decode a mask to bool ``[h, w]``; raises what ``opened`` raises."""
-    return await asyncio.to_thread(_read, text, name, lambda file: read_mask(file, name), MASKS)
+    return read_file(content, name, read)
 
 
 def _encode(pixels: np.ndarray, output_format: str, quality: int | None, texts: Mapping[str, str]) -> str:
@@ -87,10 +80,6 @@ def _encode(pixels: np.ndarray, output_format: str, quality: int | None, texts: 
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _read(text: str, name: str, read: Callable[[BinaryIO], Decoded], formats: Sequence[str] = READ) -> Decoded:
-    return read_file(file_of(text, name), name, read, formats)
-
-
 def file_of(text: str, name: str) -> bytes:
     """The bytes of a file in base64, perhaps in lines as MIME and many tools write it, or as a data URL.
 
@@ -98,34 +87,28 @@ def file_of(text: str, name: str) -> bytes:
         ApiError: 400: it is not base64.
     """
     try:
-        return base64.b64decode("".join(_without_scheme(text).split()), validate=True)
-    except (binascii.Error, ValueError):
+        return base64.b64decode(_without_scheme(text).encode("ascii").translate(None, WHITESPACE), validate=True)
+    except ValueError:  # of base64, and of characters outside ASCII
         message = f"{name} is not base64; send the bytes of a PNG, JPEG or WebP file in base64"
         raise ApiError(400, "invalid_image", message, param=name.partition(".")[0]) from None
 
 
-def read_file(content: bytes, name: str, read: Callable[[BinaryIO], Decoded], formats: Sequence[str] = READ) -> Decoded:
+def read_file(content: bytes, name: str, read: Callable[[BinaryIO], Decoded]) -> Decoded:
     """Decode an image file by ``read``, in this thread.
 
     Args:
         name: of the field, for messages; errors are about its first part.
-        formats: that are allowed.
 
     Raises:
         ApiError: 400: it is not an image, is truncated or is too large.
     """
-    file, param = io.BytesIO(content), name.partition(".")[0]
     try:
-        with open_picture(file, name, formats) as header:
-            if header.width * header.height > MOST_PIXELS:
-                shown = f"{header.width}x{header.height} pixels; this server takes {MOST_PIXELS:,} in total"
-                raise ApiError(400, "invalid_image", f"{name} has {shown}: make it smaller", param=param)
-        file.seek(0)
-        return read(file)
+        return read(io.BytesIO(content))
     except RequestError as error:
-        raise ApiError(400, "invalid_image", plain(error), param=param) from None
+        message = plain(error)  # and nothing more of it: its frames hold the picture
     finally:
         _return_memory()
+    raise ApiError(400, "invalid_image", message, param=name.partition(".")[0])
 
 
 def _without_scheme(text: str) -> str:

@@ -1,6 +1,5 @@
 """Turns the fields of an HTTP request into work, and work into a request of the runtime."""
 
-import asyncio
 import base64
 import binascii
 import secrets
@@ -11,14 +10,14 @@ from typing import Literal
 import numpy as np
 
 from bitdance_edge.errors import plain
-from bitdance_edge.runtime import Bundle, Request, RequestError, Size, fit_pixels
+from bitdance_edge.runtime import Bundle, Request, RequestError
 from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.errors import PromptTooLongError
-from bitdance_edge.runtime.mask import place_mask
+from bitdance_edge.runtime.mask import place_mask, read_mask
 from bitdance_edge.runtime.request import MAX_SEED
 from bitdance_edge.serve.catalog import Model
 from bitdance_edge.serve.errors import ApiError
-from bitdance_edge.serve.pictures import opened, white
+from bitdance_edge.serve.pictures import file_of, fitted, read_file
 from bitdance_edge.serve.schema import GenerationFields, ImageRequest, JobRequest, Prefix
 from bitdance_edge.serve.settings import ServeSettings
 from bitdance_edge.serve.work import Change, Generation
@@ -109,8 +108,8 @@ def runtime_request(works: Sequence[Generation], bundle: Bundle) -> Request:
     )
 
 
-async def change(fields: JobRequest, model: Model) -> Change | None:
-    """Read the image that a job changes, and its mask; None: it changes none.
+def change(fields: JobRequest, model: Model) -> Change | None:
+    """Decode the image that a job changes, and its mask, in this thread; None: it changes none.
 
     Raises:
         ApiError: 400: they cannot be read, or are of different sizes.
@@ -124,15 +123,14 @@ async def change(fields: JobRequest, model: Model) -> Change | None:
         raise _invalid("edit", "edit needs an image or tokens, and not both")
     own = None
     if edit.image is not None:
-        picture = await opened(edit.image, "edit.image")
-        own = Size(width=picture.width, height=picture.height)
-        init = await asyncio.to_thread(fit_pixels, picture, size.pixels, edit.fit)
+        own, init = fitted(file_of(edit.image, "edit.image"), "edit.image", size.pixels, edit.fit)
     else:
         init = unpacked_tokens(edit.tokens or "", "edit", model, size)
     mask = None
     if edit.mask is not None:
+        drawn = read_file(file_of(edit.mask, "edit.mask"), "edit.mask", lambda file: read_mask(file, "edit.mask"))
         try:
-            mask = place_mask(await white(edit.mask, "edit.mask"), own, size.pixels, edit.fit, "edit.mask")
+            mask = place_mask(drawn, own, size.pixels, edit.fit, "edit.mask")
         except RequestError as error:
             raise _invalid("edit", plain(error)) from None
     return Change(init=init, mask=mask, strength=edit.strength, candidates=edit.candidates, blend=edit.blend)

@@ -22,6 +22,9 @@ from engine_fixtures import library as library
 from gpu_fixtures import gpus as gpus
 from linking import linked_bundle as linked_bundle
 from places import FIXTURES
+from scale_fixtures import job as job
+from scale_fixtures import whole as whole
+from serve_fixtures import attacked as attacked
 from serve_fixtures import digits_bundle as digits_bundle
 from serve_fixtures import guarded_server as guarded_server
 from serve_fixtures import pool as pool

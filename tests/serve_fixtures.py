@@ -65,6 +65,15 @@ def text_server(
     started.stop()
 
 
+@pytest.fixture(scope="session")
+def attacked(digits_bundle: Path, word_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the digits model and of one of text, with default limits."""
+    started = Server(tmp_path_factory.mktemp("attacked") / "log", digits_bundle, word_bundle.folder)
+    yield started.wait_ready()
+    assert "Traceback" not in started.log
+    started.stop()
+
+
 @pytest.fixture
 def serve(digits_bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """``serve("--queue", 1)`` starts a server with options for one test."""

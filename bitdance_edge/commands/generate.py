@@ -1,14 +1,16 @@
 """``bitdance-edge generate``: images of classes or prompts, as single PNGs and as one labelled grid."""
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from bitdance_edge.commands.common import (
     add_pipeline_arguments,
@@ -39,6 +41,9 @@ from bitdance_edge.runtime import (
 )
 from bitdance_edge.runtime.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, MAX_STEPS, MAX_WINDOW
 from bitdance_edge.runtime.tokens import holds_tokens, read_tokens
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 SLOW = 2.0  # seconds from which what a build would bring is said
 EXAMPLE = """examples:
@@ -301,9 +306,9 @@ def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
 
 def _shown(events: Iterator[Event], previews: Path, images: int) -> Iterator[Event]:
     """Pass the events on, show one progress bar over the patches of all images, and write previews."""
-    with tqdm(unit="patch", leave=False, disable=None) as progress:
+    with _progress_bar() as progress:
         for event in events:
-            if isinstance(event, PatchDone):
+            if isinstance(event, PatchDone) and progress is not None:
                 progress.total = images * event.patches
                 progress.set_description(f"image {event.first_image + 1} of {images}", refresh=False)
                 progress.update(len(event.tokens))
@@ -312,3 +317,12 @@ def _shown(events: Iterator[Event], previews: Path, images: int) -> Iterator[Eve
                     name = f"{event.first_image + i:04d}-patch{event.patch:03d}.png"
                     save_png(Image.fromarray(pixels), previews / name)
             yield event
+
+
+def _progress_bar() -> AbstractContextManager["tqdm[NoReturn] | None"]:
+    """A bar on a terminal; elsewhere None, and its library is not imported: that takes as long as opening a bundle."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from tqdm import tqdm
+
+    return tqdm(unit="patch", leave=False)

@@ -14,6 +14,7 @@ from bitdance_edge.serve.connection import EventStream, until_client_leaves
 from bitdance_edge.serve.edit_form import EditForm, PictureForm, VariationForm
 from bitdance_edge.serve.edits import subject_of, uploaded_change
 from bitdance_edge.serve.errors import ApiError
+from bitdance_edge.serve.form_route import MULTIPART, FormRoute
 from bitdance_edge.serve.image_response import ImageResponse
 from bitdance_edge.serve.routes.common import TheService, errors, event_stream
 from bitdance_edge.serve.runtime_request import generation
@@ -22,7 +23,7 @@ from bitdance_edge.serve.service import Service
 from bitdance_edge.serve.ticket import Ticket
 from bitdance_edge.serve.work import Change
 
-router = APIRouter(prefix="/v1/images")
+router = APIRouter(prefix="/v1/images", route_class=FormRoute)
 STREAMED = event_stream(
     "The images; with `stream`, the server-sent events `image_edit.partial_image`, `image_edit.completed` and, after a "
     "failure, `error`."
@@ -32,7 +33,9 @@ MakeChange = Callable[[Size], Change]
 
 
 @router.post("/edits", response_model=ImagesResponse, responses=RESPONSES)
-async def edit_image(form: Annotated[EditForm, Form()], request: Request, service: TheService) -> Any:
+async def edit_image(
+    form: Annotated[EditForm, Form(media_type=MULTIPART)], request: Request, service: TheService
+) -> Any:
     """Redraw an image where a mask says so, or vary all of it; image i uses seed + i * candidates."""
     image = await form.only_file().read()
     mask = await form.mask.read() if form.mask is not None else None
@@ -44,7 +47,9 @@ async def edit_image(form: Annotated[EditForm, Form()], request: Request, servic
 
 
 @router.post("/variations", response_model=ImagesResponse, responses=RESPONSES)
-async def vary_image(form: Annotated[VariationForm, Form()], request: Request, service: TheService) -> Any:
+async def vary_image(
+    form: Annotated[VariationForm, Form(media_type=MULTIPART)], request: Request, service: TheService
+) -> Any:
     """Vary an image; what it shows is in the PNG if it was made here, else in ``prompt``."""
     image = await form.only_file().read()
     if not form.prompt:

@@ -176,7 +176,7 @@ def text_bomb(kind: bytes) -> bytes:
 
 @cache
 def large_and_truncated() -> bytes:
-    whole = png(10_000, MOST_PIXELS // 10_000, rows=5000)
+    whole = png(4096, MOST_PIXELS // 4096, rows=4096)
     return whole[: len(whole) * 9 // 10]
 
 
@@ -195,8 +195,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "nothing to see": (clear, "is transparent everywhere"),
     "30000x30000": (lambda: png(30000, 30000), f"the limit is {MOST_PIXELS:,}"),
     "just too large": (
-        lambda: png(MOST_PIXELS // 5000 + 1, 5000),
-        "10001x5000 pixels; the limit is 50,000,000 in total",
+        lambda: png(4097, 4096),
+        "4097x4096 pixels; the limit is 16,777,216 in total",
     ),
     "2^31 wide": (lambda: png(2**31 - 1, 1), f"the limit is {MOST_PIXELS:,}"),
     "no pixels": (lambda: png(0, 7), "is not a readable PNG"),
