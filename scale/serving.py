@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from starlette.applications import Starlette
 
 from bitdance_edge.runtime.bundle.manifest import Bundle
@@ -75,7 +76,7 @@ class Replica:
         while True:
             try:
                 await self._call("report", self.name, self.service.metrics.text())
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 log.error("the metrics of this replica cannot be reported: %s", error)
             await asyncio.sleep(REPORTED_EVERY)
 
@@ -93,7 +94,6 @@ def application(settings: ServeSettings, scaling: Scaling) -> serve.Application:
     digests = {folder.name: Bundle.open(folder).digest for folder in settings.bundles}
     fixed = scaling.least == scaling.most
     deployed = serve.deployment(
-        serve.ingress()(Replica),
         name="replica",
         num_replicas=scaling.least if fixed else None,
         autoscaling_config=None if fixed else _by_queue(settings, scaling),
@@ -102,7 +102,7 @@ def application(settings: ServeSettings, scaling: Scaling) -> serve.Application:
         graceful_shutdown_timeout_s=settings.time_limit + SPARE,
         health_check_timeout_s=60,
         ray_actor_options={"num_cpus": scaling.cpus, "num_gpus": scaling.gpus},
-    )
+    )(serve.ingress()(Replica))
     return deployed.bind(settings, digests)
 
 
