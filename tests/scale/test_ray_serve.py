@@ -2,7 +2,6 @@
 
 import json
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -23,6 +22,7 @@ from bitdance_edge.serve.settings import ServeSettings  # noqa: E402
 
 pytestmark = pytest.mark.serial
 LONG = {"prompt": "7", "n": 4, "num_inference_steps": 150, "stream": True, "partial_images": 1}
+GENERATIONS = "/v1/images/generations"
 PATIENCE = 120.0  # seconds: Ray starts processes, and the machine may be busy
 TWO = Scaling(least=2, most=2, cpus=0.1)
 
@@ -55,7 +55,7 @@ class Fleet:
     def stream(self, **changes: Any) -> list[str]:
         """Make images, and return the names of the events that came."""
         names = []
-        with httpx.stream("POST", f"{self.url}/v1/images/generations", json=LONG | changes, timeout=PATIENCE) as answer:
+        with httpx.stream("POST", f"{self.url}{GENERATIONS}", json=LONG | changes, timeout=PATIENCE) as answer:
             assert answer.status_code == 200
             try:
                 names += [line.removeprefix("event: ") for line in answer.iter_lines() if line.startswith("event: ")]
@@ -88,7 +88,7 @@ def fleet(ray_cluster: None, digits_bundle: Path) -> Iterator[Fleet]:
 def test_the_document_is_that_of_one_server(fleet: Fleet) -> None:
     assert fleet.get("/openapi.json").json() == json.loads(json.dumps(create_app(Service(fleet.settings)).openapi()))
     assert fleet.get("/health").json()["status"] == "ready"
-    assert fleet.post("/v1/images/generations", prompt="7", n=99).json()["error"]["param"] == "n"
+    assert fleet.post(GENERATIONS, prompt="7", n=99).json()["error"]["param"] == "n"
 
 
 def test_the_openai_client_streams(fleet: Fleet) -> None:
@@ -99,7 +99,7 @@ def test_the_openai_client_streams(fleet: Fleet) -> None:
 
 
 def test_a_client_that_leaves_frees_its_place(fleet: Fleet) -> None:
-    with httpx.stream("POST", f"{fleet.url}/v1/images/generations", json=LONG, timeout=PATIENCE) as answer:
+    with httpx.stream("POST", f"{fleet.url}{GENERATIONS}", json=LONG, timeout=PATIENCE) as answer:
         next(answer.iter_lines())
         wait_until(lambda: sum(fleet.running().values()) == 1, PATIENCE)
     wait_until(lambda: not sum(fleet.running().values()), PATIENCE)
@@ -150,5 +150,4 @@ def test_a_killed_replica_costs_its_own_streams_only(fleet: Fleet) -> None:
         ends = [stream.result()[-1] for stream in streams]
     assert sorted(end == "image_generation.completed" for end in ends) == [False, True], ends
     wait_until(lambda: len(fleet.running()) >= 2 and fleet.get("/health").status_code == 200, PATIENCE)
-    started = time.monotonic()
-    assert fleet.post("/v1/images/generations", prompt="7").status_code == 200, time.monotonic() - started
+    assert fleet.post(GENERATIONS, prompt="7").status_code == 200
