@@ -13,10 +13,9 @@ from bitdance_edge.commands.values import number, path, shown, text, whole
 from bitdance_edge.runtime.pipeline import MAX_THREADS
 from bitdance_edge.runtime.reading import read_text
 from bitdance_edge.serve.errors import ServeError
-from bitdance_edge.serve.settings import BOUNDS, ServeSettings
+from bitdance_edge.serve.settings import BOUNDS, TOKEN_VARIABLE, ServeSettings
 
 PREFIX = "BITDANCE_EDGE_SERVE_"
-TOKEN_VARIABLE = "BITDANCE_EDGE_TOKEN"
 DEFAULTS = ServeSettings(bundles=())
 LEVELS = ("info", "warning", "error")
 ENGINES = ("local", "ray")
@@ -153,7 +152,7 @@ OPTIONS: dict[str, Option] = {
     "engine": Option(
         meaning="local: this process and its workers; ray: replicas of Ray Serve", read=engine, default="local"
     ),
-    "cluster": Option(meaning="with ray: address of a cluster, or auto (default: one of this machine)", metavar="ADDR"),
+    "address": Option(meaning="with ray: HOST:PORT of a cluster, auto (default), or local to start one", metavar="A"),
     "replicas": Option(
         meaning="with ray: replicas, each of one device, or LEAST-MOST by the length of their queues (default 1)",
         read=replicas,
