@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from bitdance_edge.commands.common import add_size_argument, add_threads_argument, expand_classes, say
 from bitdance_edge.commands.outputs import require_folder
-from bitdance_edge.commands.values import number, path, text, whole
+from bitdance_edge.commands.values import number, path, shown, text, whole
 from bitdance_edge.runtime.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, MAX_STEPS
 
 if TYPE_CHECKING:
+    from bitdance_edge.scale.events import Engine
     from bitdance_edge.scale.plan import Plan
 
 VERIFY = "verify"
@@ -17,12 +18,15 @@ SUBJECTS = (  # options that say which images a bundle makes, but for these the 
     *("classes", "prompts", "count", "seed", "images_at_once", "negative_prompt", "size", "steps", "guidance"),
     *("guidance_schedule", "sampler", "published"),
 )
+RAY_DEVICES = ("auto", "cpu", "cuda")  # which GPU a worker has is Ray's choice
+MOST_WORKERS = 100_000
 OF_SHARDS = ("format", "shard_images")
 EXAMPLE = """examples:
   bitdance-edge bulk bundles/digits-4x --classes all --count 5000 --seed 1 --out digits
   bitdance-edge bulk bundles/shapes-16x --prompts captions.txt --format parquet --out shapes
   bitdance-edge bulk bundles/B-4x --classes all --count 50 --device cuda:0 --device cuda:1 --out imagenet
   bitdance-edge bulk digits/plan.json --shards 0-99 --out digits
+  bitdance-edge bulk /shared/digits/plan.json --engine ray --workers 64 --out /shared/digits
   bitdance-edge bulk verify digits
 The same command goes on after an interruption. Another machine makes other --shards of the same plan.json.
 """
@@ -100,6 +104,11 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--device", action="append", help="auto (default), cpu, cuda or cuda:N; repeat it for more workers"
     )
+    how.add_argument("--engine", help="local (default: one worker process a device) or ray")
+    how.add_argument("--address", metavar="A", help="with ray: HOST:PORT, auto (default), or local to start a cluster")
+    how.add_argument(
+        "--workers", type=whole(1, MOST_WORKERS), metavar="N", help="with ray: that work at once (default 1)"
+    )
     add_threads_argument(parser)
 
 
@@ -108,7 +117,6 @@ def run(args: argparse.Namespace) -> int:
         return _verify(args)
     from bitdance_edge.scale.bulk import parse_shards, run_job
     from bitdance_edge.scale.errors import ScaleError
-    from bitdance_edge.scale.local import LocalEngine
 
     if args.folder is not None or args.discard:
         raise ScaleError("DIR and --discard are for: bitdance-edge bulk verify DIR")
@@ -117,13 +125,34 @@ def run(args: argparse.Namespace) -> int:
     require_folder("--out", args.out)
     plan = _plan(args)
     shards = range(plan.shards) if args.shards is None else parse_shards(args.shards, plan)
-    engine = LocalEngine(
-        folder=args.out, bundle=plan.bundle, devices=tuple(args.device or ["auto"]), threads=args.threads
-    )
-    outcome = run_job(plan, args.out, shards, engine, say)
+    outcome = run_job(plan, args.out, shards, _engine(args, plan), say)
     say(f"{outcome.made} shards of {outcome.images:,} images made, {outcome.kept} were there")
     print(args.out if outcome.manifest is None else outcome.manifest)
     return 0
+
+
+def _engine(args: argparse.Namespace, plan: "Plan") -> "Engine":
+    from bitdance_edge.scale.errors import ScaleError
+    from bitdance_edge.scale.local import LocalEngine
+    from bitdance_edge.scale.ray_engine import RayEngine
+
+    devices: list[str] = args.device or ["auto"]
+    if args.engine in (None, "local"):
+        if args.address or args.workers:
+            raise ScaleError("--address and --workers are for --engine ray; here each --device is one more worker")
+        return LocalEngine(folder=args.out, bundle=plan.bundle, devices=tuple(devices), threads=args.threads)
+    if args.engine != "ray":
+        raise ScaleError(f"--engine is {shown(args.engine)}; it must be local or ray")
+    if len(devices) > 1 or devices[0] not in RAY_DEVICES:
+        raise ScaleError(f"--device is {', '.join(devices)}; with --engine ray it is one of {', '.join(RAY_DEVICES)}")
+    return RayEngine(
+        folder=args.out,
+        bundle=plan.bundle,
+        address=args.address or "auto",
+        workers=args.workers or 1,
+        device=devices[0],
+        threads=args.threads or 1,
+    )
 
 
 def _plan(args: argparse.Namespace) -> "Plan":

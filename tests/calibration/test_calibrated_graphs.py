@@ -36,9 +36,7 @@ def test_every_layer_is_quantised_on_both_inputs_and_stored_small(calibrated: Ge
             assert weight.op_type == "DequantizeLinear", f"{name} {node.name}"
             stored = weights[weight.input[0]].data_type
             activation = producers.get(node.input[0])
-            if (
-                precision == "int4" and node.op_type == "MatMul"
-            ):  # INT8 where it is narrow, or not of whole groups
+            if precision == "int4" and node.op_type == "MatMul":  # INT8 where it is narrow, or not of whole groups
                 assert activation is None or activation.op_type != "DequantizeLinear"
                 assert stored in (TensorProto.INT4, TensorProto.INT8)
             else:

@@ -178,7 +178,7 @@ def test_pairs_give_the_bits_and_psnr_of_the_images(bundle: Bundle, tmp_path: Pa
     first, second = (list(job.rows()) for job in jobs)
     assert first[0].bits is not None and pairs.flipped is not None and pairs.flipped.mean() > 0
     figures = pairs.figures(10)
-    want = psnr(*(np.stack([row.pixels for row in rows]) for rows in (first, second)))
+    want = psnr(np.stack([row.pixels for row in first]), np.stack([row.pixels for row in second]))
     assert figures["psnr_db"].value == pytest.approx(want) and (figures["psnr_db"].error or 0) > 0
 
 
