@@ -3,8 +3,8 @@
     python bench/studies/window_times.py B-4x=FULL/B-4x B-16x=FULL/B-16x --windows 8,16 --threads 1,2 --out windows.json
 
 Each round generates the first patches of one image without a window and then with each window, decoding nothing.
-Medians over the rounds are printed with the tokens that differ, and the time of a single evaluation, or of a sweep: random
-weights take other numbers of sweeps than trained ones. The JSON is rewritten after every row.
+Medians over the rounds are printed with the tokens that differ, and the time of a single evaluation, or of a sweep:
+random weights take other numbers of sweeps than trained ones. The JSON is rewritten after every row.
 """
 
 import argparse
