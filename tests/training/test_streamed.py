@@ -119,6 +119,7 @@ def test_a_streamed_run_resumes_in_the_middle_of_an_epoch(
         records = open_records(shards, captions=False)
         records.window = 30
         training, held_out = split_records(records, SIZE, stream=True)
+        objective = TokenizerObjective(recipe)
         for part in range(parts):
             torch.manual_seed(0)
             objective = TokenizerObjective(recipe)
