@@ -95,7 +95,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
     def export(fixture: str, opset: int = 24, precision: str = "fp32") -> Bundle:
         key = f"{fixture}-{opset}-{precision}"
         if key not in made:
-            options = ExportOptions(name=key, opset=opset, precision=precision)
+            options = ExportOptions(name=key, opset=opset, precision=precision, window_patches=0)
             made[key] = Bundle.open(made_once(folder / key, lambda target: opened(fixture, options).export(target)))
         return made[key]
 
