@@ -22,6 +22,7 @@ from engine_fixtures import library as library
 from gpu_fixtures import gpus as gpus
 from linking import linked_bundle as linked_bundle
 from places import FIXTURES
+from refusing import cheap as cheap
 from serve_fixtures import attacked as attacked
 from serve_fixtures import digits_bundle as digits_bundle
 from serve_fixtures import guarded_server as guarded_server
