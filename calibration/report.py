@@ -106,11 +106,16 @@ def _sizes(findings: Findings) -> Iterator[str]:
             f"| {100 * (1 - after / before):.0f} % | {min(size.bytes_as_exported, after) / 1e6:.3f} |"
         )
     layers, formats = findings.chosen.layers, findings.chosen.formats
-    others = sum(number != findings.recipe.precisions[layers[name].stage] for name, number in formats.items())
+    asked = findings.recipe.precisions
+    others = [number for name, number in formats.items() if number != asked[layers[name].stage]]
     yield ""
     yield f"{len(formats)} of {len(layers)} matrix products and convolutions are quantised."
     if others:
-        yield f"{others} of them are INT8 where INT4 was asked for: convolutions, and products that include their bias."
+        kinds = " or ".join(sorted({number.upper() for number in others}))
+        yield (
+            f"{len(others)} of them are {kinds} in place of 4 bits: convolutions, narrow matrices, and products that "
+            "include their bias."
+        )
     yield "Norms, attention, embeddings, biases, the cache and the sampler stay as exported."
     yield ""
 

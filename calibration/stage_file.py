@@ -6,6 +6,7 @@ of the next one is cut off.
 
 import base64
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,11 @@ class Lost:
 
     error: float
     size: float
+
+    @property
+    def relative_error(self) -> float:
+        """Root mean square of what was rounded away, over that of the weight."""
+        return math.sqrt(self.error / self.size) if self.size else 0.0
 
 
 @dataclass

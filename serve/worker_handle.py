@@ -52,8 +52,12 @@ class WorkerHandle:
         self._process = process
         self._reports: asyncio.Queue[Report | None] = asyncio.Queue()
         self.died = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        threading.Thread(target=self._listen, args=(self._connection, loop), daemon=True).start()
+        threading.Thread(
+            target=_listen,
+            args=(self._connection, asyncio.get_running_loop(), self._reports, self.died),
+            name=f"reports-of-{process.pid}",
+            daemon=True,
+        ).start()
         report = await self.receive()
         if isinstance(report, NotReady):
             raise ServeError(report.message)
@@ -90,13 +94,22 @@ class WorkerHandle:
         self.kill()
         await asyncio.to_thread(self._process.join)
 
-    def _listen(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
-        """Pass reports into the event loop, then None when the process has ended. Runs in its own thread."""
-        with suppress(RuntimeError), connection:  # RuntimeError: the loop is closed, so nobody reads the reports
-            while (report := _received(connection)) is not None:
-                loop.call_soon_threadsafe(self._reports.put_nowait, report)
-            loop.call_soon_threadsafe(self._reports.put_nowait, None)
-            loop.call_soon_threadsafe(self.died.set)
+
+def _listen(
+    connection: Connection,
+    loop: asyncio.AbstractEventLoop,
+    reports: asyncio.Queue[Report | None],
+    died: asyncio.Event,
+) -> None:
+    """Pass a process's reports into the event loop, then None when it has ended. Runs in its own thread.
+
+    It may end after the next process was started, so it takes the queue and the event of its own.
+    """
+    with suppress(RuntimeError), connection:  # RuntimeError: the loop is closed, so nobody reads the reports
+        while (report := _received(connection)) is not None:
+            loop.call_soon_threadsafe(reports.put_nowait, report)
+        loop.call_soon_threadsafe(reports.put_nowait, None)
+        loop.call_soon_threadsafe(died.set)
 
 
 def _received(connection: Connection) -> Report | None:

@@ -73,13 +73,17 @@ def part(args: argparse.Namespace, name: str) -> list[str]:
 
 
 def measure(command: list[str]) -> dict[str, float]:
-    """Run one process and return its wall seconds and peak resident memory."""
+    """Run one process and return its wall seconds, those of its processors, and peak resident memory."""
     started = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"failed: {' '.join(command)}")
-    return {"seconds": time.perf_counter() - started, "peak_mb": usage.ru_maxrss / 1e3}
+    return {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_mb": usage.ru_maxrss / 1e3,
+    }
 
 
 def write_checkpoint(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from bitdance_edge.calibration import gptq
 from bitdance_edge.calibration.emulate import on_this_cpu
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.gptq import encode_with_feedback
@@ -129,3 +130,23 @@ def test_error_feedback_halves_the_error_of_the_output(precision: str, share: fl
     errors = [np.linalg.norm(held @ made.values().T - want) for made in (plain, fed)]
     assert errors[1] < share * errors[0]
     assert fed.relative_error > plain.relative_error  # the weights themselves are further off
+
+
+def test_inputs_that_vary_most_are_rounded_first_in_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = gptq.Order.of(np.array([1.0, 2.0, 9.0, 3.0, 4.0, 4.0]), 2)
+    assert order.groups.tolist() == [1, 2, 0] and order.inputs.tolist() == [2, 3, 4, 5, 1, 0]
+    generator = np.random.default_rng(2)
+    spread = np.geomspace(0.02, 2, 256)  # the last inputs vary most
+    mixed = generator.standard_normal((64, 256)) * spread
+    seen, held = ((generator.standard_normal((rows, 64)) @ mixed).astype(np.float32) for rows in (2000, 500))
+    given = weight()
+    want = held @ given.T
+
+    def error() -> float:
+        made = encode_with_feedback(given, seen.T @ seen, "int4", FLOAT)
+        return float(np.linalg.norm(held @ made.values().T - want))
+
+    found = error()
+    unsorted = gptq.Order(np.arange(2), np.arange(256))
+    monkeypatch.setattr(gptq.Order, "of", lambda energy, group: unsorted)
+    assert found < 0.9 * error()

@@ -11,7 +11,7 @@ from bitdance_edge.runtime import Bundle, Pipeline, Request
 from bitdance_edge.runtime.backends.cuda_driver import DriverDevice
 from bitdance_edge.runtime.backends.cuda_graph import A_GRAPH, PATCH, CaptureError
 from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane
-from bitdance_edge.runtime.backends.onnxruntime_cuda import BoundCudaSession, OnnxRuntimeCudaBackend
+from bitdance_edge.runtime.backends.onnxruntime_cuda import PROVIDER, BoundCudaSession, OnnxRuntimeCudaBackend
 
 STEPS = 3
 REQUEST = Request(classes=[1, 2], steps=STEPS, seed=1, output="tokens")
@@ -54,6 +54,17 @@ def test_a_patch_is_one_launch_after_the_first(on_cuda: Callable[..., Bundle], p
     assert not [line for line in captured if "ILLEGAL" in line]
     assert not [line for line in captured if "host" in line]
     assert len(streams([line for line in captured + replayed if line.startswith(WORK)])) == 1
+
+
+def test_every_session_keeps_the_bits_of_float32_and_the_stream_of_its_lane(on_cuda: Callable[..., Bundle]) -> None:
+    with opened(on_cuda("cc_4x_patch", "fp32")) as pipeline:
+        pipeline.generate(REQUEST)
+        backend = backend_of(pipeline)
+        options = [stage.session.get_provider_options()[PROVIDER] for stage in backend._stages]
+        assert len(options) >= 6
+        assert {each["use_tf32"] for each in options} == {"0"}
+        assert {each["arena_extend_strategy"] for each in options} == {"kSameAsRequested"}
+        assert {int(each["user_compute_stream"]) for each in options} == {backend.lane.stream.handle}
 
 
 def test_nothing_is_left_behind(on_cuda: Callable[..., Bundle], precision: str, trace: Trace) -> None:
