@@ -42,6 +42,8 @@ COMMANDS = {
     "tokenize": Command("an image to binary tokens", "cpu"),
     "decode": Command("binary tokens to images", "cpu"),
     "reconstruct": Command("images through the tokenizer and back, and what that keeps", "cpu,calibrate"),
+    "bulk": Command("very many images as shards, on one machine or many", "cpu"),
+    "evaluate": Command("scores of a bundle's images, of shards or of a folder", "calibrate"),
     "serve": Command("an HTTP API and a page that make images", "cpu,serve"),
     "inspect": Command("what a bundle holds and needs, or what a build is", "cpu"),
     "export": Command("a checkpoint to a bundle of ONNX graphs", "cpu,export"),

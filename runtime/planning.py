@@ -51,7 +51,13 @@ def plan_on(
             "sampler": settings.sampler,
         }
         bundle = replace(bundle, sampling=replace(bundle.sampling, **asked))
-        how = replace(how, guided=settings.guidance > 1, given=settings.given, judged=settings.candidates > 1)
+        how = replace(
+            how,
+            guided=settings.guidance > 1,
+            given=settings.given,
+            judged=settings.candidates > 1,
+            window=settings.window or 1,
+        )
     return require_memory(bundle, images, choice.free_bytes, how)
 
 
