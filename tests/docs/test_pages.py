@@ -81,6 +81,8 @@ def test_one_version() -> None:
     comfyui = tomllib.loads((ROOT / "integrations" / "comfyui" / "pyproject.toml").read_text(encoding="utf-8"))
     assert comfyui["project"]["version"] == __version__
     assert comfyui["project"]["dependencies"] == [f"bitdance-edge[cpu,text]=={__version__}"]
+    wheels = {v for name in NAMES for v in re.findall(r"bitdance_edge-([\d.]+)-py3", (ROOT / name).read_text("utf-8"))}
+    assert wheels == {__version__}
     assert notes((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), __version__)
 
 
