@@ -9,7 +9,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 PINNED := --quiet --constraint constraints/ci.txt
 SHIPPED := digits-1x digits-4x digits-16x shapes-16x
-ROOMS := model training export calibration bench engines runtime serve
+ROOMS := model training export calibration bench engines evaluation runtime scale serve
 CAPTIONS := --prompt "a red circle to the left of a blue square" --prompt "a yellow triangle above a green circle" \
 	--prompt "a blue triangle" --prompt "a green square below a red square"
 EXTRAS := cpu,text,serve,completion,export,calibrate,train,bench,compare

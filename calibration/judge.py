@@ -1,8 +1,7 @@
 """Two scores that a user's own network gives: class agreement, and the Fréchet distance to a folder of real images.
 
-The network is an ONNX file that takes uint8 images ``[N, H, W, 3]`` and gives ``features`` ``[N, F]`` and, if it reads
-classes, ``scores`` ``[N, classes]``. Neither score can tell INT4 from float32 on small models: they are a sanity check
-in addition to bits and PSNR.
+The network is an ONNX file as ``evaluation.extractor`` describes it. Neither score can tell INT4 from float32 on small
+models: they are a sanity check in addition to bits and PSNR.
 """
 
 import hashlib
@@ -15,19 +14,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.kept import kept_array
 from bitdance_edge.calibration.recipe import Draw
 from bitdance_edge.calibration.sessions import BundleSessions
-from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
+from bitdance_edge.evaluation.extractor import Extractor
+from bitdance_edge.evaluation.images import image_files, read_images
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.size import Size
-from bitdance_edge.runtime.picture import load_pixels
 from bitdance_edge.runtime.quality import frechet_distance
 
-READ_BATCH = 256  # images that the network reads at once
 GENERATED_BATCH = 16  # images that are generated at once, and make one file
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,31 +40,16 @@ class Judge:
         """Load the network and the real images, which are cropped and resized to ``size``.
 
         Raises:
-            CalibrationError: the network cannot be loaded or gives no ``features``, or too few images.
+            EvaluationError: the network cannot be loaded or gives no ``features``, or too few images.
         """
-        self.session = _load(options.features, threads)
-        self.outputs = [output.name for output in self.session.get_outputs()]
-        if "features" not in self.outputs:
-            raise CalibrationError(
-                f"{options.features} gives {', '.join(self.outputs)}; one output must be named 'features' [N, F]"
-            )
-        self.reference = self.read(_images(options.references, size))[0]
+        self.extractor = Extractor(options.features, threads)
+        self.reference = self._features(options.references, size)
         if options.floor is None:
             order = np.random.default_rng(0).permutation(len(self.reference))
             half = len(order) // 2
             self.real, self.against = self.reference[order[:half]], self.reference[order[half:]]
         else:
-            self.real, self.against = self.read(_images(options.floor, size))[0], self.reference
-
-    def read(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return features ``[N, F]`` and the likeliest classes int64 ``[N]``, None where the network reads none."""
-        parts = []
-        for first in range(0, len(pixels), READ_BATCH):
-            results = self.session.run(None, {self.session.get_inputs()[0].name: pixels[first : first + READ_BATCH]})
-            parts.append(dict(zip(self.outputs, results, strict=True)))
-        features = np.concatenate([part["features"] for part in parts])
-        classes = np.concatenate([part["scores"] for part in parts]).argmax(1) if "scores" in self.outputs else None
-        return features, classes
+            self.real, self.against = self._features(options.floor, size), self.reference
 
     def floor(self, images: int) -> tuple[float, int]:
         """Return the distance of at most ``images`` real images to the references, and the number of them."""
@@ -77,11 +58,14 @@ class Judge:
 
     def scores(self, pixels: np.ndarray, classes: Sequence[int | None]) -> dict[str, float]:
         """Return ``frechet`` and, where classes are asked for and read, ``class_agreement``, a share of the images."""
-        features, read = self.read(pixels)
-        scores = {"frechet": frechet_distance(features, self.reference)}
-        if read is None or None in classes:
+        read = self.extractor.read(pixels)
+        scores = {"frechet": frechet_distance(read.features, self.reference)}
+        if read.classes is None or None in classes:
             return scores
-        return {**scores, "class_agreement": float(np.mean(read == np.array(classes)))}
+        return {**scores, "class_agreement": float(np.mean(read.classes == np.array(classes)))}
+
+    def _features(self, folder: Path, size: Size) -> np.ndarray:
+        return self.extractor.read(read_images(image_files(folder), size)).features
 
 
 def judge_both(
@@ -114,20 +98,3 @@ def _generated(sessions: BundleSessions, draw: Draw, folder: Path) -> tuple[np.n
     classes = [image.class_id for request in requests for image in request.resolve(bundle).images]
     size = draw.image_size(bundle.model).pixels
     return np.concatenate([kept_array(path, (size.height, size.width, 3)) for path in batches]), classes
-
-
-def _load(path: Path, threads: int | None) -> Any:
-    runtime = import_onnxruntime()
-    try:
-        return runtime.InferenceSession(str(path), cpu_options(threads or 0), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        raise CalibrationError(
-            f"--features {path} cannot be loaded as a network: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def _images(folder: Path, size: Size) -> np.ndarray:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if len(files) < 2:
-        raise CalibrationError(f"{folder} holds {len(files)} images; a distribution needs at least 2")
-    return np.stack([load_pixels(path, size.height, size.width) for path in files])

@@ -4,19 +4,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from skimage.metrics import structural_similarity
 
 from bitdance_edge.calibration.choose import Chosen
 from bitdance_edge.calibration.graphs import Layer
 from bitdance_edge.calibration.record import DataSet
 from bitdance_edge.calibration.sessions import BundleSessions
 from bitdance_edge.calibration.trials import Trial, decoded
+from bitdance_edge.evaluation.similarity import mean_ssim
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
 from bitdance_edge.runtime.memory_plan import plan_memory
 from bitdance_edge.runtime.quality import psnr
 
-SSIM_WINDOW = 7  # pixels, the library's default
 PIXEL_SCALE = 255.0
 
 
@@ -182,15 +181,3 @@ def _sizes(reference: Bundle, calibrated: Bundle, quantised: Iterable[Layer]) ->
 def _psnr(want: np.ndarray, got: np.ndarray) -> float | None:
     found = psnr(want, got)
     return None if found == float("inf") else found  # JSON has no infinity
-
-
-def mean_ssim(want: np.ndarray, got: np.ndarray) -> float:
-    """Measure the mean structural similarity over images uint8 ``[images, H, W, 3]``."""
-    return float(
-        np.mean(
-            [
-                structural_similarity(one, other, win_size=SSIM_WINDOW, channel_axis=2, data_range=255)
-                for one, other in zip(want, got, strict=True)
-            ]
-        )
-    )

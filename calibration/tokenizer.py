@@ -15,11 +15,12 @@ from tqdm import tqdm
 from bitdance_edge.calibration.choose import choose, require_kept
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.graphs import StageGraph
-from bitdance_edge.calibration.measure import StageLoss, mean_ssim, stage_loss
+from bitdance_edge.calibration.measure import StageLoss, stage_loss
 from bitdance_edge.calibration.recipe import CalibrationRecipe
 from bitdance_edge.calibration.record import DataSet, Recorder, image_file
 from bitdance_edge.calibration.sessions import BundleSessions
 from bitdance_edge.calibration.write import FOLDER, replacing, write_bundle, write_errors, writing
+from bitdance_edge.evaluation.similarity import mean_ssim
 from bitdance_edge.runtime import load_pixels
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.manifest import MANIFEST, RECORDINGS, Bundle

@@ -14,7 +14,7 @@ from pathlib import Path
 from bitdance_edge.calibration.choose import Chosen
 from bitdance_edge.calibration.graphs import read_skeleton
 from bitdance_edge.calibration.measure import StageLoss
-from bitdance_edge.calibration.quantise import QuantisedGraph, quantised_graph
+from bitdance_edge.calibration.quantise import QuantisedGraph
 from bitdance_edge.calibration.recipe import CalibrationRecipe
 from bitdance_edge.calibration.stage_file import Journal, write_stage_file
 from bitdance_edge.runtime.bundle.files import cannot_write, put_in_place, staged_folder
@@ -109,7 +109,7 @@ def _write_stage(bundle: Bundle, name: str, folder: Path, recipe: CalibrationRec
     """Write one graph with its weights, quantised if any of its layers are."""
     source, stage, variants = bundle.verified(name), bundle.stage(name), chosen.variants
     if formats := chosen.formats_of([name]):
-        made, precision = quantised_graph(variants.graphs[name], formats, variants.limits), recipe.precisions[name]
+        made, precision = variants.quantised(name, formats), recipe.precisions[name]
     else:
         made, precision = QuantisedGraph(read_skeleton(source), {}), stage.precision
     path = folder / "onnx" / precision / f"{name}.onnx"
@@ -143,10 +143,10 @@ def write_errors(written: Bundle, losses: Mapping[str, StageLoss]) -> None:
 
 
 def _scales(chosen: Chosen) -> str:
-    """Give every quantised layer's format and, where its activations are rounded, the limit of their scale."""
-    limits = chosen.variants.limits
+    """Give every quantised layer's format and, where its input or its result is rounded, the limit of that scale."""
+    limits = {"limit": chosen.variants.limits, "result_limit": chosen.variants.results}
     scales = {
-        name: {"format": number, **({"limit": limits[name]} if name in limits else {})}
+        name: {"format": number, **{key: known[name] for key, known in limits.items() if name in known}}
         for name, number in chosen.formats.items()
     }
     return json.dumps(scales, indent=1) + "\n"

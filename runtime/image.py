@@ -68,9 +68,22 @@ class GeneratedImage:
 
     def save(self, path: str | Path) -> None:
         """Write a PNG with the settings in its metadata, whole or not at all; raises what ``save_png`` raises."""
+        save_png(self.to_pil(), path, self._info())
+
+    def png(self) -> bytes:
+        """Encode as the PNG that ``save`` writes.
+
+        Raises:
+            RequestError: the image has tokens only.
+        """
+        file = io.BytesIO()
+        self.to_pil().save(file, format="PNG", pnginfo=self._info())
+        return file.getvalue()
+
+    def _info(self) -> PngImagePlugin.PngInfo:
         info = PngImagePlugin.PngInfo()
         info.add_text(PNG_KEY, json.dumps(self.settings))
-        save_png(self.to_pil(), path, info)
+        return info
 
 
 def save_png(image: Image.Image, path: str | Path, info: PngImagePlugin.PngInfo | None = None) -> None:
@@ -99,6 +112,7 @@ def image_settings(
     guidance: float,
     guidance_schedule: str,
     sampler: str,
+    window: int,
     given: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything needed to reproduce one image; ``given``: what it started from, as ``given_settings`` has it."""
@@ -113,6 +127,7 @@ def image_settings(
         "guidance": guidance,
         "guidance_schedule": guidance_schedule,
         "sampler": sampler,
+        **({"window": window} if window > 1 else {}),
         **given,
     }
 
@@ -159,6 +174,7 @@ def request_from_settings(settings: Mapping[str, Any], pixels: np.ndarray | None
         guidance=settings["guidance"],
         guidance_schedule=settings.get("guidance_schedule"),  # absent from the first PNGs, which used the bundle's
         sampler=settings.get("sampler"),
+        window=settings.get("window", 1),
         **given_fields(settings, pixels),
     )
 

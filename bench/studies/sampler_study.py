@@ -82,7 +82,7 @@ class Digits:
         options = JudgeOptions(features=judge / "features.onnx", references=judge / "references", floor=judge / "real")
         self.judge = Judge(options, Size(width=32, height=32), threads=1)
         train = digits(32).split()[0]
-        self.real = _spreads(self.judge.read(train.images.numpy())[0], train.labels.numpy())
+        self.real = _spreads(self.judge.extractor.read(train.images.numpy()).features, train.labels.numpy())
         self.real_bits = _bit_differences(pipeline.tokenize(train.images.numpy()), train.labels.numpy())
 
     def requests(self, images: int, batch: int) -> list[dict[str, Any]]:
@@ -91,10 +91,11 @@ class Digits:
 
     def scores(self, pixels: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:
         wanted = np.arange(len(pixels)) % 10
-        features, read = self.judge.read(pixels)
+        read = self.judge.extractor.read(pixels)
+        features = read.features
         halves = [frechet_distance(half, self.judge.reference) for half in np.split(features, 2)]
         return {
-            "class_agreement": float(np.mean(read == wanted)),
+            "class_agreement": float(np.mean(read.classes == wanted)),
             "frechet": frechet_distance(features, self.judge.reference),
             "frechet_of_halves": halves,
             "frechet_floor": self.judge.floor(len(pixels))[0],

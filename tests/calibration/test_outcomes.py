@@ -17,6 +17,7 @@ from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.judge import Judge, JudgeOptions
 from bitdance_edge.calibration.recipe import CalibrationRecipe
 from bitdance_edge.cli import main
+from bitdance_edge.evaluation.errors import EvaluationError
 from bitdance_edge.runtime import Bundle, Size
 from bitdance_edge.runtime.bundle.manifest import file_spec
 from bitdance_edge.runtime.errors import StorageError
@@ -168,5 +169,5 @@ def test_a_recipe_of_format_1_has_the_height_first(
 
 
 def test_a_judge_that_is_no_network(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="cannot be loaded as a network"):
+    with pytest.raises(EvaluationError, match="cannot be loaded as a network"):
         Judge(JudgeOptions(features=Path(__file__), references=tmp_path), Size(width=32, height=32), 1)

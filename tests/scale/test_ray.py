@@ -1,0 +1,182 @@
+"""Shards over a cluster of two nodes on this machine: the bytes of one process, whatever is killed meanwhile."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from bulking import SHARDS, copied, digests, made
+
+from bitdance_edge.scale.bulk import run_job
+from bitdance_edge.scale.errors import ScaleError
+from bitdance_edge.scale.events import Event
+from bitdance_edge.scale.plan import Plan, make_plan
+from bitdance_edge.scale.plan_file import write_plan
+from bitdance_edge.scale.ray_engine import RayEngine
+from bitdance_edge.scale.records import Record, sidecar
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.ray
+
+HEAD, STORE = "127.0.0.2", 80 * 2**20  # with 127.0.0.1 drivers find no node
+# Given these ports, a node does not wait for its agents, for which a busy machine may need longer than it would.
+AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+DRIVER = """
+import sys
+from pathlib import Path
+import ray
+from bitdance_edge.scale.bulk import run_job
+from bitdance_edge.scale.plan_file import job_plan
+from bitdance_edge.scale.ray_engine import RayEngine
+
+ray.init(sys.argv[1], _node_ip_address=sys.argv[2], log_to_driver=False)
+folder = Path(sys.argv[3])
+plan = job_plan(folder)
+run_job(plan, folder, range(plan.shards), RayEngine(folder=folder, workers=2))
+"""
+
+
+def free_ports(address: str, count: int) -> list[int]:
+    """Ports of an address that nothing listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((address, 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Nodes:
+    """A cluster whose nodes have two CPUs each and loopback addresses of their own."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster, self.last = Cluster(), 2
+        self.head = self.add(HEAD)
+        self.other = self.add(self.next_address())
+
+    def next_address(self) -> str:
+        self.last += 1
+        return f"127.0.0.{self.last}"
+
+    def add(self, address: str) -> Any:
+        """Start a node; once more where it failed: it has 30 s, which a busy machine may not give it."""
+        try:
+            return self._add(address)
+        except Exception:  # of several kinds
+            return self._add(self.next_address())
+
+    def _add(self, address: str) -> Any:
+        ports = dict(zip(AGENTS, free_ports(address, len(AGENTS)), strict=True))
+        return self.cluster.add_node(
+            num_cpus=2, node_ip_address=address, object_store_memory=STORE, include_dashboard=False, **ports
+        )
+
+    def replace_other(self) -> None:
+        """Kill the node that is not the head, and add another."""
+        self.cluster.remove_node(self.other, allow_graceful=False)
+        self.other = self.add(self.next_address())
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    started = Nodes()
+    yield started
+    started.cluster.shutdown()
+
+
+@pytest.fixture
+def connected(nodes: Nodes) -> Iterator[Nodes]:
+    """This process as a driver."""
+    ray.init(nodes.cluster.address, _node_ip_address=HEAD, log_to_driver=False)
+    yield nodes
+    ray.shutdown()
+
+
+def disturbed(folder: Path, disturb: Callable[[], object]) -> Callable[[Sequence[int]], Generator[Event, None, None]]:
+    """An engine of two workers that is disturbed once, when its first shard is made."""
+
+    def engine(shards: Sequence[int]) -> Generator[Event, None, None]:
+        waiting = True
+        for event in RayEngine(folder=folder, workers=2)(shards):
+            yield event
+            if waiting and isinstance(event, Record):
+                waiting = False
+                disturb()
+
+    return engine
+
+
+def kill_a_worker() -> None:
+    worker = next(each for each in psutil.process_iter(["name", "cmdline"]) if "RayWorker" in str(each.info["cmdline"]))
+    worker.kill()
+
+
+def test_two_nodes_write_the_bytes_of_one_process(connected: Nodes, job: Plan, whole: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    outcome = run_job(job, tmp_path, range(SHARDS), RayEngine(folder=tmp_path, workers=2), said.append)
+    assert outcome.made == SHARDS and outcome.manifest is not None
+    assert digests(job, tmp_path) == digests(job, whole)
+    assert "2 workers with 1 CPU each, of 4 CPU" in said
+    assert sidecar(job, tmp_path, 5).read_bytes() == sidecar(job, whole, 5).read_bytes()
+
+
+def test_a_killed_worker_costs_nothing(connected: Nodes, job: Plan, whole: Path, tmp_path: Path) -> None:
+    run_job(job, tmp_path, range(SHARDS), disturbed(tmp_path, kill_a_worker))
+    assert digests(job, tmp_path) == digests(job, whole)
+
+
+def test_a_killed_node_costs_nothing(connected: Nodes, job: Plan, whole: Path, tmp_path: Path) -> None:
+    run_job(job, tmp_path, range(SHARDS), disturbed(tmp_path, connected.replace_other))
+    assert digests(job, tmp_path) == digests(job, whole)
+
+
+def test_a_killed_driver_and_damage_cost_nothing(nodes: Nodes, job: Plan, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    write_plan(job, folder)
+    driver = [sys.executable, "-c", DRIVER, nodes.cluster.address, HEAD, str(folder)]
+    process = subprocess.Popen(driver, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 150
+    while len(list(folder.glob("0*.json"))) < 3:
+        assert process.poll() is None and time.monotonic() < end, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    made_by_then = sorted(folder.glob("0*.json"))
+    first, second = (job.file(int(path.stem)) for path in made_by_then[:2])
+    os.truncate(folder / first, 1000)
+    other = make_plan(job.bundle, classes=[0], count=SHARDS * 8, shard_images=8, settings={"steps": 1}, seed=99)
+    foreign = made(other, tmp_path / "other") / second
+    for suffix in (".tar", ".json"):
+        shutil.copy(foreign.with_suffix(suffix), folder)
+    again = subprocess.run(driver, capture_output=True, text=True, timeout=150)
+    assert again.returncode == 0, again.stderr
+    assert digests(job, folder) == digests(job, whole)
+
+
+def test_what_a_worker_cannot_do_is_said(connected: Nodes, job: Plan, whole: Path, tmp_path: Path) -> None:
+    folder = copied(job, whole, tmp_path / "partial", range(10))
+    with pytest.raises(ScaleError, match="no bundle at /nowhere"):
+        run_job(job, folder, range(SHARDS), RayEngine(folder=folder, bundle="/nowhere"))
+    with pytest.raises(ScaleError, match="5 workers need 5 CPU, and the cluster has 4; give fewer --workers"):
+        run_job(job, folder, range(SHARDS), RayEngine(folder=folder, workers=5))
+    with pytest.raises(ScaleError, match="1 workers need 1 GPU"):
+        run_job(job, folder, range(SHARDS), RayEngine(folder=folder, device="cuda"))
+    assert not list(folder.glob("0001*"))[1:]
+
+
+def test_no_cluster_is_said_with_what_starts_one(job: Plan, whole: Path, tmp_path: Path) -> None:
+    folder = copied(job, whole, tmp_path / "partial", range(10))
+    with pytest.raises(ScaleError, match=r"no cluster at 127\.0\.0\.9:1: .*ray start --head"):
+        run_job(job, folder, range(SHARDS), RayEngine(folder=folder, address="127.0.0.9:1"))
