@@ -35,7 +35,9 @@ def test_links_and_anchors_lead_somewhere(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_files_that_are_named_exist(name: str) -> None:
     tracked = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"build", "bundles", "demo", "dist", "runs"}
-    named = re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", (ROOT / name).read_text(encoding="utf-8"))
+    named = re.findall(
+        r"`((?:[\w.-]+/)+(?:[\w-]+\.(?:py|md|ipynb|cpp|txt))?)`", (ROOT / name).read_text(encoding="utf-8")
+    )
     assert not [path for path in named if path.split("/")[0] in tracked and not (ROOT / path).exists()]
 
 
