@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from serving import Server
 
-from bitdance_edge.runtime import Pipeline, Request
+from bitdance_edge.runtime import Bundle, Pipeline, Request
+from bitdance_edge.runtime.bundle.pack import pack_bundle
 from bitdance_edge.serve.catalog import Catalog
 from bitdance_edge.serve.errors import ApiError, ServeError
 from bitdance_edge.serve.settings import ServeSettings
@@ -144,6 +145,17 @@ def test_an_alias_of_nothing_or_of_a_taken_name_is_refused(digits_bundle: Path) 
     for aliases, says in (({"x": "other"}, "'other' is not served"), ({"digits-4x": "digits-4x"}, "already")):
         with pytest.raises(ServeError, match=says):
             Catalog(ServeSettings(bundles=(digits_bundle,), aliases=aliases))
+
+
+def test_a_packed_bundle_is_served_under_the_name_of_its_folder(
+    digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITDANCE_EDGE_CACHE", str(tmp_path / "cache"))
+    archive = tmp_path / f"{digits_bundle.name}.tar"
+    pack_bundle(Bundle.open(digits_bundle), archive, [], engines_only=False)
+    assert list(Catalog(ServeSettings(bundles=(archive,))).models) == [digits_bundle.name]
+    with pytest.raises(ServeError, match=f"two bundles are named '{digits_bundle.name}'"):
+        Catalog(ServeSettings(bundles=(archive, digits_bundle)))
 
 
 @pytest.mark.parametrize(
