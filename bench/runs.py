@@ -108,7 +108,7 @@ class Runs:
                     path = self.kept.round(contender, threads, number)
                     progress.set_description(f"{threads} threads, round {number + 1}, {contender.name}")
                     if not path.is_file():
-                        write_json(path, _timed_image(children[contender.name]))
+                        write_json(path, timed_image(children[contender.name]))
                     progress.update()
             if children:
                 self.kept.of_threads(threads, "after.json").unlink(missing_ok=True)
@@ -192,7 +192,7 @@ class Runs:
         )
 
 
-def _timed_image(child: Child) -> dict[str, Any]:
+def timed_image(child: Child) -> dict[str, Any]:
     """Make one image, and measure how many processors other processes kept busy meanwhile."""
     busy, started = busy_seconds(), perf_counter()
     answer = child.ask("image", save=None)

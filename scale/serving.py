@@ -6,6 +6,7 @@ replicas meet in one actor.
 
 import asyncio
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from starlette.applications import Starlette
 
 from bitdance_edge.runtime.bundle.manifest import Bundle
@@ -22,7 +24,7 @@ from bitdance_edge.scale.job_board import JobBoard
 from bitdance_edge.scale.shared_jobs import SharedJobs
 from bitdance_edge.serve.app import create_app
 from bitdance_edge.serve.service import Service
-from bitdance_edge.serve.settings import ServeSettings
+from bitdance_edge.serve.settings import TOKEN_VARIABLE, ServeSettings
 
 APPLICATION = "bitdance-edge"
 BOARD = "bitdance-edge-jobs"
@@ -75,7 +77,7 @@ class Replica:
         while True:
             try:
                 await self._call("report", self.name, self.service.metrics.text())
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 log.error("the metrics of this replica cannot be reported: %s", error)
             await asyncio.sleep(REPORTED_EVERY)
 
@@ -93,7 +95,6 @@ def application(settings: ServeSettings, scaling: Scaling) -> serve.Application:
     digests = {folder.name: Bundle.open(folder).digest for folder in settings.bundles}
     fixed = scaling.least == scaling.most
     deployed = serve.deployment(
-        serve.ingress()(Replica),
         name="replica",
         num_replicas=scaling.least if fixed else None,
         autoscaling_config=None if fixed else _by_queue(settings, scaling),
@@ -102,7 +103,7 @@ def application(settings: ServeSettings, scaling: Scaling) -> serve.Application:
         graceful_shutdown_timeout_s=settings.time_limit + SPARE,
         health_check_timeout_s=60,
         ray_actor_options={"num_cpus": scaling.cpus, "num_gpus": scaling.gpus},
-    )
+    )(serve.ingress()(Replica))
     return deployed.bind(settings, digests)
 
 
@@ -115,14 +116,24 @@ def app(args: dict[str, Any]) -> serve.Application:
     Raises:
         ScaleError: a field is unknown.
     """
+    return application(*read_args(args))
+
+
+def read_args(args: Mapping[str, Any]) -> tuple[ServeSettings, Scaling]:
+    """Read the ``args`` of a Serve configuration file; the token is in the variable ``BITDANCE_EDGE_TOKEN``.
+
+    Raises:
+        ScaleError: a field is unknown.
+        ServeError: a value is not allowed.
+    """
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
     try:
-        scaling = Scaling(**args.pop("scaling", {}))
-        bundles = tuple(Path(folder) for folder in args.pop("bundles", ()))
-        lists = {name: tuple(value) for name, value in args.items() if isinstance(value, list)}
-        settings = ServeSettings(bundles=bundles, **{"local_only": False, **args, **lists})
+        scaling = Scaling(**given.pop("scaling", {}))
+        bundles = tuple(Path(folder) for folder in given.pop("bundles", ()))
+        token = os.environ.get(TOKEN_VARIABLE)
+        return ServeSettings(**{"bundles": bundles, "local_only": False, "token": token, **given}), scaling
     except TypeError as error:
         raise ScaleError(f"args of the application: {error}") from None
-    return application(settings, scaling)
 
 
 def deploy(settings: ServeSettings, scaling: Scaling, *, host: str, port: int, cluster: str | None) -> None:
@@ -140,7 +151,8 @@ def deploy(settings: ServeSettings, scaling: Scaling, *, host: str, port: int, c
             ray.init(address=cluster, namespace=NAMESPACE, include_dashboard=False, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ScaleError(
-                f"no Ray cluster at {cluster or 'this machine'}: {error}; start one with: ray start"
+                f"no Ray cluster at {cluster or 'this machine'}: {error}; start one with ray start --head, or give "
+                "--address local"
             ) from None
     _board()
     serve.start(http_options={"host": host, "port": port})

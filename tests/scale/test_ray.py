@@ -3,10 +3,12 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
 HEAD, STORE = "127.0.0.2", 80 * 2**20  # with 127.0.0.1 drivers find no node
+# Given these ports, a node does not wait for its agents, for which a busy machine may need longer than it would.
+AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 DRIVER = """
 import sys
 from pathlib import Path
@@ -39,6 +43,15 @@ folder = Path(sys.argv[3])
 plan = job_plan(folder)
 run_job(plan, folder, range(plan.shards), RayEngine(folder=folder, workers=2))
 """
+
+
+def free_ports(address: str, count: int) -> list[int]:
+    """Ports of an address that nothing listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((address, 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 class Nodes:
@@ -63,8 +76,9 @@ class Nodes:
             return self._add(self.next_address())
 
     def _add(self, address: str) -> Any:
+        ports = dict(zip(AGENTS, free_ports(address, len(AGENTS)), strict=True))
         return self.cluster.add_node(
-            num_cpus=2, node_ip_address=address, object_store_memory=STORE, include_dashboard=False
+            num_cpus=2, node_ip_address=address, object_store_memory=STORE, include_dashboard=False, **ports
         )
 
     def replace_other(self) -> None:
