@@ -67,7 +67,7 @@ def check_window(
     states = drawn(2 * WINDOW, DRAWS)
     evaluated = states[:WINDOW].repeat(1, ROWS // DRAWS, 1, 1)
     evaluated[2:, 0] += 2 * MOVED
-    widths = [tensor.shape[-1] for tensor in exported.stages[StageName.MODULATION].outputs]
+    widths = [tensor.sized({"M": 1, "R": 1})[-1] for tensor in exported.stages[StageName.MODULATION].outputs]
     tables = tuple(torch.arange((STEPS + 1) * ROWS).view(-1, ROWS, 1, 1).expand(-1, -1, patch[0], n) for n in widths)
     inputs = {
         "states": states,

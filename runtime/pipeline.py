@@ -309,7 +309,7 @@ class Pipeline:
         def key(shape: LoopShape) -> str:
             choice = self.choice
             device = (choice.backend, choice.device, choice.target, choice.built, choice.threads)
-            return costs_key(self.bundle.digest, *device, shape.images, shape.guided)
+            return costs_key(self.bundle.digest, *device, shape.images, shape.guided, shape.steps)
 
         return WindowChoice(self.loaded, key).faster(token_request(settings).shape, fits)
 

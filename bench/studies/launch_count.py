@@ -2,7 +2,7 @@
 
     python tests/fake_cuda/set_up.py build/cuda
     PYTHONPATH=build/cuda/site LD_LIBRARY_PATH=build/cuda/lib FAKE_CUDA_TRACE=trace.txt \\
-        python bench/studies/launch_count.py BUNDLE [--images N] [--windows 8,16]
+        python bench/studies/launch_count.py BUNDLE [--images N] [--steps N] [--windows 8,16]
 
 Kernels and library calls are those of the captured patch, with the bundle's own graphs and with what was built for
 ``cuda``. A call of cuBLAS or cuDNN counts as one, although the real one may launch two.
@@ -27,17 +27,18 @@ def main() -> None:
     parser.add_argument("bundle")
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--kernels", action="store_true", help="also list the kernels by their number")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: the bundle's)")
     parser.add_argument("--windows", default="", metavar="W,...", help="also in windows of so many head evaluations")
     args = parser.parse_args()
     for built in (False, True):
         name = "built for cuda" if built else "own graphs"
-        counts = captured(args.bundle, args.images, built, 1)[-1]
+        counts = captured(args, built, 1)[-1]
         show(f"{name:15} {counts.total()} launches a patch", counts, args.kernels)
         for window in map(int, filter(None, args.windows.split(","))):
             # The two windows of a sampler are captured when they are first run, the beginning of a patch after them.
-            sweep, _, begin = captured(args.bundle, args.images, built, window)[-3:]
+            sweep, _, begin = captured(args, built, window)[-3:]
             show(f"  window {window:2}: {begin.total()} begin a patch, {sweep.total()} a sweep", sweep, args.kernels)
-            for run in measured(args.bundle, window):
+            for run in measured(args, window):
                 total = begin.total() + run.sweeps * sweep.total()
                 print(f"    {run.sampler}, {run.steps} steps: {run.sweeps} sweeps, {total:.0f} launches a patch")
 
@@ -48,14 +49,16 @@ def show(title: str, counts: Counter[str], kernels: bool) -> None:
         print(f"  {count:6} {kernel[:110]}")
 
 
-def measured(path: str, window: int) -> list[MeasuredWindow]:
-    """The sweeps that the bundle was measured to take with a window."""
-    spec = Bundle.open(path).require_window()
-    return [run for run in spec.runs if run.window == window]
+def measured(args: argparse.Namespace, window: int) -> list[MeasuredWindow]:
+    """The sweeps that the bundle was measured to take with a window and as many steps."""
+    bundle = Bundle.open(args.bundle)
+    steps = bundle.sampling.steps if args.steps is None else args.steps
+    return [run for run in bundle.require_window().runs if (run.window, run.steps) == (window, steps)]
 
 
-def captured(path: str, images: int, built: bool, window: int) -> list[Counter[str]]:
+def captured(args: argparse.Namespace, built: bool, window: int) -> list[Counter[str]]:
     """Kernel or call -> its number, for each graph that the first patches of an image are captured as."""
+    path, images = args.bundle, args.images
     bundle = Bundle.open(path)
     with Pipeline.open(path, backend="onnxruntime-cuda", max_batch=images) as pipeline:
         assert isinstance(pipeline.backend, OnnxRuntimeCudaBackend)
@@ -65,7 +68,7 @@ def captured(path: str, images: int, built: bool, window: int) -> list[Counter[s
             request = Request(classes=[i % bundle.model.num_classes for i in range(images)], seed=1, output="tokens")
         else:
             request = replace(Request.example(bundle), count=images, seed=1)
-        request = replace(request, window=window)
+        request = replace(request, window=window, steps=args.steps)
         events = pipeline.stream(request)
         for _ in range(ENOUGH_PATCHES * images):
             next(events)

@@ -66,7 +66,7 @@ def test_truncated_manifest(copy: Path) -> None:
     [
         (
             lambda m: m.update(format=99),
-            "format 99; this version reads 3 and 4: export it again with: bitdance-edge export cc_4x_patch",
+            "format 99; this version reads 3 to 5: export it again with: bitdance-edge export cc_4x_patch",
         ),
         (lambda m: m.pop("cache"), "lacks cache"),
         (lambda m: m.update(surprise=1), "unknown surprise"),
