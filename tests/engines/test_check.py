@@ -100,8 +100,8 @@ def test_inputs_are_recorded_once_for_all_stages(unbuilt: Bundle, monkeypatch: p
 
 
 def test_tolerances_follow_stage_and_precision() -> None:
-    def tolerance(stage: str, precision: str, *types: str) -> float:
-        bundle = SimpleNamespace(stage=lambda name: SimpleNamespace(precision=precision))
+    def tolerance(stage: str, precision: str, *types: str, max_error: float | None = None) -> float:
+        bundle = SimpleNamespace(stage=lambda name: SimpleNamespace(precision=precision, max_error=max_error))
         job = SimpleNamespace(bundle=bundle, stage=stage, facts=SimpleNamespace(types=frozenset(types)))
         return checking.tolerance(job)  # type: ignore[arg-type]
 
@@ -110,6 +110,10 @@ def test_tolerances_follow_stage_and_precision() -> None:
     assert tolerance("encoder", "fp32") == 0.01
     assert tolerance("head", "int8", "int8", "fp32") == tolerance("head", "int4", "int4", "fp32")
     assert tolerance("head", "int8", "int8", "fp32") < tolerance("head", "int8", "int8", "fp16")
+    # Two correct builds of a quantised stage may differ by what quantising it changed, and no more.
+    assert tolerance("decoder", "int8", "int8", "fp32", max_error=0.2) == 0.2
+    assert tolerance("decoder", "int8", "int8", "fp32", max_error=1e-4) == tolerance("decoder", "int8", "int8", "fp32")
+    assert tolerance("decoder", "fp32", max_error=0.2) == 1 / 255
 
 
 def test_relative_error() -> None:
