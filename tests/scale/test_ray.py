@@ -3,12 +3,10 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +26,8 @@ ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
 HEAD, STORE = "127.0.0.2", 80 * 2**20  # with 127.0.0.1 drivers find no node
-# Given these ports, a node does not wait for its agents, for which a busy machine may need longer than it would.
-AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+# A node waits 15 s for its agents to start, which a busy machine may not give them; this gives them longer.
+PATIENCE = {"RAY_agent_register_timeout_ms": "300000", "RAY_USAGE_STATS_ENABLED": "0"}
 DRIVER = """
 import sys
 from pathlib import Path
@@ -43,15 +41,6 @@ folder = Path(sys.argv[3])
 plan = job_plan(folder)
 run_job(plan, folder, range(plan.shards), RayEngine(folder=folder, workers=2))
 """
-
-
-def free_ports(address: str, count: int) -> list[int]:
-    """Ports of an address that nothing listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((address, 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 class Nodes:
@@ -73,12 +62,11 @@ class Nodes:
         try:
             return self._add(address)
         except Exception:  # of several kinds
-            return self._add(self.next_address())
+            return self._add(address)
 
     def _add(self, address: str) -> Any:
-        ports = dict(zip(AGENTS, free_ports(address, len(AGENTS)), strict=True))
         return self.cluster.add_node(
-            num_cpus=2, node_ip_address=address, object_store_memory=STORE, include_dashboard=False, **ports
+            num_cpus=2, node_ip_address=address, object_store_memory=STORE, include_dashboard=False
         )
 
     def replace_other(self) -> None:
@@ -89,10 +77,12 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    started = Nodes()
-    yield started
-    started.cluster.shutdown()
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in PATIENCE.items():
+            environment.setenv(name, value)
+        started = Nodes()
+        yield started
+        started.cluster.shutdown()
 
 
 @pytest.fixture
@@ -118,8 +108,9 @@ def disturbed(folder: Path, disturb: Callable[[], object]) -> Callable[[Sequence
 
 
 def kill_a_worker() -> None:
-    worker = next(each for each in psutil.process_iter(["name", "cmdline"]) if "RayWorker" in str(each.info["cmdline"]))
-    worker.kill()
+    """Kill one of the workers, which are below the nodes that this process started."""
+    below = psutil.Process().children(recursive=True)
+    next(process for process in below if "RayWorker" in " ".join(process.cmdline())).kill()
 
 
 def test_two_nodes_write_the_bytes_of_one_process(connected: Nodes, job: Plan, whole: Path, tmp_path: Path) -> None:
