@@ -1,6 +1,7 @@
 # make demo: images from two shipped checkpoints. make test: everything that is checked. Both set themselves up.
 # make docs: the documentation. make snippets: its commands, run. make lean: the runtime without PyTorch, at both ends of
-# its libraries' ranges. make release: what is published, in dist/.
+# its libraries' ranges. make lowest: the commands that need PyTorch, at the lowest. make release: what is published, in
+# dist/.
 
 PYTHON ?= python3
 TEST_PROCESSES ?= 2
@@ -11,8 +12,9 @@ SHIPPED := digits-1x digits-4x digits-16x shapes-16x
 ROOMS := model training export calibration bench engines evaluation runtime scale serve
 CAPTIONS := --prompt "a red circle to the left of a blue square" --prompt "a yellow triangle above a green circle" \
 	--prompt "a blue triangle" --prompt "a green square below a red square"
+EXTRAS := cpu,text,serve,completion,export,calibrate,train,bench,compare
 
-.PHONY: demo test test-cuda lint docs snippets lean release setup clean
+.PHONY: demo test test-cuda lint docs snippets lean lowest release setup clean
 
 demo: bundles/digits-4x/bundle.json bundles/shapes-16x/bundle.json
 	$(RUN)/bitdance-edge generate bundles/digits-4x --classes all --count 8 --seed 1 --grid demo/digits.png
@@ -60,7 +62,13 @@ lean: $(SHIPPED:%=dist/%.tar)
 		build/lean/bin/python tests/lean_check.py $^ || exit 1; \
 	done
 
-release: setup $(SHIPPED:%=dist/%.tar)
+lowest:
+	rm -rf build/lowest && $(PYTHON) -m venv build/lowest
+	build/lowest/bin/pip install --quiet --constraint constraints/lowest.txt torch
+	build/lowest/bin/pip install --quiet --constraint constraints/lowest.txt '.[$(EXTRAS)]'
+	build/lowest/bin/python tests/extras_check.py
+
+release: $(VENV)/release.stamp $(SHIPPED:%=dist/%.tar)
 	rm -f dist/*.whl dist/*.tar.gz
 	$(RUN)/python -m build --outdir dist
 	$(RUN)/python tests/docs/notes.py CHANGELOG.md > dist/NOTES.md
@@ -82,6 +90,10 @@ $(VENV)/bin/python:
 $(VENV)/demo.stamp: pyproject.toml constraints/ci.txt | $(VENV)/bin/python
 	$(RUN)/pip install $(PINNED) torch
 	$(RUN)/pip install $(PINNED) --editable '.[cpu,export]'
+	touch $@
+
+$(VENV)/release.stamp: $(VENV)/demo.stamp
+	$(RUN)/pip install $(PINNED) build
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp

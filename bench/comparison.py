@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from bitdance_edge.bench.child import Child
-from bitdance_edge.bench.contenders import OURS, Contender
+from bitdance_edge.bench.contenders import OURS, TORCH, Contender
 from bitdance_edge.bench.figures import figures
 from bitdance_edge.bench.machine import processor
 from bitdance_edge.bench.plots import write_plot
@@ -34,7 +34,7 @@ def compare(options: BenchOptions, command: str, note: Callable[[str], object]) 
     bundle, work = options.bundles[0], options.work
     settings = work.settings(bundle)
     report = {
-        "title": f"{', '.join(runs.bundles)} and PyTorch",
+        "title": _title(options),
         "command": command,
         "work": work.to_json(),
         "size": str(settings.size),
@@ -48,7 +48,7 @@ def compare(options: BenchOptions, command: str, note: Callable[[str], object]) 
         "rounds": options.rounds,
         "machine": machine,
         "versions": versions(),
-        "threads": figures(done, runs.bundles, work, machine["last_cache_bytes"]),
+        "threads": figures(done, runs.graphs, work, machine["last_cache_bytes"]),
         "operators": _operators(options, runs),
     }
     folder = options.folder
@@ -60,6 +60,11 @@ def compare(options: BenchOptions, command: str, note: Callable[[str], object]) 
         note("\n".join((f"{entry['threads']} threads", *summary(entry), "")))
     note(f"{folder / 'report.md'}: every stage, its floor, memory")
     return report
+
+
+def _title(options: BenchOptions) -> str:
+    names = [contender.name for contender in options.contenders if contender.kind not in TORCH]
+    return f"{', '.join(names)} and PyTorch"
 
 
 def _operators(options: BenchOptions, runs: Runs) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is compared: bundles on this project's runtime, and PyTorch on the checkpoint that they were exported from."""
+"""What is compared: bundles on this runtime, their graphs on other runtimes, and PyTorch on the checkpoint."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -7,19 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from bitdance_edge.bench.errors import BenchError
+from bitdance_edge.bench.peers import OPENVINO, OURS, PEERS, require_openvino
 from bitdance_edge.runtime.bundle.manifest import Bundle, sha256
 
-AGAINST = {"torch": "PyTorch eager", "torch-compile": "torch.compile"}
-OURS = "ours"
+TORCH = {"torch": "PyTorch eager", "torch-compile": "torch.compile"}
+AGAINST = TORCH | PEERS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """``kind`` is ``OURS`` or one of ``AGAINST``; ``source`` a bundle's folder, or a checkpoint."""
+    """``kind`` is ``OURS`` or one of ``AGAINST``; ``source`` a bundle's folder, or for PyTorch a checkpoint."""
 
     name: str
     kind: str
     source: str
+
+    @property
+    def runs_a_bundle(self) -> bool:
+        """Whether it runs the graphs of a bundle."""
+        return self.kind not in TORCH
 
     @property
     def file_name(self) -> str:
@@ -30,11 +36,18 @@ def parse_against(text: str) -> list[str]:
     """Read kinds from ``torch,torch-compile``.
 
     Raises:
-        BenchError: there is no kind, an unknown one, or PyTorch is not installed.
+        BenchError: there is no kind, an unknown one, none of PyTorch, or a library is not installed.
     """
     kinds = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not kinds or (set(kinds) - AGAINST.keys()):
         raise BenchError(f"--against is {text!r}; it must be one or more of {', '.join(AGAINST)}, comma-separated")
+    if TORCH.keys().isdisjoint(kinds):
+        raise BenchError(
+            f"--against is {text!r}, without PyTorch, whose tokens the others' are compared with: add torch or "
+            "torch-compile"
+        )
+    if not OPENVINO.keys().isdisjoint(kinds):
+        require_openvino()
     if importlib.util.find_spec("torch") is None:
         raise BenchError(
             "torch is not installed, and --against needs it: pip install torch==2.13.0 'bitdance-edge[bench]'"
@@ -43,7 +56,7 @@ def parse_against(text: str) -> list[str]:
 
 
 def contenders(bundles: Sequence[Bundle], kinds: Sequence[str], checkpoint: Path) -> list[Contender]:
-    """List the contenders in the order of their turns: bundles first.
+    """List the contenders in the order of their turns: bundles first. Other runtimes get the graphs of the first.
 
     Raises:
         BenchError: a bundle is given twice.
@@ -54,7 +67,8 @@ def contenders(bundles: Sequence[Bundle], kinds: Sequence[str], checkpoint: Path
     if len(set(names)) < len(names):
         raise BenchError(f"a bundle is given twice: {', '.join(names)}; give each once")
     ours = [Contender(name=n, kind=OURS, source=str(b.folder)) for n, b in zip(names, bundles, strict=True)]
-    return [*ours, *(Contender(name=AGAINST[kind], kind=kind, source=str(checkpoint)) for kind in kinds)]
+    sources = {kind: str(checkpoint if kind in TORCH else bundles[0].folder) for kind in kinds}
+    return [*ours, *(Contender(name=AGAINST[kind], kind=kind, source=sources[kind]) for kind in kinds)]
 
 
 def require_one_model(bundles: Sequence[Bundle]) -> None:

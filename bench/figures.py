@@ -15,20 +15,26 @@ from bitdance_edge.runtime.memory_plan import Execution, MemoryPlan, plan_memory
 WEIGHTS_FACTOR = 1.3  # memory may reach this many times the weights, plus what the plan says for everything else
 # For any model: graphs, threads and arenas of its sessions, and Python's objects (4 to 7 MB at weights of 2 to 9 MB).
 SESSION_BYTES = 7_000_000
+UNBOUND = ("openvino-bf16",)  # neither the float32 rate nor the bytes of float32 weights bound it
 SHARED_FROM = 0.2  # processors that were busy for other processes
 
 
-def figures(runs: Sequence[ThreadRuns], bundles: Mapping[str, Bundle], work: Work, cache: int) -> list[dict[str, Any]]:
-    """Return one entry for each number of threads; ``cache`` is the machine's last cache in bytes."""
-    return [_of_threads(run, bundles, work, cache) for run in runs]
+def figures(runs: Sequence[ThreadRuns], graphs: Mapping[str, Bundle], work: Work, cache: int) -> list[dict[str, Any]]:
+    """Return one entry for each number of threads.
+
+    Args:
+        graphs: name of a contender -> bundle whose graphs it runs.
+        cache: the machine's last cache in bytes.
+    """
+    return [_of_threads(run, graphs, work, cache) for run in runs]
 
 
-def _of_threads(run: ThreadRuns, bundles: Mapping[str, Bundle], work: Work, cache: int) -> dict[str, Any]:
+def _of_threads(run: ThreadRuns, graphs: Mapping[str, Bundle], work: Work, cache: int) -> dict[str, Any]:
     best = {
         unit: max(rate for ability in (run.before, run.after) for rate in ability[unit].values())
         for unit in ("gflops", "gbytes")
     }
-    shown = [_of_contender(turns, bundles.get(turns.contender.name), work, best, cache) for turns in run.turns]
+    shown = [_of_contender(turns, graphs.get(turns.contender.name), work, best, cache) for turns in run.turns]
     others = median(one["others"] for turns in run.turns for one in turns.rounds)
     references = [turns for turns in run.turns if turns.contender.kind != OURS]
     for turns, entry in zip(run.turns, shown, strict=True):
@@ -63,7 +69,7 @@ def _of_contender(
         }
         for name, stage in rounds[0]["stages"].items()
     }
-    if bundle is not None:
+    if bundle is not None and turns.contender.kind not in UNBOUND:
         for name, floor in _floors(turns, bundle, best, cache).items():
             if name in stages:
                 stages[name] |= floor | {
@@ -80,7 +86,8 @@ def _of_contender(
         "first_image_extra": turns.warm_up["wall"] - wall,
         "stages": stages,
         "overhead": {"seconds": overhead, "share": overhead / wall},
-        "memory": _memory(turns, bundle, work),
+        "products": turns.warm_up["products"],
+        "memory": _memory(turns, bundle if turns.contender.kind == OURS else None, work),
         "agreement": turns.agreement and turns.agreement.to_json(),
     }
 

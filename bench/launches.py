@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from bitdance_edge.bench.ours import draw
 from bitdance_edge.bench.work import Work
 from bitdance_edge.calibration.sessions import pipeline_on
+from bitdance_edge.runtime.backends.interface import Backend
 from bitdance_edge.runtime.backends.observed import ObservedBackend, Observer
-from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeBackend
+from bitdance_edge.runtime.backends.onnxruntime import HostBuffer
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec, dim_factor
 
@@ -22,8 +23,8 @@ class Launches:
     count: int
 
 
-def count_launches(bundle: Bundle, threads: int, work: Work, before: Observer | None = None) -> list[Launches]:
-    """Run one generation on ONNX Runtime and count its launches; ``before`` observes each of them too."""
+def count_launches(bundle: Bundle, backend: Backend, work: Work, before: Observer | None = None) -> list[Launches]:
+    """Run one generation on a backend with memory of the host and count its launches; ``before`` observes them too."""
     counts: Counter[tuple[str, tuple[tuple[str, int], ...]]] = Counter()
 
     def count(stage: str, buffers: Mapping[str, HostBuffer]) -> None:
@@ -31,8 +32,7 @@ def count_launches(bundle: Bundle, threads: int, work: Work, before: Observer | 
         if before is not None:
             before(stage, buffers)
 
-    backend = ObservedBackend(OnnxRuntimeBackend(bundle, threads), before=count)
-    with pipeline_on(bundle, backend, work.images) as pipeline:
+    with pipeline_on(bundle, ObservedBackend(backend, before=count), work.images) as pipeline:
         draw(pipeline, work)
     return [Launches(stage, dict(sizes), number) for (stage, sizes), number in counts.items()]
 

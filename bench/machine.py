@@ -21,11 +21,12 @@ INSTRUCTIONS = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 VNNI": "avx512_vn
     "AVX-512 BF16": "avx512_bf16",
     "AMX INT8": "amx_int8",
     "AMX BF16": "amx_bf16",
+    "AVX-512 FP16": "avx512_fp16",
 }
 
 
 def processor() -> dict[str, Any]:
-    """Return name, logical processors, last cache in bytes, and whether it has each instruction set that matters."""
+    """Return name, logical processors, last cache in bytes, flags, and whether it has each set of INSTRUCTIONS."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     said = dict(reversed([line.split(":", 1) for line in lines if ":" in line]))  # of the first processor
     said = {key.strip(): value.strip() for key, value in said.items()}
@@ -35,6 +36,7 @@ def processor() -> dict[str, Any]:
         "processors": sum(line.startswith("processor") for line in lines),
         "last_cache_bytes": _last_cache(),
         "instructions": {name: flag in flags for name, flag in INSTRUCTIONS.items()},
+        "flags": sorted(flags),
     }
 
 

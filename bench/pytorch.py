@@ -48,6 +48,10 @@ class TorchContender:
                 setattr(module, "forward", torch.compile(module.forward))  # noqa: B010  a method, to the checker
         self._time_stages(inside_head=not compiled)
 
+    def instructions(self) -> dict[str, str]:
+        """PyTorch does not say which kernels it runs; what it may use is one line for all stages."""
+        return {"all": f"up to {torch.backends.cpu.get_cpu_capability()} in float32, neither VNNI nor AMX"}
+
     @torch.no_grad()
     def image(self) -> Image:
         self.timers.stages.clear()

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bitdance_edge.bench.bits import ROUNDING
+from bitdance_edge.bench.contenders import PEERS, TORCH
 
 SHOWN_OPERATORS = 3
 
@@ -67,7 +68,7 @@ def _what(report: Mapping[str, Any]) -> str:
 
 def summary(entry: Mapping[str, Any]) -> Iterator[str]:
     """Yield the table of whole images with one number of threads."""
-    references = [c["name"] for c in entry["contenders"] if c["kind"] != "ours"]
+    references = [c["name"] for c in entry["contenders"] if c["kind"] in TORCH]
     machine = entry["machine"]
     yield f"The machine: {machine['gflops']:.1f} GFLOP/s in float32, reads {machine['gbytes']:.1f} GB/s."
     if entry["shared"]:
@@ -80,7 +81,7 @@ def summary(entry: Mapping[str, Any]) -> Iterator[str]:
     ratios = "".join(f" CPU / {name} | wall / {name} |" for name in references)
     yield f"| | CPU s | wall s | wall, range |{ratios} bits that differ | pixels |"
     yield "|---|---:|---:|---|" + "---:|---:|" * len(references) + "---|---|"
-    for contender in entry["contenders"]:
+    for contender in sorted(entry["contenders"], key=lambda contender: contender["cpu"]):
         walls = [run["wall"] for run in contender["rounds"]]
         against = contender["against"]
         cells = "".join(
@@ -123,7 +124,7 @@ def _pixels(found: Mapping[str, Any] | None) -> str:
 
 
 def _contender(contender: Mapping[str, Any]) -> Iterator[str]:
-    ours = contender["kind"] == "ours"
+    ours = contender["kind"] not in TORCH  # its stages are a bundle's graphs
     yield from ("", f"### {contender['name']}", "")
     yield "| stage | launches | ms each | s | share |" + (
         " GFLOP | floor, s | times the floor | set by |" if ours else ""
@@ -141,7 +142,17 @@ def _contender(contender: Mapping[str, Any]) -> Iterator[str]:
         + (" | | | |" if ours else "")
     )
     yield ""
+    yield f"Products: {_products(contender['products'])}."
+    yield ""
     yield _starting(contender)
+
+
+def _products(by_stage: Mapping[str, str]) -> str:
+    """How stages multiply, those that do it alike together."""
+    alike: dict[str, list[str]] = {}
+    for stage, how in by_stage.items():
+        alike.setdefault(how, []).append(stage)
+    return "; ".join(f"{', '.join(stages)}: {how}" for how, stages in alike.items())
 
 
 def _floor(stage: Mapping[str, Any]) -> str:
@@ -181,5 +192,9 @@ def _method(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"- A bit that differs is within rounding where the reference predicts at most {ROUNDING:g} before the sign"
     yield "  is taken. The patches that follow one in the same image are sampled on top of it, and are not compared."
     yield "- Under teacher forcing every patch is sampled on top of the reference's patches."
-    if any(c["kind"] == "torch-compile" for entry in report["threads"] for c in entry["contenders"]):
+    kinds = {c["kind"] for entry in report["threads"] for c in entry["contenders"]}
+    if not PEERS.keys().isdisjoint(kinds):
+        yield "- Other runtimes get the portable graphs of the first bundle, under this project's loop. A stage with an"
+        yield "  operator that OpenVINO lacks (TensorScatter, of the backbone) is run by ONNX Runtime."
+    if "torch-compile" in kinds:
         yield "- `torch.compile` compiles head and decoder; the backbone, whose cache grows every step, stays eager."

@@ -11,7 +11,7 @@ from bitdance_edge.bench.errors import BenchError
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.storage import TEMPORARY
 
-FORMAT = 2  # of the kept files; 2: the reference's image holds its predictions
+FORMAT = 3  # of the kept files; 3: they say how each stage multiplies
 
 
 class RunFolder:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from bitdance_edge.bench.agreement import Agreement, agreement, require_same
 from bitdance_edge.bench.bits import BitCounts
 from bitdance_edge.bench.child import Child
-from bitdance_edge.bench.contenders import OURS, Contender
+from bitdance_edge.bench.contenders import OURS, TORCH, Contender
 from bitdance_edge.bench.errors import BenchError
 from bitdance_edge.bench.measured import busy_seconds
 from bitdance_edge.bench.run_folder import RunFolder, once, read_json, write_json
@@ -21,6 +22,7 @@ from bitdance_edge.bench.work import Work
 from bitdance_edge.runtime.bundle.manifest import Bundle
 
 PACKAGES = ("bitdance-edge", "onnxruntime", "numpy", "torch")
+OPTIONAL = ("openvino",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,9 @@ class Runs:
         self.options = options
         ours = [contender for contender in options.contenders if contender.kind == OURS]
         self.bundles = {c.name: bundle for c, bundle in zip(ours, options.bundles, strict=True)}
-        self.reference = next(c for c in options.contenders if c.kind != OURS)
+        peers = [contender for contender in options.contenders if contender.kind not in (OURS, *TORCH)]
+        self.graphs = self.bundles | {contender.name: options.bundles[0] for contender in peers}
+        self.reference = next(contender for contender in options.contenders if contender.kind in TORCH)
         identity = {
             "bundles": [bundle.digest for bundle in options.bundles],
             "contenders": [[c.name, c.kind] for c in options.contenders],
@@ -82,7 +86,7 @@ class Runs:
 
     def __call__(self) -> list[ThreadRuns]:
         options = self.options
-        each = len(options.contenders) * (options.rounds + 1) + len(self.bundles) + 2
+        each = len(options.contenders) * (options.rounds + 1) + len(self.graphs) + 2
         with tqdm(total=each * len(options.threads), unit="run", leave=False, disable=None) as progress:
             return [self._with_threads(threads, progress) for threads in options.threads]
 
@@ -104,7 +108,7 @@ class Runs:
                     path = self.kept.round(contender, threads, number)
                     progress.set_description(f"{threads} threads, round {number + 1}, {contender.name}")
                     if not path.is_file():
-                        write_json(path, _timed_image(children[contender.name]))
+                        write_json(path, timed_image(children[contender.name]))
                     progress.update()
             if children:
                 self.kept.of_threads(threads, "after.json").unlink(missing_ok=True)
@@ -135,14 +139,14 @@ class Runs:
     def _agreement(
         self, contender: Contender, threads: int, progress: "tqdm[Any]"
     ) -> tuple[Agreement | None, list[dict[str, Any]]]:
-        """Compare a contender's image with the reference's, and count what a bundle launches.
+        """Compare a contender's image with the reference's, and count what its graphs are launched.
 
         Raises:
-            BenchError: too many bits are wrong.
+            BenchError: too many bits of a bundle on this project's runtime are wrong; a peer's are only shown.
         """
         if contender == self.reference:
             return None, []
-        bundle, forced = self.bundles.get(contender.name), None
+        bundle, forced = self.graphs.get(contender.name), None
         reference = self.kept.of(self.reference, threads, "image.npz")
         if bundle is not None:
             progress.set_description(f"{threads} threads, bits of {contender.name}")
@@ -153,14 +157,15 @@ class Runs:
             self.kept.of(contender, threads, "image.npz"),
             self.options.bundles[0].model.tokens_per_step,
             BitCounts.from_json(forced["bits"]) if forced else None,
-            bundle,
+            self.bundles.get(contender.name),
         )
-        if bundle is not None:
+        if bundle is not None and contender.kind == OURS:
             require_same(bundle, found, self.options.max_bit_flips)
         return found, forced["launches"] if forced else []
 
     def _teacher_forcing(self, contender: Contender, threads: int, reference: Path) -> dict[str, Any]:
-        request = {"source": contender.source, "threads": threads, "work": self.options.work.to_json()}
+        asked = {"kind": contender.kind, "source": contender.source, "threads": threads}
+        request = {**asked, "work": self.options.work.to_json()}
 
         def ask() -> dict[str, Any]:
             with Child(contender.name, threads) as child:
@@ -187,7 +192,7 @@ class Runs:
         )
 
 
-def _timed_image(child: Child) -> dict[str, Any]:
+def timed_image(child: Child) -> dict[str, Any]:
     """Make one image, and measure how many processors other processes kept busy meanwhile."""
     busy, started = busy_seconds(), perf_counter()
     answer = child.ask("image", save=None)
@@ -196,7 +201,9 @@ def _timed_image(child: Child) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    return {package: version(package) for package in PACKAGES}
+    """Versions of the libraries that are compared, of those that are installed."""
+    present = [package for package in OPTIONAL if find_spec(package) is not None]
+    return {package: version(package) for package in (*PACKAGES, *present)}
 
 
 def _fingerprint(checkpoint: Path) -> list[list[Any]]:

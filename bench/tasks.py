@@ -15,7 +15,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 
 from bitdance_edge.bench.bits import Predictions
-from bitdance_edge.bench.contenders import OURS
+from bitdance_edge.bench.contenders import TORCH
 from bitdance_edge.bench.measured import Image, library_bytes, measured, memory
 from bitdance_edge.bench.work import Work
 from bitdance_edge.errors import BitDanceError
@@ -28,6 +28,8 @@ class Runs(Protocol):
 
     def image(self) -> Image: ...
 
+    def instructions(self) -> dict[str, str]: ...
+
 
 class Tasks:
     """A method for each task; its result is the answer."""
@@ -38,13 +40,13 @@ class Tasks:
     def open(self, kind: str, source: str, bundle: str, threads: int, work: dict[str, Any]) -> dict[str, Any]:
         """Load the contender; ``resting_bytes`` is the process's memory before that, without libraries."""
         wanted = Work.from_json(work)
-        if kind == OURS:
+        if kind not in TORCH:
             import onnxruntime  # noqa: F401  its libraries, before the memory is read
 
-            from bitdance_edge.bench.ours import OurContender
+            from bitdance_edge.bench.ours import BundleContender
 
             resting = memory("VmRSS") - library_bytes()
-            self.contender = OurContender(source, threads, wanted)
+            self.contender = BundleContender(kind, source, threads, wanted)
         else:
             from bitdance_edge.bench.pytorch import TorchContender
 
@@ -61,15 +63,20 @@ class Tasks:
             with written_whole(Path(save)) as file:
                 np.savez_compressed(file, allow_pickle=False, tokens=image.tokens, pixels=image.pixels, **predictions)
         memories = {"peak_bytes": memory("VmHWM"), "library_bytes": library_bytes()}
-        return {**cost, "tokens_sha256": _digest(image.tokens), **memories}
+        products = self.contender.instructions()
+        return {**cost, "tokens_sha256": _digest(image.tokens), "products": products, **memories}
 
-    def teacher_forcing(self, source: str, threads: int, work: dict[str, Any], reference: str) -> dict[str, Any]:
+    def teacher_forcing(
+        self, kind: str, source: str, threads: int, work: dict[str, Any], reference: str
+    ) -> dict[str, Any]:
         """Compare a bundle's bits with those of the file ``reference``, and count its launches."""
+        from bitdance_edge.bench.peers import backend_of
         from bitdance_edge.bench.teacher_forcing import teacher_forced
 
         with np.load(reference, allow_pickle=False) as saved:
             predictions = Predictions.load(saved)
-        counts, launches = teacher_forced(Bundle.open(source), threads, Work.from_json(work), predictions)
+        backend = backend_of(kind, bundle := Bundle.open(source), threads)
+        counts, launches = teacher_forced(bundle, backend, Work.from_json(work), predictions)
         return {
             "bits": counts.to_json(),
             "launches": [{"stage": item.stage, "sizes": item.sizes, "count": item.count} for item in launches],

@@ -7,13 +7,14 @@ import numpy as np
 from bitdance_edge.bench.bits import BitCounts, Predictions
 from bitdance_edge.bench.launches import Launches, count_launches
 from bitdance_edge.bench.work import Work
+from bitdance_edge.runtime.backends.interface import Backend
 from bitdance_edge.runtime.backends.onnxruntime import HostBuffer
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
 
 def teacher_forced(
-    bundle: Bundle, threads: int, work: Work, predictions: Predictions
+    bundle: Bundle, backend: Backend, work: Work, predictions: Predictions
 ) -> tuple[BitCounts, list[Launches]]:
     """Generate with each patch replaced by the reference's before the next one sees it.
 
@@ -33,7 +34,7 @@ def teacher_forced(
             x[len(given) :] = _signs(predictions.unconditional)
         x[: len(given)] = _signs(given)
 
-    launches = count_launches(bundle, threads, work, before=force)
+    launches = count_launches(bundle, backend, work, before=force)
     return sum(counts, BitCounts()), launches
 
 

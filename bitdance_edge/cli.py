@@ -16,7 +16,7 @@ from bitdance_edge.errors import BitDanceError
 from bitdance_edge.imports import failed_import
 from bitdance_edge.installation import as_typed
 from bitdance_edge.interrupts import interruptible
-from bitdance_edge.streams import print_any_name
+from bitdance_edge.streams import BROKEN_PIPE, print_any_name, reader_left
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the arguments ask for; returns the exit status.
 
-    0: done, 1: a clear error, 2: arguments that cannot be parsed, 3: ``calibrate`` missed its budget, 130: interrupted.
+    0: done, 1: a clear error, 2: arguments that cannot be parsed, 3: ``calibrate`` missed its budget, 130: interrupted,
+    141: nobody reads the output any more.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     print_any_name()
@@ -134,12 +135,20 @@ def _run_command(name: str, prog: str, argv: Sequence[str]) -> int:
             raise
         print(f"{prog}: {as_typed(failed.explained(COMMANDS[name].extras))}", file=sys.stderr)
         return 1
+    except BrokenPipeError as error:
+        if reader_left():  # as of head -1, after which a program ends without a word
+            return BROKEN_PIPE
+        return _failed(prog, error)
     except OSError as error:  # a disk or folder that will not do; the rooms name those that they expect
-        print(f"{prog}: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return 1
+        return _failed(prog, error)
     except BitDanceError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
+
+
+def _failed(prog: str, error: OSError) -> int:
+    print(f"{prog}: {error.filename or 'a file, or the output'}: {error.strerror or error}", file=sys.stderr)
+    return 1
 
 
 @contextlib.contextmanager

@@ -154,7 +154,8 @@ def run_program(prog: str, work: Callable[[], int]) -> int:
     leaving = Interrupts(prog)
     leaving.status = status
     with suppress(OSError):
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None where standard output is closed
+            sys.stdout.flush()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, leaving.receive)

@@ -1,4 +1,7 @@
-"""What enters each layer over recorded launches: magnitudes, the largest of each channel, and products of inputs."""
+"""What enters each layer over recorded launches: magnitudes, the largest of each channel, and products of inputs.
+
+Of convolutions whose result is rounded, the magnitudes of what leaves are gathered too.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +30,7 @@ class Activations:
     channels: np.ndarray | None = None  # largest magnitudes, float32 [inputs], of matrix products
     products: np.ndarray | None = None  # sum of x x^T, float32 [inputs, inputs], where error feedback needs them
     by_step: dict[int, float] = field(default_factory=dict)
+    result: Histogram = field(default_factory=Histogram)  # of what leaves, where that is rounded
 
     def add(self, values: np.ndarray, step: int, weight: float, wanted: "Wanted") -> bool:
         """Take in ``values``; return False, with nothing taken in, if one is not finite."""
@@ -49,12 +53,14 @@ class Wanted:
 
     channels: bool
     products: bool
+    result: str | None = None  # tensor that leaves the layer, where that is rounded
 
 
 def wanted_of(layer: Layer, recipe: CalibrationRecipe) -> Wanted:
     """What is kept of a layer's inputs; what enters a convolution has its channels on another axis."""
-    four_bits = layer.format_for(recipe.precisions[layer.stage]) in FOUR_BITS
-    return Wanted(layer.operator != "Conv", recipe.feedback and four_bits and layer.name not in recipe.kept)
+    precision = recipe.precisions[layer.stage]
+    feedback = recipe.feedback and layer.format_for(precision) in FOUR_BITS and layer.name not in recipe.kept
+    return Wanted(layer.operator != "Conv", feedback, layer.result if layer.rounds_result(precision) else None)
 
 
 def collect(
@@ -101,7 +107,8 @@ class Gathered:
 
     @property
     def tensors(self) -> list[str]:
-        return list(dict.fromkeys(tensor for tensor, _ in self.entering))
+        entering = dict.fromkeys(tensor for tensor, _ in self.entering)
+        return list(entering | dict.fromkeys(wanted.result for _, wanted in self.entering if wanted.result))
 
     def add(self, sample: Sample, values: Mapping[str, np.ndarray], weights: np.ndarray | None) -> None:
         """Take in what one launch gave each tensor.
@@ -117,7 +124,9 @@ class Gathered:
             parts = [(sample.step, entering, 1.0)] if weights is None else _by_step(sample, entering, weights)
             for step, part, weight in parts:
                 if not activations.add(part, step, weight, wanted):
-                    raise CalibrationError(_not_finite(layer, sample, step))
+                    raise CalibrationError(_not_finite("input", layer, sample, step))
+            if wanted.result and not activations.result.add(values[wanted.result], 1.0):
+                raise CalibrationError(_not_finite("result", layer, sample, 0))
 
 
 def _collect_part(
@@ -142,21 +151,21 @@ def _by_step(sample: Sample, entering: np.ndarray, weights: np.ndarray) -> Itera
         yield step, part, float(weights[step])
 
 
-def _not_finite(layer: Layer, sample: Sample, step: int) -> str:
+def _not_finite(what: str, layer: Layer, sample: Sample, step: int) -> str:
     at = f"image {sample.image}, launch {sample.launch}" + (f", step {step}" if layer.stage in SAMPLED_STAGES else "")
     return (
-        f"the input of {layer.name} is NaN or infinite at {at}: no scale fits; find where it begins with: "
+        f"the {what} of {layer.name} is NaN or infinite at {at}: no scale fits; find where it begins with: "
         "bitdance-edge compare, or export in a wider --dtype"
     )
 
 
 def _parts(graph: StageGraph) -> Iterator[list[Layer]]:
-    """Yield the layers in parts whose inputs fit in memory at once."""
+    """Yield the layers in parts whose inputs and results fit in memory at once."""
     inferred = {value.name: value for value in graph.model.graph.value_info}
     part: list[Layer] = []
     held = 0
     for layer in graph.layers:
-        size = _bytes(inferred.get(layer.activation), graph.prompt_tokens)
+        size = sum(_bytes(inferred.get(name), graph.prompt_tokens) for name in (layer.activation, layer.result))
         if part and held + size > FETCHED_BYTES:
             yield part
             part, held = [], 0

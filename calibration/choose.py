@@ -1,7 +1,7 @@
 """Step 2, choose: what every layer to be quantised gets, a format and the limit that the scale of its inputs reaches.
 
 Limits come from what enters each layer over the recorded data set: a histogram, and for SmoothQuant the largest value
-of each channel.
+of each channel. Convolutions whose result is rounded have a limit for that too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -100,7 +100,7 @@ def chosen_from(
     Raises:
         CalibrationError: nothing is left to quantise.
     """
-    formats, limits, left = {}, {}, {}
+    formats, limits, results, left = {}, {}, {}, {}
     for name, layer in layers_by_name(graphs).items():
         histogram, precision = activations[name].histogram, recipe.precisions[layer.stage]
         number, rounds_input = layer.format_for(precision), layer.rounds_input(precision)
@@ -112,13 +112,15 @@ def chosen_from(
             formats[name] = number
             if rounds_input:
                 limits[name] = limit(histogram, recipe.calibrator, recipe.percentile, FORMATS[number])
+            if (leaving := activations[name].result).largest:
+                results[name] = limit(leaving, recipe.calibrator, recipe.percentile, FORMATS[number])
     if not formats:
         raise CalibrationError(
             f"no layer of {', '.join(recipe.precisions)} is left to quantise: {len(left)} are kept by the recipe or "
             "see only zeros; shorten its 'kept', or record other images with --seed or --classes"
         )
     products = {name: seen.products for name, seen in activations.items() if seen.products is not None}
-    variants = Variants(graphs, limits, products, threads)
+    variants = Variants(graphs, limits, products, threads, results)
     return Chosen(variants, formats, left, activations, effects, tuple(smoothed_layers))
 
 

@@ -106,7 +106,7 @@ def _inverse_factor(products: np.ndarray, order: np.ndarray) -> np.ndarray:
     number = np.float64 if len(products) <= EXACT_UP_TO else np.float32
     damped = np.empty(products.shape, number, order="F")
     for place, column in enumerate(order):  # no other copy: the products of a wide layer take a gigabyte
-        damped[:, place] = products[order, column]
+        damped[:, place] = products[column, order]
     diagonal = np.einsum("ii->i", damped)
     diagonal[diagonal == 0] = 1.0  # an input that was always zero: any weight does
     diagonal += DAMPING * diagonal.mean()

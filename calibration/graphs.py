@@ -33,6 +33,8 @@ class Layer:
     node: str
     operator: str
     activation: str  # tensor that enters
+    result: str  # tensor that leaves
+    last: bool  # what leaves reaches an output of the stage without passing another layer
     weight: str  # initialiser
     transposed: bool  # a Transpose stands between the two, as where weights are a checkpoint's own
     shape: tuple[int, ...]  # as the node reads it
@@ -68,6 +70,14 @@ class Layer:
     def rounds_input(self, precision: str) -> bool:
         """Whether its input is rounded too where its stage is given ``precision``: 4 bits are for weights alone."""
         return precision not in FOUR_BITS or self.operator != "MatMul"
+
+    def rounds_result(self, precision: str) -> bool:
+        """Whether its result is rounded too where its stage is given ``precision``.
+
+        ONNX Runtime multiplies a convolution in INT8 only where its result is INT8. What makes pixels, or predictions
+        whose signs are bits, keeps all its digits.
+        """
+        return self.operator == "Conv" and self.format_for(precision) == "int8" and not self.last
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ def find_layers(stage: str, graph: GraphProto) -> list[Layer]:
         and (node.op_type == "Conv" or len(weights[transposed.get(node.input[1], node.input[1])].dims) == 2)
     ]
     modules = [innermost_module(node.metadata_props) for node in nodes]
-    found = Counter(modules)
+    found, last = Counter(modules), _last(graph, {node.name for node in nodes})
     layers = []
     for node, module in zip(nodes, modules, strict=True):
         behind = node.input[1] in transposed
@@ -142,6 +152,8 @@ def find_layers(stage: str, graph: GraphProto) -> list[Layer]:
                 node=node.name,
                 operator=node.op_type,
                 activation=node.input[0],
+                result=node.output[0],
+                last=node.name in last,
                 weight=weight.name,
                 transposed=behind,
                 shape=tuple(reversed(weight.dims)) if behind else tuple(weight.dims),
@@ -201,6 +213,19 @@ def weight_matrix(graph: StageGraph, layer: Layer) -> tuple[np.ndarray, str]:
 
 def _stored_type(tensor: TensorProto) -> np.dtype:
     return np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+
+
+def _last(graph: GraphProto, layers: set[str]) -> set[str]:
+    """The names of those layers from which an output of the graph is reached without passing another of them."""
+    reaching, last = {value.name for value in graph.output}, set()
+    for node in reversed(graph.node):  # in topological order: readers come after what they read
+        if reaching.isdisjoint(node.output):
+            continue
+        if node.name in layers:
+            last.add(node.name)
+        else:
+            reaching.update(node.input)
+    return last
 
 
 def _outputs_axis(node: NodeProto) -> int:

@@ -1,5 +1,7 @@
 """Q/DQ graphs: a layer's weights become codes, scales and DequantizeLinear, and its input is rounded before it.
 
+The result of an INT8 convolution is rounded behind it: ONNX Runtime and TensorRT then compute it in INT8 (QLinearConv).
+
 The operators are standard ONNX (https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html): an 8-bit weight has a
 scale for each output, a 4-bit one for each group of inputs. An NVFP4 weight has two DequantizeLinear, of which the
 first gives the second its scales. All other nodes that read a layer's input read it unchanged.
@@ -7,6 +9,7 @@ first gives the second its scales. All other nodes that read a layer's input rea
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ from bitdance_edge.runtime.bundle.dtypes import ONNX_NUMBERS, tensor_bytes
 
 # The first opset whose DequantizeLinear takes the format.
 FIRST_OPSET = {"int8": 13, "fp8": 19, "int4": 21, "nvfp4": 23}
+NO_LIMITS: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,14 @@ class Variants:
         products: name of a layer -> products of its inputs, float32 ``[inputs, inputs]``, of those whose weights are
             rounded with error feedback.
         threads: of each session; None: one a physical core.
+        results: name of a layer -> largest result that its scale reaches, of those whose results are rounded.
     """
 
     graphs: Mapping[str, StageGraph]
     limits: Mapping[str, float]
     products: Mapping[str, np.ndarray]
     threads: int | None
+    results: Mapping[str, float] = field(default_factory=dict)
     _encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict, compare=False)
 
     def encoded(self, layer: Layer, precision: str) -> Encoded:
@@ -53,9 +59,13 @@ class Variants:
             self._encoded[key] = encoded_weight(self.graphs[layer.stage], layer, precision, self.products, self.threads)
         return self._encoded[key]
 
+    def quantised(self, stage: str, formats: Mapping[str, str]) -> "QuantisedGraph":
+        """One stage of a variant, with its tensors promised."""
+        return quantised_graph(self.graphs[stage], formats, self.limits, self.results)
+
     def graph(self, stage: str, formats: Mapping[str, str]) -> ModelProto:
         """One stage of a variant, with the weights of its quantised layers in it; the others stay in their files."""
-        made = quantised_graph(self.graphs[stage], formats, self.limits)
+        made = self.quantised(stage, formats)
         for tensor in made.model.graph.initializer:
             if tensor.name in made.promised:
                 tensor.raw_data = made.promised[tensor.name].content(self)
@@ -117,13 +127,19 @@ class QuantisedGraph:
     promised: Mapping[str, Promised]
 
 
-def quantised_graph(graph: StageGraph, formats: Mapping[str, str], limits: Mapping[str, float]) -> QuantisedGraph:
+def quantised_graph(
+    graph: StageGraph,
+    formats: Mapping[str, str],
+    limits: Mapping[str, float],
+    results: Mapping[str, float] = NO_LIMITS,
+) -> QuantisedGraph:
     """Return a copy of a stage's graph with the layers quantised that have a format.
 
     Args:
         formats: name of a layer -> "int8", "fp8", "int4" or "nvfp4".
         limits: name of a layer -> the largest activation that its scale reaches; where it has none, its input is not
             rounded.
+        results: the same of what leaves the layer.
 
     Raises:
         CalibrationError: the graph's opset is older than a format.
@@ -132,13 +148,14 @@ def quantised_graph(graph: StageGraph, formats: Mapping[str, str], limits: Mappi
     model.CopyFrom(graph.model)
     chosen = {layer.node: layer for layer in graph.layers if layer.name in formats}
     _require_opset(graph, {formats[layer.name] for layer in chosen.values()})
-    writer = _Writer(model, limits, chosen, formats)
+    writer = _Writer(model, limits, results, chosen, formats)
     nodes = list(model.graph.node)
     del model.graph.node[:]
     for node in nodes:
-        if node.name in chosen:
-            model.graph.node.extend(writer.before(node, chosen[node.name]))
-        model.graph.node.append(node)
+        layer = chosen.get(node.name)
+        model.graph.node.extend(writer.before(node, layer) if layer else [])
+        behind = writer.behind(node, layer) if layer else []  # renames what the node gives
+        model.graph.node.extend([node, *behind])
     _drop_unused(model, {layer.weight for layer in chosen.values()})
     return QuantisedGraph(model, writer.promised)
 
@@ -160,12 +177,17 @@ def _require_opset(graph: StageGraph, precisions: set[str]) -> None:
 
 
 class _Writer:
-    """Makes the nodes and constants before each quantised layer."""
+    """Makes the nodes and constants before and behind each quantised layer."""
 
     def __init__(
-        self, model: ModelProto, limits: Mapping[str, float], chosen: Mapping[str, Layer], formats: Mapping[str, str]
+        self,
+        model: ModelProto,
+        limits: Mapping[str, float],
+        results: Mapping[str, float],
+        chosen: Mapping[str, Layer],
+        formats: Mapping[str, str],
     ) -> None:
-        self.model, self.limits, self.formats = model, limits, formats
+        self.model, self.limits, self.results, self.formats = model, limits, results, formats
         self.promised: dict[str, Promised] = {}
         self.shared: dict[tuple[str, str], str] = {}  # (activation, format) -> the rounded one, of FP8
         self.reach: dict[tuple[str, str], float] = {}  # (activation, format) -> limit of all layers that it enters
@@ -212,8 +234,28 @@ class _Writer:
         if precision == "fp8" and key in self.shared:
             node.input[0] = self.shared[key]
             return []
-        limit = self.reach[key]
         name = f"{layer.node}.input"
+        made = self._rounding(name, layer.activation, name, self.reach[key], layer)
+        node.input[0] = self.shared[key] = name
+        return made
+
+    def behind(self, node: NodeProto, layer: Layer) -> list[NodeProto]:
+        """The nodes that round a layer's result; all that read it then read the rounded one."""
+        if layer.name not in self.results:
+            return []
+        name = f"{layer.node}.result"
+        node.output[0] = f"{name}.unrounded"
+        for value in [value for value in self.model.graph.value_info if value.name == layer.result]:
+            self.model.graph.value_info.add().CopyFrom(value)
+            self.model.graph.value_info[-1].name = node.output[0]
+        made = self._rounding(name, node.output[0], layer.result, self.results[layer.name], layer)
+        for each in made:
+            each.metadata_props.extend(node.metadata_props)
+        return made
+
+    def _rounding(self, name: str, tensor: str, rounded: str, limit: float, layer: Layer) -> list[NodeProto]:
+        """A pair of nodes of this name from ``tensor`` to ``rounded``, in the layer's format."""
+        precision = self.formats[layer.name]
         number = helper.tensor_dtype_to_np_dtype(layer.element_type)
         zero = np.zeros((), helper.tensor_dtype_to_np_dtype(CODES[precision]))
         # float16 has no smaller normal number, and a scale of zero would divide by it.
@@ -222,11 +264,9 @@ class _Writer:
         constants = [f"{name}.scale", f"{name}.zero"]
         for constant, value in zip(constants, (scale, zero), strict=True):
             self.model.graph.initializer.append(numpy_helper.from_array(value, constant))
-        rounded = helper.make_node("QuantizeLinear", [layer.activation, *constants], [f"{name}.codes"])
-        back = helper.make_node("DequantizeLinear", [f"{name}.codes", *constants], [name])
-        rounded.name, back.name = f"{name}.codes", name
-        node.input[0] = self.shared[key] = name
-        return [rounded, back]
+        codes = helper.make_node("QuantizeLinear", [tensor, *constants], [f"{name}.codes"], name=f"{name}.codes")
+        back = helper.make_node("DequantizeLinear", [f"{name}.codes", *constants], [rounded], name=name)
+        return [codes, back]
 
 
 def _drop_unused(model: ModelProto, weights: set[str]) -> None:

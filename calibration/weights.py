@@ -200,7 +200,7 @@ def compact(numbers: np.ndarray, precision: str) -> np.ndarray:
 
 
 def _squared_error(grouped: np.ndarray, scales: np.ndarray, precision: str) -> np.ndarray:
-    """Of each group, for a scale that is tried."""
+    """Of each group, for a scale that is tried: float64, since float32 cannot hold the square of every scale."""
     if precision == "nvfp4":
         scaled = np.abs(grouped)
         scaled /= scales[..., None]
@@ -209,7 +209,7 @@ def _squared_error(grouped: np.ndarray, scales: np.ndarray, precision: str) -> n
         scaled = grouped / scales[..., None]
         error = np.clip(np.rint(scaled), *INTEGERS[precision])
     error -= scaled
-    return np.einsum("...i,...i->...", error, error) * np.square(scales)
+    return np.einsum("...i,...i->...", error, error) * np.square(scales, dtype=np.float64)
 
 
 def _as_stored(scales: np.ndarray, precision: str, stored: np.dtype, factor: np.float32) -> np.ndarray:

@@ -14,14 +14,16 @@ from pathlib import Path
 from bitdance_edge.calibration.choose import Chosen
 from bitdance_edge.calibration.graphs import read_skeleton
 from bitdance_edge.calibration.measure import StageLoss
-from bitdance_edge.calibration.quantise import QuantisedGraph, quantised_graph
+from bitdance_edge.calibration.quantise import QuantisedGraph
 from bitdance_edge.calibration.recipe import CalibrationRecipe
 from bitdance_edge.calibration.stage_file import Journal, write_stage_file
 from bitdance_edge.runtime.bundle.files import cannot_write, put_in_place, staged_folder
 from bitdance_edge.runtime.bundle.manifest import Bundle, file_spec
 from bitdance_edge.runtime.bundle.specs import StageSpec
+from bitdance_edge.runtime.window_measure import with_measured_window
 
 JOURNAL = "written.jsonl"  # of a bundle being written; removed when it is complete
+WINDOW_PATCHES = 4  # of each setting that the windowed sampler is measured on again
 FOLDER = "calibration"  # of a calibrated bundle: its recipe, scales and report
 
 
@@ -102,14 +104,14 @@ def finish_bundle(
             links={},
             provenance={**bundle.provenance, **made},
         ).write()
-    return Bundle.open(folder)
+    return with_measured_window(Bundle.open(folder), WINDOW_PATCHES)
 
 
 def _write_stage(bundle: Bundle, name: str, folder: Path, recipe: CalibrationRecipe, chosen: Chosen) -> StageSpec:
     """Write one graph with its weights, quantised if any of its layers are."""
     source, stage, variants = bundle.verified(name), bundle.stage(name), chosen.variants
     if formats := chosen.formats_of([name]):
-        made, precision = quantised_graph(variants.graphs[name], formats, variants.limits), recipe.precisions[name]
+        made, precision = variants.quantised(name, formats), recipe.precisions[name]
     else:
         made, precision = QuantisedGraph(read_skeleton(source), {}), stage.precision
     path = folder / "onnx" / precision / f"{name}.onnx"
@@ -143,10 +145,10 @@ def write_errors(written: Bundle, losses: Mapping[str, StageLoss]) -> None:
 
 
 def _scales(chosen: Chosen) -> str:
-    """Give every quantised layer's format and, where its activations are rounded, the limit of their scale."""
-    limits = chosen.variants.limits
+    """Give every quantised layer's format and, where its input or its result is rounded, the limit of that scale."""
+    limits = {"limit": chosen.variants.limits, "result_limit": chosen.variants.results}
     scales = {
-        name: {"format": number, **({"limit": limits[name]} if name in limits else {})}
+        name: {"format": number, **{key: known[name] for key, known in limits.items() if name in known}}
         for name, number in chosen.formats.items()
     }
     return json.dumps(scales, indent=1) + "\n"

@@ -4,7 +4,7 @@ One guided image, its first patches, a few sampling steps, on ONNX Runtime; then
 encoder on the image. A sample is taken just before the launch, from the buffers that the loop has bound.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from bitdance_edge.runtime.backends.observed import ObservedBackend
 from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, OnnxRuntimeBackend
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import ImageSize
-from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, WINDOW_STAGES, StageName
 from bitdance_edge.runtime.loop import BoundLoop, generate_tokens
 from bitdance_edge.runtime.noise import ImageNoise, Stream, normals
 from bitdance_edge.runtime.request import Request
@@ -24,6 +24,7 @@ Sample = dict[str, np.ndarray]  # inputs of one launch by name
 
 STEPS = 4  # sampling steps of the recorded generation; shapes but for the time table's do not depend on it
 PATCHES = 2  # the prompt, then a patch
+WINDOW = 2  # of the generation that the windowed sampler's stages are recorded in
 GUIDANCE = 2.0  # any above 1 runs both rows
 SEED = 1
 
@@ -35,6 +36,9 @@ SAMPLES: dict[StageName, dict[str, int]] = {
     StageName.BACKBONE: {"prompt": 0, "patch": 1},
     StageName.MODULATION: {"all": 1},
     StageName.HEAD: {"all": STEPS + 1},
+    StageName.SETTLE: {"all": 2},
+    StageName.EXTRAPOLATE: {"all": 2},
+    StageName.ADVANCE: {"all": 4 * WINDOW},
     StageName.TOKENS: {"all": 1},
     StageName.DECODER: {"all": 0},
     StageName.ENCODER: {"all": 0},
@@ -86,15 +90,22 @@ def _drawn(bundle: Bundle) -> np.ndarray:
 def _generated(bundle: Bundle, backend: Backend) -> np.ndarray:
     """Tokens of an image's first patches, repeated over the image, float32 ``[1, h*w, C]``."""
     model = bundle.model
-    settings = replace(Request.example(bundle), seed=SEED, steps=STEPS, guidance=GUIDANCE).resolve(bundle)
-    size = settings.size
-    noise = ImageNoise([SEED], STEPS, (model.tokens_per_step, model.bits))
-    stages = {name: backend.load(name) for name in LOOP_STAGES}
-    request = token_request(settings)
-    loop = BoundLoop(backend, bundle, stages, request.shape)
-    patches = generate_tokens(loop, request, noise)
-    tokens = np.concatenate([next(patches) for _ in range(min(PATCHES, size.patches))], axis=1)
+    request = replace(Request.example(bundle), seed=SEED, steps=STEPS, guidance=GUIDANCE, window=1)
+    size = request.resolve(bundle).size
+    tokens = _patches(bundle, backend, request, LOOP_STAGES)
+    if bundle.window is not None:
+        _patches(bundle, backend, replace(request, window=WINDOW), (*LOOP_STAGES, *WINDOW_STAGES))
     return np.resize(tokens, (1, size.tokens, model.bits))
+
+
+def _patches(bundle: Bundle, backend: Backend, request: Request, names: Sequence[str]) -> np.ndarray:
+    """Tokens of an image's first patches, float32 ``[1, PATCHES*P, C]``."""
+    settings, model = request.resolve(bundle), bundle.model
+    noise = ImageNoise([SEED], STEPS, (model.tokens_per_step, model.bits))
+    asked = token_request(settings)
+    loop = BoundLoop(backend, bundle, {name: backend.load(name) for name in names}, asked.shape)
+    patches = generate_tokens(loop, asked, noise)
+    return np.concatenate([next(patches) for _ in range(min(PATCHES, settings.size.patches))], axis=1)
 
 
 def _run(

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import dim_factor
-from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.bundle.stage_names import WINDOW_STAGES, StageName
 from bitdance_edge.runtime.errors import BuildError
 from bitdance_edge.runtime.loop import modulated_at_once
 from bitdance_edge.runtime.request import MAX_STEPS
+from bitdance_edge.runtime.sampler import MAX_WINDOW
 
 Shape = tuple[int, ...]
 Range = tuple[int, int, int]  # smallest, likeliest, largest
+LIKELY_WINDOW = 16
 LIKELY_PROMPT = 64  # tokens of a text prompt that kernels are chosen for
 
 
@@ -34,16 +36,19 @@ def shape_profiles(bundle: Bundle, stage: str, max_images: int) -> tuple[ShapePr
         raise BuildError(f"--max-images is {max_images}; it must be at least 1")
     rows = 2 * max_images  # guided: a conditional and an unconditional row an image
     # Draws are images, but for a patch whose two rows are sampled apart.
-    draws = rows if stage in (StageName.HEAD, StageName.TOKENS) else max_images
+    draws = rows if stage in (StageName.HEAD, StageName.TOKENS, *WINDOW_STAGES) else max_images
     common = {
         "R": (1, rows, rows),
         "B": (1, max_images, draws),
-        "N": (1, bundle.sampling.steps + 1, MAX_STEPS + 1),
+        "N": _evaluations(bundle, stage, rows),
         "M": _modulated(bundle, rows),
+        "W": (2, LIKELY_WINDOW, MAX_WINDOW),
+        "H": (1, 2, 2),
+        "K": (3, bundle.sampling.steps + 3, MAX_STEPS + 3),
     }
     return tuple(
         ShapeProfile(name, _ranged(bundle, stage, {**common, **ranges}))
-        for name, ranges in _profiles(bundle, stage).items()
+        for name, ranges in _profiles(bundle, stage, rows).items()
     )
 
 
@@ -53,9 +58,20 @@ def _modulated(bundle: Bundle, rows: int) -> Range:
     return 1, modulated_at_once(rows * tokens, bundle.sampling.steps + 1), modulated_at_once(tokens, MAX_STEPS + 1)
 
 
-def _profiles(bundle: Bundle, stage: str) -> dict[str, dict[str, Range]]:
+def _evaluations(bundle: Bundle, stage: str, rows: int) -> Range:
+    """Times embedded at once, or evaluations whose modulations are kept: whole batches of those modulated at once."""
+    most, likely = MAX_STEPS + 1, bundle.sampling.steps + 1
+    batch = modulated_at_once(rows * bundle.model.tokens_per_step, likely)
+    return (1, -(-likely // batch) * batch, 2 * most) if stage == StageName.SETTLE else (1, likely, most)
+
+
+def _profiles(bundle: Bundle, stage: str, rows: int) -> dict[str, dict[str, Range]]:
     """What differs between the profiles of a stage."""
     model, prompt, patch = bundle.model, _prompt_lengths(bundle), bundle.model.tokens_per_step
+    if stage == StageName.HEAD and bundle.window is not None:
+        # In a window each row of each time is a draw of its own.
+        window = (2, LIKELY_WINDOW * rows, MAX_WINDOW * rows)
+        return {"evaluation": {}, "window": {"R": window, "B": window}}
     if stage == StageName.BACKBONE:
         return {"prompt": {"T": prompt}, "patch": {"T": (patch, patch, patch)}}
     if stage in (StageName.DECODER, StageName.ENCODER) and len(model.sizes) > 1:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bitdance_edge.export.check_parts import IMAGES, CheckedBackbone, CheckedHead, CheckedPrompt
+from bitdance_edge.export.check_window import check_window
 from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.exported_stages import ExportedStages
 from bitdance_edge.export.finite import first_not_finite
@@ -50,6 +51,7 @@ def check_stages(
                 tokens = _drawn(model, generation)
             else:
                 tokens = _check_generation(model, exported, errors, generation)
+                check_window(model, exported, errors, generation)
             exported.unload()
             note("check decoder and encoder")
             _check_images(model, exported, errors, tokens, generation)

@@ -32,6 +32,7 @@ from bitdance_edge.runtime.bundle.graph_properties import graph_properties
 from bitdance_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.host_memory import available_memory
+from bitdance_edge.runtime.window_measure import PATCHES, with_measured_window
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -45,6 +46,7 @@ class ExportOptions:
     require_links: bool = False  # and fail where it is not
     force: bool = False  # replace a bundle that is already there
     fast_previews: bool = True  # fit them, where the bundle can run here
+    window_patches: int = PATCHES  # of each setting that the windowed sampler is measured on, where it can run here
 
     def __post_init__(self) -> None:
         for field, value, allowed in (("opset", self.opset, OPSETS), ("dtype", self.precision, DTYPES)):
@@ -144,6 +146,7 @@ class _Export:
             sampling=manifest.sampling_spec(self.model),
             published=manifest.published_spec(self.model),
             stages={name: _with_error(stage, errors.get(name)) for name, stage in stages.items()},
+            window=manifest.window_spec(self.model),
             text=self.prompts and manifest.text_spec(self.prompts, folder),
             links={link.relative_to(folder).as_posix(): str(file) for link, file in sorted(weights.links.items())},
             provenance={
@@ -157,8 +160,11 @@ class _Export:
         bundle.write()
         bundle = Bundle.open(folder)
         runs_here = options.precision != "bf16" and can_check(self.source)
-        drawn = options.fast_previews and runs_here and bundle.model.generates
-        return with_fast_previews(bundle) if drawn else bundle
+        if not (runs_here and bundle.model.generates):
+            return bundle
+        if options.window_patches:
+            bundle = with_measured_window(bundle, options.window_patches)
+        return with_fast_previews(bundle) if options.fast_previews else bundle
 
     def _check(self, stages: dict[str, StageSpec], note: Callable[[str], object]) -> dict[str, StageError]:
         """Compare with PyTorch and return the errors by stage; none where this machine has too little memory."""

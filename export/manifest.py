@@ -25,9 +25,14 @@ from bitdance_edge.runtime.bundle.specs import (
     SamplingSpec,
     StageSpec,
     TextSpec,
+    WindowSpec,
 )
+from bitdance_edge.runtime.memory_plan import RECORDED_WINDOW
+from bitdance_edge.runtime.window_measure import TOLERANCES
 
 DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+# What the activations of the window's stages are recorded for: a guided image's window of 8.
+WINDOW_SIZES = {"W": RECORDED_WINDOW, "H": 2, "K": 1}
 PROMPT_TOKENIZER = "tokenizer.json"
 
 
@@ -47,7 +52,7 @@ class FileHashes:
 def stage_spec(files: FileHashes, path: Path, precision: str, model: ModelSpec) -> StageSpec:
     """Describe an exported graph; how far it is from PyTorch is not known yet."""
     inputs, outputs = tensor_specs(path)
-    sizes = {"R": 2, "B": 1, "N": 1, "M": 1, "T": model.tokens_per_step, **model.largest_size.dims}
+    sizes = {"R": 2, "B": 1, "N": 1, "M": 1, **WINDOW_SIZES, "T": model.tokens_per_step, **model.largest_size.dims}
     graph = onnx.load(path, load_external_data=False).graph
     external = [tensor for tensor in graph.initializer if external_data_helper.uses_external_data(tensor)]
     locations = {external_data_helper.ExternalDataInfo(tensor).location for tensor in external}
@@ -136,6 +141,11 @@ def _sampling(model: Generator, sampling: SamplingDefaults) -> SamplingSpec:
         time_shift=model.config.time_shift,
         sampler=sampling.sampler,
     )
+
+
+def window_spec(model: Exported) -> WindowSpec | None:
+    """The windowed sampler before anything was measured; None: a tokenizer alone has none."""
+    return None if isinstance(model, TokenizerModel) else WindowSpec(tolerance=TOLERANCES[0], runs=())
 
 
 def text_spec(prompts: PromptTokenizer, folder: Path) -> TextSpec:

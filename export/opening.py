@@ -10,6 +10,7 @@ from bitdance_edge.export.exporter import ExportOptions, export_bundle
 from bitdance_edge.export.stages import Exported
 from bitdance_edge.export.weights import Source
 from bitdance_edge.model import TextCheckpoint, load_generator, load_tokenizer
+from bitdance_edge.model.adapter import is_adapter
 from bitdance_edge.model.checkpoint import is_tokenizer, locate
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.text_checkpoint import is_text_to_image
@@ -77,7 +78,11 @@ def open_checkpoint(path: Path, options: ExportOptions, asked: CheckpointOptions
             {"variant": asked.variant, "tokenizer": asked.tokenizer},
             "text-to-image folders say what they are and hold their autoencoder",
         )
-        options = replace(options, link=asked.weights != "copy", require_links=asked.weights == "link")
+        adapter = is_adapter(path)  # what is merged is in no file
+        if adapter and asked.weights == "link":
+            raise ExportError(f"--link-weights has no effect on {path}: merged weights are written anew; omit it")
+        links = asked.weights != "copy" and not adapter
+        options = replace(options, link=links, require_links=asked.weights == "link")
         opened = open_text_to_image(path, options, sizes=asked.sizes, max_prompt=asked.max_prompt)
         if asked.weights == "link":
             _require_linkable(opened)

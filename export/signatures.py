@@ -7,11 +7,12 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
-from bitdance_edge.export import stages
+from bitdance_edge.export import stages, window_stages
 from bitdance_edge.export.opsets import CacheOperators
 from bitdance_edge.export.stages import Exported, Generator
 from bitdance_edge.model import TextToImage
 from bitdance_edge.model.tokenizer_model import TokenizerModel
+from bitdance_edge.runtime.bundle.signatures import MODULATION, TABLE
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
 Shape = tuple[int | str, ...]
@@ -22,7 +23,7 @@ SLOT_MULTIPLE = 8
 F32, I64, U8 = torch.float32, torch.int64, torch.uint8
 # Sizes that stand for a changing dimension while a graph is traced; all differ, so that none is mistaken for another,
 # and T is longer than any patch. PH and PW are the patches of an image, down and across.
-TRACED = {"R": 6, "B": 3, "T": 67, "N": 5, "M": 7, "PH": 2, "PW": 4}
+TRACED = {"R": 6, "B": 3, "T": 67, "N": 5, "M": 7, "W": 9, "H": 2, "K": 11, "PH": 2, "PW": 4}
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ def stage_exports(
         StageName.BACKBONE: lambda: _backbone(model, operators, dtype, layout),
         StageName.MODULATION: lambda: _modulation(model, dtype),
         StageName.HEAD: lambda: _head(model, dtype),
+        StageName.SETTLE: lambda: _settle(model, dtype),
+        StageName.EXTRAPOLATE: lambda: _extrapolate(model),
+        StageName.ADVANCE: lambda: _advance(model),
         **_image_stages(model, layout.sequence, layout.pixels),
     }
 
@@ -181,6 +185,57 @@ def _head(model: Generator, dtype: torch.dtype) -> StageExport:
     return StageExport(stages.HeadStage(model), inputs, ("x_next",), (tuple(modulations),))
 
 
+def _settle(model: Generator, dtype: torch.dtype) -> StageExport:
+    draws, rows = (model.config.tokens_per_step, model.config.bits), (I64, ("R",))
+    modulations = _modulations(model, dtype)
+    tables = {f"{TABLE}{i}": (kind, ("N", *shape)) for i, (kind, shape) in enumerate(modulations.values())}
+    inputs = {
+        "states": (F32, ("2*W", "B", *draws)),
+        "evaluated": (F32, ("W", "R", *draws)),
+        "reached": (I64, ("B",)),
+        "tolerance": (F32, (1,)),
+        "evaluations": (I64, (1,)),
+        "ahead": (I64, ("2*W",)),
+        "rows": rows,
+        "every": rows,
+        **tables,
+    }
+    outputs = ("settled", "x", "window", *modulations)
+    return StageExport(window_stages.SettleStage(), inputs, outputs, (tuple(tables),))
+
+
+def _extrapolate(model: Generator) -> StageExport:
+    draws, rows = (model.config.tokens_per_step, model.config.bits), (I64, ("R",))
+    window, reached = (F32, ("W", "R", *draws)), (I64, ("B",))
+    inputs = {
+        **dict.fromkeys(("x", "clean", "last_x", "last_clean"), window),
+        **dict.fromkeys(("reached", "last_reached"), reached),
+        "schedule": (F32, ("K", 3)),
+        "added": (F32, ("K", "B", *draws)),
+        "weights": (F32, ("R",)),
+        "free": (F32, (draws[0],)),
+        "evaluations": (I64, (1,)),
+        "ahead": (I64, ("2*W",)),
+        "rows": rows,
+        "every": rows,
+    }
+    outputs = ("first", "base", "gain", "slope", "keep", "offset")
+    return StageExport(window_stages.ExtrapolateStage(), inputs, outputs)
+
+
+def _advance(model: Generator) -> StageExport:
+    tokens, bits = model.config.tokens_per_step, model.config.bits
+    inputs = {
+        "x": (F32, ("B", tokens, bits)),
+        "base": (F32, ("H", "B", tokens, bits)),
+        "gain": (F32, ("H", "B", tokens, 1)),
+        "slope": (F32, ("B", 1, 1)),
+        "keep": (F32, ("B", tokens, 1)),
+        "offset": (F32, ("B", tokens, bits)),
+    }
+    return StageExport(window_stages.AdvanceStage(), inputs, ("x_next",))
+
+
 def _patch(model: Generator) -> tuple[torch.dtype, Shape]:
     return F32, ("B", model.config.tokens_per_step, model.config.bits)
 
@@ -188,6 +243,6 @@ def _patch(model: Generator) -> tuple[torch.dtype, Shape]:
 def _modulations(model: Generator, dtype: torch.dtype) -> Inputs:
     linears = [cast(nn.Linear, each) for each in (*model.head.ada_ln_blocks, model.head.final_layer.ada_ln_modulation)]
     return {
-        f"modulation.{i}": (dtype, ("R", model.config.tokens_per_step, linear.out_features))
+        f"{MODULATION}{i}": (dtype, ("R", model.config.tokens_per_step, linear.out_features))
         for i, linear in enumerate(linears)
     }

@@ -1,11 +1,12 @@
 """Class-conditional checkpoints under the reference's key names, read without executing anything from the file.
 
 A generator is a folder of ``config.json`` and safetensors, an ImageNet ``.pt``, what the reference's trainer saves, or
-a variant of the diffusers port (a folder with ``transformer/``); a tokenizer is a safetensors file with its
-``config.json``, or the autoencoder's ``.pt``.
+a variant of the diffusers port (a folder with ``transformer/``), or an adapter (``adapter.py``), which is merged into
+its base; a tokenizer is a safetensors file with its ``config.json``, or the autoencoder's ``.pt``.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bitdance_edge.model.adapter import CONFIG, WEIGHTS, Adapter, is_adapter
 from bitdance_edge.model.class_config import GeneratorConfig
 from bitdance_edge.model.config import TokenizerConfig
 from bitdance_edge.model.errors import ModelError
@@ -46,6 +48,8 @@ def load_generator(path: str | Path, *, variant: str | None = None, tokenizer: s
         ModelError: the checkpoint is missing or unreadable, its keys and shapes do not match the configuration, or a
             weight is not a finite floating-point number.
     """
+    if is_adapter(path):
+        return _adapted_generator(Adapter.open(Path(path)), tokenizer)
     weights, config_file = locate(Path(path))
     if variant is not None:
         config = _named(variant, GENERATORS)
@@ -62,6 +66,17 @@ def load_generator(path: str | Path, *, variant: str | None = None, tokenizer: s
     with torch.device("meta"):
         model = BitDance(config)
     _assign(model, state, weights.files[0], _published_key)
+    return model.eval().requires_grad_(False)
+
+
+def _adapted_generator(adapter: Adapter, tokenizer: str | Path | None) -> BitDance:
+    base = load_generator(adapter.base, variant=adapter.variant, tokenizer=tokenizer or adapter.tokenizer)
+    config = base.config
+    if (names := adapter.class_names) is not None:
+        config = replace(config, class_names=names, num_classes=len(names))
+    with torch.device("meta"):
+        model = BitDance(config)
+    _assign(model, adapter.applied(base.state_dict()), adapter.folder / WEIGHTS, lambda key: key)
     return model.eval().requires_grad_(False)
 
 
@@ -91,6 +106,8 @@ def locate(path: Path) -> tuple[WeightFiles, Path | None]:
     Raises:
         ModelError: there is no checkpoint, or it is not whole.
     """
+    if is_adapter(path):
+        return WeightFiles((path / WEIGHTS,)), path / CONFIG
     if path.is_dir():
         require_variant_folder(path)
         folder = path / TRANSFORMER if (path / TRANSFORMER).is_dir() else path
@@ -112,6 +129,8 @@ def is_tokenizer(path: Path, variant: str | None = None) -> bool:
     """
     if variant is not None:
         return variant in TOKENIZERS
+    if is_adapter(path):
+        return False
     weights, config_file = locate(path)
     if config_file is not None:
         values = read_json(config_file)

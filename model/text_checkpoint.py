@@ -6,12 +6,13 @@ The port has one sub-folder for each component, with its ``config.json``, and a 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from bitdance_edge.model.adapter import CONFIG, Adapter, is_adapter
 from bitdance_edge.model.errors import ModelError
 from bitdance_edge.model.files import moved_into, require_matching, write_json
 from bitdance_edge.model.json_file import read_json
@@ -46,8 +47,10 @@ MARKERS = ("vision_head_config.json", "model_index.json")
 
 
 def is_text_to_image(path: str | Path) -> bool:
-    """Return whether a path is a text-to-image folder, of either layout."""
+    """Return whether a path is a text-to-image folder, of either layout, or an adapter of one."""
     folder = Path(path)
+    if is_adapter(folder):
+        folder = _base(folder)
     published, ported = ((folder / marker).is_file() for marker in MARKERS)
     return published or (ported and not (folder / TRANSFORMER).is_dir())
 
@@ -69,6 +72,13 @@ class TextCheckpoint:
             ModelError: a file is missing, truncated or of another model, or shapes do not match the configuration.
         """
         folder = Path(folder)
+        if is_adapter(folder):
+            adapter = Adapter.open(folder)
+            base = cls.open(adapter.base)
+            tensors = {
+                key: value for key, value in adapter.applied(base.tensors).items() if isinstance(value, StoredTensor)
+            }
+            return replace(base, folder=folder, tensors=tensors)
         if not is_text_to_image(folder):
             raise ModelError(f"{folder} is not a text-to-image checkpoint; it has neither {' nor '.join(MARKERS)}")
         ported = not (folder / MARKERS[0]).is_file()
@@ -124,6 +134,11 @@ class TextCheckpoint:
         """
         for key, tensor in self.tensors.items():
             require_finite(stored_key(key), tensor, tensor.file, dtype)
+
+
+def _base(folder: Path) -> Path:
+    """The checkpoint that an adapter names, whether it is there or not."""
+    return folder / str(read_json(folder / CONFIG).get("base_model_name_or_path", ""))
 
 
 def load_text_to_image(folder: str | Path) -> TextToImage:

@@ -1,6 +1,5 @@
 """A stream of events for programs that run on asyncio: each event is made in a thread, and the loop stays free."""
 
-import asyncio
 from collections.abc import AsyncIterator, Generator
 from contextlib import suppress
 
@@ -10,7 +9,9 @@ from bitdance_edge.runtime.events import Event
 
 async def in_threads(events: Generator[Event, None, None]) -> AsyncIterator[Event]:
     """Yield the events of a stream; leaving it, or cancelling its task, ends the work after the current patch."""
-    step: asyncio.Task[Event | None] | None = None
+    import asyncio  # takes as long to import as a small model takes to open, and most programs need it not
+
+    step = None
     try:
         while True:
             step = asyncio.ensure_future(asyncio.to_thread(next, events, None))

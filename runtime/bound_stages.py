@@ -29,7 +29,7 @@ class Prompt:
 
 
 class Modulation:
-    """The stage that modulates the head, bound for each batch of a patch's evaluations; all use the loop's tables.
+    """The stage that modulates the head, bound for each batch of a patch's evaluations, to the loop's tables in turn.
 
     The time embeddings of the schedule are made here once. The last batch is filled up with evaluations at its last
     time, which nobody reads.
@@ -40,20 +40,24 @@ class Modulation:
         times = schedule.times
         batches = -(-len(times) // self.at_once)
         filled = np.pad(times, (0, batches * self.at_once - len(times)), mode="edge").reshape(batches, -1)
-        self.launches = [self._bind(shared, batch) for batch in filled]
+        self.launches = [self._bind(shared, number, batch) for number, batch in enumerate(filled)]
 
-    def _bind(self, shared: LoopBuffers, batch: np.ndarray) -> Launch:
+    def _bind(self, shared: LoopBuffers, number: int, batch: np.ndarray) -> Launch:
         times = shared.allocate(StageName.TIME, "times", N=self.at_once)
         embeddings = shared.allocate(StageName.TIME, "time_embeddings", N=self.at_once)
         times.write(batch)
         shared.stages[StageName.TIME].bind({"times": times, "time_embeddings": embeddings})()
         return shared.stages[StageName.MODULATION].bind(
-            {"time_embeddings": embeddings, "condition": shared.condition, **shared.modulations}
+            {"time_embeddings": embeddings, "condition": shared.condition, **self._batch(number)}
         )
+
+    def _batch(self, number: int) -> dict[str, Memory]:
+        return {name: table[number % table.shape[0]] for name, table in self.tables.items()}
 
     def of(self, evaluation: int) -> dict[str, Memory]:
         """What an evaluation of the head reads."""
-        return {name: table[evaluation % self.at_once] for name, table in self.tables.items()}
+        batch = self._batch(evaluation // self.at_once)
+        return {name: table[evaluation % self.at_once] for name, table in batch.items()}
 
     def interleaved(self, evaluations: Sequence[Launch]) -> Iterator[Launch]:
         """The launches of a patch's evaluations, each batch of them behind the one that modulates it."""

@@ -112,6 +112,7 @@ def image_settings(
     guidance: float,
     guidance_schedule: str,
     sampler: str,
+    window: int,
     given: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything needed to reproduce one image; ``given``: what it started from, as ``given_settings`` has it."""
@@ -126,6 +127,7 @@ def image_settings(
         "guidance": guidance,
         "guidance_schedule": guidance_schedule,
         "sampler": sampler,
+        **({"window": window} if window > 1 else {}),
         **given,
     }
 
@@ -172,6 +174,7 @@ def request_from_settings(settings: Mapping[str, Any], pixels: np.ndarray | None
         guidance=settings["guidance"],
         guidance_schedule=settings.get("guidance_schedule"),  # absent from the first PNGs, which used the bundle's
         sampler=settings.get("sampler"),
+        window=settings.get("window", 1),
         **given_fields(settings, pixels),
     )
 

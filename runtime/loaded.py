@@ -9,7 +9,7 @@ import numpy as np
 from bitdance_edge.runtime.backends.interface import Backend, Pending, Stage, StageTime
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import ImageSize
-from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, WINDOW_STAGES, StageName
 from bitdance_edge.runtime.image_stage import IMAGE_STAGES, ImageStage
 from bitdance_edge.runtime.loop import BoundLoop, LoopShape
 from bitdance_edge.runtime.memory_plan import MemoryPlan, decoded_at_once
@@ -54,7 +54,8 @@ class LoadedBundle:
             loop.free()
             loop = None
         if loop is None:
-            stages = {name: self._stage(name) for name in LOOP_STAGES}
+            names = (*LOOP_STAGES, *WINDOW_STAGES) if shape.window > 1 else LOOP_STAGES
+            stages = {name: self._stage(name) for name in names}
             loop = BoundLoop(self.backend, self.bundle, stages, shape)
         try:
             yield loop

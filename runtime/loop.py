@@ -20,6 +20,7 @@ from bitdance_edge.runtime.given import GivenTokens
 from bitdance_edge.runtime.loop_buffers import LoopBuffers
 from bitdance_edge.runtime.patch_run import PatchRun, PatchSampler
 from bitdance_edge.runtime.sampler import Schedule, patch_guidance
+from bitdance_edge.runtime.window import WindowRun, WindowSampler
 
 # (patch, rows_apart) -> float32 [steps + 1, B, P, C], or [steps + 1, R, P, C] where conditional and unconditional rows
 # draw apart
@@ -41,6 +42,7 @@ class LoopShape:
     steps: int
     sampler: str = "sde"
     starts: tuple[float, ...] = ()  # times after 0 at which patches start, each with a schedule of its own
+    window: int = 1  # head evaluations in one pass; 1: one after the other
 
     @property
     def rows(self) -> int:
@@ -70,11 +72,12 @@ class TokenRequest:
     guidance_schedule: str
     given: GivenTokens
     sampler: str = "sde"
+    window: int = 1
 
     @property
     def shape(self) -> LoopShape:
         guided = len(self.prompt) > self.images
-        return LoopShape(self.images, guided, self.steps, self.sampler, self.given.starts)
+        return LoopShape(self.images, guided, self.steps, self.sampler, self.given.starts, self.window)
 
 
 def generate_tokens(
@@ -123,10 +126,13 @@ class BoundLoop:
     def __init__(self, backend: Backend, bundle: Bundle, stages: Mapping[str, Stage], shape: LoopShape) -> None:
         self.backend, self.bundle, self.shape = backend, bundle, shape
         at_once = modulated_at_once(shape.rows * bundle.model.tokens_per_step, shape.steps + 1)
-        self.buffers = LoopBuffers(backend, bundle, stages, {"R": shape.rows, "N": shape.steps + 1, "M": at_once})
+        batches = -(-(shape.steps + 1) // at_once)
+        sizes = {"R": shape.rows, "M": at_once, "N": batches * at_once}
+        self.buffers = LoopBuffers(backend, bundle, stages, sizes, kept=batches if shape.window > 1 else 1)
         self._prompt: Prompt | None = None
         self._schedules: dict[float, tuple[Schedule, Modulation]] = {}  # by the time at which they start
         self._samplers: dict[tuple[bool, float], PatchSampler] = {}
+        self._windows: dict[PatchSampler, WindowSampler] = {}
         self._runs: dict[tuple[BackbonePass, PatchSampler], PatchRun] = {}
         try:
             for start in (0.0, *shape.starts):
@@ -141,6 +147,9 @@ class BoundLoop:
         """Give the memory back, and what was bound to it."""
         self._drop_prompt()
         self._close_runs(self._patch_pass)
+        for window in self._windows.values():
+            window.close()
+        self._windows.clear()
         self._samplers.clear()
         self.buffers.free()
 
@@ -171,8 +180,13 @@ class BoundLoop:
         backbone.move(self.window)
         key = backbone, self.sampler(rows_apart, start)
         if key not in self._runs:
-            self._runs[key] = PatchRun(*key)
+            self._runs[key] = self._run(*key)
         return self._runs[key]
+
+    def _run(self, backbone: BackbonePass, sampler: PatchSampler) -> PatchRun:
+        """What samples behind a pass: in windows, where the loop has them and there is more than one evaluation."""
+        alone = min(self.shape.window, sampler.schedule.evaluations) == 1
+        return PatchRun(backbone, sampler) if alone else WindowRun(backbone, self.window_sampler(sampler))
 
     def backbone(self, patch: int) -> BackbonePass:
         """The pass whose result is the condition of a patch: over the prompt, or over the patch before."""
@@ -187,6 +201,14 @@ class BoundLoop:
             schedule, modulation = self._schedules[start]
             self._samplers[key] = PatchSampler(self.buffers, modulation, schedule, draws)
         return self._samplers[key]
+
+    def window_sampler(self, sampler: PatchSampler) -> WindowSampler:
+        """The windows bound for the draws of a sampler."""
+        if sampler not in self._windows:
+            window = min(self.shape.window, sampler.schedule.evaluations)
+            tolerance = self.bundle.require_window().tolerance
+            self._windows[sampler] = WindowSampler(self.buffers, sampler, window, tolerance)
+        return self._windows[sampler]
 
     def _drop_prompt(self) -> None:
         if self._prompt is not None:

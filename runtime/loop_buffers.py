@@ -16,19 +16,31 @@ class LoopBuffers:
 
     Args:
         sizes: of the named dimensions: R rows, N evaluations of the head a patch, M of them modulated at once.
+        kept: batches of modulations that are kept: one, which is read before the next is made, or all of a patch.
     """
 
-    def __init__(self, backend: Backend, bundle: Bundle, stages: Mapping[str, Stage], sizes: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        bundle: Bundle,
+        stages: Mapping[str, Stage],
+        sizes: Mapping[str, int],
+        kept: int = 1,
+    ) -> None:
         self.backend, self.bundle, self.stages, self.sizes = backend, bundle, stages, sizes
         self._owned: list[Buffer] = []
+        self._windows: dict[int, dict[str, Buffer]] = {}
         try:
             self.cache = KVCache(backend, bundle, sizes["R"])
             self._owned += self.cache.buffers.values()
             self.position = PatchPosition(self)
             self.condition = self.allocate(StageName.BACKBONE, "condition")
             self.embeddings = self.allocate(StageName.TOKENS, "embeddings")  # of a patch
-            outputs = bundle.stage(StageName.MODULATION).outputs
-            self.modulations = {tensor.name: self.allocate(StageName.MODULATION, tensor.name) for tensor in outputs}
+            # [kept, M, R, P, n*W] each
+            self.modulations = {
+                tensor.name: self.empty((kept, *tensor.sized(sizes)), tensor.dtype)
+                for tensor in bundle.stage(StageName.MODULATION).outputs
+            }
         except BaseException:
             self.free()
             raise
@@ -38,6 +50,14 @@ class LoopBuffers:
         spec = self.bundle.stage(stage)
         found = next(item for item in (*spec.inputs, *spec.outputs) if item.name == tensor)
         return self.empty(found.sized({**self.sizes, **sizes}), found.dtype)
+
+    def window_modulations(self, window: int) -> Mapping[str, Buffer]:
+        """The modulations of a window, cut from the tables: one for all samplers, which take turns."""
+        if window not in self._windows:
+            self._windows[window] = {
+                name: self.allocate(StageName.SETTLE, name, B=1, W=window) for name in self.modulations
+            }
+        return self._windows[window]
 
     def empty(self, shape: tuple[int, ...], dtype: str, *, ahead: bool = False) -> Buffer:
         """Allocate a tensor; ``ahead`` as for ``Backend.empty``."""

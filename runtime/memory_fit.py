@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
-from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
+from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.image_stage import IMAGE_STAGES
 from bitdance_edge.runtime.memory_plan import ALLOWANCE, Execution, MemoryPlan, StageNeed, plan_memory
 from bitdance_edge.runtime.values import shown
 
@@ -97,7 +98,7 @@ def _decoding(plan: MemoryPlan, at_once: int, overlapped: bool) -> MemoryPlan:
         tensors, activations = (size * at_once // plan.images for size in (need.tensors, need.activations))
         return replace(need, tensors=tensors, activations=activations)
 
-    stages = tuple(need if need.stage in LOOP_STAGES else part(need) for need in plan.stages)
+    stages = tuple(part(need) if need.stage in IMAGE_STAGES else need for need in plan.stages)
     return replace(plan, overlapped=overlapped, decoder_images=at_once, stages=stages)
 
 

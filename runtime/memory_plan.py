@@ -13,7 +13,7 @@ import numpy as np
 from bitdance_edge.runtime.backends.counting import CountingBackend
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL, StageSpec
-from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, WINDOW_STAGES, StageName
 from bitdance_edge.runtime.given import GivenTokens
 from bitdance_edge.runtime.image_stage import IMAGE_STAGES, ImageStage
 from bitdance_edge.runtime.loop import BoundLoop, TokenRequest, generate_tokens, modulated_at_once
@@ -23,6 +23,7 @@ ALLOWANCE = 600_000_000
 # Bytes of activations above which a CPU is no faster with more images in one launch of the decoder or encoder.
 ENOUGH_AT_ONCE = 256_000_000
 IN_PLACE_OPSET = 24  # the first whose operators an engine updates the cache in place by
+RECORDED_WINDOW = 8  # that the manifest has the activations of the window's stages for
 BUFFER_PATCHES = 2  # that allocate: the prompt's, whose rows may be sampled apart, and any other
 
 
@@ -38,6 +39,7 @@ class Execution:
         in_place: whether the cache is updated in place whatever the operators, as by ONNX Runtime.
         given: what is known of the images before they are sampled; None: nothing.
         judged: whether the head is asked how likely given patches are.
+        window: head evaluations in one pass.
     """
 
     guided: bool = True
@@ -46,6 +48,12 @@ class Execution:
     in_place: bool = False
     given: GivenTokens | None = None
     judged: bool = False
+    window: int = 1
+
+    @property
+    def loop_stages(self) -> tuple[str, ...]:
+        """The stages that the loop loads."""
+        return LOOP_STAGES if self.window == 1 else (*LOOP_STAGES, *WINDOW_STAGES)
 
     def updates_in_place(self, bundle: Bundle) -> bool:
         """Whether the cache is updated in place: by ONNX Runtime always, by engines with the newer operators."""
@@ -89,8 +97,8 @@ class MemoryPlan:
 
     @property
     def activations(self) -> int:
-        loop = max((need.activations for need in self.stages if need.stage in LOOP_STAGES), default=0)
-        decoding = max((need.activations for need in self.stages if need.stage not in LOOP_STAGES), default=0)
+        loop = max((need.activations for need in self.stages if need.stage not in IMAGE_STAGES), default=0)
+        decoding = max((need.activations for need in self.stages if need.stage in IMAGE_STAGES), default=0)
         return loop + decoding if self.overlapped else max(loop, decoding)
 
     @property
@@ -110,7 +118,9 @@ class MemoryPlan:
             yield _row(need.stage, sizes, sum(sizes))
         yield _row("total", [getattr(self, part) for part in parts], self.held)
         how = " beside the loop" if self.overlapped else " in turn with the loop, in the same memory"
-        how = how if any(need.stage in LOOP_STAGES for need in self.stages) else ""  # a tokenizer alone has no loop
+        how = (
+            how if any(need.stage not in IMAGE_STAGES for need in self.stages) else ""
+        )  # a tokenizer alone has no loop
         yield f"decoding{how}, {self.decoder_images} image{'s' if self.decoder_images > 1 else ''} at once"
         yield f"with {ALLOWANCE / 1e6:.0f} MB set aside for driver and libraries: {self.total / 1e6:.0f} MB"
 
@@ -129,7 +139,8 @@ def plan_memory(bundle: Bundle, images: int, how: Execution | None = None) -> Me
     backend = CountingBackend(bundle, how.files, how.queued, how.updates_in_place(bundle))
     if bundle.model.generates:
         _run_loop(backend, bundle, images, how)
-    loaded = [name for name in bundle.stages if name != StageName.ENCODER or not bundle.model.generates]
+    generating = (*how.loop_stages, StageName.DECODER)
+    loaded = [name for name in bundle.stages if name in generating or not bundle.model.generates]
     for name, output in IMAGE_STAGES.items():
         if name in loaded:
             image_stage = ImageStage(backend, bundle, backend.load(name), name, output, images)
@@ -140,7 +151,7 @@ def plan_memory(bundle: Bundle, images: int, how: Execution | None = None) -> Me
             weights=backend.bytes[name, "weights"],
             cache=backend.bytes[name, "cache"],
             tensors=backend.bytes[name, "tensors"],
-            activations=_activations(bundle, name, images, how.guided),
+            activations=_activations(bundle, name, images, how),
         )
         for name in loaded
     )
@@ -162,9 +173,10 @@ def _run_loop(backend: CountingBackend, bundle: Bundle, images: int, how: Execut
         guidance=2.0 if how.guided else 1.0,  # any above 1
         guidance_schedule=sampling.guidance_schedule,
         sampler=sampling.sampler,
+        window=how.window,
         given=replace(given, tokens=np.broadcast_to(np.float32(0), (images, *given.tokens.shape[1:]))),
     )
-    loop = BoundLoop(backend, bundle, {name: backend.load(name) for name in LOOP_STAGES}, request.shape)
+    loop = BoundLoop(backend, bundle, {name: backend.load(name) for name in how.loop_stages}, request.shape)
 
     def noise(_patch: int, rows_apart: bool) -> np.ndarray:
         return np.broadcast_to(np.float32(0), (sampling.steps + 1, rows if rows_apart else images, *patch_shape))
@@ -174,14 +186,19 @@ def _run_loop(backend: CountingBackend, bundle: Bundle, images: int, how: Execut
         pass
 
 
-def _activations(bundle: Bundle, stage: str, images: int, guided: bool) -> int:
+def _activations(bundle: Bundle, stage: str, images: int, how: Execution) -> int:
     """Bytes of a stage's activations, which the manifest has for one image (two rows)."""
+    guided = how.guided
     model, evaluations = bundle.model, bundle.sampling.steps + 1
     one, rows = bundle.stage(stage).activation_bytes, 2 * images if guided else images
     if stage == StageName.BACKBONE:  # recorded for a patch; the prompt is longer
         return one * rows * -(-model.prompt_tokens // model.tokens_per_step) // 2
     if stage == StageName.MODULATION:
         return one * rows * modulated_at_once(rows * model.tokens_per_step, evaluations) // 2
+    if stage in WINDOW_STAGES:
+        return one * images * how.window // RECORDED_WINDOW
+    if stage == StageName.HEAD:
+        return one * images * how.window
     return one * (evaluations if stage == StageName.TIME else images)
 
 

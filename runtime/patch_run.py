@@ -1,6 +1,7 @@
 """A whole patch over buffers that do not move: backbone, evaluations of the head or given tokens, their embedding."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -19,23 +20,11 @@ class PatchSampler:
     """
 
     def __init__(self, shared: LoopBuffers, modulation: Modulation, schedule: Schedule, draws: int) -> None:
-        def allocate(stage: StageName, tensor: str) -> Buffer:
-            return shared.allocate(stage, tensor, B=draws)
-
-        evaluations, model = schedule.evaluations, shared.bundle.model
-        self.shared, self.modulation, self.schedule = shared, modulation, schedule
-        self.noise = shared.empty((evaluations, draws, model.tokens_per_step, model.bits), "float32", ahead=True)
-        self.guidance = allocate(StageName.HEAD, "guidance")
-        self.tokens = allocate(StageName.TOKENS, "tokens")
-        self.rows = allocate(StageName.HEAD, "rows")
+        self.shared, self.modulation, self.schedule, self.independent = shared, modulation, schedule, draws
+        self.tokens = self._allocate(StageName.TOKENS, "tokens")
+        self.rows = self._allocate(StageName.HEAD, "rows")
         self.rows.write(np.arange(shared.sizes["R"]) % draws)
-        self.coefficients = shared.empty((evaluations, 3), "float32")
-        self.coefficients.write(schedule.coefficients)
-        # Each evaluation reads one and writes the other.
-        self.states = [allocate(StageName.HEAD, "x_next"), allocate(StageName.HEAD, "x_next")]
-        self.x = self.states[(evaluations - 1) % 2]
-        # The last evaluation adds no noise (C = 0); any draw serves as its input.
-        self.evaluate = [self._evaluation(k, k, self.states[k % 2]) for k in range(evaluations)]
+        self.x = self._allocate(StageName.HEAD, "x_next")  # the result
         self.embed = shared.stages[StageName.TOKENS].bind(
             {
                 **shared.position.buffers,
@@ -48,8 +37,43 @@ class PatchSampler:
         self._held: Buffer | None = None
         self._expected: tuple[Buffer, Launch] | None = None
 
+    def _allocate(self, stage: StageName, tensor: str) -> Buffer:
+        return self.shared.allocate(stage, tensor, B=self.independent)
+
+    # What single evaluations take is allocated with the first of them: the windowed sampler makes none.
+
+    @cached_property
+    def noise(self) -> Buffer:
+        return self.shared.empty((self.schedule.evaluations, *self.x.shape), "float32", ahead=True)
+
+    @cached_property
+    def guidance(self) -> Buffer:
+        return self._allocate(StageName.HEAD, "guidance")
+
+    @cached_property
+    def coefficients(self) -> Buffer:
+        coefficients = self.shared.empty(self.schedule.coefficients.shape, "float32")
+        coefficients.write(self.schedule.coefficients)
+        return coefficients
+
+    @cached_property
+    def states(self) -> list[Buffer]:
+        """Each evaluation reads one and writes the other, the last one the result."""
+        other = self._allocate(StageName.HEAD, "x_next")
+        return [self.x, other] if self.schedule.evaluations % 2 else [other, self.x]
+
+    @cached_property
+    def evaluate(self) -> list[Launch]:
+        """The evaluations of the head, one after the other."""
+        return [self._evaluation(k, k, self.states[k % 2]) for k in range(self.schedule.evaluations)]
+
     def prepare(self, noise: np.ndarray, guidance: float, tokens: np.ndarray | None = None) -> None:
-        """Set what the evaluations of the next patch draw from.
+        """Set what the evaluations of the next patch draw from; the arguments are those of ``draws``."""
+        self.noise.write(self.draws(noise, tokens))
+        self.guidance.write(np.array(guidance))
+
+    def draws(self, noise: np.ndarray, tokens: np.ndarray | None) -> np.ndarray:
+        """The start of a patch, then what each step draws, float32 ``[evaluations, draws, P, C]``.
 
         Args:
             noise: float32 ``[N + 1, draws, P, C]``, of which a later start uses the first.
@@ -59,8 +83,17 @@ class PatchSampler:
         if start > 0 and tokens is not None:
             noise = noise.copy()
             noise[0] = (1 - start) * noise[0] + start * self._for_draws(tokens)
-        self.noise.write(noise)
-        self.guidance.write(np.array(guidance))
+        return noise
+
+    def known_states(self, noise: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """What known ``tokens`` ``[B, P, C]`` are after each evaluation, float32 ``[evaluations, draws, P, C]``.
+
+        That is the mix of noise and tokens at that time; after the last, the tokens themselves.
+        """
+        time = self.schedule.reached[:, None, None, None]
+        fresh = self.schedule.coefficients[:, 2] != 0  # a sampler without noise has its start to mix with
+        draws = np.stack([noise[k + 1 if fresh[k] else 0] for k in range(len(fresh))])
+        return (1 - time) * draws + time * self._for_draws(tokens)
 
     def accept(self, tokens: np.ndarray) -> None:
         """Take tokens ``[B, P, C]`` as given, for all rows of an image."""
@@ -69,15 +102,12 @@ class PatchSampler:
     def holding(self, noise: np.ndarray, tokens: np.ndarray, held: np.ndarray) -> list[Launch]:
         """The evaluations of a patch some of whose tokens are known, bool ``[P]``, and kept to their own noisy path.
 
-        After each evaluation they are set to what they are at that time, the mix of noise and ``tokens`` ``[B, P, C]``;
-        after the last they are the tokens themselves (RePaint, Lugmayr et al., arXiv 2201.09865, algorithm 1).
+        After each evaluation they are set to what they are at that time (RePaint, Lugmayr et al., arXiv 2201.09865,
+        algorithm 1).
         """
         if self._held is None:
             self._held = self.shared.empty(self.noise.shape, "float32", ahead=True)
-        time = self.schedule.reached[:, None, None, None]
-        fresh = self.schedule.coefficients[:, 2] != 0  # a sampler without noise has its start to mix with
-        draws = np.stack([noise[k + 1 if fresh[k] else 0] for k in range(len(fresh))])
-        self._held.write((1 - time) * draws + time * self._for_draws(tokens))
+        self._held.write(self.known_states(noise, tokens))
         rows = np.broadcast_to(held, self.noise.shape[1:3])  # [draws, P]
         overwrite = self.shared.backend.overwrite
         return [
@@ -109,6 +139,7 @@ class PatchSampler:
                 **self.modulation.of(number),
                 "coefficients": self.coefficients[step],
                 "guidance": self.guidance,
+                # The last evaluation adds no noise (C = 0); any draw serves as its input.
                 "noise": self.noise[min(step + 1, self.schedule.evaluations - 1)],
                 "rows": self.rows,
             }

@@ -5,6 +5,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,17 @@ from bitdance_edge.runtime.errors import BackendError, RequestError
 from bitdance_edge.runtime.events import Event, ImageDone
 from bitdance_edge.runtime.image import GeneratedImage
 from bitdance_edge.runtime.loaded import LoadedBundle
+from bitdance_edge.runtime.loop import LoopShape
 from bitdance_edge.runtime.memory_plan import MemoryPlan
-from bitdance_edge.runtime.planning import images_together, plan_on
+from bitdance_edge.runtime.planning import images_together, leave_room_for_weights, plan_on
 from bitdance_edge.runtime.preview import PreviewCanvas
 from bitdance_edge.runtime.prompt import PromptEncoder
 from bitdance_edge.runtime.request import MAX_COUNT, MAX_SEED, Request, Settings
-from bitdance_edge.runtime.streaming import stream_batches, with_init
+from bitdance_edge.runtime.streaming import stream_batches, token_request, with_init
 from bitdance_edge.runtime.tokens import checked_tokens
 from bitdance_edge.runtime.values import checked_pixels, file_path, items, shown, text, whole
+from bitdance_edge.runtime.window_choice import WindowChoice
+from bitdance_edge.runtime.window_costs import costs_key
 
 log = logging.getLogger(__name__)
 MAX_THREADS = 1024  # of each graph; ONNX Runtime would start any number
@@ -86,11 +90,14 @@ class Pipeline:
         wanted = Wanted.parse(device, backend, threads, None if trace is None else file_path("trace", trace))
         opened = Bundle.open(file_path("bundle", bundle))
         chosen, choice = choose_backend(opened, wanted)
+        choice = replace(choice, threads=threads)
         for line in choice.lines():
             log.info(line)
         try:
             batch = images_together(opened, chosen, choice, max_batch)
-            return cls(opened, chosen, choice, batch, plan_on(opened, chosen, choice, batch))
+            plan = plan_on(opened, chosen, choice, batch)
+            leave_room_for_weights(choice, plan)
+            return cls(opened, chosen, choice, batch, plan)
         except BaseException:
             chosen.close()
             raise
@@ -281,10 +288,30 @@ class Pipeline:
 
     def _stream(self, settings: Settings, cancel: threading.Event) -> Iterator[Event]:
         settings = with_init(self.loaded, settings)
-        batches = settings.batches(self.max_batch)
-        together = len(batches[0].rounds(self.max_batch)[0].images)
+        first = settings.batches(self.max_batch)[0].rounds(self.max_batch)[0]
+        together = len(first.images)
+        if settings.window is None:
+            settings = replace(settings, window=self._faster_window(first, together))
         plan_on(self.bundle, self.backend, self.choice, together, settings)
-        yield from stream_batches(self.loaded, batches, cancel)
+        yield from stream_batches(self.loaded, settings.batches(self.max_batch), cancel)
+
+    def _faster_window(self, settings: Settings, together: int) -> int:
+        if settings.batch_invariant:
+            return 1
+
+        def fits(window: int) -> bool:
+            try:
+                plan_on(self.bundle, self.backend, self.choice, together, replace(settings, window=window))
+            except RequestError:
+                return False
+            return True
+
+        def key(shape: LoopShape) -> str:
+            choice = self.choice
+            device = (choice.backend, choice.device, choice.target, choice.built, choice.threads)
+            return costs_key(self.bundle.digest, *device, shape.images, shape.guided)
+
+        return WindowChoice(self.loaded, key).faster(token_request(settings).shape, fits)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

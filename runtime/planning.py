@@ -51,8 +51,20 @@ def plan_on(
             "sampler": settings.sampler,
         }
         bundle = replace(bundle, sampling=replace(bundle.sampling, **asked))
-        how = replace(how, guided=settings.guidance > 1, given=settings.given, judged=settings.candidates > 1)
+        how = replace(
+            how,
+            guided=settings.guidance > 1,
+            given=settings.given,
+            judged=settings.candidates > 1,
+            window=settings.window or 1,
+        )
     return require_memory(bundle, images, choice.free_bytes, how)
+
+
+def leave_room_for_weights(choice: Choice, plan: MemoryPlan | None) -> None:
+    """Let engines that stream their weights keep those on the GPU for which a plan leaves room."""
+    if choice.streamed is not None and choice.free_bytes is not None and plan is not None:
+        choice.streamed.left = choice.free_bytes - plan.total
 
 
 def execution_on(backend: Backend, choice: Choice) -> Execution:

@@ -15,7 +15,7 @@ from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.given import GivenTokens
 from bitdance_edge.runtime.preview import KINDS as PREVIEW_KINDS
 from bitdance_edge.runtime.prompt import PromptEncoder, padded
-from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, MAX_GUIDANCE, MAX_STEPS, SAMPLERS
+from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, MAX_GUIDANCE, MAX_STEPS, MAX_WINDOW, SAMPLERS
 from bitdance_edge.runtime.tokens import checked_tokens
 from bitdance_edge.runtime.values import items, one_of, real, shown, switch, text, whole
 
@@ -24,6 +24,7 @@ MAX_COUNT = 1_000_000  # images of a request
 MAX_CANDIDATES = 1000  # of each image
 CLASS_DIGITS = 9  # of a class id given as text
 OUTPUTS = ("image", "tokens")
+AUTO = "auto"  # of a window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,8 @@ class Request:
             follow every patch.
         output: "image", or "tokens" to omit the decoder.
         batch_invariant: run the images one by one, so that each has the same bits in any batch.
+        window: head evaluations in one pass (docs/sampler.md): 1, one after the other; from 2 to 64; "auto": what the
+            bundle's own measurements and a few timed launches say is faster. Images are the same but for rounding.
     """
 
     classes: Iterable[int | str] | int | str | None = ()
@@ -89,6 +92,7 @@ class Request:
     preview_share: float | None = None
     output: str = "image"
     batch_invariant: bool = False
+    window: int | str = AUTO
 
     def __post_init__(self) -> None:
         """Keep what may be consumed only once, such as a generator, as a tuple."""
@@ -157,7 +161,17 @@ class Request:
             **self._previews(bundle, size),
             decode=one_of("output", self.output, OUTPUTS) == "image",
             batch_invariant=switch("batch_invariant", self.batch_invariant),
+            window=self._window(bundle),
         )
+
+    def _window(self, bundle: Bundle) -> int | None:
+        if isinstance(self.window, str):
+            one_of("window", self.window, [AUTO])
+            return None
+        window = whole("window", self.window, 1, MAX_WINDOW)
+        if window > 1:
+            bundle.require_window()
+        return window
 
     def _given(self, images: int, bundle: Bundle, size: ImageSize) -> tuple[Edit | None, GivenTokens]:
         """What the images start from: an image to change, the first patches of one, or nothing."""
@@ -272,6 +286,7 @@ class Settings:
     preview_share: float | None
     decode: bool
     batch_invariant: bool
+    window: int | None  # None: what is faster
 
     def batches(self, largest: int) -> list["Settings"]:
         """Split into parts of at most ``largest`` candidates, or of one image (where batches must not matter)."""

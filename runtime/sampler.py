@@ -20,7 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 LAST_TIME = 0.95
+LEAST_TIME_LEFT = 0.4  # at which the slope of the logit ends
 MAX_STEPS = 1000
+MAX_WINDOW = 64
 MAX_GUIDANCE = 100
 SAMPLERS = ("sde", "ode")
 GUIDANCE_SCHEDULES = ("constant", "linear")
@@ -42,6 +44,11 @@ class Schedule:
     def reached(self) -> np.ndarray:
         """The time after each evaluation, float32 ``[evaluations]``."""
         return np.append(self.times[1:], np.float32(1))
+
+    @property
+    def logit_slopes(self) -> np.ndarray:
+        """How fast the logit of the clean token rises with the state at each evaluation (``model/window.py``)."""
+        return self.times / np.maximum(1 - self.times, LEAST_TIME_LEFT) ** 2
 
     @classmethod
     def of(cls, sampler: str, steps: int, time_shift: float, start: float = 0.0) -> "Schedule":

@@ -127,6 +127,7 @@ def _images(
             guidance=batch.guidance,
             guidance_schedule=batch.guidance_schedule,
             sampler=batch.sampler,
+            window=batch.window or 1,
             given=given_settings(batch, i),
         )
         seen = pixels[i]
@@ -199,4 +200,5 @@ def token_request(settings: Settings) -> TokenRequest:
         guidance_schedule=settings.guidance_schedule,
         sampler=settings.sampler,
         given=settings.given,
+        window=settings.window or 1,
     )

@@ -30,14 +30,25 @@ ROUTES = (images, edits, jobs, tokens, sdapi, about)
 CLIENT_CLOSED = 499  # nginx's status for a client that disconnected
 
 
-def create_app(service: Service) -> FastAPI:
-    """Build the ASGI application of a service, which starts and stops with it."""
+def create_app(service: Service, *, supervised: bool = False) -> FastAPI:
+    """Build the ASGI application of a service, which starts and stops with it.
+
+    Args:
+        supervised: whether a supervisor waits for both: the application then starts when its workers are ready, raising
+            ServeError where they do not start, and stops when the requests that it accepted are done.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.create_task(service.start())
+        if supervised:
+            await starting
+            if service.failure is not None:
+                raise service.failure
         yield
         starting.cancel()
+        if supervised:
+            await service.drain()
         await service.stop()
 
     # FastAPI's documentation pages load scripts from other hosts; /openapi.json is kept.

@@ -57,6 +57,7 @@ class Bodies:
                     if len(body) > most or self.held + more > BODY_BUDGET:
                         refusal = too_large(most) if len(body) > most else _no_room()
                         body.clear()
+                        self.held, counted = self.held - counted, 0  # room for others while the rest is discarded
                         if not complete:
                             await discard(receive)
                         raise refusal

@@ -2,12 +2,17 @@
 
 A job keeps only the latest preview of each image, so a job that nobody watches does not grow. Finished jobs are dropped
 by age, number and size, oldest first.
+
+Routes see jobs through ``JobStore``. ``Jobs`` is the one of a single server; a store of several servers runs its own
+jobs in a ``Jobs`` and finds those of the others by their ``Snapshot``.
 """
 
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 from bitdance_edge.serve.connection import NamedEvent
 from bitdance_edge.serve.errors import ApiError
@@ -19,6 +24,40 @@ from bitdance_edge.serve.work import Generation
 KEPT_SECONDS = 600.0
 KEPT_JOBS = 200
 KEPT_BYTES = 64 * 2**20  # of base64, over all finished jobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A job at one moment, as plain data. ``version`` grows with each change."""
+
+    version: int
+    state: Job
+    previews: dict[int, str]  # image -> base64, until the image is finished
+    patch_of: list[int]
+    ended: bool
+
+
+NextSnapshot = Callable[[int], Awaitable[Snapshot]]  # the first with another version than the given one
+
+
+class JobStore(Protocol):
+    """Where the routes find jobs; ``get``, ``cancel`` and ``watch`` raise ApiError 404 for a job that is not there."""
+
+    async def add(self, job: "RunningJob") -> None:
+        """Keep a job; from then on it is found."""
+        ...
+
+    async def get(self, job_id: str) -> Job: ...
+
+    async def cancel(self, job_id: str) -> Job:
+        """Stop a job at its next patch, and return it once it has ended."""
+        ...
+
+    async def watch(self, job_id: str) -> AsyncGenerator[NamedEvent, None]: ...
+
+    async def drained(self) -> None:
+        """Wait until every job has ended, and all that must be known of it is kept."""
+        ...
 
 
 class RunningJob:
@@ -55,8 +94,7 @@ class RunningJob:
 
     @property
     def bytes(self) -> int:
-        """Size of the images, in characters of base64."""
-        return sum(len(data.b64_json) for data in self.state.data if data)
+        return job_bytes(self.state)
 
     async def _follow(self) -> None:
         try:
@@ -94,33 +132,44 @@ class RunningJob:
             self.version += 1
             self.changed.notify_all()
 
-    async def watch(self) -> AsyncGenerator[NamedEvent, None]:
-        """Yield (event, data): ``job.preview`` and ``job.progress``, at last ``job.<status>`` with the job.
+    async def snapshot(self, version: int) -> Snapshot:
+        """Wait for another version than this, and return it."""
+        async with self.changed:
+            while self.version == version:
+                await self.changed.wait()
+        return Snapshot(
+            version=self.version,
+            state=self.state,
+            previews=dict(self.previews),
+            patch_of=list(self.patch_of),
+            ended=self.ended is not None,
+        )
 
-        A slow watcher misses previews, never the last event.
-        """
-        shown: dict[int, str] = {}
-        version = -1
-        while True:
-            async with self.changed:
-                while self.version == version:
-                    await self.changed.wait()
-            version = self.version
-            for image, file in list(self.previews.items()):
-                if shown.get(image) != file:
-                    shown[image] = file
-                    yield "job.preview", {"index": image, "patch": self.patch_of[image], "b64_json": file}
-            if self.ended is not None:
-                yield f"job.{self.state.status}", self.state.model_dump()
-                return
-            yield (
-                "job.progress",
-                {
-                    "status": self.state.status,
-                    "patches_done": self.state.patches_done,
-                    "patches": self.state.patches,
-                },
-            )
+
+def job_bytes(state: Job) -> int:
+    """Return the size of a job's images, in characters of base64."""
+    return sum(len(data.b64_json) for data in state.data if data)
+
+
+async def watched(following: NextSnapshot) -> AsyncGenerator[NamedEvent, None]:
+    """Yield (event, data): ``job.preview`` and ``job.progress``, at last ``job.<status>`` with the job.
+
+    A slow watcher misses previews, never the last event.
+    """
+    shown: dict[int, str] = {}
+    version = -1
+    while True:
+        now = await following(version)
+        version, state = now.version, now.state
+        for image, file in now.previews.items():
+            if shown.get(image) != file:
+                shown[image] = file
+                yield "job.preview", {"index": image, "patch": now.patch_of[image], "b64_json": file}
+        if now.ended:
+            yield f"job.{state.status}", state.model_dump()
+            return
+        progress = {"status": state.status, "patches_done": state.patches_done, "patches": state.patches}
+        yield "job.progress", progress
 
 
 def timing(completed: Completed, batch_images: int) -> Timing:
@@ -136,30 +185,60 @@ def timing(completed: Completed, batch_images: int) -> Timing:
     )
 
 
+def no_such_job(job_id: str) -> ApiError:
+    message = f"no job {job_id[:100]!r}; finished jobs are kept for {KEPT_SECONDS:g} s at most"
+    return ApiError(404, "job_not_found", message, param="job_id")
+
+
 class Jobs:
-    """All jobs of a server. Their ids cannot be guessed."""
+    """The jobs of one server, in its memory. Their ids cannot be guessed."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, RunningJob] = {}
 
-    def add(self, job: RunningJob) -> None:
+    async def add(self, job: RunningJob) -> None:
         """Keep a job, and drop finished ones over the limits."""
         self._jobs[job.state.id] = job
         self._drop_finished()
 
-    def get(self, job_id: str) -> RunningJob:
-        """Look up a job. Raises: ApiError 404."""
+    def find(self, job_id: str) -> RunningJob | None:
+        """Return a job of this server."""
         self._drop_finished()
-        if job_id not in self._jobs:
-            message = f"no job {job_id!r}; finished jobs are kept for {KEPT_SECONDS:g} s at most"
-            raise ApiError(404, "job_not_found", message, param="job_id")
-        return self._jobs[job_id]
+        return self._jobs.get(job_id)
+
+    async def get(self, job_id: str) -> Job:
+        return self._found(job_id).state
+
+    async def cancel(self, job_id: str) -> Job:
+        job = self._found(job_id)
+        job.ticket.cancel()
+        await job.task
+        return job.state
+
+    async def watch(self, job_id: str) -> AsyncGenerator[NamedEvent, None]:
+        return watched(self._found(job_id).snapshot)
+
+    async def drained(self) -> None:
+        await asyncio.gather(*(job.task for job in self._jobs.values()))
+
+    def _found(self, job_id: str) -> RunningJob:
+        if (job := self.find(job_id)) is None:
+            raise no_such_job(job_id)
+        return job
 
     def _drop_finished(self) -> None:
-        ended = [job for job in self._jobs.values() if job.ended is not None]
-        count, size, oldest = len(ended), sum(job.bytes for job in ended), time.monotonic() - KEPT_SECONDS
-        for job in sorted(ended, key=lambda job: job.ended or 0.0):
-            if count <= KEPT_JOBS and size <= KEPT_BYTES and (job.ended or 0.0) > oldest:
-                break
-            del self._jobs[job.state.id]
-            count, size = count - 1, size - job.bytes
+        ended = {key: (job.ended, job.bytes) for key, job in self._jobs.items() if job.ended is not None}
+        for job_id in to_drop(ended):
+            del self._jobs[job_id]
+
+
+def to_drop(ended: dict[str, tuple[float, int]]) -> list[str]:
+    """Return which finished jobs are over the limits, of (time of its end, bytes) by id."""
+    count, size, oldest = len(ended), sum(size for _, size in ended.values()), time.monotonic() - KEPT_SECONDS
+    dropped = []
+    for job_id, (end, its_size) in sorted(ended.items(), key=lambda item: item[1][0]):
+        if count <= KEPT_JOBS and size <= KEPT_BYTES and end > oldest:
+            break
+        dropped.append(job_id)
+        count, size = count - 1, size - its_size
+    return dropped

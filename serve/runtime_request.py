@@ -5,6 +5,7 @@ import binascii
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -62,6 +63,7 @@ def generation(
         guidance=sampling.guidance if fields.guidance_scale is None else fields.guidance_scale,
         guidance_schedule=fields.guidance_schedule or sampling.guidance_schedule,
         sampler=fields.sampler or sampling.sampler,
+        window=_window(fields, model),
         size=size.pixels,
         prefix=_prefix(fields, model, size),
         change=change,
@@ -79,6 +81,12 @@ def generation(
     return replace(work, prompt_tokens=len(resolved.images[0].conditional))
 
 
+def _window(fields: GenerationFields, model: Model) -> int | Literal["auto"]:
+    if isinstance(fields.window, int) and fields.window > 1 and model.bundle.window is None:
+        raise _invalid("window", f"{model.id} has no windowed sampler; omit window, or give 1")
+    return "auto" if fields.window is None else fields.window
+
+
 def runtime_request(works: Sequence[Generation], bundle: Bundle) -> Request:
     """Join generations of the same shape into one request of the runtime; each image has its own seed and prefix."""
     first = works[0]
@@ -93,6 +101,7 @@ def runtime_request(works: Sequence[Generation], bundle: Bundle) -> Request:
         guidance=first.guidance,
         guidance_schedule=first.guidance_schedule,
         sampler=first.sampler,
+        window=first.window,
         size=first.size,
         prefix=np.stack(prefixes) if prefixes else None,
         **({} if first.change is None else vars(first.change)),

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from bitdance_edge.runtime.request import MAX_SEED, MAX_STEPS
+from bitdance_edge.runtime.request import MAX_SEED, MAX_STEPS, MAX_WINDOW
 from bitdance_edge.serve.settings import CHARACTER, SMALL_BODY
 
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -75,6 +75,11 @@ class GenerationFields(RequestBody):
         None, description="How guidance changes over the patches of an image."
     )
     sampler: Sampler | None = Field(None, description="sde: the reference sampler, with noise; ode: without noise.")
+    window: Annotated[Whole, Field(ge=1, le=MAX_WINDOW)] | Literal["auto"] | None = Field(
+        None,
+        description="Head evaluations in one pass: 1, one after the other; auto, the default: what is faster. Images "
+        "are the same but for rounding.",
+    )
     published: bool | None = Field(
         None, description="Use the published sampling settings of the checkpoint as defaults; false by default."
     )

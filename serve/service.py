@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from bitdance_edge.errors import BitDanceError
 from bitdance_edge.serve.about_schema import Health
 from bitdance_edge.serve.errors import ServeError, unavailable
 from bitdance_edge.serve.fleet import Fleet
-from bitdance_edge.serve.jobs import Jobs
+from bitdance_edge.serve.jobs import Jobs, JobStore
 from bitdance_edge.serve.metrics import Metrics
 from bitdance_edge.serve.sdapi import SdClients
 from bitdance_edge.serve.settings import ServeSettings
@@ -19,12 +19,13 @@ log = logging.getLogger(__name__)
 class Service:
     """What the routes work with. A route takes ``fleet`` once, so that a reload does not change it meanwhile."""
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, jobs: JobStore | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.fleet = Fleet(settings, self.metrics)
         self.retiring: list[Fleet] = []
-        self.jobs = Jobs()
+        self.jobs: JobStore = jobs or Jobs()
+        self.scrape: Callable[[], Awaitable[bytes]] = self._own_metrics  # what /metrics answers
         self.sd_clients = SdClients()
         self.picture = asyncio.Semaphore(1)  # pictures are decoded one at a time: a small file can unpack to much
         self.failure: ServeError | None = None  # why the workers did not start
@@ -94,6 +95,16 @@ class Service:
             for fleet in self.fleets:
                 fleet.scheduler.rejection = unavailable("server_stopping", "the server is stopping")
             self._stopping = asyncio.get_running_loop().create_task(self._give_up_after_grace())
+
+    async def drain(self) -> None:
+        """Reject new requests and wait for those that were accepted, each of which has its time limit."""
+        for fleet in self.fleets:
+            fleet.scheduler.rejection = unavailable("server_stopping", "the server is stopping")
+        await asyncio.gather(*(fleet.scheduler.idle() for fleet in self.fleets))
+        await self.jobs.drained()
+
+    async def _own_metrics(self) -> bytes:
+        return self.metrics.text()
 
     async def stop(self) -> None:
         """Cancel the requests that are not done, and end the workers."""

@@ -10,6 +10,7 @@ from bitdance_edge.serve.errors import ServeError
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 DAY = 86_400.0
+TOKEN_VARIABLE = "BITDANCE_EDGE_TOKEN"  # of the environment
 SMALL_BODY = 64 * 2**10  # bytes of a body on routes that take no picture
 BODY_BUDGET = 64 * 2**20  # bytes of all larger bodies that are in flight
 CHARACTER = 4  # bytes of a character in UTF-8, at most

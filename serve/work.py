@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Generation:
     guidance: float
     guidance_schedule: str
     sampler: str
+    window: int | Literal["auto"]
     size: Size
     prefix: np.ndarray | None  # [K, C] of -1 and +1
     change: Change | None
@@ -52,7 +53,7 @@ class Generation:
         if self.change is not None:
             return None
         given = 0 if self.prefix is None else len(self.prefix)
-        sampling = (self.steps, self.guidance, self.guidance_schedule, self.sampler)
+        sampling = (self.steps, self.guidance, self.guidance_schedule, self.sampler, self.window)
         return (self.model, self.negative_prompt, sampling, self.size, given)
 
 

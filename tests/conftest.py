@@ -22,6 +22,7 @@ from engine_fixtures import library as library
 from gpu_fixtures import gpus as gpus
 from linking import linked_bundle as linked_bundle
 from places import FIXTURES
+from ray_fixtures import ray_cluster as ray_cluster
 from scale_fixtures import job as job
 from scale_fixtures import whole as whole
 from serve_fixtures import attacked as attacked
@@ -94,7 +95,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
     def export(fixture: str, opset: int = 24, precision: str = "fp32") -> Bundle:
         key = f"{fixture}-{opset}-{precision}"
         if key not in made:
-            options = ExportOptions(name=key, opset=opset, precision=precision)
+            options = ExportOptions(name=key, opset=opset, precision=precision, window_patches=0)
             made[key] = Bundle.open(made_once(folder / key, lambda target: opened(fixture, options).export(target)))
         return made[key]
 

@@ -52,6 +52,7 @@ class FakeGpu:
         )  # pinned memory, streams and events, which PyCUDA frees with their last reference
         self.lost: list[str] = []
         self.log: list[str] = []  # what the host asked for, in order
+        self.engines: dict[str, Engine] = {}  # by stage, as they were loaded last
         self._next = itertools.count(1)
         self._current = threading.local()
         self.driver, self.bindings, self.trt = driver(self), bindings(self), tensorrt(self)
@@ -346,6 +347,18 @@ class Engine:
         path = gpu.bundle.folder / self.spec.graph.path
         self.session = import_onnxruntime().InferenceSession(str(path), cpu_options(1))
         self.layers = ["first layer", "second layer"]
+        self.contexts = 0  # that were ever made
+        self.streamable_weights_size, self._on_gpu = len(path.read_bytes()), 0
+        gpu.engines[stage] = self
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self._on_gpu
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, size: int) -> None:
+        assert not self.contexts, "the budget is set before there are contexts"
+        self._on_gpu = size
 
     @property
     def num_io_tensors(self) -> int:
@@ -370,6 +383,7 @@ class Engine:
 
     def create_execution_context(self, strategy: object) -> "ExecutionContext":
         assert strategy == "user managed"
+        self.contexts += 1
         return ExecutionContext(self)
 
     def get_aliased_input_tensor(self, output: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ MAX_IMAGES = 4
 Gpus = Callable[..., FakeGpu]
 
 
-def write_engine(bundle: Bundle, stage: str, max_images: int) -> None:
+def write_engine(bundle: Bundle, stage: str, max_images: int, options: Mapping[str, bool] | None = None) -> None:
     """What stands for an engine, with its record as a build would leave it."""
     folder = target_folder(bundle, TARGET)
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def write_engine(bundle: Bundle, stage: str, max_images: int) -> None:
         max_images=max_images,
         profiles=Job(bundle=bundle, stage=stage, facts=facts, profiles=profiles).ranges,
         layers={},
-        options={},
+        options=options or {},
         error=0.0,
         tolerance=1e-4,
         seconds=0.0,

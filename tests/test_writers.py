@@ -1,14 +1,18 @@
 """Every command that writes: one writer of an output at a time, and on a full disk one line and nothing left behind."""
 
+import os
 import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from places import FIXTURES
 
 from bitdance_edge.cli import main
@@ -91,3 +95,69 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(
     assert "cannot write" in said
     assert command == "build" or "File too large" in said  # ONNX Runtime does not say why
     assert files(tmp_path) == before
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    command = [mount or "mount", "-t", "tmpfs", "-o", "size=32m", "none", str(folder)]
+    if mount is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here: run as root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path, room: int) -> None:
+    """Leave so many pages of a disk free."""
+    free = os.statvfs(disk)
+    (disk / "filler").write_bytes(bytes((free.f_bavail - room) * free.f_frsize))
+
+
+SEEDED = ["--seed", "1", "--steps", "1"]
+PAGES = 8  # that are left for commands that write much
+# Command -> its arguments, and the pages that are left; {bundle} and {out} are on the disk, {here} is beside it.
+TIGHT: dict[str, tuple[list[str], int]] = {
+    **{command: (WRITERS[command][0], PAGES) for command in ("export", "calibrate", "build", "pack", "bench")},
+    "generate": (["{here}", "--classes", "1", "--count", "3", "--out", "{out}", *SEEDED], 2),
+    "generate --grid": (["{here}", "--classes", "1", "--grid", "{out}.png", *SEEDED], 0),
+    "generate --previews": (["{here}", "--classes", "1", "--out", "{free}", "--previews", "{out}", *SEEDED], 2),
+    "generate --trace": (["{here}", "--classes", "1", "--out", "{free}", "--trace", "{out}", *SEEDED], 1),
+    "tokenize": (["{here}", "{picture}", "-o", "{out}.npy"], 0),
+    "decode": (["{here}", "{tokens}", "-o", "{out}"], 0),
+    "reconstruct": (["{here}", "{picture}", "-o", "{out}.png"], 0),
+}
+FULL = ("No space left on device", "disk has 0 MB free", "is cut short: free some space")
+# Images that are done, what the same command goes on from, and the trace that the error names.
+KEPT = {
+    "generate": "out/*.png",
+    "generate --previews": "out/*.png",
+    "generate --trace": "out/*.json",
+    "calibrate": "bundle/calibration/recordings/*",
+    "bench": "out/runs/*",
+}
+
+
+@pytest.mark.parametrize("command", TIGHT)
+def test_a_full_file_system_is_one_line_and_what_is_there_is_whole(
+    command: str, bundle: Bundle, disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, room = TIGHT[command]
+    paths = {"bundle": disk / "bundle", "out": disk / "out", "here": bundle.folder, "free": tmp_path / "free"}
+    paths |= {name: tmp_path / file for name, file in (("picture", "picture.png"), ("tokens", "tokens.npy"))}
+    size = bundle.model.default_size
+    Image.new("RGB", (size.width, size.height), (9, 99, 200)).save(paths["picture"])
+    np.save(paths["tokens"], np.ones((1, size.tokens, bundle.model.bits), np.int8))
+    shutil.copytree(bundle.folder, paths["bundle"])
+    fill(disk, room)
+    before = files(disk)
+    status = main([*command.split()[:1], *(text.format(**paths) for text in arguments)])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 1 and "Traceback" not in said
+    assert any(reason in said for reason in FULL) or command == "build", said  # ONNX Runtime does not say why
+    for name in files(disk) - before:
+        assert command in KEPT and fnmatch(name, KEPT[command]), name
+        if name.endswith(".png"):
+            Image.open(disk / name).load()

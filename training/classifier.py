@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitdance_edge.model.tokenizer import image_from_bytes
-from bitdance_edge.training.data import ImageSet, augment, batch_rows
+from bitdance_edge.training.data import augment
+from bitdance_edge.training.image_set import TrainingImages, batch_rows
 from bitdance_edge.training.recipes import TrainingRecipe
 
 STEPS = 600
@@ -47,7 +48,7 @@ class Classifier(nn.Module):
         return embedded, self.scores(embedded).argmax(dim=1)
 
 
-def train_classifier(train: ImageSet, recipe: TrainingRecipe, seed: int, steps: int = STEPS) -> Classifier:
+def train_classifier(train: TrainingImages, recipe: TrainingRecipe, seed: int, steps: int = STEPS) -> Classifier:
     """Train a classifier on ``train`` with the recipe's augmentation; the same seed gives the same classifier."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

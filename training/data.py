@@ -1,66 +1,27 @@
-"""Class-labelled images in memory: their sources, their split, their batches by step number, their augmentation."""
+"""Training images: their sources, their split, their batches by step number, their augmentation."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from bitdance_edge.runtime.errors import RequestError
-from bitdance_edge.runtime.picture import MOST_BYTES, read_picture
-from bitdance_edge.runtime.reading import open_regular
 from bitdance_edge.training.errors import TrainingError
-from bitdance_edge.training.recipes import TextRecipe, TrainingRecipe
+from bitdance_edge.training.image_set import SPLIT_SEED, ImageSet, TrainingImages, split_rows
+from bitdance_edge.training.recipes import TrainingRecipe
+from bitdance_edge.training.records import Records, class_folder, open_records
 from bitdance_edge.training.shapes import all_scenes, draw_scenes, render
+from bitdance_edge.training.streamed import StreamedImages
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-HELD_OUT_SHARE = 0.2
-SPLIT_SEED = 0
+IN_MEMORY = 2**30  # bytes of decoded images; what takes more is read from its files as it is needed
+MOST_HELD_OUT = 1024  # images, where the others are not in memory
+READ_AT_ONCE = 256
 SHAPES_DRAWN = 32_768
 SHAPES_SEED = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageSet:
-    """uint8 images ``[N, H, W, 3]`` and their classes int64 ``[N]``, indices of ``class_names``."""
-
-    images: Tensor
-    labels: Tensor
-    class_names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, rows: NDArray[np.int64]) -> "ImageSet":
-        chosen = torch.from_numpy(rows)
-        return ImageSet(images=self.images[chosen], labels=self.labels[chosen], class_names=self.class_names)
-
-    def split(self) -> tuple["ImageSet", "ImageSet"]:
-        """Split into training and held-out images; a fifth of every class, rounded up, is held out, always the same.
-
-        Raises:
-            TrainingError: a class has fewer than two images.
-        """
-        generator = np.random.default_rng(SPLIT_SEED)
-        train: list[NDArray[np.int64]] = []
-        held_out: list[NDArray[np.int64]] = []
-        for index, name in enumerate(self.class_names):
-            rows = np.flatnonzero(self.labels.numpy() == index)
-            if len(rows) < 2:
-                raise TrainingError(
-                    f"class {name!r} has {len(rows)} image; each class needs at least 2, of which one is held out"
-                )
-            rows = generator.permutation(rows)
-            cut = math.ceil(HELD_OUT_SHARE * len(rows))
-            held_out.append(rows[:cut])
-            train.append(rows[cut:])
-        return self[np.concatenate(train)], self[np.concatenate(held_out)]
 
 
 def digits(size: int) -> ImageSet:
@@ -91,17 +52,56 @@ def shapes(size: int) -> tuple[ImageSet, ImageSet]:
     return pictures(drawn, SHAPES_SEED), pictures(np.flatnonzero(held_out), SHAPES_SEED + 1)
 
 
-def training_data(recipe: TrainingRecipe, folder: Path | None) -> tuple[ImageSet, ImageSet]:
-    """Return training and held-out images: those of ``folder``, or the recipe's own where it is None.
+def training_data(
+    recipe: TrainingRecipe, path: Path | None, *, captions: bool = False, stream: bool = False
+) -> tuple[TrainingImages, ImageSet]:
+    """Return training and held-out images: those at ``path``, or the recipe's own where it is None.
+
+    Args:
+        path: what ``open_records`` opens.
+        captions: whether its images must have captions; otherwise classes.
+        stream: whether to read images as they are needed, even if all fit into ``IN_MEMORY``.
 
     Raises:
-        TrainingError: a folder is given for text to image, or as ``image_folder`` and ``ImageSet.split`` raise.
+        TrainingError: there are no such data, or they do not suit the recipe.
     """
-    if folder is not None and isinstance(recipe, TextRecipe):
-        raise TrainingError("--data is a folder of classes, but text to image needs captions; omit --data")
-    if folder is None and recipe.data == "shapes":
-        return shapes(recipe.size)
-    return (digits(recipe.size) if folder is None else image_folder(folder, recipe.size)).split()
+    if path is not None:
+        return split_records(open_records(path, captions=captions), recipe.size, stream=stream)
+    if recipe.data == "given":
+        raise TrainingError("this recipe has no data of its own; give --data, a folder of images or of shards")
+    return shapes(recipe.size) if recipe.data == "shapes" else digits(recipe.size).split()
+
+
+def split_records(records: Records, size: int, *, stream: bool) -> tuple[TrainingImages, ImageSet]:
+    """Return training and held-out images of records, in memory where they fit.
+
+    Raises:
+        TrainingError: a class has fewer than two images, or an image cannot be read.
+    """
+    train, held_out = split_rows(records.labels, records.class_names)
+    stream = stream or len(records) * size * size * 3 > IN_MEMORY
+    if stream and len(held_out) > MOST_HELD_OUT:
+        shuffled = np.random.default_rng(SPLIT_SEED).permutation(held_out)
+        train, held_out = np.concatenate([train, shuffled[MOST_HELD_OUT:]]), shuffled[:MOST_HELD_OUT]
+    training = StreamedImages(records, train, size)
+    return training if stream else in_memory(training), in_memory(StreamedImages(records, held_out, size))
+
+
+def in_memory(images: TrainingImages, most: int | None = None) -> ImageSet:
+    """Return all images, in their order, or ``most`` of them, drawn at random but always the same."""
+    if isinstance(images, ImageSet) and (most is None or len(images) <= most):
+        return images
+    rows = np.arange(len(images))
+    if most is not None and most < len(images):
+        rows = np.random.default_rng(SPLIT_SEED).permutation(len(images))[:most]
+    # disable=None: no progress line where standard error is not a terminal
+    starts = tqdm(range(0, len(rows), READ_AT_ONCE), desc="reading", leave=False, disable=None)
+    parts = [images[rows[start : start + READ_AT_ONCE]] for start in starts]
+    if images.class_names:
+        labels, names = torch.cat([part.labels for part in parts]), images.class_names
+    else:
+        labels, names = torch.arange(len(rows)), tuple(caption for part in parts for caption in part.captions)
+    return ImageSet(images=torch.cat([part.images for part in parts]), labels=labels, class_names=names)
 
 
 def image_folder(folder: Path, size: int) -> ImageSet:
@@ -110,52 +110,8 @@ def image_folder(folder: Path, size: int) -> ImageSet:
     Raises:
         TrainingError: the folder is missing, has fewer than two classes, a class without images, or a damaged image.
     """
-    if not folder.is_dir():
-        raise TrainingError(f"no folder at {folder}; give a folder with one sub-folder of images for each class")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if len(classes) < 2:
-        found = ", ".join(path.name for path in classes) or "none"
-        raise TrainingError(f"{folder} needs at least two sub-folders, one for each class; found {found}")
-    files: list[tuple[Path, int]] = []
-    for index, path in enumerate(classes):
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        if not found:
-            raise TrainingError(f"{path} holds no image ({', '.join(SUFFIXES)}); add some or remove the folder")
-        files += [(file, index) for file in found]
-    # disable=None: no progress line where standard error is not a terminal
-    images = [_read_square(file, size) for file, _ in tqdm(files, desc="reading", leave=False, disable=None)]
-    return ImageSet(
-        images=torch.from_numpy(np.stack(images)),
-        labels=torch.tensor([index for _, index in files]),
-        class_names=tuple(path.name for path in classes),
-    )
-
-
-def _read_square(file: Path, size: int) -> NDArray[np.uint8]:
-    try:
-        with open_regular(file, "image", MOST_BYTES) as content:
-            image = read_picture(content, str(file))
-    except RequestError as error:
-        raise TrainingError(f"{error}; repair or remove it") from None
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image)
-
-
-def batch_rows(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
-    """Return the indices of a step's batch, int64 ``[batch_size]``; every epoch is a new permutation of the images.
-
-    A batch depends on these numbers only, so a resumed run sees the same batches as an uninterrupted one.
-    """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = positions // count
-    return np.concatenate(
-        [
-            np.random.default_rng((seed, epoch)).permutation(count)[positions[epochs == epoch] % count]
-            for epoch in np.unique(epochs)
-        ]
-    )
+    records = class_folder(folder)
+    return in_memory(StreamedImages(records, np.arange(len(records)), size))
 
 
 def augment(images: Tensor, recipe: TrainingRecipe) -> Tensor:

@@ -16,9 +16,9 @@ from bitdance_edge.model import BitDance, SamplingDefaults, Tokenizer
 from bitdance_edge.model.tokenizer import image_to_bytes
 from bitdance_edge.runtime.quality import frechet_distance
 from bitdance_edge.training.classifier import Classifier, train_classifier
-from bitdance_edge.training.data import ImageSet
 from bitdance_edge.training.errors import TrainingError
-from bitdance_edge.training.recipes import GeneratorRecipe, TokenizerRecipe
+from bitdance_edge.training.image_set import ImageSet
+from bitdance_edge.training.recipes import TokenizerRecipe, TrainingRecipe
 from bitdance_edge.training.tokenizer import mean_psnr, reconstruct, share_of_ones
 
 CLASSIFIER_SEED = 0
@@ -26,15 +26,15 @@ SAMPLE_BATCH = 256
 
 
 def generate(model: BitDance, classes: Tensor, sampling: SamplingDefaults, seed: int) -> Tensor:
-    """Generate images uint8 ``[N, H, W, 3]`` of ``classes`` int64 ``[N]`` by the plain sampler, on the CPU."""
+    """Generate images uint8 ``[N, H, W, 3]`` of ``classes`` int64 ``[N]`` by the plain sampler."""
     images = []
-    for batch, rows in enumerate(classes.split(SAMPLE_BATCH)):
+    for batch, rows in enumerate(classes.to(model.backbone.cos.device).split(SAMPLE_BATCH)):
         noise = _noise(model, len(rows), sampling, (seed, batch))
         tokens = model.sample(
             rows, steps=sampling.steps, guidance=sampling.guidance, schedule=sampling.guidance_schedule, noise=noise
         )
         with torch.no_grad():
-            images.append(image_to_bytes(model.tokenizer.decode(model.to_latent(tokens))))
+            images.append(image_to_bytes(model.tokenizer.decode(model.to_latent(tokens))).cpu())
     return torch.cat(images)
 
 
@@ -44,7 +44,8 @@ def _noise(model: BitDance, rows: int, sampling: SamplingDefaults, seed: tuple[i
     separate = sampling.steps + 1 if sampling.guidance > 1 and sampling.guidance_schedule == "linear" else 0
     for draw in count():
         drawn = 2 * rows if draw < separate else rows
-        yield torch.randn(drawn, model.config.tokens_per_step, model.config.bits, generator=generator)
+        noise = torch.randn(drawn, model.config.tokens_per_step, model.config.bits, generator=generator)
+        yield noise.to(model.backbone.cos.device)
 
 
 def tokenizer_scores(
@@ -64,7 +65,7 @@ def tokenizer_scores(
 
 def generator_scores(
     model: BitDance,
-    recipe: GeneratorRecipe,
+    recipe: TrainingRecipe,
     train: ImageSet,
     held_out: ImageSet,
     *,

@@ -6,20 +6,28 @@ from torch import Tensor
 from bitdance_edge.model import BitDance, GeneratorConfig, ModelError, SamplingDefaults, Tokenizer
 from bitdance_edge.model.losses import drop_classes, flip_bits
 from bitdance_edge.model.tokenizer import image_from_bytes
-from bitdance_edge.training.data import ImageSet, augment
+from bitdance_edge.training.data import augment
 from bitdance_edge.training.errors import TrainingError
-from bitdance_edge.training.recipes import GeneratorRecipe
+from bitdance_edge.training.image_set import ImageSet
+from bitdance_edge.training.recipes import FinetuneRecipe, FlowRecipe, GeneratorRecipe
 from bitdance_edge.training.trainer import Objective
 
 SCORE_BATCH = 128
 SCORE_SEED = 0
 
 
+def guidance_schedule(recipe: FlowRecipe) -> str:
+    """Return the schedule of the checkpoint's sampling settings.
+
+    The linear one, of the large models, gives the first patch no guidance: too little where that is much of the image.
+    """
+    return "linear" if recipe.linear_guidance else "constant"
+
+
 def generator_config(recipe: GeneratorRecipe, tokenizer: Tokenizer, class_names: tuple[str, ...]) -> GeneratorConfig:
     """Return the model configuration of a recipe.
 
-    Several tokens a step form squares (next-patch order). Guidance is the same for all patches: the linear schedule of
-    the large models gives the first patch none, and here the first patch is up to a quarter of the image.
+    Several tokens a step form squares (next-patch order).
 
     Raises:
         TrainingError: the sizes do not fit together.
@@ -45,29 +53,28 @@ def generator_config(recipe: GeneratorRecipe, tokenizer: Tokenizer, class_names:
             targets_per_token=recipe.targets_per_token,
             class_names=class_names,
             sampling=SamplingDefaults(
-                steps=recipe.sampling_steps, guidance=recipe.guidance, guidance_schedule="constant"
+                steps=recipe.sampling_steps, guidance=recipe.guidance, guidance_schedule=guidance_schedule(recipe)
             ),
         )
     except ModelError as error:
         raise TrainingError(f"the recipe's sizes do not fit together: {error}. Change them with --set") from None
 
 
-class GeneratorObjective(Objective):
+class FlowObjective(Objective):
     """Velocity error of the head; the frozen tokenizer encodes the images batch by batch."""
 
     score_name = "loss"
 
-    def __init__(self, recipe: GeneratorRecipe, tokenizer: Tokenizer, class_names: tuple[str, ...]) -> None:
+    def __init__(self, model: BitDance, recipe: GeneratorRecipe | FinetuneRecipe) -> None:
         super().__init__()
         self.recipe = recipe
-        self.model = BitDance(generator_config(recipe, tokenizer, class_names))
-        self.model.initialize()
-        self.model.tokenizer.load_state_dict(tokenizer.state_dict())
+        self.model = model
+        self.dropout = recipe.class_dropout if isinstance(recipe, GeneratorRecipe) else recipe.condition_dropout
         self.model.tokenizer.requires_grad_(False)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         tokens = self._tokens(augment(image_from_bytes(images), self.recipe))
-        classes = drop_classes(labels, self.recipe.class_dropout, self.model.config.num_classes)
+        classes = drop_classes(labels, self.dropout, self.model.config.num_classes)
         return self._velocity_error(classes, flip_bits(tokens, self.recipe.flip_rate), tokens)
 
     @torch.no_grad()
@@ -94,3 +101,13 @@ class GeneratorObjective(Objective):
         times = torch.randn(rows, device=targets.device)
         noise = torch.randn(rows, config.tokens_per_step, config.bits, device=targets.device)
         return self.model.loss(classes, inputs, targets, times, noise)
+
+
+class GeneratorObjective(FlowObjective):
+    """A new generator of the recipe's sizes, over a trained tokenizer."""
+
+    def __init__(self, recipe: GeneratorRecipe, tokenizer: Tokenizer, class_names: tuple[str, ...]) -> None:
+        model = BitDance(generator_config(recipe, tokenizer, class_names))
+        model.initialize()
+        model.tokenizer.load_state_dict(tokenizer.state_dict())
+        super().__init__(model, recipe)

@@ -1,19 +1,22 @@
-"""The recipes by name, with which the shipped checkpoints were trained."""
+"""The recipes by name: those of the shipped checkpoints, of the published models, and of fine-tuning."""
 
 from dataclasses import replace
 
 from bitdance_edge.training.errors import TrainingError
-from bitdance_edge.training.recipes import GeneratorRecipe, TextRecipe, TokenizerRecipe
+from bitdance_edge.training.recipes import FinetuneRecipe, GeneratorRecipe, TextRecipe, TokenizerRecipe
 
-NamedRecipe = TokenizerRecipe | GeneratorRecipe | TextRecipe
+NamedRecipe = TokenizerRecipe | GeneratorRecipe | TextRecipe | FinetuneRecipe
 
 _DIGITS = GeneratorRecipe(
     data="digits",
     size=32,
     steps=1250,
     batch_size=32,
+    accumulation=1,
     learning_rate=1.5e-3,
     warmup_steps=100,
+    constant_share=0.5,
+    last_rate=0.0,
     weight_decay=0.02,
     clip_norm=1.0,
     ema_decay=0.995,
@@ -39,7 +42,72 @@ _DIGITS = GeneratorRecipe(
     flip_rate=0.1,
     sampling_steps=20,
     guidance=1.5,
+    linear_guidance=False,
 )
+
+# Width, layers, heads; width, blocks and adaLN groups of the head; tokens a step; guidance; flip rate.
+_IMAGENET = {
+    "B-1x": (768, 24, 12, 768, 6, 2, 1, 3.2, 0.1),
+    "B-4x": (768, 24, 12, 768, 6, 2, 4, 3.9, 0.1),
+    "B-16x": (768, 24, 12, 768, 6, 2, 16, 6.1, 0.1),
+    "L-1x": (1024, 32, 16, 1024, 8, 2, 1, 4.0, 0.05),
+    "H-1x": (1280, 40, 20, 1280, 12, 3, 1, 4.55, 0.05),
+}
+
+
+def _imagenet(
+    width: int,
+    layers: int,
+    heads: int,
+    head_width: int,
+    head_blocks: int,
+    head_adaln_groups: int,
+    tokens_per_step: int,
+    guidance: float,
+    flip_rate: float,
+) -> GeneratorRecipe:
+    """Return the recipe of a published ImageNet model, as the authors' commands and defaults give it (imagenet_gen).
+
+    800 epochs of 1,281,167 images. Theirs mirrors and crops at random; here the crop is the central square.
+    """
+    return GeneratorRecipe(
+        data="given",
+        size=256,
+        steps=1_000_800,
+        batch_size=1024,
+        accumulation=1,
+        learning_rate=6e-4,
+        warmup_steps=20_000,
+        constant_share=0.02,
+        last_rate=1 / 60,
+        weight_decay=0.05,
+        clip_norm=1.0,
+        ema_decay=0.9999,
+        seed=0,
+        score_every=5000,
+        save_every=1000,
+        rotation=0.0,
+        scaling=0.0,
+        shift=0.0,
+        mirror=True,
+        tokens_per_step=tokens_per_step,
+        width=width,
+        layers=layers,
+        heads=heads,
+        class_tokens=64,
+        head_width=head_width,
+        head_blocks=head_blocks,
+        head_adaln_groups=head_adaln_groups,
+        targets_per_token=4,
+        time_mean=-0.8,
+        time_std=0.8,
+        class_dropout=0.1,
+        flip_rate=flip_rate,
+        sampling_steps=100,
+        guidance=guidance,
+        linear_guidance=True,
+    )
+
 
 RECIPES: dict[str, NamedRecipe] = {
     "digits-tokenizer": TokenizerRecipe(
@@ -47,8 +115,11 @@ RECIPES: dict[str, NamedRecipe] = {
         size=32,
         steps=1150,
         batch_size=32,
+        accumulation=1,
         learning_rate=2e-3,
         warmup_steps=50,
+        constant_share=0.5,
+        last_rate=0.0,
         weight_decay=0.01,
         clip_norm=1.0,
         ema_decay=0.99,
@@ -76,8 +147,11 @@ RECIPES: dict[str, NamedRecipe] = {
         size=64,
         steps=1400,
         batch_size=32,
+        accumulation=1,
         learning_rate=2e-3,
         warmup_steps=50,
+        constant_share=0.5,
+        last_rate=0.0,
         weight_decay=0.01,
         clip_norm=1.0,
         ema_decay=0.995,
@@ -102,8 +176,11 @@ RECIPES: dict[str, NamedRecipe] = {
         size=64,
         steps=3000,
         batch_size=32,
+        accumulation=1,
         learning_rate=1.2e-3,
         warmup_steps=100,
+        constant_share=0.5,
+        last_rate=0.0,
         weight_decay=0.02,
         clip_norm=1.0,
         ema_decay=0.998,
@@ -132,8 +209,78 @@ RECIPES: dict[str, NamedRecipe] = {
         flip_rate=0.1,
         sampling_steps=20,
         guidance=2.0,
+        linear_guidance=False,
+    ),
+    # The backbone has the sizes of Qwen3-0.6B; loss, flips, dropout and times are those of the published 14B models.
+    "captions-16x": TextRecipe(
+        data="given",
+        size=256,
+        steps=500_000,
+        batch_size=256,
+        accumulation=1,
+        learning_rate=3e-4,
+        warmup_steps=2000,
+        constant_share=0.5,
+        last_rate=0.0,
+        weight_decay=0.02,
+        clip_norm=1.0,
+        ema_decay=0.9999,
+        seed=0,
+        score_every=5000,
+        save_every=1000,
+        rotation=0.0,
+        scaling=0.0,
+        shift=0.0,
+        mirror=False,
+        tokens_per_step=16,
+        width=1024,
+        layers=28,
+        heads=16,
+        kv_heads=8,
+        head_dim=128,
+        mlp_width=3072,
+        head_width=1024,
+        head_blocks=6,
+        head_adaln_groups=2,
+        targets_per_token=1,
+        time_mean=-0.8,
+        time_std=0.8,
+        max_prompt=256,
+        prompt_dropout=0.1,
+        flip_rate=0.1,
+        sampling_steps=50,
+        guidance=4.0,
+        linear_guidance=False,
+    ),
+    "finetune": FinetuneRecipe(
+        data="given",
+        size=1,
+        steps=400,
+        batch_size=32,
+        accumulation=1,
+        learning_rate=5e-4,
+        warmup_steps=40,
+        constant_share=0.5,
+        last_rate=0.0,
+        weight_decay=0.0,
+        clip_norm=1.0,
+        ema_decay=0.99,
+        seed=0,
+        score_every=100,
+        save_every=100,
+        rotation=0.0,
+        scaling=0.0,
+        shift=0.0,
+        mirror=False,
+        targets_per_token=2,
+        condition_dropout=0.1,
+        flip_rate=0.1,
+        lora_rank=0,
+        lora_alpha=16.0,
     ),
 }
+
+RECIPES |= {f"imagenet-{name}": _imagenet(*sizes) for name, sizes in _IMAGENET.items()}
 
 
 def recipe_named(name: str) -> NamedRecipe:

@@ -11,19 +11,22 @@ from typing import Any, TypeVar
 from bitdance_edge.training.errors import TrainingError
 
 SHOWN = 60  # characters of a refused value that its message repeats
-DATA = ("digits", "shapes")  # scikit-learn's digits, our own drawings of colored shapes
+DATA = ("digits", "shapes", "given")  # scikit-learn's digits, our own drawings of colored shapes, the user's
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
     """Settings that all recipes share: the images' size and augmentation, the schedule."""
 
-    data: str  # one of DATA; used where no folder of images is given
+    data: str  # one of DATA; used where no other data are given
     size: int  # side of the square images, pixels
     steps: int
     batch_size: int  # images a step, over all processes
+    accumulation: int  # parts of a step's images that go through the network one after another
     learning_rate: float
     warmup_steps: int
+    constant_share: float  # of the steps, before the rate falls
+    last_rate: float  # at the end, as a share of the learning rate
     weight_decay: float
     clip_norm: float
     ema_decay: float
@@ -37,15 +40,19 @@ class TrainingRecipe:
 
     def __post_init__(self) -> None:
         self._require("data", self.data in DATA, f"one of {', '.join(DATA)}")
-        for name in ("size", "steps", "batch_size", "score_every", "save_every"):
+        for name in ("size", "steps", "batch_size", "accumulation", "score_every", "save_every"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         for name in ("warmup_steps", "weight_decay", "seed", "rotation", "shift"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("learning_rate", "clip_norm"):
             self._require(name, getattr(self, name) > 0, "above 0")
+        for name in ("constant_share", "last_rate"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         for name in ("ema_decay", "scaling"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         self._require("warmup_steps", self.warmup_steps <= self.steps // 2, f"at most half of the {self.steps} steps")
+        divides = self.batch_size % self.accumulation == 0
+        self._require("accumulation", divides, f"a divisor of the batch_size {self.batch_size}")
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
@@ -92,6 +99,7 @@ class FlowRecipe(TrainingRecipe):
     flip_rate: float  # input bits flip with probability u * flip_rate, u uniform per bit
     sampling_steps: int  # defaults written into the checkpoint
     guidance: float
+    linear_guidance: bool  # growing over the patches, from none at the first; else the same for all
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +124,26 @@ class GeneratorRecipe(FlowRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinetuneRecipe(TrainingRecipe):
+    """Training of a finished generator on other images; the sizes of the network are the checkpoint's."""
+
+    targets_per_token: int  # noisy copies of each target in a step
+    condition_dropout: float  # share of the classes or prompts replaced by none
+    flip_rate: float  # input bits flip with probability u * flip_rate, u uniform per bit
+    lora_rank: int  # 0: all weights are trained; else low-rank additions to them (arxiv.org/abs/2106.09685)
+    lora_alpha: float  # the additions are multiplied by lora_alpha / lora_rank
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("data", self.data == "given", "given")
+        self._require("targets_per_token", self.targets_per_token >= 1, "1 or more")
+        self._require("lora_rank", self.lora_rank >= 0, "0 (none) or more")
+        self._require("lora_alpha", self.lora_alpha > 0, "above 0")
+        for name in ("condition_dropout", "flip_rate"):
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextRecipe(FlowRecipe):
     """Text-to-image generator with a small Qwen3 backbone (paper section 4.2)."""
 
@@ -127,7 +155,7 @@ class TextRecipe(FlowRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("data", self.data == "shapes", "shapes, the only data with captions")
+        self._require("data", self.data != "digits", "shapes or given, which have captions")
         self._require("tokens_per_step", self.tokens_per_step > 1, "4, 16 or 64")
         for name in ("kv_heads", "head_dim", "mlp_width", "max_prompt"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
@@ -140,6 +168,8 @@ AnyRecipe = TypeVar("AnyRecipe", bound=TrainingRecipe)
 def overridden(recipe: AnyRecipe, settings: Iterable[str]) -> AnyRecipe:
     """Return the recipe with ``NAME=VALUE`` settings applied.
 
+    Where they change the number of steps alone, the warm-up keeps its share of them, and is never longer.
+
     Raises:
         TrainingError: a name is unknown, or a value has another type or is not allowed.
     """
@@ -149,6 +179,9 @@ def overridden(recipe: AnyRecipe, settings: Iterable[str]) -> AnyRecipe:
         if name not in (known := [field.name for field in fields(recipe)]):
             raise TrainingError(f"no setting {name!r} in {setting!r}; there are {', '.join(known)}")
         changes[name] = _parsed(name, text, getattr(recipe, name))
+    if "steps" in changes and "warmup_steps" not in changes and changes["steps"] >= 1:
+        share = min(1.0, changes["steps"] / recipe.steps)
+        changes["warmup_steps"] = min(round(share * recipe.warmup_steps), changes["steps"] // 2)
     return replace(recipe, **changes)
 
 

@@ -15,6 +15,7 @@ from bitdance_edge.training.recipes import TrainingRecipe
 
 PARTS: dict[str, type] = {
     "recipe": dict,
+    "start": str,
     "images": int,
     "progress": dict,
     "weights": dict,
@@ -49,7 +50,7 @@ def read_state(file: Path, device: torch.device) -> dict[str, Any]:
     return state
 
 
-def require_same_run(state: Mapping[str, Any], file: Path, recipe: TrainingRecipe, images: int) -> None:
+def require_same_run(state: Mapping[str, Any], file: Path, recipe: TrainingRecipe, images: int, start: str) -> None:
     """Compare a state's recipe and data with this run's.
 
     Raises:
@@ -62,6 +63,10 @@ def require_same_run(state: Mapping[str, Any], file: Path, recipe: TrainingRecip
     ]
     if state["images"] != images:
         differing.append(f"training images were {state['images']}, are {images}")
+    if state["start"] != start:
+        differing.append(
+            f"the weights before the first step were {state['start'] or 'random'}, are {start or 'random'}"
+        )
     if differing:
         raise TrainingError(f"{file} is of another run: {'; '.join(differing)}. Give its settings, or another --out")
     progress = state["progress"]

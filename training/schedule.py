@@ -15,11 +15,13 @@ UNDECAYED = ("proj_in", "cls_embedding", "query_token", "embed_tokens", "project
 
 
 def learning_rate(recipe: TrainingRecipe, step: int) -> float:
-    """Return the rate of a step: linear warm-up, constant until half of the steps, then a half cosine to zero."""
+    """Return the rate of a step: linear warm-up, constant for a share of the steps, then a half cosine to the last."""
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    progress = max(0.0, 2 * step / recipe.steps - 1)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    constant = recipe.constant_share
+    progress = max(0.0, (step / recipe.steps - constant) / (1 - constant)) if constant < 1 else 0.0
+    falling = 0.5 * (1 + math.cos(math.pi * progress))
+    return recipe.learning_rate * (recipe.last_rate + (1 - recipe.last_rate) * falling)
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from bitdance_edge.model import SamplingDefaults, TextToImage, Tokenizer
 from bitdance_edge.model.prompt import PromptTokenizer
-from bitdance_edge.training.data import ImageSet
 from bitdance_edge.training.errors import TrainingError
+from bitdance_edge.training.image_set import ImageSet
 from bitdance_edge.training.shape_reader import ShapeReader, reading_scores
 from bitdance_edge.training.shapes import Scene, all_scenes
 from bitdance_edge.training.text_generator import draw_captions

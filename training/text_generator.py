@@ -1,4 +1,4 @@
-"""Training of a small text-to-image generator on drawn shapes, and sampling from it (paper section 4.2)."""
+"""Training of a text-to-image generator, and sampling from it (paper section 4.2)."""
 
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -21,9 +21,11 @@ from bitdance_edge.model import (
 from bitdance_edge.model.losses import drop_classes, flip_bits
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.tokenizer import image_from_bytes, image_to_bytes
-from bitdance_edge.training.data import ImageSet, augment
+from bitdance_edge.training.data import augment
 from bitdance_edge.training.errors import TrainingError
-from bitdance_edge.training.recipes import TextRecipe
+from bitdance_edge.training.generator import guidance_schedule
+from bitdance_edge.training.image_set import ImageSet
+from bitdance_edge.training.recipes import FinetuneRecipe, TextRecipe
 from bitdance_edge.training.shape_reader import ShapeReader, reading_scores
 from bitdance_edge.training.shapes import all_scenes
 from bitdance_edge.training.trainer import Objective
@@ -76,15 +78,29 @@ def text_config(recipe: TextRecipe, tokenizer: Tokenizer, vocabulary: int, examp
             time_std=recipe.time_std,
             targets_per_token=recipe.targets_per_token,
             sampling=SamplingDefaults(
-                steps=recipe.sampling_steps, guidance=recipe.guidance, guidance_schedule="constant"
+                steps=recipe.sampling_steps, guidance=recipe.guidance, guidance_schedule=guidance_schedule(recipe)
             ),
         )
     except ModelError as error:
         raise TrainingError(f"the recipe's sizes do not fit together: {error}. Change them with --set") from None
 
 
+def text_loss(
+    model: TextToImage, recipe: TextRecipe | FinetuneRecipe, images: Tensor, ids: Tensor, padding: Tensor
+) -> Tensor:
+    """Return the loss of uint8 images ``[B, H, W, 3]`` with prompts int64 ``[B, T]``, padded on the left."""
+    with torch.no_grad():
+        tokens = model.to_sequence(model.tokenizer.encode(augment(image_from_bytes(images), recipe))).float()
+    side = recipe.size // model.config.tokenizer.downsampling
+    patches = model.config.targets_per_token * tokens.shape[0] * side**2 // model.config.tokens_per_step
+    times = torch.randn(patches, device=tokens.device)
+    noise = torch.randn(patches, model.config.tokens_per_step, model.config.bits, device=tokens.device)
+    inputs = flip_bits(tokens, recipe.flip_rate)
+    return model.loss(ids, padding, inputs, tokens, (side, side), times, noise)
+
+
 class TextObjective(Objective):
-    """Velocity error of the head; labels are indices of ``captions``. The score reads pictures of held-out captions."""
+    """Velocity error for drawn shapes; labels are indices of ``captions``. The score reads pictures of unseen ones."""
 
     score_name = "shapes read as asked"
     ids: Tensor
@@ -108,16 +124,8 @@ class TextObjective(Objective):
         self.register_buffer("padding", torch.tensor([longest - len(row) for row in rows]), persistent=False)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        model = self.model
-        with torch.no_grad():
-            tokens = model.to_sequence(model.tokenizer.encode(augment(image_from_bytes(images), self.recipe))).float()
         rows = drop_classes(labels, self.recipe.prompt_dropout, len(self.ids) - 1)
-        side = self.recipe.size // model.config.tokenizer.downsampling
-        patches = model.config.targets_per_token * tokens.shape[0] * side**2 // model.config.tokens_per_step
-        times = torch.randn(patches, device=tokens.device)
-        noise = torch.randn(patches, model.config.tokens_per_step, model.config.bits, device=tokens.device)
-        inputs = flip_bits(tokens, self.recipe.flip_rate)
-        return model.loss(self.ids[rows], self.padding[rows], inputs, tokens, (side, side), times, noise)
+        return text_loss(self.model, self.recipe, images, self.ids[rows], self.padding[rows])
 
     @torch.no_grad()
     def score(self, held_out: ImageSet) -> float:

@@ -9,7 +9,8 @@ from bitdance_edge.model import Tokenizer, TokenizerConfig
 from bitdance_edge.model.losses import commitment_loss, entropy_loss, flip_bits, straight_through_bits
 from bitdance_edge.model.tokenizer import image_from_bytes, image_to_bytes
 from bitdance_edge.runtime.quality import psnr
-from bitdance_edge.training.data import ImageSet, augment
+from bitdance_edge.training.data import augment
+from bitdance_edge.training.image_set import ImageSet
 from bitdance_edge.training.recipes import TokenizerRecipe
 from bitdance_edge.training.trainer import Objective
 

@@ -7,8 +7,9 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,13 +23,14 @@ from tqdm import tqdm
 from bitdance_edge.interrupts import SAME_WITHIN, SIGNALS
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.errors import StorageError
-from bitdance_edge.training.data import ImageSet, batch_rows
 from bitdance_edge.training.errors import TrainingError
+from bitdance_edge.training.image_set import ImageSet, TrainingImages, batch_rows
 from bitdance_edge.training.recipes import TrainingRecipe
 from bitdance_edge.training.resume import load_optimizer, read_state, require_same_run, require_weights
 from bitdance_edge.training.schedule import Average, copy_weights, learning_rate, parameter_groups, trainable
 
 STATE_FILE = "resume.pt"
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # of Accelerate: each process would hold a part of the weights
 logger = logging.getLogger(__name__)
 
 
@@ -37,6 +39,10 @@ class Objective(nn.Module):
 
     score_name: str
 
+    def inputs(self, batch: ImageSet) -> tuple[Tensor, Tensor]:
+        """Return what ``forward`` takes of a batch, on the CPU."""
+        return batch.images, batch.labels
+
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of uint8 ``[B, H, W, 3]`` and int64 classes ``[B]``; draws are torch's global ones."""
         raise NotImplementedError
@@ -44,6 +50,10 @@ class Objective(nn.Module):
     def score(self, held_out: ImageSet) -> float:
         """Return the score that ``score_name`` names."""
         raise NotImplementedError
+
+
+# Called with the averaged weights in place: progress, mean loss since the last call, images a second.
+Watcher = Callable[["Progress", float, float], None]
 
 
 @dataclass
@@ -60,6 +70,8 @@ class Trainer:
 
     Args:
         precision: ``no`` (float32) or ``bf16``, as Accelerate names them.
+        start: what the weights were before the first step, as text; a resumed run must have the same.
+        watch: called after each held-out score, in the process that writes.
 
     Raises:
         TrainingError: there is no state to resume, or it is of another recipe; a state would be overwritten; or the
@@ -70,21 +82,19 @@ class Trainer:
         self,
         objective: Objective,
         recipe: TrainingRecipe,
-        train: ImageSet,
+        train: TrainingImages,
         held_out: ImageSet,
         folder: Path,
         *,
         precision: str = "no",
         resume: bool = False,
+        start: str = "",
+        watch: Watcher | None = None,
     ) -> None:
         self.objective, self.recipe, self.train, self.held_out = objective, recipe, train, held_out
+        self.start, self.watch = start, watch
         self.accelerator = Accelerator(mixed_precision=precision)
-        processes = self.accelerator.num_processes
-        if recipe.batch_size % processes:
-            raise TrainingError(
-                f"batch_size is {recipe.batch_size}; it must be a multiple of the {processes} processes. "
-                "Set it with --batch-size"
-            )
+        self._require_divisible()
         self.objective.to(self.accelerator.device)
         self.average = Average(objective, recipe.ema_decay)
         optimizer = torch.optim.AdamW(parameter_groups(objective, recipe.weight_decay), betas=(0.9, 0.95))
@@ -97,15 +107,33 @@ class Trainer:
         elif self.state_file.exists():
             raise TrainingError(f"{folder} holds an interrupted run; give --resume to continue it, or another --out")
 
+    def _require_divisible(self) -> None:
+        """Raises: TrainingError: the batch or the weights cannot be distributed as asked."""
+        if self.accelerator.distributed_type.name in SHARDED:
+            raise TrainingError(
+                f"accelerate is set to {self.accelerator.distributed_type.name}, but every process holds all weights "
+                "here; launch without it, and train a large model by --set lora_rank=16"
+            )
+        parts = self.accelerator.num_processes * self.recipe.accumulation
+        if self.recipe.batch_size % parts:
+            raise TrainingError(
+                f"batch_size is {self.recipe.batch_size}; it must be a multiple of "
+                f"the {self.accelerator.num_processes} processes times the accumulation of {self.recipe.accumulation}. "
+                "Set it with --batch-size"
+            )
+
     def run(self) -> Progress:
         """Train to the recipe's last step; the objective then has the averaged weights.
 
         Ctrl-C finishes the current step, saves the state and raises KeyboardInterrupt.
         """
         started, spent = time.process_time(), self.progress.cpu_seconds
+        self._losses: list[Tensor] = []  # since the last score
+        self._scored_at = time.monotonic()
+        steps = range(self.progress.step, self.recipe.steps)
         with torch.random.fork_rng(), _deferred_interrupt() as interrupted, self._bar() as bar:
-            for step in range(self.progress.step, self.recipe.steps):
-                loss = self._step(step)
+            for step, batch in zip(steps, self._batches(steps), strict=True):
+                loss = self._step(step, batch)
                 self.progress.step = step + 1
                 self.progress.cpu_seconds = spent + time.process_time() - started
                 if self.accelerator.is_main_process:
@@ -116,30 +144,55 @@ class Trainer:
         self.average.store()
         return self.progress
 
-    def _step(self, step: int) -> Tensor:
-        """Make one update, with random numbers seeded by the step; return the loss, on its device."""
+    def _batches(self, steps: range) -> Iterator[ImageSet]:
+        """Yield this process's images of each step; those in files are read while the step before is computed."""
+        if isinstance(self.train, ImageSet):
+            yield from map(self._batch, steps)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
+            reading: Future[ImageSet] | None = None
+            for step in steps:
+                batch = (reading or reader.submit(self._batch, step)).result()
+                if step + 1 < steps.stop:
+                    reading = reader.submit(self._batch, step + 1)
+                yield batch
+
+    def _batch(self, step: int) -> ImageSet:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        rows = batch_rows(len(self.train), self.recipe.batch_size, step, self.recipe.seed)[rank::processes]
-        torch.manual_seed(int(np.random.SeedSequence((self.recipe.seed, step, rank)).generate_state(1)[0]))
+        rows = batch_rows(len(self.train), self.recipe.batch_size, step, self.recipe.seed, self.train.order)
+        return self.train[rows[rank::processes]]
+
+    def _step(self, step: int, batch: ImageSet) -> Tensor:
+        """Make one update, with random numbers seeded by the step; return the loss, on its device."""
+        device, parts = self.accelerator.device, self.recipe.accumulation
+        seeds = (self.recipe.seed, step, self.accelerator.process_index)
+        torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, step)
-        batch = self.train[rows]
-        loss = self.network(batch.images.to(self.accelerator.device), batch.labels.to(self.accelerator.device))
-        self.accelerator.backward(loss)
+        total = torch.zeros((), device=device)
+        for part in range(parts):
+            inputs = self.objective.inputs(batch[np.arange(part, len(batch), parts)] if parts > 1 else batch)
+            last = part == parts - 1  # processes exchange gradients once a step
+            with nullcontext() if last else self.accelerator.no_sync(self.network):
+                loss = self.network(*(tensor.to(device) for tensor in inputs)) / parts
+                self.accelerator.backward(loss)
+            total += loss.detach()
         self.accelerator.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update(step)
-        return loss.detach()
+        return total
 
     def _report(self, bar: tqdm, loss: Tensor) -> None:
         """Update the progress line; score and save at the recipe's intervals."""
         step, recipe = self.progress.step, self.recipe
         if not torch.isfinite(loss):
             raise TrainingError(f"the loss is {loss.item()} at step {step}; try a smaller --learning-rate")
+        self._losses.append(loss)
         if step % recipe.score_every == 0 or step == recipe.steps:
             with self.average.applied():
                 self.progress.score = self.objective.score(self.held_out)
+                self._watched()
             logger.info(
                 "step %d: loss %.4f, held-out %s %.4f", step, loss, self.objective.score_name, self.progress.score
             )
@@ -150,6 +203,13 @@ class Trainer:
             shown[f"held-out {self.objective.score_name}"] = f"{self.progress.score:.3f}"
         bar.set_postfix(shown, refresh=False)
         bar.update(step - bar.n)
+
+    def _watched(self) -> None:
+        seconds = max(time.monotonic() - self._scored_at, 1e-9)
+        if self.watch is not None:
+            mean, images = torch.stack(self._losses).mean().item(), len(self._losses) * self.recipe.batch_size
+            self.watch(self.progress, mean, images / seconds)
+        self._losses, self._scored_at = [], time.monotonic()
 
     def _bar(self) -> tqdm:
         return tqdm(
@@ -167,6 +227,7 @@ class Trainer:
             return
         state = {
             "recipe": asdict(self.recipe),
+            "start": self.start,
             "images": len(self.train),
             "progress": asdict(self.progress),
             "weights": {name: parameter.detach() for name, parameter in trainable(self.objective).items()},
@@ -185,7 +246,7 @@ class Trainer:
 
     def _restore(self) -> None:
         state = read_state(self.state_file, self.accelerator.device)
-        require_same_run(state, self.state_file, self.recipe, len(self.train))
+        require_same_run(state, self.state_file, self.recipe, len(self.train), self.start)
         require_weights(state, self.state_file, trainable(self.objective))
         load_optimizer(self.optimizer, state["optimizer"], self.state_file)
         copy_weights(self.objective, state["weights"])

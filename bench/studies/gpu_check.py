@@ -10,7 +10,7 @@ PyTorch as its authors run it (``gpu_reference.py``) and with our stages in PyTo
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ def arguments() -> argparse.Namespace:
         help="what ONNX Runtime's CUDA graphs hold; all are measured (default patch)",
     )
     add("--batches", default="1", help="images at once, comma-separated (default 1)")
+    add("--windows", default="1", help="head evaluations in one pass, comma-separated (default 1)")
     add("--steps", type=int, help="sampling steps (default: the bundle's)")
     add("--patches", type=int, help="patches of an image that are timed (default: all)")
     add("--images", type=int, default=10, help="images whose tokens are compared (default 10)")
@@ -102,7 +103,7 @@ def opened(path: str, name: str, images: int | None = None) -> Pipeline:
 
 
 def request_for(bundle: Bundle, images: int, steps: int | None) -> Request:
-    request = replace(Request.example(bundle), seed=SEED, steps=steps, output="tokens")
+    request = replace(Request.example(bundle), seed=SEED, steps=steps, output="tokens", window=1)
     if bundle.model.kind == CLASS_CONDITIONAL:
         return replace(request, classes=[i % bundle.model.num_classes for i in range(images)])
     return replace(request, count=images)
@@ -146,7 +147,8 @@ def time_model(
             report.failures.kept(f"{model} on {name}"),
             opened(path, name, batches[-1]) as pipeline,
         ):
-            time_pipeline(model, name, pipeline, batches, machine, before, args, report)
+            windows = sorted(map(int, args.windows.split(",")))
+            time_pipeline(model, name, pipeline, batches, machine, before, args, report, windows)
     if not args.no_reference:
         time_reference(model, batches, args, report)
         time_ceiling(model, path, batches, machine, args, report)
@@ -161,15 +163,18 @@ def time_pipeline(
     before: int | None,
     args: argparse.Namespace,
     report: Report,
+    windows: Sequence[int] = (1,),
 ) -> None:
     for images in batches:
         labels = {"model": model, "images": images, "backend": name}
         request = request_for(pipeline.bundle, images, args.steps)
-        with report.failures.kept(f"{model}, {images} images at once on {name}"):
-            patches = {**labels, **time_patches(pipeline, request, args.patches)}
-            patches["peak MB"] = None if before is None else (before - (free_memory() or before)) / 1e6
-            patches["plan MB"] = None if pipeline.loaded.plan is None else pipeline.loaded.plan.held / 1e6
-            report.add("patches", {**patches, "without graph": without_graph(pipeline)})
+        for window in windows:
+            with report.failures.kept(f"{model}, {images} images at once in windows of {window} on {name}"):
+                timed = time_patches(pipeline, replace(request, window=window), args.patches)
+                patches = {**labels, "window": window, **timed}
+                patches["peak MB"] = None if before is None else (before - (free_memory() or before)) / 1e6
+                patches["plan MB"] = None if pipeline.loaded.plan is None else pipeline.loaded.plan.held / 1e6
+                report.add("patches", {**patches, "without graph": without_graph(pipeline)})
         for row in time_stages(pipeline, request, machine, report.failures):
             report.add("stages", {**labels, **row})
 

@@ -17,6 +17,7 @@ from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.loop import BoundLoop
 from bitdance_edge.runtime.noise import ImageNoise
 from bitdance_edge.runtime.streaming import token_request
+from bitdance_edge.runtime.window import WindowRun
 
 REPEATS, ROUNDS = 20, 5
 
@@ -58,7 +59,7 @@ def host_time(pipeline: Pipeline, request: Request, patches: int | None) -> dict
     asked, model = token_request(settings), pipeline.bundle.model
     seeds = [image.seed for image in settings.images]
     noise = ImageNoise(seeds, settings.steps, (model.tokens_per_step, model.bits))
-    drawing, host, calls = [], [], []
+    drawing, host, calls, sweeps = [], [], [], []
     with bound_loop(pipeline, request) as loop:
         loop.start(asked)
         for patch in range(min(patches or settings.size.patches, settings.size.patches)):
@@ -69,6 +70,7 @@ def host_time(pipeline: Pipeline, request: Request, patches: int | None) -> dict
             run = loop.move_to(patch, False)
             run.sample(values, settings.guidance)
             fetched = run.tokens.fetch()
+            sweeps += [run.sweeps] if isinstance(run, WindowRun) else []
             host.append(time.perf_counter() - drawn)
             calls.append(launches(pipeline, backend) - launched)
             fetched.wait()
@@ -77,6 +79,7 @@ def host_time(pipeline: Pipeline, request: Request, patches: int | None) -> dict
     return {
         "host us a patch": 1e6 * statistics.median(host[3:] or host) if backend.run_ahead else None,
         "noise us a patch": 1e6 * statistics.median(drawing),
+        **({"sweeps a patch": statistics.mean(sweeps)} if sweeps else {}),
         "launches a patch": statistics.median(calls[3:] or calls),
     }
 

@@ -5,6 +5,7 @@
     python bench/studies/large_weights.py --work FOLDER --steps build-int4,build-nvfp4
     python bench/studies/large_weights.py --work FOLDER --steps bits,by-layer,whole,compare
     python bench/studies/large_weights.py --work FOLDER --steps int4,build-full-int4
+    python bench/studies/large_weights.py --work FOLDER --steps feedback-5120,feedback-17408
 
 ``full`` is the folder of ``text_to_image.py``: sparse files of zeros, which cost as much to round as any weights.
 ``cut`` keeps the widths, with two layers of the language model and two blocks of the head, random bfloat16 weights.
@@ -39,7 +40,8 @@ COMMANDS = {
     "build-nvfp4": ["build", "cut-nvfp4", "--target", "rtx:12.0", "--stages", "backbone,head", "--force"],
 }
 PATHS = ("full", "full-bundle", "full-int4", "full-fp8", "cut", "cut-bundle", "cut-int4", "cut-nvfp4")
-STEPS = (*COMMANDS, "make-full", "make-cut", "bits", "by-layer", "whole", "compare")
+FEEDBACK = {"feedback-5120": 5120, "feedback-17408": 17408}  # inputs of a matrix of 5120 outputs
+STEPS = (*COMMANDS, *FEEDBACK, "make-full", "make-cut", "bits", "by-layer", "whole", "compare")
 
 
 def main() -> None:
@@ -77,6 +79,7 @@ def run_step(step: str, work: Path) -> None:
         "by-layer": lambda work: by_layer(work, "by-layer"),
         "whole": lambda work: by_layer(work, "whole"),
         "compare": compare,
+        **{name: lambda work: round_with_feedback(FEEDBACK[step]) for name in FEEDBACK},
     }[step](work)
 
 
@@ -134,6 +137,18 @@ def write_random(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
                 part = source[(7919 * i) % 4096 : (7919 * i) % 4096 + left] if len(shape) > 1 else source[:left]
                 file.write(np.ascontiguousarray(part).tobytes())
                 left -= len(part)
+
+
+def round_with_feedback(inputs: int, outputs: int = 5120, rows: int = 1024) -> None:
+    """Round one random matrix to INT4 by the products of random inputs."""
+    from bitdance_edge.calibration.gptq import encode_with_feedback
+
+    generator = np.random.default_rng(0)
+    entered = generator.standard_normal((rows, inputs), np.float32)
+    products = entered.T @ entered
+    weight = (0.02 * generator.standard_normal((outputs, inputs), np.float32)).astype(ml_dtypes.bfloat16)
+    made = encode_with_feedback(weight, products, "int4", np.dtype(ml_dtypes.bfloat16))
+    print(f"{100 * made.relative_error:.2f} % of the weight rounded away")
 
 
 def make_bits(work: Path) -> None:

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from bitdance_edge.bench.launches import count_launches
 from bitdance_edge.bench.measured import measured
 from bitdance_edge.bench.operations import GraphCosts
-from bitdance_edge.bench.ours import OurContender
+from bitdance_edge.bench.ours import BundleContender
+from bitdance_edge.bench.peers import OURS, backend_of
 from bitdance_edge.bench.work import Work
 from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.bundle.manifest import Bundle
@@ -80,7 +81,7 @@ def measure(bundle: Bundle, points: list[Point], args: argparse.Namespace) -> li
         for point in points
     }
     most = max(points, key=lambda point: point.images)
-    contender = OurContender(args.bundle, args.threads, works[most])
+    contender = BundleContender(OURS, args.bundle, args.threads, works[most])
     runs: dict[Point, list[dict[str, Any]]] = {point: [] for point in points}
     for _ in tqdm(range(args.rounds), desc="rounds", disable=None):
         for point in points:
@@ -101,7 +102,7 @@ def measure(bundle: Bundle, points: list[Point], args: argparse.Namespace) -> li
 
 def operations(bundle: Bundle, work: Work, threads: int) -> int:
     """Count the operations of all launches of a run, in one that is not timed."""
-    launches = count_launches(bundle, threads, work)
+    launches = count_launches(bundle, backend_of(OURS, bundle, threads), work)
     graphs = {stage: GraphCosts(bundle.folder / spec.graph.path) for stage, spec in bundle.stages.items()}
     return sum(item.count * graphs[item.stage].cost(item.sizes).operations for item in launches)
 

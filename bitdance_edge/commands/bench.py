@@ -19,20 +19,26 @@ if TYPE_CHECKING:
 EXAMPLE = """examples:
   bitdance-edge bench bundles/digits-4x --against torch
   bitdance-edge bench bundles/digits-4x bundles/digits-4x-int8 --against torch,torch-compile --threads 1,2
+  bitdance-edge bench bundles/digits-4x --against torch,onnxruntime,openvino --batch 1,4,16 --threads 1,2
   bitdance-edge bench bundles/B-4x --against torch --checkpoint models/B-4x --steps 10 --patches 4 -o runs/B-4x
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Make the same images with bundles and with PyTorch, in turn, and report what each costs, in total and by "
-        "stage, and how far a bundle's stages are from what this machine can do. The tables go to standard error. No "
-        "speed is shown where tokens differ by more than rounding. Every finished run is kept in the output folder: "
-        "the same command continues a comparison."
+        "Make the same images with bundles, with PyTorch and with other runtimes, in turn, and report what each costs, "
+        "in total and by stage, and how far a bundle's stages are from what this machine can do. The tables go to "
+        "standard error. No speed of a bundle is shown where tokens differ by more than rounding. Every finished run "
+        "is kept in the output folder: the same command continues a comparison."
     )
     parser.epilog = EXAMPLE
     parser.add_argument("bundles", nargs="+", type=path, metavar="BUNDLE", help="bundle folders, all of one model")
-    parser.add_argument("--against", default="torch", metavar="KINDS", help="torch (default), torch-compile, or both")
+    parser.add_argument(
+        "--against",
+        default="torch",
+        metavar="KINDS",
+        help="torch (default), torch-compile, onnxruntime (the plain graphs), openvino, openvino-bf16; comma-separated",
+    )
     parser.add_argument(
         "--checkpoint", type=path, metavar="FOLDER", help="what the bundle was exported from (default: by its name)"
     )
@@ -44,7 +50,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N,...",
         help="1 (default), 2, or 1,2: in turn",
     )
-    parser.add_argument("--images", type=whole(1, MAX_COUNT), default=1, metavar="B", help="images at once (default 1)")
+    parser.add_argument(
+        "--batch",
+        type=whole_list(1, MAX_COUNT),
+        default=[1],
+        metavar="B,...",
+        help="images at once: 1 (default), or 1,4,16: one comparison each, in folders of their own",
+    )
     parser.add_argument(
         "--steps", type=whole(1, MAX_STEPS), help="sampling steps of each patch (default: the bundle's)"
     )
@@ -72,18 +84,18 @@ def run(args: argparse.Namespace) -> None:
         raise BenchError(
             f"bench reads CPU time and memory from Linux's /proc, and this is {sys.platform}: run it there"
         )
-    from bitdance_edge.bench.comparison import compare
+    from bitdance_edge.bench.batches import compare_batches
     from bitdance_edge.runtime.bundle.files import claimed_output
 
     options = _options(args)
     with claimed_output(options.folder, lock_in=options.folder):
-        report = compare(options, _command(), say)
+        report = compare_batches(options, args.batch, _command(), say)
     if args.json:
         print(json.dumps(report))
 
 
 def _options(args: argparse.Namespace) -> "BenchOptions":
-    """Check what the command line asks for before anything runs."""
+    """Check what the command line asks for before anything runs; the first batch stands for all."""
     from bitdance_edge.bench.contenders import contenders, find_checkpoint, parse_against, require_one_model
     from bitdance_edge.bench.runs import BenchOptions
     from bitdance_edge.bench.work import Work
@@ -92,7 +104,7 @@ def _options(args: argparse.Namespace) -> "BenchOptions":
     kinds = parse_against(args.against)
     bundles = [Bundle.open(folder) for folder in args.bundles]
     require_one_model(bundles)
-    work = Work(images=args.images, steps=args.steps, patches=args.patches, seed=args.seed, prompt=args.prompt)
+    work = Work(images=args.batch[0], steps=args.steps, patches=args.patches, seed=args.seed, prompt=args.prompt)
     for bundle in bundles:
         work.settings(bundle)
         work.drawn(bundle)
@@ -104,15 +116,15 @@ def _options(args: argparse.Namespace) -> "BenchOptions":
         work=work,
         rounds=args.rounds,
         threads=args.threads,
-        folder=args.out or _default_folder(bundles, kinds, work),
+        folder=args.out or _default_folder(bundles, kinds, work, args.batch),
         max_bit_flips=args.max_bit_flips,
         force=args.force,
     )
 
 
-def _default_folder(bundles: list[Any], kinds: list[str], work: Any) -> Path:
+def _default_folder(bundles: list[Any], kinds: list[str], work: Any, batches: list[int]) -> Path:
     """Name a folder after the comparison, so that the same command continues it."""
-    asked = json.dumps([[bundle.digest for bundle in bundles], kinds, work.to_json()])
+    asked = json.dumps([[bundle.digest for bundle in bundles], kinds, work.to_json(), batches])
     return Path("runs") / f"bench-{bundles[0].name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
 

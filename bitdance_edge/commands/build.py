@@ -38,15 +38,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--max-images", type=whole(1, 4096), default=1, help="images that an engine takes at once (default 1)"
     )
     parser.add_argument("--stages", help="comma-separated stages (default: those that the target changes)")
+    parser.add_argument(
+        "--stream-weights",
+        action="store_true",
+        help="engines whose weights lie in the host's memory, and on the GPU as far as there is room: slower, and "
+        "never part of a CUDA graph",
+    )
+    parser.add_argument(
+        "--refittable", action="store_true", help="engines whose weights TensorRT's IRefitter can replace one by one"
+    )
     parser.add_argument("--force", action="store_true", help="build again what is up to date")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be built")
 
 
 def run(args: argparse.Namespace) -> None:
-    from bitdance_edge.engines.targets import parse_target
+    from bitdance_edge.engines.engine_form import EngineForm
+    from bitdance_edge.engines.targets import parse_engine_target, parse_target
     from bitdance_edge.runtime import Bundle
 
     bundle, target = Bundle.open(args.bundle), parse_target(args.target)
+    if args.stream_weights or args.refittable:
+        form = EngineForm(streamed=args.stream_weights, refittable=args.refittable)
+        target = parse_engine_target(args.target).with_form(form)
     stages = [name.strip() for name in args.stages.split(",")] if args.stages else []
     with nullcontext() if args.dry_run else _claimed(bundle, target):
         _build(args, bundle, target, stages)

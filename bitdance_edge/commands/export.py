@@ -49,6 +49,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="do not draw the images that fast previews are fitted to",
     )
     parser.add_argument(
+        "--window-patches",
+        type=whole(0),
+        metavar="N",
+        help="patches of each setting that the windowed sampler is measured on (default 16; 0: it is not measured)",
+    )
+    parser.add_argument(
         "--sizes",
         metavar="WIDTHxHEIGHT,...",
         help="of text to image and of tokenizers: image sizes in pixels, width first: 1280x768 is wide, 768x1280 high "
@@ -73,10 +79,16 @@ def run(args: argparse.Namespace) -> None:
     from bitdance_edge.export.exporter import ExportOptions, memory_to_check
     from bitdance_edge.export.opening import CheckpointOptions, open_checkpoint
     from bitdance_edge.runtime.host_memory import available_memory
+    from bitdance_edge.runtime.window_measure import PATCHES
 
     started, out = time.perf_counter(), args.out
     options = ExportOptions(
-        name=out.name, opset=args.opset, precision=args.dtype, force=args.force, fast_previews=args.fast_previews
+        name=out.name,
+        opset=args.opset,
+        precision=args.dtype,
+        force=args.force,
+        fast_previews=args.fast_previews,
+        window_patches=PATCHES if args.window_patches is None else args.window_patches,
     )
     found = find_checkpoint(str(args.checkpoint), args.variant, args.tokenizer and str(args.tokenizer), args.revision)
     asked = CheckpointOptions(

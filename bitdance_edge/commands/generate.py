@@ -1,14 +1,16 @@
 """``bitdance-edge generate``: images of classes or prompts, as single PNGs and as one labelled grid."""
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from bitdance_edge.commands.common import (
     add_pipeline_arguments,
@@ -22,7 +24,7 @@ from bitdance_edge.commands.edit import NAMES as EDIT_NAMES
 from bitdance_edge.commands.edit import add_edit_arguments, add_fit_argument, edit_fields
 from bitdance_edge.commands.grid import require_drawable
 from bitdance_edge.commands.outputs import DEFAULT_FOLDER, ImageOutputs, is_image_file, require_file, require_folder
-from bitdance_edge.commands.values import number, path, prompt_file, text, whole
+from bitdance_edge.commands.values import number, path, prompt_file, text, whole, whole_or
 from bitdance_edge.runtime import (
     BitDanceError,
     Event,
@@ -37,8 +39,11 @@ from bitdance_edge.runtime import (
     request_from_settings,
     save_png,
 )
-from bitdance_edge.runtime.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, MAX_STEPS
+from bitdance_edge.runtime.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, MAX_STEPS, MAX_WINDOW
 from bitdance_edge.runtime.tokens import holds_tokens, read_tokens
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 SLOW = 2.0  # seconds from which what a build would bring is said
 EXAMPLE = """examples:
@@ -96,6 +101,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=number(1, MAX_GUIDANCE), help="1 is off (default: the bundle's)")
     parser.add_argument("--guidance-schedule", help="constant, or linear over the patches (default: the bundle's)")
     parser.add_argument("--sampler", help="sde, the reference's, or ode, without noise (default: the bundle's)")
+    parser.add_argument(
+        "--window",
+        type=whole_or("auto", 1, MAX_WINDOW),
+        metavar="W",
+        help="head evaluations in one pass: 1, one after the other; auto (default), what is faster here",
+    )
     parser.add_argument(
         "--published",
         action="store_true",
@@ -197,7 +208,17 @@ def _require_outputs(args: argparse.Namespace) -> None:
     how = ("preview_every", "preview_kind", "preview_share")
     if (given := _given(args, how)) and not args.previews:
         raise RequestError(f"{', '.join(given)} needs --previews: give --previews FOLDER too")
-    settings = ("seed", "steps", "guidance", "guidance_schedule", "sampler", "size", "prefix", "prefix_patches")
+    settings = (
+        "seed",
+        "steps",
+        "guidance",
+        "guidance_schedule",
+        "sampler",
+        "window",
+        "size",
+        "prefix",
+        "prefix_patches",
+    )
     given = _given(args, (*settings, "negative_prompt", *EDIT_NAMES))
     given += [f"--{name}" for name, value in (("count", args.count != 1), ("published", args.published)) if value]
     if args.like and given:
@@ -245,6 +266,7 @@ def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
         prefix=_prefix(args, pipeline),
         **edit_fields(args, pipeline),
         batch_invariant=args.batch_invariant,
+        window="auto" if args.window is None else args.window,
         **output,
     )
 
@@ -284,9 +306,9 @@ def _prefix(args: argparse.Namespace, pipeline: Pipeline) -> np.ndarray | None:
 
 def _shown(events: Iterator[Event], previews: Path, images: int) -> Iterator[Event]:
     """Pass the events on, show one progress bar over the patches of all images, and write previews."""
-    with tqdm(unit="patch", leave=False, disable=None) as progress:
+    with _progress_bar() as progress:
         for event in events:
-            if isinstance(event, PatchDone):
+            if isinstance(event, PatchDone) and progress is not None:
                 progress.total = images * event.patches
                 progress.set_description(f"image {event.first_image + 1} of {images}", refresh=False)
                 progress.update(len(event.tokens))
@@ -295,3 +317,12 @@ def _shown(events: Iterator[Event], previews: Path, images: int) -> Iterator[Eve
                     name = f"{event.first_image + i:04d}-patch{event.patch:03d}.png"
                     save_png(Image.fromarray(pixels), previews / name)
             yield event
+
+
+def _progress_bar() -> AbstractContextManager["tqdm[NoReturn] | None"]:
+    """A bar on a terminal; elsewhere None, and its library is not imported: that takes as long as opening a bundle."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from tqdm import tqdm
+
+    return tqdm(unit="patch", leave=False)

@@ -83,7 +83,23 @@ def _model(bundle: Bundle) -> Iterator[str]:
     published = "the same" if bundle.published_sampling == sampling else _sampling(bundle.published_sampling)
     yield f"  published   {published}"
     yield f"  previews    {'full' if bundle.fast_preview is None else 'full, fast'}"
+    yield from _window(bundle)
     yield f"  opset       {bundle.opset}"
+
+
+def _window(bundle: Bundle) -> Iterator[str]:
+    """What is known of sampling in windows: its tolerance, and what was measured with it."""
+    if bundle.window is None:
+        yield "  windows     none: the bundle was exported without the windowed sampler"
+        return
+    runs = bundle.window.runs
+    compared, flipped = sum(run.bits for run in runs), sum(run.flipped for run in runs)
+    measured = f"{flipped} of {compared} bits flipped" if runs else "not measured"
+    yield f"  windows     states settle within {bundle.window.tolerance:g}; {measured}"
+    for sampler, steps in dict.fromkeys((run.sampler, run.steps) for run in runs):
+        each = (run for run in runs if (run.sampler, run.steps) == (sampler, steps))
+        sweeps = ", ".join(f"{run.sweeps:g} of {run.window}" for run in each)
+        yield f"    {sampler}, {steps} steps: {steps + 1} evaluations of the head in turn, or sweeps {sweeps}"
 
 
 def _sampling(sampling: SamplingSpec) -> str:

@@ -5,15 +5,17 @@ import ipaddress
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
-from bitdance_edge.commands.serve_options import OPTIONS, PREFIX, TOKEN_VARIABLE, Values, add_arguments, read_values
+from bitdance_edge.commands.serve_options import OPTIONS, PREFIX, Values, add_arguments, read_values
 from bitdance_edge.interrupts import heard
 from bitdance_edge.runtime.reading import read_text
 from bitdance_edge.serve.address import Address, resolve
 from bitdance_edge.serve.errors import ServeError
-from bitdance_edge.serve.settings import BOUNDS, ServeSettings
+from bitdance_edge.serve.settings import BOUNDS, TOKEN_VARIABLE, ServeSettings
 
+LOCAL = "local"  # as the address of a Ray cluster: one of this machine, which ends with the command
 EXAMPLE = f"""Every option may also be given in a TOML file (--config) under its name without the dashes, or as
 a variable such as {PREFIX}MAX_BATCH=4. A flag goes before a variable, and a variable before the file.
 SIGHUP opens the bundles again; requests that are under way are finished with the models they began with.
@@ -23,6 +25,7 @@ examples:
   bitdance-edge serve bundles/digits-4x bundles/digits-1x --port 9000
   bitdance-edge serve bundles/shapes-16x --alias gpt-image-1=shapes-16x --nearest-size
   {TOKEN_VARIABLE}=... bitdance-edge serve bundles/digits-4x --host 0.0.0.0
+  bitdance-edge serve bundles/digits-4x --engine ray --address auto --replicas 1-8 --replica-gpus 1
 
   curl http://127.0.0.1:8000/v1/images/generations -H 'Content-Type: application/json' -d '{{"prompt": "7"}}'
 """
@@ -43,6 +46,9 @@ def run(args: argparse.Namespace) -> None:
 
     values = read_values(args, os.environ)
     address = resolve(values["host"], values["port"])
+    if values["engine"] == "ray":
+        _run_on_ray(values, address)
+        return
     service = Service(_settings(values, address))
     listening = address.listen()
     logging.basicConfig(level=values["log_level"].upper(), format="%(levelname)s: %(message)s", stream=sys.stderr)
@@ -58,6 +64,29 @@ def run(args: argparse.Namespace) -> None:
         heard()
     if service.failure is not None:
         raise service.failure
+
+
+def _run_on_ray(values: Values, address: Address) -> None:
+    """Deploy the replicas; on a cluster that is ended with the command, serve until Ctrl-C."""
+    from bitdance_edge.scale.serving import Scaling, deploy, stop
+
+    settings = _settings(values, address)
+    least, most = values["replicas"]
+    scaling = Scaling(least=least, most=most, cpus=values["replica_cpus"], gpus=values["replica_gpus"])
+    where = values["address"] or "auto"
+    try:
+        deploy(settings, scaling, host=address.host, port=address.port, cluster=None if where == LOCAL else where)
+        print(f"http://{address.name}:{address.port}", flush=True)
+        if where != LOCAL:
+            print("The replicas go on; the same command updates them, and `serve shutdown` ends them.", file=sys.stderr)
+            return
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        heard()
+    finally:
+        if where == LOCAL:
+            stop()
 
 
 def _settings(values: Values, address: Address) -> ServeSettings:

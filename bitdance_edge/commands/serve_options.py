@@ -13,12 +13,12 @@ from bitdance_edge.commands.values import number, path, shown, text, whole
 from bitdance_edge.runtime.pipeline import MAX_THREADS
 from bitdance_edge.runtime.reading import read_text
 from bitdance_edge.serve.errors import ServeError
-from bitdance_edge.serve.settings import BOUNDS, ServeSettings
+from bitdance_edge.serve.settings import BOUNDS, TOKEN_VARIABLE, ServeSettings
 
 PREFIX = "BITDANCE_EDGE_SERVE_"
-TOKEN_VARIABLE = "BITDANCE_EDGE_TOKEN"
 DEFAULTS = ServeSettings(bundles=())
 LEVELS = ("info", "warning", "error")
+ENGINES = ("local", "ray")
 MOST_NAME = 200  # characters of an alias
 Values = dict[str, Any]
 
@@ -44,6 +44,23 @@ def level(value: str) -> str:
     if value not in LEVELS:
         raise ArgumentTypeError(f"{shown(value)} is not one of {', '.join(LEVELS)}")
     return value
+
+
+def engine(value: str) -> str:
+    """Read what runs the server."""
+    if value not in ENGINES:
+        raise ArgumentTypeError(f"{shown(value)} is not one of {', '.join(ENGINES)}")
+    return value
+
+
+def replicas(value: str) -> tuple[int, int]:
+    """Read a number of replicas, or LEAST-MOST."""
+    read = whole(1, 10_000)
+    least, separator, most = value.partition("-")
+    numbers = read(least), read(most if separator else least)
+    if numbers[0] > numbers[1]:
+        raise ArgumentTypeError(f"{shown(value)} is not LEAST-MOST")
+    return numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +148,22 @@ OPTIONS: dict[str, Option] = {
     ),
     "token_file": Option(
         meaning=f"file with the bearer token to require (default: {TOKEN_VARIABLE})", read=path, metavar="FILE"
+    ),
+    "engine": Option(
+        meaning="local: this process and its workers; ray: replicas of Ray Serve", read=engine, default="local"
+    ),
+    "address": Option(meaning="with ray: HOST:PORT of a cluster, auto (default), or local to start one", metavar="A"),
+    "replicas": Option(
+        meaning="with ray: replicas, each of one device, or LEAST-MOST by the length of their queues (default 1)",
+        read=replicas,
+        default=(1, 1),
+        metavar="N",
+    ),
+    "replica_cpus": Option(
+        meaning="with ray: CPUs that a replica takes of its machine", read=number(0, 4096), default=1.0
+    ),
+    "replica_gpus": Option(
+        meaning="with ray: GPUs that a replica takes of its machine", read=number(0, 64), default=0.0
     ),
     "log_level": Option(meaning="info, warning or error", read=level, default="info", metavar="LEVEL"),
     "log_prompts": Option(meaning="write prompts into the log", read=switch, default=False),

@@ -4,10 +4,15 @@ import argparse
 import json
 import os
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from bitdance_edge.commands.values import number, path, whole
+from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.named_recipes import RECIPES, recipe_named
 from bitdance_edge.training.recipes import overridden
+
+if TYPE_CHECKING:
+    from bitdance_edge.training.finetune import Start
 
 EXAMPLES = """examples:
   %(prog)s digits-tokenizer --out runs/digits-tokenizer
@@ -15,17 +20,32 @@ EXAMPLES = """examples:
   %(prog)s digits-4x --out runs/digits-4x --evaluate
   %(prog)s shapes-16x --tokenizer checkpoints/shapes-tokenizer --out runs/shapes-16x
   %(prog)s digits-4x --data photos --size 64 --tokenizer runs/photos-tokenizer --out runs/photos-4x --set mirror=true
-several GPUs: accelerate launch -m bitdance_edge train digits-4x ..."""
+  %(prog)s --init checkpoints/digits-4x --data photos --out runs/photos-4x
+  %(prog)s --init checkpoints/digits-4x --data photos --out runs/photos-lora --set lora_rank=8
+  %(prog)s imagenet-B-4x --data imagenet-shards --tokenizer ae_d16c32.pt --out runs/B-4x --precision bf16
+several GPUs or machines: accelerate launch -m bitdance_edge train imagenet-B-4x ..."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train a tokenizer or a generator, or score a trained one."
     parser.epilog = EXAMPLES
-    parser.add_argument("recipe", help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)} (default with --init: finetune)")
     parser.add_argument("--out", type=path, required=True, help="folder of the checkpoint")
     parser.add_argument("--tokenizer", type=path, help="folder of a trained tokenizer, for a generator")
     parser.add_argument(
-        "--data", type=path, help="folder with one sub-folder of images for each class (default: the recipe's data)"
+        "--init", type=path, metavar="CHECKPOINT", help="generator to fine-tune, or OWNER/NAME on the Hub"
+    )
+    parser.add_argument("--variant", help="what a .pt file of --init is: B-1x to H-1x")
+    parser.add_argument(
+        "--data",
+        type=path,
+        help="folder with one sub-folder of images for each class; for text to image, of images with their captions "
+        "in .txt files beside them; or WebDataset (.tar) or Parquet shards of either (default: the recipe's data)",
+    )
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="read images from --data as they are needed (default: where they take more than 1 GiB of memory)",
     )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="mixed precision (default: none)")
@@ -62,13 +82,18 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from bitdance_edge.runtime.bundle.files import claimed_output
-    from bitdance_edge.training.runs import RunOptions, Scoring, evaluate, train
+    from bitdance_edge.training.runs import RunOptions, evaluate, train
+    from bitdance_edge.training.scoring import Scoring
 
-    recipe = overridden(recipe_named(args.recipe), _settings(args))
+    if args.recipe is None and args.init is None:
+        raise TrainingError(f"give a recipe, one of {', '.join(RECIPES)}, or --init with a checkpoint to fine-tune")
+    recipe = overridden(recipe_named(args.recipe or "finetune"), _settings(args))
     options = RunOptions(
         out=args.out,
         data=args.data,
+        stream=args.stream,
         tokenizer=args.tokenizer,
+        start=_start(args),
         precision=args.precision,
         dtype=getattr(torch, args.dtype),
         resume=args.resume,
@@ -83,6 +108,17 @@ def run(args: argparse.Namespace) -> None:
         report = evaluate(recipe, options, scoring) if args.evaluate else train(recipe, options)
     if first:
         print(json.dumps(report, indent=2))
+
+
+def _start(args: argparse.Namespace) -> "Start | None":
+    """The checkpoint of --init, downloaded where it is a name on the Hub."""
+    if args.init is None:
+        return None
+    from bitdance_edge.commands.hub_checkpoint import find_checkpoint
+    from bitdance_edge.training.finetune import Start
+
+    found = find_checkpoint(str(args.init), args.variant, None, None)
+    return Start(path=found.path, variant=args.variant, tokenizer=found.tokenizer)
 
 
 def _settings(args: argparse.Namespace) -> list[str]:

@@ -25,6 +25,19 @@ def whole(least: int, most: int = MOST) -> Callable[[str], int]:
     return read
 
 
+def whole_or(word: str, least: int, most: int) -> Callable[[str], int | str]:
+    """Make the type of a whole number from ``least`` to ``most``, or of one word."""
+    read = whole(least, most)
+
+    def read_either(value: str) -> int | str:
+        try:
+            return word if value.strip() == word else read(value)
+        except ArgumentTypeError as error:
+            raise ArgumentTypeError(f"{error}, nor {word}") from None
+
+    return read_either
+
+
 def number(least: float, most: float, *, unit: str = "") -> Callable[[str], float]:
     """Make the type of a finite number from ``least`` to ``most``; ``unit`` is named where it is refused."""
 

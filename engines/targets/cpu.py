@@ -11,7 +11,13 @@ from pathlib import Path
 from bitdance_edge.engines.graph import GraphFacts
 from bitdance_edge.engines.progress import BuildWatch
 from bitdance_edge.engines.rewriting import INLINE_UP_TO, Graph
-from bitdance_edge.engines.targets.cpu_forms import POINTWISE_STAGES, apply_fast_forms, winograd_growth
+from bitdance_edge.engines.targets.cpu_forms import (
+    CONVOLUTION_STAGES,
+    POINTWISE_STAGES,
+    apply_fast_forms,
+    winograd_growth,
+)
+from bitdance_edge.engines.targets.cpu_int8 import unpacked_growth
 from bitdance_edge.engines.targets.interface import Built, Estimate, Job, Run
 from bitdance_edge.engines.targets.onnx_session import load, open_session, run_of
 from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
@@ -21,7 +27,7 @@ from bitdance_edge.runtime.bundle.record import BuildRecord
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
 NAME = "cpu"
-FORMS = 1  # version of the rewriting: a build by another is made again
+FORMS = 2  # version of the rewriting: a build by another is made again
 # Upper bounds of what was measured on builds of B-4x in float32. Its backbone of 683 MB takes 2.6 GB: weights, their
 # transposes, what ONNX Runtime reorders, and the copy that it writes. Its decoder of 1045 MB takes 1.8 GB.
 OUTPUT_BASE = 1_000_000
@@ -53,8 +59,9 @@ class CpuTarget:
                 f"-o {job.bundle.folder} --dtype fp32 --force"
             )
         output = OUTPUT_BASE + size * (FP8_GROWTH if "fp8" in job.facts.types else 1)
-        if job.stage == StageName.DECODER:
-            output += winograd_growth(Graph.read(job.graph))
+        if job.stage in CONVOLUTION_STAGES:
+            graph = Graph.read(job.graph)
+            output += winograd_growth(graph) + unpacked_growth(graph)
         per_byte = MEMORY_PER_BYTE_OF_PRODUCTS if job.stage in POINTWISE_STAGES else MEMORY_PER_BYTE
         memory = int(MEMORY_BASE + per_byte * output)
         return Estimate(output_bytes=output, memory_bytes=memory, held_bytes=memory, refusal=refusal)

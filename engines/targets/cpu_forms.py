@@ -1,16 +1,17 @@
-"""The forms of products and convolutions that ONNX Runtime runs fastest on a CPU in float32 (docs/speed.md).
+"""The forms of products and convolutions that ONNX Runtime runs fastest on a CPU (docs/speed.md).
 
-Applied node by node to what is float32: in a calibrated stage, quantised layers keep their form and the others get
-theirs.
+Applied node by node: of a calibrated stage, quantised layers get the forms of ``cpu_int8``, and the others theirs.
 """
 
 import numpy as np
 from onnx import NodeProto, TensorProto
 
 from bitdance_edge.engines.rewriting import Graph, make_node
+from bitdance_edge.engines.targets.cpu_int8 import int8_convolution
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
 POINTWISE_STAGES = (StageName.BACKBONE, StageName.HEAD)  # whose products have few rows
+CONVOLUTION_STAGES = (StageName.DECODER, StageName.ENCODER)
 CHANNEL_BLOCK = 16  # channels that ONNX Runtime's blocked convolutions on x86 with AVX-512 take together; 8 with AVX2
 TILE = 4  # pixels of the output that Winograd's F(4x4, 3x3) makes from one tile of the input
 # Winograd's minimal filtering with the points 0, 1, -1, 2, -2 (Lavin and Gray, https://arxiv.org/abs/1509.09308): what
@@ -40,11 +41,12 @@ WINOGRAD_OUTPUT = (
 
 
 def apply_fast_forms(graph: Graph, stage: str) -> int:
-    """Rewrite the float32 layers of a stage that have a faster form; returns the number of layers rewritten."""
-    form = pointwise_product if stage in POINTWISE_STAGES else winograd_convolution
-    if stage not in (*POINTWISE_STAGES, StageName.DECODER):
+    """Rewrite the layers of a stage that have a faster form; returns the number of layers rewritten."""
+    if stage not in (*POINTWISE_STAGES, *CONVOLUTION_STAGES):
         return 0
-    return sum(form(graph, node) for node in list(graph.model.graph.node))
+    rewritten = sum(int8_convolution(graph, node) for node in list(graph.model.graph.node))
+    form = pointwise_product if stage in POINTWISE_STAGES else winograd_convolution
+    return rewritten + sum(form(graph, node) for node in list(graph.model.graph.node))
 
 
 def pointwise_product(graph: Graph, node: NodeProto) -> bool:

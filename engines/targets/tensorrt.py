@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitdance_edge.engines.engine_form import EngineForm
 from bitdance_edge.engines.engine_run import engine_run
 from bitdance_edge.engines.failure import BuildFailure, build_failure
 from bitdance_edge.engines.graph import GraphFacts
@@ -58,10 +59,28 @@ class TensorRTTarget:
         library: the Python module, "tensorrt_rtx" or "tensorrt".
         capabilities: GPUs named in the target; none for the library's default or this machine's GPU.
         runs_on: compute capabilities that are known before the build; none where it is this machine's GPU.
+        form: of the engines' weights.
     """
 
-    def __init__(self, name: str, library: str, capabilities: tuple[str, ...], runs_on: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        library: str,
+        capabilities: tuple[str, ...],
+        runs_on: tuple[str, ...],
+        form: EngineForm | None = None,
+    ) -> None:
         self.name, self.library, self.capabilities, self.runs_on = name, library, capabilities, runs_on
+        self.form = form or EngineForm()
+
+    def with_form(self, form: EngineForm) -> "TensorRTTarget":
+        """Return the same target for engines of another form.
+
+        Raises:
+            BuildError: the library is not installed, or builds none.
+        """
+        form.require(self.loaded)
+        return TensorRTTarget(self.name, self.library, self.capabilities, self.runs_on, form)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TensorRTTarget) and other.name == self.name
@@ -96,7 +115,8 @@ class TensorRTTarget:
             options={
                 "profiling_verbosity": DETAILS,
                 "in_place_cache": in_place,
-                "user_allocation": self.loaded.user_allocation is not None,
+                "user_allocation": self.loaded.user_allocation is not None and not self.form.streamed,
+                **self.form.options,
             },
         )
 
@@ -160,8 +180,9 @@ class TensorRTTarget:
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.progress_monitor = progress_monitor(trt, watch)
-        if library.user_allocation is not None:
-            config.set_flag(library.user_allocation)
+        for flag in map(library.builder_flag, self.form.flags):
+            if flag is not None:
+                config.set_flag(flag)
         if self.capabilities:
             config.num_compute_capabilities = len(self.capabilities)
             for i, capability in enumerate(self.capabilities):

@@ -12,6 +12,7 @@ from bitdance_edge.runtime.backends.interface import Backend
 from bitdance_edge.runtime.backends.onnxruntime import CPU_TARGET, OnnxRuntimeBackend, import_onnxruntime
 from bitdance_edge.runtime.backends.onnxruntime_cuda import PROVIDER, TARGET, OnnxRuntimeCudaBackend
 from bitdance_edge.runtime.backends.processor import int8_path
+from bitdance_edge.runtime.backends.streamed_weights import StreamedWeights
 from bitdance_edge.runtime.backends.tensorrt import TensorRTBackend
 from bitdance_edge.runtime.backends.tensorrt_library import load_library
 from bitdance_edge.runtime.bundle.manifest import Bundle
@@ -34,10 +35,13 @@ class Choice:
     device: str  # "cpu", or "cuda:0 (its name)"
     target: str = ""  # whose builds run
     built: tuple[str, ...] = ()  # stages that run as they were built for it
+    threads: int | None = None  # of each graph on a CPU; None: one a physical core
     advice: str = ""  # what a build for this device would bring
     max_images: int | None = None  # that the engines take at once
     free_bytes: int | None = None  # of the GPU's memory, before anything was taken of it
-    files: Mapping[str, int] = field(default_factory=dict)  # stage -> bytes of its engine
+    # Stage -> bytes of its engine that the GPU must hold: none where its weights are streamed.
+    files: Mapping[str, int] = field(default_factory=dict)
+    streamed: StreamedWeights | None = None  # where an engine streams its weights
     rejected: Mapping[str, str] = field(default_factory=dict)  # backend -> why not
     arithmetic: str = ""  # of quantised stages on a CPU: which instructions they take, and why
     # On a GPU: which stages can be part of a CUDA graph, whether a patch is one, and why not; filled as they are used.
@@ -189,7 +193,8 @@ def _engines(bundle: Bundle, wanted: Wanted, library: str, device: Device) -> tu
     if loaded.judges_engines:  # whether the library runs on this GPU at all, before another backend is passed over
         refuse_invalid(engine_path(folder, StageName.TIME), loaded.trt, loaded.logger)
     free = free_memory(wanted.ordinal)
-    backend = TensorRTBackend(bundle, loaded, folder, CudaDevice(wanted.ordinal), device.capability)
+    streamed = StreamedWeights()
+    backend = TensorRTBackend(bundle, loaded, folder, CudaDevice(wanted.ordinal), device.capability, streamed)
     return backend, Choice(
         backend=backend.name,
         device=_named(device, wanted),
@@ -197,7 +202,8 @@ def _engines(bundle: Bundle, wanted: Wanted, library: str, device: Device) -> tu
         built=tuple(records),
         max_images=min(record.max_images or 1 for record in records.values()),
         free_bytes=free,
-        files={name: record.bytes for name, record in records.items()},
+        files={name: 0 if record.streams_weights else record.bytes for name, record in records.items()},
+        streamed=streamed if any(record.streams_weights for record in records.values()) else None,
         graphs=backend.graphs,
     )
 

@@ -37,6 +37,9 @@ class CountedBuffer:
     def __getitem__(self, index: int) -> "CountedBuffer":
         return CountedBuffer(self.shape[1:], self.bytes, self.address)
 
+    def reshaped(self, shape: tuple[int, ...]) -> "CountedBuffer":
+        return CountedBuffer(shape, self.bytes, self.address)
+
     def write(self, values: np.ndarray) -> None:
         """Drop the values."""
 

@@ -139,6 +139,9 @@ class CudaBuffer:
     def __getitem__(self, index: int) -> "CudaPart":
         return CudaPart(self, self.shape[1:], self.address + index * (self.size // self.shape[0]))
 
+    def reshaped(self, shape: tuple[int, ...]) -> "CudaPart":
+        return CudaPart(self, shape, self.address)
+
     def write(self, values: np.ndarray) -> None:
         slot = self._slot_to_write()
         slot.array[...] = values
@@ -192,7 +195,7 @@ class CudaBuffer:
 
 
 class CudaPart:
-    """One index of the first axis of a buffer, to be bound."""
+    """A part of a buffer, or the whole in another shape, to be bound."""
 
     def __init__(self, whole: CudaBuffer, shape: tuple[int, ...], address: int) -> None:
         self.whole, self.shape, self.address = whole, shape, address
@@ -204,6 +207,9 @@ class CudaPart:
     def __getitem__(self, index: int) -> "CudaPart":
         size = tensor_bytes(self.shape[1:], self.whole.dtype)
         return CudaPart(self.whole, self.shape[1:], self.address + index * size)
+
+    def reshaped(self, shape: tuple[int, ...]) -> "CudaPart":
+        return CudaPart(self.whole, shape, self.address)
 
 
 class RowCopies:

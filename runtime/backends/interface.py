@@ -55,6 +55,10 @@ class Memory(Protocol):
         """The part at one index of the first axis."""
         ...
 
+    def reshaped(self, shape: tuple[int, ...]) -> "Memory":
+        """The same memory as a tensor of another shape with as many values."""
+        ...
+
 
 class Buffer(Memory, Protocol):
     """Device memory of one tensor, zero at first, that the host can write and fetch."""

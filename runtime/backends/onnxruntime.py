@@ -25,14 +25,15 @@ from bitdance_edge.runtime.bundle.dtypes import TENSOR_DTYPES
 from bitdance_edge.runtime.bundle.files import cannot_write
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
-from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, WINDOW_STAGES
 from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError, StorageError
 
 LOG_SEVERITY = 3  # errors only
 BFLOAT16 = 16  # of onnx.TensorProto: an element type that numpy does not have
 # Optimisers that take from a product what fuses it with its Q and DQ, so that its weights would be dequantised at every
-# launch: one makes a Gemm of it and its bias, the other makes several products read one DequantizeLinear.
-BEFORE_QDQ = "MatMulAddFusion;CommonSubexpressionElimination"
+# launch: one makes a Gemm of it and its bias, the other makes several products read one DequantizeLinear. The third
+# repeats the Q and DQ behind a convolution after what only reshapes, as nodes of a type that it contradicts later.
+BEFORE_QDQ = "MatMulAddFusion;CommonSubexpressionElimination;QDQPropagationTransformer"
 # What ONNX Runtime's exceptions hold when memory ran out: those of its arena, of C++ on Linux and on Windows, of CUDA.
 OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
 TYPES: dict[str, str] = {f"tensor({name})": name for name in TENSOR_DTYPES} | {
@@ -43,6 +44,9 @@ CPU_TARGET = "cpu"
 # Stages whose weights are read often enough that moving them into huge pages pays within an image. The backbone's, read
 # once a patch, take longer to move than ten images gain.
 READ_OFTEN = ("head",)
+# Bytes of weights from which a stage's threads wait for work by spinning. A smaller stage has little to hand over, and
+# half of the processor time of a small model's image was spent waiting for it.
+SPINNING_FROM = 8 << 20
 HUGE_FROM = 16 << 20  # bytes of weights: the page table entries of fewer stay in the processor's own table
 
 
@@ -128,6 +132,9 @@ class HostBuffer:
     def __getitem__(self, index: int) -> "HostBuffer":
         return HostBuffer(self.array[index])
 
+    def reshaped(self, shape: tuple[int, ...]) -> "HostBuffer":
+        return HostBuffer(self.array.reshape(shape))
+
     def write(self, values: np.ndarray) -> None:
         self.array[...] = values
 
@@ -153,10 +160,12 @@ class OnnxRuntimeStage:
         options = cpu_options(threads, spec.precision)
         if optimised:
             options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
-        if path.stem not in LOOP_STAGES:
+        if path.stem not in (*LOOP_STAGES, *WINDOW_STAGES):
             # Reuse is planned by equal sizes and holds what it hands on until its last reuse: with activations this
             # large that is twice the memory.
             options.enable_mem_reuse = False
+        if path.stem in LOOP_STAGES and spec.weight_bytes < SPINNING_FROM:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         trace_session(options, trace, path.stem)
         self.path, self.spec, self.traced, self.time = path, spec, trace is not None, StageTime()
         huge = path.stem in READ_OFTEN and spec.weight_bytes >= HUGE_FROM

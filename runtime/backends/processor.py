@@ -40,6 +40,14 @@ def int8_path() -> Int8Path:
     )
 
 
+def float32_path() -> str:
+    """Name the instructions of float32 products on this machine."""
+    if platform.machine().lower() not in X86:
+        return platform.machine()
+    flags = _flags() or []
+    return next((name for name, flag in (("AVX-512", "avx512f"), ("AVX2", "avx2")) if flag in flags), "SSE")
+
+
 @cache
 def instructions() -> str:
     """Name this kind of processor and its instructions, for comparison."""

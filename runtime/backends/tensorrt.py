@@ -24,6 +24,7 @@ from bitdance_edge.runtime.backends.engine_fit import engine_path, refuse_invali
 from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.rtx_cache import RuntimeCache
 from bitdance_edge.runtime.backends.signature import Loaded, require_memory_for, require_signature
+from bitdance_edge.runtime.backends.streamed_weights import StreamedWeights
 from bitdance_edge.runtime.backends.tensorrt_library import Library
 from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import Bundle
@@ -47,12 +48,22 @@ class TensorRTBackend:
     Args:
         folder: of the target's engines and their records.
         capability: the GPU's compute capability, "8.9".
+        streamed: memory for the weights of engines that stream them; None: all are copied at each launch.
     """
 
     run_ahead = 1  # a patch is queued while the one before runs, so that the GPU never waits for the host
 
-    def __init__(self, bundle: Bundle, library: Library, folder: Path, device: CudaDevice, capability: str) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        library: Library,
+        folder: Path,
+        device: CudaDevice,
+        capability: str,
+        streamed: StreamedWeights | None = None,
+    ) -> None:
         self.bundle, self.library, self.folder = bundle, library, folder
+        self.streamed = streamed or StreamedWeights()
         self.device, self.capability = device, capability
         self.graphs: dict[str, str] = {}  # whether a patch is a CUDA graph, and otherwise why not
         self.calls = 0  # to the device that run something: engines, or graphs of them
@@ -81,7 +92,8 @@ class TensorRTBackend:
         return RowCopies(self.lane, target.address, source.address, rows, tensor_bytes(target.shape, "float32"))
 
     def second_lane(self) -> "TensorRTBackend":
-        self._siblings.append(TensorRTBackend(self.bundle, self.library, self.folder, self.device, self.capability))
+        shared = self.library, self.folder, self.device, self.capability, self.streamed
+        self._siblings.append(TensorRTBackend(self.bundle, *shared))
         return self._siblings[-1]
 
     def current(self) -> AbstractContextManager[None]:
@@ -131,6 +143,8 @@ class TensorRTStage:
         if library.judges_engines:
             refuse_invalid(self.path, library.trt, library.logger)
         self.engine: Any = _deserialize(library, self.path)
+        if self.record.streams_weights:
+            backend.streamed.give(self.engine)
         require_signature(self.path, self.spec, *_loaded(library.trt, self.engine))
         self._compiled = RuntimeCache(self.path)
         self._contexts: WeakValueDictionary[tuple[tuple[int, ...], ...], Context] = WeakValueDictionary()
@@ -258,6 +272,8 @@ class BoundEngine:
             CaptureError: it cannot.
         """
         trt = self.context.trt
+        if self.stage.record.streams_weights:
+            raise CaptureError(f"{self.stage.name} streams its weights, and allocates for that while it runs")
         if hasattr(trt, "is_stream_capturable") and not trt.is_stream_capturable(self.lane.stream.handle):
             raise CaptureError(
                 f"{self.stage.name} cannot be captured in its present shapes, by the library's own account"

@@ -60,7 +60,11 @@ class Library:
 
         A launch of TensorRT-RTX can be part of a CUDA graph only with it (release notes of 1.2).
         """
-        return getattr(getattr(self.trt, "BuilderFlag", None), "REQUIRE_USER_ALLOCATION", None)
+        return self.builder_flag("REQUIRE_USER_ALLOCATION")
+
+    def builder_flag(self, name: str) -> Any:
+        """A flag of the builder by its name; None: the library has none."""
+        return getattr(getattr(self.trt, "BuilderFlag", None), name, None)
 
     @property
     def streams_engines(self) -> bool:

@@ -26,10 +26,11 @@ from bitdance_edge.runtime.bundle.specs import (
     StageSpec,
     TensorSpec,
     TextSpec,
+    WindowSpec,
     dim_factor,
     dim_size,
 )
-from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.bundle.stage_names import WINDOW_STAGES, StageName
 from bitdance_edge.runtime.errors import BundleError
 
 UNQUANTISED = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # precision of a stage -> its element type
@@ -52,6 +53,8 @@ class Manifest(Protocol):
     def links(self) -> Mapping[str, str]: ...
     @property
     def fast_preview(self) -> FileSpec | None: ...
+    @property
+    def window(self) -> WindowSpec | None: ...
 
 
 def require_consistent(bundle: Manifest) -> None:
@@ -148,6 +151,8 @@ def _require_files(bundle: Manifest) -> None:
 def _require_stages(bundle: Manifest) -> None:
     """Check what each stage takes and gives, and that what one gives is what another takes."""
     model, found = bundle.model, bundle.stages
+    missing = [name for name in WINDOW_STAGES if name not in found]
+    _require(bundle.window is None or not missing, f"it has a windowed sampler without {', '.join(missing)}")
     floats, widths = bundle.cache.dtype, {}
     head = found.get(StageName.HEAD) or found.get(StageName.MODULATION)
     tensors = () if head is None else (*head.inputs, *head.outputs)

@@ -25,14 +25,16 @@ from bitdance_edge.runtime.bundle.specs import (
     SamplingSpec,
     StageSpec,
     TextSpec,
+    WindowSpec,
 )
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.bundle.unpack import unpacked
 from bitdance_edge.runtime.errors import BundleError, RequestError
 from bitdance_edge.storage import stopped_replacement
 
-FORMAT = 4
-WITHOUT_OPSET = 3  # the format before: sizes as [height, width], and a named profile in place of the opset
+FORMAT = 5
+WITHOUT_WINDOW = 4  # the format before: without the windowed sampler and its stages
+WITHOUT_OPSET = 3  # and the one before that: sizes as [height, width], and a named profile in place of the opset
 RECORDINGS = "calibration/recordings"  # what calibration recorded of this bundle; not shipped
 
 
@@ -52,6 +54,7 @@ class Bundle:
     links: Mapping[str, Text]  # file -> the checkpoint's file that it was hard-linked to
     provenance: Mapping[Name, Any]
     fast_preview: FileSpec | None = None  # map from bits to pixels, fitted to the decoder
+    window: WindowSpec | None = None  # of the windowed sampler; None: the bundle has no stages for it
     digest: str  # SHA-256 of bundle.json, which holds those of all files
 
     @classmethod
@@ -109,6 +112,19 @@ class Bundle:
                 "bitdance-edge export, in fp32 or fp16 and without --no-fast-previews"
             )
         return self.fast_preview
+
+    def require_window(self) -> WindowSpec:
+        """What is known of the windowed sampler.
+
+        Raises:
+            RequestError: the bundle was exported without it.
+        """
+        if self.window is None:
+            raise RequestError(
+                f"{self.name} has no windowed sampler; sample one evaluation after the other (window 1), or export it "
+                "again with bitdance-edge export"
+            )
+        return self.window
 
     def stage(self, name: str) -> StageSpec:
         """A stage by name.
@@ -172,7 +188,7 @@ def _no_bundle(folder: Path) -> str:
 
 
 def _current_format(data: Any, manifest: Path) -> dict[str, Any]:
-    """Convert a manifest's content to today's format, where it has the one before.
+    """Convert a manifest's content to today's format, where it has an older one that is still read.
 
     Raises:
         BundleError: the format is another.
@@ -183,13 +199,13 @@ def _current_format(data: Any, manifest: Path) -> dict[str, Any]:
             data = _from_format_3(data)
         except (AttributeError, LookupError, TypeError, ValueError):
             raise BundleError(f"{manifest} is not whole; copy or export the bundle again") from None
-    elif found != FORMAT or type(found) is not int:
+    elif found not in (WITHOUT_WINDOW, FORMAT) or type(found) is not int:
         provenance = data.get("provenance") if isinstance(data, dict) else None
         checkpoint = provenance.get("checkpoint") if isinstance(provenance, dict) else None
         checkpoint = checkpoint if isinstance(checkpoint, str) and checkpoint.isprintable() else "CHECKPOINT"
         command = shlex.join(["bitdance-edge", "export", checkpoint, "-o", str(manifest.parent), "--force"])
         raise BundleError(
-            f"{manifest} has format {schema.shown(found)}; this version reads {WITHOUT_OPSET} and {FORMAT}: "
+            f"{manifest} has format {schema.shown(found)}; this version reads {WITHOUT_OPSET} to {FORMAT}: "
             f"export it again with: {command}"
         )
     return {name: value for name, value in data.items() if name != "format"}

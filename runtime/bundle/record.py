@@ -33,6 +33,8 @@ from bitdance_edge.runtime.errors import BuildError, BundleError
 
 FORMAT = 1
 TARGETS = "targets"
+# Options of an engine: its weights need not all be on the GPU; each can be replaced.
+WEIGHT_STREAMING, REFITTABLE = "weight_streaming", "refittable"
 Shape = Annotated[list[Count], Items(1, 8)]
 Ranges = Annotated[list[Shape], Items(3, 3)]  # the smallest, likeliest and largest shape
 Line = Annotated[str, Like(r"[^\x00-\x1f\x7f]{0,200}", "one line of text")]
@@ -151,6 +153,10 @@ class BuildRecord:
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
 
+    @property
+    def streams_weights(self) -> bool:
+        return self.options.get(WEIGHT_STREAMING) is True
+
     def mismatch(self, bundle: Bundle, library_version: str) -> str | None:
         """Why the build is not of this bundle and library, or None; its bytes are not looked at."""
         if self.sources != source_hashes(bundle, self.stage):
@@ -165,7 +171,9 @@ class BuildRecord:
 
     def rebuild_command(self, bundle: Bundle) -> str:
         images = ["--max-images", str(self.max_images)] if self.max_images not in (None, 1) else []
-        command = ["bitdance-edge", "build", str(bundle.folder), "--target", self.target, *images, "--force"]
+        form = ["--stream-weights"] if self.streams_weights else []
+        form += ["--refittable"] if self.options.get(REFITTABLE) is True else []
+        command = ["bitdance-edge", "build", str(bundle.folder), "--target", self.target, *images, *form, "--force"]
         return f"build it again with: {shlex.join(command)}"
 
 

@@ -12,6 +12,7 @@ from bitdance_edge.runtime.bundle.stage_names import StageName
 
 FLOAT = "float"
 MODULATION = "modulation."  # how the names of the head's modulations start
+TABLE = "table."  # and of the tables of all evaluations' modulations
 F32, I64, U8, BOOL = "float32", "int64", "uint8", "bool"
 Tensor = tuple[str, tuple[int | str, ...]]  # element type and dimensions
 Tensors = Mapping[str, Tensor]
@@ -73,6 +74,64 @@ def loop_signatures(model: ModelSpec, cache: CacheSpec, modulations: int) -> dic
                 **{name: (FLOAT, ("R", per_step, name)) for name in tables},
             },
             {"x_next": patch},
+        ),
+        **_window_signatures(model, modulations),
+    }
+
+
+def _window_signatures(model: ModelSpec, modulations: int) -> dict[str, Signature]:
+    """The stages of the windowed sampler; their rows are the loop's, their draws those of the head without a window."""
+    patch = (model.tokens_per_step, model.bits)
+    rows, draws = (I64, ("R",)), (I64, ("B",))
+    ahead: Tensors = {"evaluations": (I64, (1,)), "ahead": (I64, ("2*W",)), "rows": rows, "every": rows}
+    window, state = (F32, ("W", "R", *patch)), (F32, ("B", *patch))
+    tokens, tables = model.tokens_per_step, [f"{MODULATION}{i}" for i in range(modulations)]
+    return {
+        StageName.SETTLE: Signature(
+            {
+                "states": (F32, ("2*W", "B", *patch)),
+                "evaluated": window,
+                "reached": draws,
+                "tolerance": (F32, (1,)),
+                **ahead,
+                **{f"{TABLE}{i}": (FLOAT, ("N", "R", tokens, name)) for i, name in enumerate(tables)},
+            },
+            {
+                "settled": draws,
+                "x": state,
+                "window": window,
+                **{name: (FLOAT, ("W", "R", tokens, name)) for name in tables},
+            },
+        ),
+        StageName.EXTRAPOLATE: Signature(
+            {
+                **dict.fromkeys(("x", "clean", "last_x", "last_clean"), window),
+                **dict.fromkeys(("reached", "last_reached"), draws),
+                "schedule": (F32, ("K", 3)),
+                "added": (F32, ("K", "B", *patch)),
+                "weights": (F32, ("R",)),
+                "free": (F32, (tokens,)),
+                **ahead,
+            },
+            {
+                "first": state,
+                "base": (F32, ("2*W", "R", *patch)),
+                "gain": (F32, ("2*W", "R", tokens, 1)),
+                "slope": (F32, ("2*W", "B", 1, 1)),
+                "keep": (F32, ("2*W", "B", tokens, 1)),
+                "offset": (F32, ("2*W", "B", *patch)),
+            },
+        ),
+        StageName.ADVANCE: Signature(
+            {
+                "x": state,
+                "base": (F32, ("H", "B", *patch)),
+                "gain": (F32, ("H", "B", tokens, 1)),
+                "slope": (F32, ("B", 1, 1)),
+                "keep": (F32, ("B", tokens, 1)),
+                "offset": state,
+            },
+            {"x_next": state},
         ),
     }
 

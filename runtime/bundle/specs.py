@@ -21,12 +21,12 @@ from bitdance_edge.runtime.bundle.limits import (
 )
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.errors import RequestError
-from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, MAX_GUIDANCE, MAX_STEPS, SAMPLERS
+from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, MAX_GUIDANCE, MAX_STEPS, MAX_WINDOW, SAMPLERS
 from bitdance_edge.runtime.values import shown
 
 MANIFEST = "bundle.json"
 FLOATS = ("float32", "float16", "bfloat16")
-DIMS = ("R", "T", "B", "N", "M", "PH", "PW")  # that vary
+DIMS = ("R", "T", "B", "N", "M", "W", "H", "K", "PH", "PW")  # that vary
 Dtype = Annotated[str, OneOf(TENSOR_DTYPES)]
 Dim = Annotated[str, Like(rf"([1-9]\d{{0,4}}\*)?({'|'.join(DIMS)})", "a name such as R, or 16*PH,")]
 Tokens = Annotated[tuple[Annotated[int, Within(0, 2**31 - 1)], ...], Items(1, 65_536)]
@@ -36,8 +36,9 @@ Tokens = Annotated[tuple[Annotated[int, Within(0, 2**31 - 1)], ...], Items(1, 65
 class TensorSpec:
     """One input or output of a stage.
 
-    A dimension is a number, the name of one that varies (R rows, T tokens, B images or draws, N times, PH and PW
-    patches down and across an image), or a multiple of such a name: ``16*PH``.
+    A dimension is a number, the name of one that varies (R rows, T tokens, B images or draws, N times, W times
+    of a window, H halves of the rows, K rows of a schedule, PH and PW patches down and across an image), or a multiple
+    of such a name: ``16*PH``.
     """
 
     name: Name
@@ -203,6 +204,32 @@ class CacheSpec:
     def bytes(self, rows: int) -> int:
         """Bytes of the keys and values of ``rows`` rows."""
         return 2 * self.layers * tensor_bytes((rows, self.heads, self.length, self.head_dim), self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredWindow:
+    """What was measured of one window: sequential and windowed sampling of the same patches, one image at a time."""
+
+    window: Annotated[int, Within(2, MAX_WINDOW)]
+    sampler: Annotated[str, OneOf(SAMPLERS)]
+    steps: Annotated[int, Within(1, MAX_STEPS)]
+    sweeps: Annotated[float, Within(1, MAX_STEPS + 1)]  # of a patch, on average
+    most_sweeps: Annotated[int, Within(1, MAX_STEPS + 1)]
+    bits: Quantity  # compared, each from the same patches before it
+    flipped: Quantity  # of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSpec:
+    """How exact the windowed sampler is.
+
+    Attributes:
+        tolerance: how far a state may still move between two sweeps and count as settled.
+        runs: measurements with this tolerance; none where the bundle could not be run when it was made.
+    """
+
+    tolerance: Annotated[float, Within(1e-7, 1)]
+    runs: Annotated[tuple[MeasuredWindow, ...], Items(0, 1000)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,9 @@ class StageName(StrEnum):
     BACKBONE = "backbone"
     MODULATION = "modulation"
     HEAD = "head"
+    SETTLE = "settle"
+    EXTRAPOLATE = "extrapolate"
+    ADVANCE = "advance"
     TOKENS = "tokens"
     DECODER = "decoder"
     ENCODER = "encoder"
@@ -23,4 +26,6 @@ LOOP_STAGES: tuple[str, ...] = (
     StageName.MODULATION,
     StageName.HEAD,
 )
+# What the windowed sampler takes beside the head; bundles of older formats have none of them.
+WINDOW_STAGES: tuple[str, ...] = (StageName.SETTLE, StageName.EXTRAPOLATE, StageName.ADVANCE)
 GENERATING_STAGES: tuple[str, ...] = (*LOOP_STAGES, StageName.DECODER)  # all that making an image takes

@@ -84,7 +84,7 @@ async def capabilities(service: TheService) -> Capabilities:
 )
 async def metrics(service: TheService) -> Response:
     """Return the metrics in Prometheus' text format."""
-    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await service.scrape(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _card(name: str, model: Model) -> ModelCard:

@@ -33,7 +33,7 @@ async def create_job(fields: JobRequest, response: Response, service: TheService
                 changed = await asyncio.to_thread(change, fields, model)
         work = await asyncio.to_thread(generation, fields, model, service.settings, changed)
         job = RunningJob(submit(work), work, fields, model.bundle.model.size(work.size).patches)
-    service.jobs.add(job)
+    await service.jobs.add(job)
     response.headers["Location"] = f"/v1/jobs/{job.state.id}"
     return job.state
 
@@ -41,19 +41,16 @@ async def create_job(fields: JobRequest, response: Response, service: TheService
 @router.get("/{job_id}", responses=errors(401, 404))
 async def get_job(job_id: str, service: TheService) -> Job:
     """Return the progress of a job, and its finished images."""
-    return service.jobs.get(job_id).state
+    return await service.jobs.get(job_id)
 
 
 @router.post("/{job_id}/cancel", responses=errors(401, 404))
 async def cancel_job(job_id: str, service: TheService) -> Job:
     """Stop a job at its next patch; a job that has ended is returned unchanged."""
-    job = service.jobs.get(job_id)
-    job.ticket.cancel()
-    await job.task
-    return job.state
+    return await service.jobs.cancel(job_id)
 
 
 @router.get("/{job_id}/events", response_class=Response, responses={200: STREAMED, **errors(401, 404)})
 async def watch_job(job_id: str, service: TheService) -> Any:
     """Watch a job; disconnecting does not cancel it."""
-    return EventStream(service.jobs.get(job_id).watch(), service.settings.keep_alive)
+    return EventStream(await service.jobs.watch(job_id), service.settings.keep_alive)

@@ -31,6 +31,19 @@ def test_without_torch_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch
         parse_against("torch")
 
 
+def test_without_openvino_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
+    with pytest.raises(BenchError, match="pip install openvino"):
+        parse_against("torch,openvino")
+
+
+@pytest.mark.parametrize("kinds", ["onnxruntime", "openvino,onnxruntime"])
+def test_other_runtimes_need_pytorch_beside_them(kinds: str):
+    with pytest.raises(BenchError, match=f"{kinds}.*without PyTorch.*add torch"):
+        parse_against(kinds)
+
+
 def test_a_checkpoint_with_other_weights_is_refused(tmp_path: Path, bundle: Bundle):
     other = tmp_path / "weights.safetensors"
     other.write_bytes(b"other")
@@ -46,6 +59,7 @@ def test_a_checkpoint_with_other_weights_is_refused(tmp_path: Path, bundle: Bund
     [
         (("--threads", "two"), "--threads: 'two' is not a whole number"),
         (("--rounds", "0"), "--rounds: '0' is not a whole number from 1"),
+        (("--batch", "1,many"), "--batch: 'many' is not a whole number"),
         (("--patches", "1000"), "--patches is 1000"),
         (("--max-bit-flips", "many"), "--max-bit-flips: 'many' is not a percentage"),
         (("--prompt", "a cat"), "--prompt is for text-to-image"),

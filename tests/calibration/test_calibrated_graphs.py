@@ -80,6 +80,26 @@ def test_int8_weights_are_per_channel_and_biases_stay(calibrated: Get) -> None:
         assert all(weights[name].data_type == TensorProto.FLOAT for name in node.input[2:])
 
 
+@pytest.mark.parametrize(("precision", "rounded"), [("int8", True), ("fp8", False)])
+def test_results_of_int8_convolutions_are_rounded_but_for_the_last(
+    calibrated: Get, precision: str, rounded: bool
+) -> None:
+    """What makes pixels, or the signs that are bits, keeps all its digits."""
+    bundle = calibrated(precision).bundle
+    for stage in ("decoder", "encoder"):
+        graph = onnx.load(bundle.verified(stage), load_external_data=False).graph
+        readers = {name: node for node in graph.node for name in node.input}
+        convolutions = [node for node in graph.node if node.op_type == "Conv"]
+        behind = [readers[node.output[0]] for node in convolutions]
+        found = [codes.name == f"{node.name}.result.codes" for node, codes in zip(convolutions, behind, strict=True)]
+        assert found == [rounded] * (len(found) - 1) + [False]
+        for node, codes in zip(convolutions[:-1] if rounded else [], behind, strict=False):
+            back = readers[codes.output[0]]
+            assert back.op_type == "DequantizeLinear"
+            assert list(back.input[1:]) == list(codes.input[1:])
+            assert innermost_module(back.metadata_props) == innermost_module(node.metadata_props)
+
+
 def test_what_shares_a_tensor_with_a_layer_reads_the_tensor_itself(digits: Callable[[str], Bundle]) -> None:
     """The encoder's strided convolution feeds a convolution and a norm; only the convolution may see it rounded."""
     encoder = StageGraph.read(digits("fp32"), "encoder")

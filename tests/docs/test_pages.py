@@ -33,6 +33,13 @@ def test_links_and_anchors_lead_somewhere(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_files_that_are_named_exist(name: str) -> None:
+    tracked = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"build", "bundles", "demo", "dist", "runs"}
+    named = re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", (ROOT / name).read_text(encoding="utf-8"))
+    assert not [path for path in named if path.split("/")[0] in tracked and not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_blocks_say_what_they_are_and_their_commands_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for block in blocks(ROOT / name):
         assert block.language in LANGUAGES, f"{name}: a block does not say whether it is run:\n{block.code}"
@@ -49,7 +56,8 @@ def check_commands(block: Block) -> None:
                 command_parser([words[1]]).parse_args(words[1:])
             except SystemExit:
                 pytest.fail(f"{block.page}: {line}")
-        for extras in re.findall(r"pip install '(?:\.|bitdance-edge)\[([\w,]+)\]'", line):
+        assert "pip install 'bitdance-edge" not in line, f"no index has the package: install from the clone: {line}"
+        for extras in re.findall(r"pip install '\.\[([\w,]+)\]'", line):
             assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys(), line
 
 

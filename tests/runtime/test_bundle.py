@@ -118,7 +118,7 @@ def test_manifest_of_the_format_before_opens_the_same(
     assert opened.opset == opset
     assert replace(opened, digest=bundle.digest, folder=bundle.folder) == bundle
     opened.write()
-    assert json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["format"] == 4
+    assert json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["format"] == 5
 
 
 def test_manifest_of_the_format_before_that_is_not_whole(copy: Path) -> None:

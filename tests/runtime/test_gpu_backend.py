@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -29,6 +30,7 @@ from bitdance_edge.runtime import (
     RequestError,
 )
 from bitdance_edge.runtime.backends.tensorrt import TensorRTBackend
+from bitdance_edge.runtime.bundle.specs import WindowSpec
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
 STEPS = 3
@@ -331,4 +333,19 @@ def test_prompts_of_other_lengths_keep_the_captured_patch(gpus: Gpus) -> None:
         assert all(np.array_equal(one.tokens, other.tokens) for one, other in zip(ours, theirs, strict=True))
     patches = gpu.bundle.model.default_size.patches
     assert gpu.log.count("graph") == 2 * (patches - 1) - 1  # one eager patch in total, not one a request
+    assert gpu.alive == NOTHING
+
+
+def test_windows_give_the_images_of_the_cpu_and_everything_back(gpus: Gpus) -> None:
+    gpu = gpus()
+    window = WindowSpec(tolerance=1e-6, runs=())  # random heads multiply what is left of a state's move
+    replace(gpu.bundle, window=window).write()
+    request = replace(REQUEST, steps=6, window=3)
+    with Pipeline.open(gpu.bundle.folder) as pipeline:
+        found = pipeline.generate(request)
+        graphs = gpu.log.count("graph")
+        pipeline.generate(request)
+        # A patch is the graph of its beginning, that of each sweep, and what embeds its result.
+        assert gpu.log.count("graph") - graphs >= 2 * (gpu.bundle.model.default_size.patches - 1)
+    assert same(found, on_cpu(gpu.bundle, replace(request, window=1)))
     assert gpu.alive == NOTHING

@@ -8,7 +8,7 @@ from gpu_fixtures import TEXT, Gpus
 from bitdance_edge.cli import main
 from bitdance_edge.runtime import Bundle, Pipeline, Request, RequestError
 from bitdance_edge.runtime.bundle.specs import CacheSpec
-from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.bundle.stage_names import WINDOW_STAGES, StageName
 from bitdance_edge.runtime.memory_fit import fitted, most_images, parse_memory, refusal, require_memory
 from bitdance_edge.runtime.memory_plan import ALLOWANCE, Execution, plan_memory
 from bitdance_edge.runtime.prompt import PromptEncoder
@@ -33,9 +33,9 @@ def large(bundle: Bundle) -> Bundle:
 
 
 def test_the_whole_is_the_sum_of_its_parts(bundle: Bundle) -> None:
-    plan = plan_memory(bundle, 2)
-    assert {need.stage for need in plan.stages} == set(bundle.stages) - {"encoder"}
-    assert plan.weights == sum(stage.bytes for name, stage in bundle.stages.items() if name != "encoder")
+    plan, unused = plan_memory(bundle, 2), {"encoder", *WINDOW_STAGES}
+    assert {need.stage for need in plan.stages} == set(bundle.stages) - unused
+    assert plan.weights == sum(stage.bytes for name, stage in bundle.stages.items() if name not in unused)
     assert plan.cache == bundle.cache.bytes(4)
     in_turn = replace(plan, overlapped=False)
     assert plan.activations > in_turn.activations == max(need.activations for need in plan.stages)
@@ -50,33 +50,42 @@ def longest_prompt(bundle: Bundle) -> str:
 
 
 @pytest.mark.parametrize(
-    ("fixture", "images", "guidance", "schedule", "sampler"),
+    ("fixture", "images", "guidance", "schedule", "sampler", "window"),
     [
-        ("cc_4x_patch", 1, 1.0, "constant", "sde"),
-        ("cc_4x_patch", 1, 2.0, "constant", "ode"),
-        ("cc_4x_patch", 2, 1.0, "linear", "sde"),
-        ("cc_4x_patch", 2, 2.0, "linear", "sde"),
-        ("cc_1x", 2, 2.0, "constant", "sde"),
-        ("cc_1x", 1, 2.0, "linear", "ode"),
-        (TEXT, 1, 2.0, "constant", "sde"),
-        (TEXT, 2, 2.0, "linear", "ode"),
-        (TEXT, 2, 1.0, "constant", "sde"),
+        ("cc_4x_patch", 1, 1.0, "constant", "sde", 1),
+        ("cc_4x_patch", 1, 2.0, "constant", "ode", 1),
+        ("cc_4x_patch", 2, 1.0, "linear", "sde", 1),
+        ("cc_4x_patch", 2, 2.0, "linear", "sde", 1),
+        ("cc_1x", 2, 2.0, "constant", "sde", 1),
+        ("cc_1x", 1, 2.0, "linear", "ode", 1),
+        (TEXT, 1, 2.0, "constant", "sde", 1),
+        (TEXT, 2, 2.0, "linear", "ode", 1),
+        (TEXT, 2, 1.0, "constant", "sde", 1),
+        ("cc_4x_patch", 2, 2.0, "linear", "sde", 3),
+        ("cc_1x", 1, 1.0, "constant", "ode", 2),
+        (TEXT, 2, 2.0, "constant", "sde", 4),
     ],
 )
 def test_tensors_and_cache_are_what_a_pipeline_allocates(
-    gpus: Gpus, fixture: str, images: int, guidance: float, schedule: str, sampler: str
+    gpus: Gpus, fixture: str, images: int, guidance: float, schedule: str, sampler: str, window: int
 ) -> None:
     gpu = gpus(fixture)
     asked = {"steps": 3, "guidance_schedule": schedule, "sampler": sampler}
     subject = {"classes": [1]} if gpu.bundle.text is None else {"prompts": [longest_prompt(gpu.bundle)]}
     request = Request(
-        **subject, **asked, guidance=guidance, count=images, seed=1, size=gpu.bundle.model.largest_size.pixels
+        **subject,
+        **asked,
+        guidance=guidance,
+        count=images,
+        seed=1,
+        size=gpu.bundle.model.largest_size.pixels,
+        window=window,
     )
     with Pipeline.open(gpu.bundle.folder) as pipeline:
         pipeline.generate(request)
         allocated = gpu.tensor_bytes
     bundle = replace(gpu.bundle, sampling=replace(gpu.bundle.sampling, **asked))
-    plan = plan_memory(bundle, images, Execution(guided=guidance > 1))
+    plan = plan_memory(bundle, images, Execution(guided=guidance > 1, window=window))
     assert plan.tensors + plan.cache == allocated
     assert plan.cache == bundle.cache.bytes(images * (1 + (guidance > 1)))
 

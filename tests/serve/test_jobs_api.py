@@ -1,5 +1,6 @@
 """Jobs and tokens: images that are fetched later, completed from given rows, or cancelled."""
 
+import asyncio
 import base64
 import io
 import json
@@ -241,7 +242,7 @@ def test_an_unknown_job_is_not_found(server: Server) -> None:
 
 def found(jobs: Jobs, job_id: str) -> bool:
     try:
-        return jobs.get(job_id) is not None
+        return asyncio.run(jobs.get(job_id)) is not None
     except ApiError as error:
         assert error.status == 404
         return False
@@ -256,7 +257,7 @@ def test_finished_jobs_are_dropped_oldest_first_by_age_count_and_size(monkeypatc
     def kept(*given: Any) -> list[str]:
         jobs = Jobs()
         for each in given:
-            jobs.add(each)
+            asyncio.run(jobs.add(each))
         return [each.state.id for each in given if found(jobs, each.state.id)]
 
     running = job("running", None)

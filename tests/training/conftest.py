@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bitdance_edge.training.data import ImageSet, digits
+from bitdance_edge.training.data import digits
+from bitdance_edge.training.image_set import ImageSet
 from bitdance_edge.training.named_recipes import RECIPES
 from bitdance_edge.training.recipes import GeneratorRecipe, TokenizerRecipe
 

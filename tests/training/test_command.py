@@ -72,7 +72,9 @@ def test_a_folder_of_images_becomes_a_scored_generator(tmp_path: Path, capsys: p
     assert json.loads((generator / "training.json").read_text(encoding="utf-8"))["steps"] == 4
     assert sorted(path.name for path in generator.iterdir()) == [
         "config.json",
+        "curve.csv",
         "model.safetensors",
+        "samples",
         "samples.png",
         "scores.json",
         "training.json",

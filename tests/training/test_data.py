@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from bitdance_edge.model.tokenizer import image_from_bytes
-from bitdance_edge.training.data import augment, batch_rows, digits, image_folder
+from bitdance_edge.training.data import augment, digits, image_folder
 from bitdance_edge.training.errors import TrainingError
+from bitdance_edge.training.image_set import batch_rows
 from bitdance_edge.training.recipes import TokenizerRecipe
 
 

@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from bitdance_edge.model import SamplingDefaults
-from bitdance_edge.training.data import ImageSet
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.evaluate import generate, generator_scores, nearest_distances
 from bitdance_edge.training.generator import GeneratorObjective
+from bitdance_edge.training.image_set import ImageSet
 from bitdance_edge.training.recipes import GeneratorRecipe, TokenizerRecipe
-from bitdance_edge.training.runs import contact_sheet
+from bitdance_edge.training.sheets import contact_sheet
 from bitdance_edge.training.tokenizer import TokenizerObjective, mean_psnr
 
 Sets = tuple[ImageSet, ImageSet]

@@ -25,12 +25,19 @@ def test_settings_take_the_type_of_their_field() -> None:
         (["ema_decay=1"], r"ema_decay is 1.0; it must be in \[0, 1\)"),
         (["bits=6"], "bits is 6; it must be a multiple of 4"),
         (["size=30"], "size is 30; it must be a multiple of the 4 pixels"),
-        (["steps=60"], "warmup_steps is 50; it must be at most half of the 60 steps"),
+        (["steps=60", "warmup_steps=50"], "warmup_steps is 50; it must be at most half of the 60 steps"),
     ],
 )
 def test_errors_name_the_value_and_what_is_allowed(settings: list[str], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         overridden(RECIPES["digits-tokenizer"], settings)
+
+
+def test_the_warm_up_keeps_its_share_of_fewer_steps() -> None:
+    recipe = RECIPES["digits-tokenizer"]  # 50 of 1150
+    warmups = [overridden(recipe, [f"steps={steps}"]).warmup_steps for steps in (1, 2, 23, 115, 1150, 9999)]
+    assert warmups == [0, 0, 1, 5, 50, 50]
+    assert overridden(recipe, ["steps=100", "warmup_steps=7"]).warmup_steps == 7
 
 
 def test_generator_errors_name_the_value_and_what_is_allowed() -> None:
@@ -41,9 +48,9 @@ def test_generator_errors_name_the_value_and_what_is_allowed() -> None:
 
 
 def test_text_recipe_errors_name_the_value_and_what_is_allowed() -> None:
-    with pytest.raises(TrainingError, match="data is 'digits'; it must be shapes"):
+    with pytest.raises(TrainingError, match="data is 'digits'; it must be shapes or given"):
         overridden(RECIPES["shapes-16x"], ["data=digits"])
-    with pytest.raises(TrainingError, match="data is 'cats'; it must be one of digits, shapes"):
+    with pytest.raises(TrainingError, match="data is 'cats'; it must be one of digits, shapes, given"):
         overridden(RECIPES["shapes-tokenizer"], ["data=cats"])
     with pytest.raises(TrainingError, match="tokens_per_step is 1; it must be 4, 16 or 64"):
         overridden(RECIPES["shapes-16x"], ["tokens_per_step=1"])

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from bitdance_edge.training.data import ImageSet
 from bitdance_edge.training.errors import TrainingError
+from bitdance_edge.training.image_set import ImageSet
 from bitdance_edge.training.recipes import TokenizerRecipe
 from bitdance_edge.training.tokenizer import TokenizerObjective
 from bitdance_edge.training.trainer import STATE_FILE, Trainer

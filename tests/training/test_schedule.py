@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from bitdance_edge.training.data import ImageSet
 from bitdance_edge.training.generator import GeneratorObjective
+from bitdance_edge.training.image_set import ImageSet
 from bitdance_edge.training.recipes import GeneratorRecipe, TokenizerRecipe
 from bitdance_edge.training.schedule import Average, learning_rate, parameter_groups
 from bitdance_edge.training.tokenizer import TokenizerObjective

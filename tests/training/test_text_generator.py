@@ -5,15 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bitdance_edge.model import SamplingDefaults, load_text_to_image
 from bitdance_edge.model.prompt import PromptTokenizer
-from bitdance_edge.training import data, runs, text_evaluate
-from bitdance_edge.training.data import ImageSet, training_data
+from bitdance_edge.training import data, runs, scoring, text_evaluate
+from bitdance_edge.training.data import training_data
 from bitdance_edge.training.errors import TrainingError
+from bitdance_edge.training.image_set import ImageSet, TrainingImages
 from bitdance_edge.training.named_recipes import RECIPES
 from bitdance_edge.training.recipes import TextRecipe, TokenizerRecipe, TrainingRecipe
-from bitdance_edge.training.runs import RunOptions, Scoring, evaluate, train
+from bitdance_edge.training.runs import RunOptions, evaluate, train
+from bitdance_edge.training.scoring import Scoring
 from bitdance_edge.training.shapes import all_scenes
 from bitdance_edge.training.text_evaluate import scenes_of
 from bitdance_edge.training.text_generator import TextObjective, draw_captions
@@ -42,11 +45,14 @@ def shapes_recipe() -> TextRecipe:
 def few_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "SHAPES_DRAWN", 64)
 
-    def with_few_held_out(recipe: TrainingRecipe, folder: Path | None) -> tuple[ImageSet, ImageSet]:
-        train_set, held_out = training_data(recipe, folder)
+    def with_few_held_out(
+        recipe: TrainingRecipe, folder: Path | None, *, captions: bool = False, stream: bool = False
+    ) -> tuple[TrainingImages, ImageSet]:
+        train_set, held_out = training_data(recipe, folder, captions=captions, stream=stream)
         return train_set, held_out[np.arange(0, len(held_out), 40)]
 
-    monkeypatch.setattr(runs, "training_data", with_few_held_out)
+    for module in (runs, scoring):
+        monkeypatch.setattr(module, "training_data", with_few_held_out)
 
 
 @pytest.fixture
@@ -115,9 +121,10 @@ def test_a_run_leaves_a_published_folder_that_is_scored(
         evaluate(shapes_recipe, RunOptions(out=folder), Scoring(images=5000))
 
 
-def test_text_to_image_takes_no_folder_of_classes(tmp_path: Path, shapes_recipe: TextRecipe) -> None:
-    with pytest.raises(TrainingError, match="omit --data"):
-        train(shapes_recipe, RunOptions(out=tmp_path, data=tmp_path))
+def test_text_to_image_takes_no_images_without_captions(tmp_path: Path, shapes_recipe: TextRecipe) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(TrainingError, match=r"a\.png has no caption; put it into a\.txt beside the image"):
+        train(shapes_recipe, RunOptions(out=tmp_path / "out", data=tmp_path))
 
 
 def test_the_score_is_a_share_of_things(objective: TextObjective, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitdance_edge.training.data import ImageSet
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.generator import GeneratorObjective
+from bitdance_edge.training.image_set import ImageSet
 from bitdance_edge.training.recipes import GeneratorRecipe, TokenizerRecipe, TrainingRecipe
 from bitdance_edge.training.tokenizer import TokenizerObjective
 from bitdance_edge.training.trainer import STATE_FILE, Objective, Trainer
@@ -142,3 +142,31 @@ def test_a_state_that_cannot_be_written_leaves_the_last_one(
     (tmp_path / STATE_FILE).touch()
     with pytest.raises(TrainingError, match="then continue with --resume"):
         trainer.run()
+
+
+class MeanColor(Objective):
+    """Squared distance of one weight from each image's mean: its gradient over a batch is the mean of its parts'."""
+
+    score_name = "loss"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.color = torch.nn.Parameter(torch.zeros(3))
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return ((self.color - images.float().mean(dim=(1, 2)) / 255) ** 2).mean()
+
+    def score(self, held_out: ImageSet) -> float:
+        return self(held_out.images, held_out.labels).item()
+
+
+def test_accumulated_parts_are_a_step_of_all_their_images(
+    tokenizer_recipe: TokenizerRecipe, small_digits: Sets, tmp_path: Path
+) -> None:
+    recipe = replace(tokenizer_recipe, steps=6, learning_rate=0.05)
+    whole = trained(MeanColor(), recipe, small_digits, tmp_path / "whole")["color"]
+    parts = trained(MeanColor(), replace(recipe, accumulation=4), small_digits, tmp_path / "parts")["color"]
+    assert whole.abs().min() > 0.05
+    assert torch.allclose(whole, parts, rtol=1e-5)
+    with pytest.raises(TrainingError, match="batch_size 8"):
+        replace(recipe, accumulation=3)

@@ -1,0 +1,153 @@
+"""Two replicas of the server on Ray Serve, over one cluster: what holds for one server holds for both together."""
+
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+from serving import wait_until
+
+ray = pytest.importorskip("ray")
+
+from bitdance_edge.scale.serving import Scaling, deploy  # noqa: E402  # needs ray
+from bitdance_edge.serve.app import create_app  # noqa: E402
+from bitdance_edge.serve.service import Service  # noqa: E402
+from bitdance_edge.serve.settings import ServeSettings  # noqa: E402
+
+pytestmark = pytest.mark.serial
+LONG = {"prompt": "7", "n": 4, "num_inference_steps": 150, "stream": True, "partial_images": 1}
+GENERATIONS = "/v1/images/generations"
+PATIENCE = 120.0  # seconds: Ray starts processes, and the machine may be busy
+TWO = Scaling(least=2, most=2, cpus=0.1)
+
+
+class Fleet:
+    """Two replicas behind one address."""
+
+    def __init__(self, settings: ServeSettings, port: int) -> None:
+        self.settings, self.port = settings, port
+        self.url = f"http://127.0.0.1:{port}"
+
+    def deploy(self, **changes: Any) -> None:
+        self.settings = replace(self.settings, **changes)
+        deploy(self.settings, TWO, host="127.0.0.1", port=self.port, cluster=None)
+
+    def get(self, path: str) -> httpx.Response:
+        """Ask on a connection of its own, which goes to either replica."""
+        return httpx.get(f"{self.url}{path}", timeout=PATIENCE)
+
+    def post(self, path: str, **fields: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=fields, timeout=PATIENCE)
+
+    def running(self) -> dict[str, int]:
+        """Requests in workers, by replica."""
+        lines = [
+            line for line in self.get("/metrics").text.splitlines() if line.startswith("bitdance_running_requests{")
+        ]
+        return {line.split('replica="')[1].split('"')[0]: int(float(line.rsplit(" ", 1)[1])) for line in lines}
+
+    def stream(self, **changes: Any) -> list[str]:
+        """Make images, and return the names of the events that came."""
+        names = []
+        with httpx.stream("POST", f"{self.url}{GENERATIONS}", json=LONG | changes, timeout=PATIENCE) as answer:
+            assert answer.status_code == 200
+            try:
+                names += [line.removeprefix("event: ") for line in answer.iter_lines() if line.startswith("event: ")]
+            except httpx.TransportError:
+                names.append("cut")
+        return names
+
+    def streams(self, count: int, pool: ThreadPoolExecutor) -> list[Future[list[str]]]:
+        """Start streams, and return when every replica runs one of them."""
+        started = [pool.submit(self.stream, seed=seed) for seed in range(count)]
+        wait_until(lambda: len(busy := self.running()) >= 2 and all(busy.values()), PATIENCE)
+        return started
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def fleet(ray_cluster: None, digits_bundle: Path) -> Iterator[Fleet]:
+    settings = ServeSettings(bundles=(digits_bundle,), max_batch=1, time_limit=PATIENCE, threads=1)
+    started = Fleet(settings, free_port())
+    started.deploy()
+    yield started
+    ray.serve.shutdown()
+
+
+def test_the_document_is_that_of_one_server(fleet: Fleet) -> None:
+    assert fleet.get("/openapi.json").json() == json.loads(json.dumps(create_app(Service(fleet.settings)).openapi()))
+    assert fleet.get("/health").json()["status"] == "ready"
+    assert fleet.post(GENERATIONS, prompt="7", n=99).json()["error"]["param"] == "n"
+
+
+def test_the_openai_client_streams(fleet: Fleet) -> None:
+    client = OpenAI(base_url=f"{fleet.url}/v1", api_key="none", timeout=PATIENCE)
+    events = list(client.images.generate(model="digits-4x", prompt="7", stream=True, partial_images=2))
+    assert [event.type for event in events][-1] == "image_generation.completed"
+    assert len(events) > 1
+
+
+def test_a_client_that_leaves_frees_its_place(fleet: Fleet) -> None:
+    with httpx.stream("POST", f"{fleet.url}{GENERATIONS}", json=LONG, timeout=PATIENCE) as answer:
+        next(answer.iter_lines())
+        wait_until(lambda: sum(fleet.running().values()) == 1, PATIENCE)
+    wait_until(lambda: not sum(fleet.running().values()), PATIENCE)
+
+
+def test_a_full_queue_is_our_429(fleet: Fleet) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        fleet.deploy(queue=1)
+        answers = list(
+            pool.map(lambda seed: fleet.post("/v1/images/generations", prompt="7", n=4, seed=seed), range(16))
+        )
+        fleet.deploy(queue=64)
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert all(answer.json()["error"]["code"] == "queue_full" and answer.headers["retry-after"] for answer in refused)
+
+
+def test_a_job_posted_on_one_is_read_watched_and_cancelled_on_the_other(fleet: Fleet) -> None:
+    job = fleet.post("/v1/jobs", prompt="7", n=4, num_inference_steps=150).json()
+    assert {fleet.get(f"/v1/jobs/{job['id']}").status_code for _ in range(20)} == {200}
+    assert fleet.post(f"/v1/jobs/{job['id']}/cancel").json()["status"] == "cancelled"
+    assert {fleet.get(f"/v1/jobs/{job['id']}").json()["status"] for _ in range(10)} == {"cancelled"}
+    short = fleet.post("/v1/jobs", prompt="3").json()["id"]
+    for _ in range(4):
+        watched = [line for line in fleet.get(f"/v1/jobs/{short}/events").text.splitlines() if line.startswith("event")]
+        assert watched[-1] == "event: job.completed"
+
+
+def test_a_redeploy_cuts_nothing(fleet: Fleet) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        streams = fleet.streams(4, pool)
+        job = fleet.post("/v1/jobs", prompt="7", n=4, num_inference_steps=150).json()["id"]
+        fleet.deploy(max_images=9)
+        assert all(stream.result()[-1] == "image_generation.completed" for stream in streams)
+    wait_until(lambda: fleet.get(f"/v1/jobs/{job}").json()["status"] == "completed", PATIENCE)
+    assert {fleet.get("/v1/capabilities").json()["max_n"] for _ in range(10)} == {9}
+
+
+def test_a_killed_replica_costs_its_own_streams_only(fleet: Fleet) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        streams = fleet.streams(2, pool)
+        names = [
+            name["name"] for name in ray.util.list_named_actors(all_namespaces=True) if "#replica#" in name["name"]
+        ]
+        killed = next(name for name in names if any(name.endswith(replica) for replica in fleet.running()))
+        ray.kill(ray.get_actor(killed, namespace="serve"), no_restart=True)
+        ends = [stream.result()[-1] for stream in streams]
+    assert sorted(end == "image_generation.completed" for end in ends) == [False, True], ends
+    wait_until(lambda: len(fleet.running()) >= 2 and fleet.get("/health").status_code == 200, PATIENCE)
+    assert fleet.post(GENERATIONS, prompt="7").status_code == 200

@@ -1,0 +1,111 @@
+"""Records of Parquet tables: one column of image files, one of classes or captions. Needs pyarrow."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from bitdance_edge.training.errors import TrainingError
+from bitdance_edge.training.records import CAPTION_FIELDS, CLASS_FIELDS, class_number
+
+IMAGE_FIELDS = ("image", "jpg", "png", "webp")
+WINDOW = 4096
+
+
+class ParquetRecords:
+    """Row groups are read whole and the last few kept, those of one window and of the next.
+
+    An image is a binary value, or a struct with its ``bytes``, as the libraries of Hugging Face write it.
+    """
+
+    window: int | None = WINDOW
+
+    def __init__(self, files: Sequence[Path], *, captions: bool) -> None:
+        self.files = files
+        self.groups: list[tuple[int, int]] = []  # file, row group in it
+        sizes: list[int] = []
+        labels: list[NDArray[np.int64]] = []
+        for number, file in enumerate(tqdm(files, desc="indexing", unit="shard", leave=False, disable=None)):
+            table = _opened(file)
+            wanted = (IMAGE_FIELDS, CAPTION_FIELDS if captions else CLASS_FIELDS)
+            columns = [_column(file, table.schema_arrow.names, names) for names in wanted]
+            if number and columns != self.columns:
+                raise TrainingError(
+                    f"{file} has {columns} where {files[0]} has {self.columns}; give shards of one kind"
+                )
+            self.columns = columns
+            for group in range(table.num_row_groups):
+                self.groups.append((number, group))
+                sizes.append(table.metadata.row_group(group).num_rows)
+                if not captions:
+                    column = table.read_row_group(group, columns=self.columns[1:]).column(0).to_pylist()
+                    labels.append(np.array([class_number(value, f"{file}: {columns[1]}") for value in column]))
+        if not sum(sizes):
+            raise TrainingError(f"{files[0]} holds no rows")
+        self.starts = np.array([0, *accumulate(sizes)])
+        self.shards = np.repeat([number for number, _ in self.groups], sizes)
+        self.labels = np.zeros(len(self), np.int64) if captions else np.concatenate(labels)
+        self.class_names = () if captions else tuple(map(str, range(int(self.labels.max()) + 1)))
+        self._kept: OrderedDict[int, pa.Table] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def image(self, row: int) -> bytes:
+        value = self._value(row, 0)
+        value = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(value, bytes):
+            raise TrainingError(f"{self.name(row)} has no image bytes in its column {self.columns[0]}")
+        return value
+
+    def caption(self, row: int) -> str:
+        value = self._value(row, 1)
+        if not isinstance(value, str):
+            raise TrainingError(f"{self.name(row)} has no text in its column {self.columns[1]}")
+        return value.strip()
+
+    def name(self, row: int) -> str:
+        group = self._group(row)
+        first = self.starts[self.groups.index((self.groups[group][0], 0))]
+        return f"{self.files[self.groups[group][0]]}: row {row - first}"
+
+    def _group(self, row: int) -> int:
+        return int(np.searchsorted(self.starts, row, side="right")) - 1
+
+    def _value(self, row: int, column: int) -> Any:
+        group = self._group(row)
+        with self._lock:
+            if group not in self._kept:
+                file, within = self.groups[group]
+                try:
+                    self._kept[group] = _opened(self.files[file]).read_row_group(within, columns=self.columns)
+                except (pa.ArrowException, OSError) as error:
+                    raise TrainingError(f"{self.files[file]} cannot be read ({error}); copy it again") from None
+            self._kept.move_to_end(group)
+            while len(self._kept) > 1 and sum(table.num_rows for table in self._kept.values()) > 2 * WINDOW:
+                self._kept.popitem(last=False)
+            table = self._kept[group]
+        return table.column(self.columns[column])[row - int(self.starts[group])].as_py()
+
+
+def _opened(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise TrainingError(f"{file} is not a whole Parquet file ({error}); copy it again") from None
+
+
+def _column(file: Path, names: Sequence[str], wanted: Sequence[str]) -> str:
+    for name in wanted:
+        if name in names:
+            return name
+    raise TrainingError(f"{file} has the columns {', '.join(names)}, but none of {', '.join(wanted)}")
