@@ -10,10 +10,9 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from bitdance_edge.scale.ray_engine import RayEngine
 from bitdance_edge.scale.verify import verify
 
 HEAD, OTHER, STORE = "127.0.0.2", "127.0.0.3", 80 * 2**20
-AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+# A node waits 15 s for its agents to start, which a busy machine may not give them; this gives them longer.
+PATIENCE = {"RAY_agent_register_timeout_ms": "300000", "RAY_USAGE_STATS_ENABLED": "0"}
 LOOK = 0.2  # seconds between two looks at the processes
 WORKERS = ("RayWorker", "spawn_main")  # in their command lines
 
@@ -38,25 +38,16 @@ def cluster() -> Iterator[float]:
     import ray
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.update(PATIENCE)
     began, nodes = time.monotonic(), Cluster()
     for address in (HEAD, OTHER):
-        ports = dict(zip(AGENTS, _free_ports(address, len(AGENTS)), strict=True))
-        nodes.add_node(num_cpus=1, node_ip_address=address, object_store_memory=STORE, include_dashboard=False, **ports)
+        nodes.add_node(num_cpus=1, node_ip_address=address, object_store_memory=STORE, include_dashboard=False)
     ray.init(nodes.address, _node_ip_address=HEAD, log_to_driver=False)
     try:
         yield time.monotonic() - began
     finally:
         ray.shutdown()
         nodes.shutdown()
-
-
-def _free_ports(address: str, count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((address, 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 class Processes:

@@ -95,11 +95,13 @@ def _report(args: argparse.Namespace, source: "Source") -> "Report":
 
     other = _source(args, args.against) if args.against else None
     pairs = compare(_job(source), _job(other)).figures(args.resamples) if other is not None else {}
-    sources = [source] if other is None else [source, other]
+    named = {source.name: source}
+    if other is not None:
+        named[other.name if other.name != source.name else f"{other.name} (2)"] = other
     if args.features is None:
-        return Report(images=source.images, sets={each.name: {} for each in sources}, pairs=pairs)
+        return Report(images=source.images, sets={name: {} for name in named}, pairs=pairs)
     extractor, kept = Extractor(args.features, args.threads), args.work / "features"
-    found = [read_features(each, extractor, kept) for each in sources]
+    found = [read_features(each, extractor, kept) for each in named.values()]
     if args.save_statistics:
         save_statistics(args.save_statistics, found[0], extractor)
         say(str(args.save_statistics))
@@ -109,7 +111,9 @@ def _report(args: argparse.Namespace, source: "Source") -> "Report":
         say(f"{extractor.distance_name} to {reference.name}")
     return Report(
         images=source.images,
-        sets={each.name: scores(each, reference, extractor, args.resamples) for each in found},
+        sets={
+            name: scores(each, reference, extractor, args.resamples) for name, each in zip(named, found, strict=True)
+        },
         about=about(extractor, None if reference is None else reference.name),
         difference=difference(found[0], found[1], reference, extractor, args.resamples) if other is not None else {},
         pairs=pairs,

@@ -240,6 +240,9 @@ def test_the_command_refuses_what_has_no_effect(
         (("verify",), "give the folder of a job"),
         (("verify", tmp_path), "has no plan.json"),
         ((plan, "--out", out, "--shards", "12"), "shards 0 to 11"),
+        ((plan, "--out", out, "--engine", "slurm"), "it must be local or ray"),
+        ((plan, "--out", out, "--workers", "3"), "are for --engine ray"),
+        ((plan, "--out", out, "--engine", "ray", "--device", "cuda:1"), "one of auto, cpu, cuda"),
     ]:
         assert status_of("bulk", *arguments) == 1
         assert said in capsys.readouterr().err
