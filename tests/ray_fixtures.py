@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-
 OBJECTS = 80 * 2**20  # bytes of memory for what processes share
 
 
