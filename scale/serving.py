@@ -148,7 +148,7 @@ def deploy(settings: ServeSettings, scaling: Scaling, *, host: str, port: int, c
     described = application(settings, scaling)
     if not ray.is_initialized():
         try:
-            ray.init(address=cluster, namespace=NAMESPACE, include_dashboard=False, log_to_driver=False)
+            ray.init(address=cluster or "local", namespace=NAMESPACE, include_dashboard=False, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ScaleError(
                 f"no Ray cluster at {cluster or 'this machine'}: {error}; start one with ray start --head, or give "

@@ -14,7 +14,7 @@ def ray_cluster() -> Iterator[None]:
 
     def start() -> None:
         quiet = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
-        ray.init(num_cpus=8, namespace="bitdance-edge", object_store_memory=OBJECTS, **quiet)
+        ray.init("local", num_cpus=8, namespace="bitdance-edge", object_store_memory=OBJECTS, **quiet)
 
     try:
         start()

@@ -10,7 +10,7 @@ from PIL import Image
 from bitdance_edge.model import SamplingDefaults, load_text_to_image
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.training import data, runs, scoring, text_evaluate
-from bitdance_edge.training.data import training_data
+from bitdance_edge.training.data import in_memory, training_data
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.image_set import ImageSet, TrainingImages
 from bitdance_edge.training.named_recipes import RECIPES
@@ -63,7 +63,7 @@ def objective(shapes_recipe: TextRecipe, shapes_tokenizer: TokenizerRecipe) -> T
 
 def test_training_drawings_show_no_held_out_caption() -> None:
     train_set, held_out = training_data(RECIPES["shapes-16x"], None)
-    assert not any(scene.held_out for scene in scenes_of(train_set))
+    assert not any(scene.held_out for scene in scenes_of(in_memory(train_set)))
     assert all(scene.held_out for scene in scenes_of(held_out))
     assert len(held_out) == len(set(held_out.labels.tolist())) >= 500
 
