@@ -4,6 +4,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import psutil
 
@@ -73,12 +74,9 @@ class Catalog:
         self.memory = psutil.virtual_memory().available if settings.memory is None else settings.memory
         self.models: dict[str, Model] = {}
         for folder in settings.bundles:
-            # A link is served under its own name; "." and ".." have none.
-            model_id = folder.name if folder.name not in ("", "..") else folder.resolve().name
+            model_id = _id_of(folder)
             if model_id in self.models:
-                raise ServeError(
-                    f"two bundles are in folders named {model_id!r}, which would be the id of both; rename one"
-                )
+                raise ServeError(f"two bundles are named {model_id!r}, which would be the id of both; rename one")
             bundle = Bundle.open(folder)
             at_once = _images_at_once(bundle, settings.max_batch, self.memory)
             model = Model(id=model_id, bundle=bundle, images_at_once=at_once, nearest_size=settings.nearest_size)
@@ -105,6 +103,12 @@ class Catalog:
             message = f"model is {model_id[:100]!r}; this server has: {known}"
             raise ApiError(404, "model_not_found", message, param="model")
         return self.models[model_id]
+
+
+def _id_of(path: Path) -> str:
+    """Return the name of a folder or link, or of an archive without its suffix; "." and ".." have none of their own."""
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    return name.removesuffix(".tar") if path.is_file() else name
 
 
 def _images_at_once(bundle: Bundle, largest: int, memory: int) -> int:

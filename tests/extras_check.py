@@ -1,4 +1,4 @@
-"""Run every command that needs PyTorch once with what is installed: `make lowest`, in an environment of its own.
+"""Runs every command that needs PyTorch once, with what is installed: ``make lowest`` calls it in a bare environment.
 
     python tests/extras_check.py
 
@@ -6,6 +6,7 @@ Works in a temporary folder, on the shipped checkpoints, as small as each comman
 """
 
 import importlib.metadata
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ RUNS = (
     "generate digits-4x-int8 --classes 3 --seed 1 --out three-int8.png",
     "bench digits-4x --checkpoint {checkpoints}/digits-4x --rounds 1 --patches 2 --threads 1 -o bench",
     "export {checkpoints}/shapes-16x -o shapes-16x --dtype fp16",
-    "generate shapes-16x --prompt|a red circle above a blue square|--seed 1 --out circle.png",
+    "generate shapes-16x --prompt 'a red circle above a blue square' --seed 1 --out circle.png",
     "train digits-tokenizer --steps 2 --set warmup_steps=0 --out trained-tokenizer",
     "train digits-4x --steps 2 --set warmup_steps=0 --tokenizer trained-tokenizer --out trained",
     "export trained -o trained-bundle",
@@ -38,11 +39,8 @@ def main() -> None:
     sys.stdout.write(f"Python {sys.version.split()[0]}, {', '.join(versions)}\n")
     with tempfile.TemporaryDirectory() as folder:
         for run in RUNS:
-            words = [
-                part for at, piece in enumerate(run.split("|")) for part in ([piece] if at == 1 else piece.split())
-            ]
             started = time.monotonic()
-            arguments = [word.format(checkpoints=CHECKPOINTS) for word in words]
+            arguments = [word.format(checkpoints=CHECKPOINTS) for word in shlex.split(run)]
             done = subprocess.run([*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, encoding="utf-8")
             if done.returncode:
                 raise SystemExit(f"{run}\n{done.stdout}{done.stderr}")

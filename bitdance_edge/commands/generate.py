@@ -158,7 +158,8 @@ def run(args: argparse.Namespace) -> None:
                 say(f"{stage:10} {spent.launches:7} launches {each:9.3f} ms each {1000 * spent.seconds:10.1f} ms")
         if pipeline.choice.advice and time.perf_counter() - started > SLOW:
             say(pipeline.choice.advice)
-    say(f"{len(seeds)} images in {seconds:.2f} s, {seconds / len(seeds):.2f} s each, seed {seeds[0]}")
+    each = f" {seconds / len(seeds):.2f} s each," if len(seeds) > 1 else ""
+    say(f"{len(seeds)} image{'s' if each else ''} in {seconds:.2f} s,{each} seed {seeds[0]}")
 
 
 def _write_images(events: Iterator[Event], outputs: ImageOutputs, request: Request) -> list[int]:

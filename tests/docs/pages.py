@@ -13,7 +13,19 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#{1,4} (.+)$", re.MULTILINE)
-LANGUAGES = ("bash", "python", "console", "text", "toml", "cpp", "{toctree}", "{figure}", "{include}", "{eval-rst}")
+LANGUAGES = (
+    "bash",
+    "python",
+    "console",
+    "text",
+    "toml",
+    "json",
+    "cpp",
+    "{toctree}",
+    "{figure}",
+    "{include}",
+    "{eval-rst}",
+)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,9 @@ def test_links_and_anchors_lead_somewhere(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_files_that_are_named_exist(name: str) -> None:
     tracked = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"build", "bundles", "demo", "dist", "runs"}
-    named = re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", (ROOT / name).read_text(encoding="utf-8"))
+    named = re.findall(
+        r"`((?:[\w.-]+/)+(?:[\w-]+\.(?:py|md|ipynb|cpp|txt))?)`", (ROOT / name).read_text(encoding="utf-8")
+    )
     assert not [path for path in named if path.split("/")[0] in tracked and not (ROOT / path).exists()]
 
 
@@ -81,6 +83,8 @@ def test_one_version() -> None:
     comfyui = tomllib.loads((ROOT / "integrations" / "comfyui" / "pyproject.toml").read_text(encoding="utf-8"))
     assert comfyui["project"]["version"] == __version__
     assert comfyui["project"]["dependencies"] == [f"bitdance-edge[cpu,text]=={__version__}"]
+    wheels = {v for name in NAMES for v in re.findall(r"bitdance_edge-([\d.]+)-py3", (ROOT / name).read_text("utf-8"))}
+    assert wheels == {__version__}
     assert notes((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), __version__)
 
 

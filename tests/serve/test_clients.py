@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 from PIL import Image
 from serving import Server
 
-from bitdance_edge.runtime import Pipeline, Request
+from bitdance_edge.runtime import Bundle, Pipeline, Request
+from bitdance_edge.runtime.bundle.pack import pack_bundle
 from bitdance_edge.serve.catalog import Catalog
 from bitdance_edge.serve.errors import ApiError, ServeError
 from bitdance_edge.serve.settings import ServeSettings
@@ -32,8 +34,9 @@ LIBRE_CHAT = {
 }
 # Open WebUI: backend/open_webui/routers/images.py, engine openai.
 OPEN_WEBUI = {"model": "dall-e-3", "prompt": "7", "n": 1, "size": "512x512", "response_format": "b64_json"}
+NODE_MODULES = Path(__file__).parents[2] / "build" / "npm" / "node_modules"
 NPM = """
-const OpenAI = require("openai");
+const { OpenAI, toFile } = require("openai");
 const client = new OpenAI({ baseURL: process.argv[1], apiKey: "none", maxRetries: 0 });
 (async () => {
   const asked = { model: "gpt-image-1", prompt: "7", size: "1024x1024", quality: "high", seed: 3 };
@@ -42,7 +45,12 @@ const client = new OpenAI({ baseURL: process.argv[1], apiKey: "none", maxRetries
   const stream = await client.images.generate({ ...asked, stream: true, partial_images: 1 });
   for await (const event of stream) events.push(event);
   const refused = await client.images.generate({ ...asked, background: "transparent" }).catch((error) => error);
+  const file = await toFile(Buffer.from(whole.data[0].b64_json, "base64"), "seven.png", { type: "image/png" });
+  const change = { model: "gpt-image-1", image: file, prompt: "1", seed: 4, strength: 0.8 };
+  const edited = await client.images.edit(change);
+  const varied = await client.images.createVariation({ image: file, seed: 5 });
   console.log(JSON.stringify({
+    edited: edited.data[0].b64_json, varied: varied.data[0].b64_json,
     whole: whole.data[0].b64_json, streamed: events.at(-1).b64_json, events: events.map((event) => event.type),
     status: refused.status, message: refused.message,
   }));
@@ -101,20 +109,25 @@ def test_what_cannot_be_had_is_refused_with_its_reason(
 
 
 def test_the_npm_client(obliging: Server, reference: Pipeline) -> None:
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        pytest.skip("no node and npm here")
-    modules = subprocess.run([npm, "root", "--global"], capture_output=True, text=True, check=True).stdout.strip()
-    if not (Path(modules) / "openai").is_dir():
-        pytest.skip("no npm client here: npm install --global openai")
+    node = shutil.which("node")
+    if node is None or not (NODE_MODULES / "openai").is_dir():
+        pytest.skip("no npm client here: make build/npm, with node and npm installed")
     command = [node, "-e", NPM, f"{obliging.url}/v1"]
-    done = subprocess.run(command, capture_output=True, text=True, env={"NODE_PATH": modules}, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env={"NODE_PATH": str(NODE_MODULES)}, timeout=60)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    (want,) = reference.generate(Request(classes=["7"], seed=3))
-    for file in (told["whole"], told["streamed"]):
-        got = np.asarray(Image.open(io.BytesIO(base64.b64decode(file))))
-        assert want.pixels is not None and np.array_equal(got, want.pixels)
+    seven = Request(classes=["7"], seed=3)
+    (drawn,) = reference.generate(seven)
+    changed = replace(seven, init=drawn.pixels)
+    for asked, names in (
+        (seven, ("whole", "streamed")),
+        (replace(changed, classes=["1"], seed=4, strength=0.8), ("edited",)),
+        (replace(changed, seed=5, strength=0.7), ("varied",)),
+    ):
+        (want,) = reference.generate(asked)
+        for name in names:
+            got = np.asarray(Image.open(io.BytesIO(base64.b64decode(told[name]))))
+            assert want.pixels is not None and np.array_equal(got, want.pixels), name
     assert told["events"] == ["image_generation.partial_image", "image_generation.completed"]
     assert told["status"] == 400 and "opaque images only" in told["message"]
 
@@ -132,6 +145,17 @@ def test_an_alias_of_nothing_or_of_a_taken_name_is_refused(digits_bundle: Path) 
     for aliases, says in (({"x": "other"}, "'other' is not served"), ({"digits-4x": "digits-4x"}, "already")):
         with pytest.raises(ServeError, match=says):
             Catalog(ServeSettings(bundles=(digits_bundle,), aliases=aliases))
+
+
+def test_a_packed_bundle_is_served_under_the_name_of_its_folder(
+    digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITDANCE_EDGE_CACHE", str(tmp_path / "cache"))
+    archive = tmp_path / f"{digits_bundle.name}.tar"
+    pack_bundle(Bundle.open(digits_bundle), archive, [], engines_only=False)
+    assert list(Catalog(ServeSettings(bundles=(archive,))).models) == [digits_bundle.name]
+    with pytest.raises(ServeError, match=f"two bundles are named '{digits_bundle.name}'"):
+        Catalog(ServeSettings(bundles=(archive, digits_bundle)))
 
 
 @pytest.mark.parametrize(
