@@ -37,7 +37,7 @@ class Work:
         """
         model = bundle.model
         # The one sampler that the PyTorch model has.
-        shared = {"seed": self.seed, "steps": self.steps, "sampler": "sde", "output": "tokens"}
+        shared = {"seed": self.seed, "steps": self.steps, "sampler": "sde", "output": "tokens", "window": 1}
         if model.kind == CLASS_CONDITIONAL:
             if self.prompt is not None:
                 raise BenchError(f"--prompt is for text-to-image bundles; {bundle.folder} draws classes: omit --prompt")

@@ -81,6 +81,7 @@ class Draw:
                 steps=self.steps,
                 guidance=self.guidance,
                 output="tokens",
+                window=1,  # launches are counted by the head's evaluations
             )
 
     def image_size(self, model: ModelSpec) -> ImageSize:

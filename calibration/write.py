@@ -20,8 +20,10 @@ from bitdance_edge.calibration.stage_file import Journal, write_stage_file
 from bitdance_edge.runtime.bundle.files import cannot_write, put_in_place, staged_folder
 from bitdance_edge.runtime.bundle.manifest import Bundle, file_spec
 from bitdance_edge.runtime.bundle.specs import StageSpec
+from bitdance_edge.runtime.window_measure import with_measured_window
 
 JOURNAL = "written.jsonl"  # of a bundle being written; removed when it is complete
+WINDOW_PATCHES = 4  # of each setting that the windowed sampler is measured on again
 FOLDER = "calibration"  # of a calibrated bundle: its recipe, scales and report
 
 
@@ -102,7 +104,7 @@ def finish_bundle(
             links={},
             provenance={**bundle.provenance, **made},
         ).write()
-    return Bundle.open(folder)
+    return with_measured_window(Bundle.open(folder), WINDOW_PATCHES)
 
 
 def _write_stage(bundle: Bundle, name: str, folder: Path, recipe: CalibrationRecipe, chosen: Chosen) -> StageSpec:

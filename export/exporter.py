@@ -24,7 +24,6 @@ from bitdance_edge.export.signatures import stage_exports
 from bitdance_edge.export.stage_error import StageError
 from bitdance_edge.export.stages import Exported
 from bitdance_edge.export.weights import Source, WeightPlacer, hollowed
-from bitdance_edge.export.window import with_measured_window
 from bitdance_edge.model.prompt import PromptTokenizer
 from bitdance_edge.model.tensor_file import StoredTensor
 from bitdance_edge.model.values import require_finite
@@ -33,7 +32,7 @@ from bitdance_edge.runtime.bundle.graph_properties import graph_properties
 from bitdance_edge.runtime.bundle.manifest import MANIFEST, Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.host_memory import available_memory
-from bitdance_edge.runtime.window_measure import PATCHES
+from bitdance_edge.runtime.window_measure import PATCHES, with_measured_window
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -20,21 +20,11 @@ class PatchSampler:
     """
 
     def __init__(self, shared: LoopBuffers, modulation: Modulation, schedule: Schedule, draws: int) -> None:
-        def allocate(stage: StageName, tensor: str) -> Buffer:
-            return shared.allocate(stage, tensor, B=draws)
-
-        evaluations, model = schedule.evaluations, shared.bundle.model
-        self.shared, self.modulation, self.schedule = shared, modulation, schedule
-        self.noise = shared.empty((evaluations, draws, model.tokens_per_step, model.bits), "float32", ahead=True)
-        self.guidance = allocate(StageName.HEAD, "guidance")
-        self.tokens = allocate(StageName.TOKENS, "tokens")
-        self.rows = allocate(StageName.HEAD, "rows")
+        self.shared, self.modulation, self.schedule, self.independent = shared, modulation, schedule, draws
+        self.tokens = self._allocate(StageName.TOKENS, "tokens")
+        self.rows = self._allocate(StageName.HEAD, "rows")
         self.rows.write(np.arange(shared.sizes["R"]) % draws)
-        self.coefficients = shared.empty((evaluations, 3), "float32")
-        self.coefficients.write(schedule.coefficients)
-        # Each evaluation reads one and writes the other.
-        self.states = [allocate(StageName.HEAD, "x_next"), allocate(StageName.HEAD, "x_next")]
-        self.x = self.states[(evaluations - 1) % 2]
+        self.x = self._allocate(StageName.HEAD, "x_next")  # the result
         self.embed = shared.stages[StageName.TOKENS].bind(
             {
                 **shared.position.buffers,
@@ -46,6 +36,31 @@ class PatchSampler:
         )
         self._held: Buffer | None = None
         self._expected: tuple[Buffer, Launch] | None = None
+
+    def _allocate(self, stage: StageName, tensor: str) -> Buffer:
+        return self.shared.allocate(stage, tensor, B=self.independent)
+
+    # What single evaluations take is allocated with the first of them: the windowed sampler makes none.
+
+    @cached_property
+    def noise(self) -> Buffer:
+        return self.shared.empty((self.schedule.evaluations, *self.x.shape), "float32", ahead=True)
+
+    @cached_property
+    def guidance(self) -> Buffer:
+        return self._allocate(StageName.HEAD, "guidance")
+
+    @cached_property
+    def coefficients(self) -> Buffer:
+        coefficients = self.shared.empty(self.schedule.coefficients.shape, "float32")
+        coefficients.write(self.schedule.coefficients)
+        return coefficients
+
+    @cached_property
+    def states(self) -> list[Buffer]:
+        """Each evaluation reads one and writes the other, the last one the result."""
+        other = self._allocate(StageName.HEAD, "x_next")
+        return [self.x, other] if self.schedule.evaluations % 2 else [other, self.x]
 
     @cached_property
     def evaluate(self) -> list[Launch]:

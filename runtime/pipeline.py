@@ -296,6 +296,9 @@ class Pipeline:
         yield from stream_batches(self.loaded, settings.batches(self.max_batch), cancel)
 
     def _faster_window(self, settings: Settings, together: int) -> int:
+        if settings.batch_invariant:
+            return 1
+
         def fits(window: int) -> bool:
             try:
                 plan_on(self.bundle, self.backend, self.choice, together, replace(settings, window=window))

@@ -37,7 +37,7 @@ class WindowSampler:
 
     def __init__(self, shared: LoopBuffers, sampler: PatchSampler, window: int, tolerance: float) -> None:
         self.shared, self.sampler, self.window = shared, sampler, window
-        self.evaluations, self.draws = sampler.schedule.evaluations, sampler.noise.shape[1]
+        self.evaluations, self.draws = sampler.schedule.evaluations, sampler.independent
         sizes = {"B": self.draws, "W": window, "K": self.evaluations + 2}
 
         def allocate(tensor: str, stage: StageName = StageName.EXTRAPOLATE) -> Buffer:

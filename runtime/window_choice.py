@@ -1,10 +1,12 @@
 """Which window is faster here: sweeps from the bundle's own measurements, what they cost from timed launches."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from bitdance_edge.runtime.bundle.specs import MeasuredWindow
 from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.errors import BuildError, OutOfMemoryError
 from bitdance_edge.runtime.loaded import LoadedBundle
 from bitdance_edge.runtime.loop import LoopShape
 from bitdance_edge.runtime.window_costs import (
@@ -14,6 +16,8 @@ from bitdance_edge.runtime.window_costs import (
     seconds_of_evaluation,
     seconds_of_sweep,
 )
+
+log = logging.getLogger(__name__)
 
 ENOUGH = 0.9  # of what single evaluations take: what a window must stay below, as timings of one kind differ by 5 %
 HOPELESS = 1.25  # of it: no other window is timed where the first takes more
@@ -75,8 +79,12 @@ class WindowChoice:
         for window in sorted(runs, key=lambda window: (window != FIRST_TIMED, window)):
             if window > shape.steps + 1 or not fits(window):
                 continue
-            with self.loaded.loop(replace(shape, window=window)) as loop:
-                sweeps[str(window)] = seconds_of_sweep(loop)
+            try:
+                with self.loaded.loop(replace(shape, window=window)) as loop:
+                    sweeps[str(window)] = seconds_of_sweep(loop)
+            except (BuildError, OutOfMemoryError) as error:  # engines from before there were windows; too little memory
+                log.info("windows of %d are not used: %s", window, error)
+                break
             if runs[window] * sweeps[str(window)] > HOPELESS * (shape.steps + 1) * single:
                 break
         costs = WindowCosts(single, sweeps)

@@ -5,6 +5,7 @@ a time.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,8 @@ from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import MeasuredWindow, WindowSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, WINDOW_STAGES, StageName
+from bitdance_edge.runtime.errors import BackendError
+from bitdance_edge.runtime.host_memory import available_memory
 from bitdance_edge.runtime.loop import BoundLoop
 from bitdance_edge.runtime.noise import ImageNoise
 from bitdance_edge.runtime.patch_run import PatchRun
@@ -28,6 +31,7 @@ WINDOWS = (4, 8, 16, 32)
 PATCHES = 16  # of a setting, at most
 READ_AT_MOST = 20e9  # bytes of weights, for one setting sampled sequentially: 2 s at 10 GB/s
 SEED = 1_000_000
+MEMORY_PER_BYTE = 2  # of the stages: what running them takes
 
 Observe = Callable[[PatchRun, int], None]  # (what has just sampled a patch, its number among all)
 
@@ -63,6 +67,19 @@ def measured_window(bundle: Bundle, patches: int = PATCHES) -> WindowSpec:
         if not any(run.flipped for run in spec.runs):
             break
     return spec
+
+
+def with_measured_window(bundle: Bundle, patches: int = PATCHES) -> Bundle:
+    """Measure a bundle's windows, and write its manifest; they stay unmeasured where this machine cannot run it."""
+    if bundle.window is None:
+        return bundle
+    needed, available = MEMORY_PER_BYTE * sum(stage.bytes for stage in bundle.stages.values()), available_memory()
+    spec = WindowSpec(tolerance=TOLERANCES[0], runs=())
+    if available is None or needed <= available:
+        with suppress(BackendError):  # element types that ONNX Runtime has no kernels for on a CPU
+            spec = measured_window(bundle, patches)
+    replace(bundle, window=spec).write()
+    return Bundle.open(bundle.folder)
 
 
 def _settings(bundle: Bundle) -> Iterator[Settings]:

@@ -97,7 +97,9 @@ class Plan:
         for first in range(images.start, images.stop, self.images_at_once):
             part = range(first, min(first + self.images_at_once, images.stop))
             subjects: Any = [self.subject(i) for i in part]
-            yield Request(**{self.kind: subjects}, **self.settings, seeds=[self.seed + i for i in part])
+            seeds = [self.seed + i for i in part]
+            # A window rounds otherwise, and which one is faster depends on the machine; the bytes must not.
+            yield Request(**{self.kind: subjects}, **self.settings, seeds=seeds, window=1)
 
     def to_json(self) -> str:
         """The plan as ``plan.json`` has it."""

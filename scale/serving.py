@@ -126,7 +126,7 @@ def read_args(args: Mapping[str, Any]) -> tuple[ServeSettings, Scaling]:
         ScaleError: a field is unknown.
         ServeError: a value is not allowed.
     """
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()}
     try:
         scaling = Scaling(**given.pop("scaling", {}))
         bundles = tuple(Path(folder) for folder in given.pop("bundles", ()))

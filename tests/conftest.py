@@ -23,6 +23,7 @@ from gpu_fixtures import gpus as gpus
 from linking import linked_bundle as linked_bundle
 from places import FIXTURES
 from ray_fixtures import ray_cluster as ray_cluster
+from refusing import cheap as cheap
 from scale_fixtures import job as job
 from scale_fixtures import whole as whole
 from serve_fixtures import attacked as attacked

@@ -11,6 +11,7 @@ from commanding import status_of
 from bitdance_edge.cli import COMMANDS, command_parser
 from bitdance_edge.commands import values
 
+pytestmark = pytest.mark.usefixtures("cheap")
 ODD = (
     *("1" + "0" * 23, "9" * 5000, "-1", "-9" * 3000, "nan", "inf", "-inf", "1e400", "0x10", "1_0", "٣", "½"),
     *(

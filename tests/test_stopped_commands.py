@@ -49,7 +49,7 @@ def test_build_leaves_whole_stages(copied: Path, tmp_path: Path, stop: signal.Si
 def test_bench_keeps_whole_runs(copied: Path, tmp_path: Path, stop: signal.Signals) -> None:
     before = files(tmp_path)
     arguments = ["bench", copied, "--checkpoint", CHECKPOINT, "-o", tmp_path / "out"]
-    status, said = interrupt(arguments, tmp_path / "out", stop)
+    status, said = interrupt(arguments, tmp_path / "out" / "runs", stop)
     require_one_line(status, said, "bench")
     left = files(tmp_path) - before - {"out", "out/comparison.json"}  # what is compared
     assert all(name.startswith("out/runs") for name in left), left

@@ -34,6 +34,21 @@ class Judge(nn.Module):
         return features, self.classifier.scores(features)
 
 
+def write_network(classifier: Classifier, path: Path) -> None:
+    """Write a classifier as a network that ``evaluate`` and ``calibrate`` take."""
+    program = torch.onnx.export(
+        Judge(classifier).eval(),
+        (torch.zeros(3, SIDE, SIDE, 3, dtype=torch.uint8),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("N", min=1, max=65536)},),
+        input_names=["pixels"],
+        output_names=["features", "scores"],
+        verbose=False,
+    )
+    assert program is not None
+    onnx.save(program.model_proto, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -43,17 +58,7 @@ def main() -> None:
     right = (classifier.read(held_out.images)[1] == held_out.labels).float().mean().item()
     print(f"the classifier reads {100 * right:.2f} % of the held-out digits right")
     args.out.mkdir(parents=True, exist_ok=True)
-    program = torch.onnx.export(
-        Judge(classifier).eval(),
-        (held_out.images[:3],),
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("N", min=1, max=65536)},),
-        input_names=["pixels"],
-        output_names=["features", "scores"],
-        verbose=False,
-    )
-    assert program is not None
-    onnx.save(program.model_proto, args.out / "features.onnx")
+    write_network(classifier, args.out / "features.onnx")
     for name, images in (("references", held_out), ("real", train)):
         for number, (pixels, label) in enumerate(zip(images.images, images.labels, strict=True)):
             save_png(Image.fromarray(pixels.numpy()), args.out / name / f"{number:04d}-{int(label)}.png")

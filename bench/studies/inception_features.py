@@ -25,8 +25,8 @@ from bitdance_edge.runtime.bundle.manifest import sha256
 SIDE, OPSET = 299, 18
 EPSILON = 0.001  # of its batch normalisations
 STEM = ("Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 max", "Conv2d_3b_1x1 Conv2d_4a_3x3 max")
-# Of each kind of block, its branches, each a chain of layers. "avg" and "max1" keep the size, "max" halves it; each
-# layer in brackets reads the output before them, and their outputs are joined.
+# Of each kind of block, its branches, each a chain of layers. "avg" and "max1" keep the size, "max" halves it; a layer
+# in brackets reads the output before them, and their outputs are joined.
 A = ("branch1x1", "branch5x5_1 branch5x5_2", "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3", "avg branch_pool")
 B = ("branch3x3", "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3", "max")
 C = (

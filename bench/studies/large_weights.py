@@ -1,7 +1,7 @@
 """The published 14B-64x shape, prepared where it does not fit: weights alone, layer by layer, and engines of a cut.
 
     python bench/studies/large_weights.py --work FOLDER --steps make-full,export-full,int4,fp8
-    python bench/studies/large_weights.py --work FOLDER --steps make-cut,export-cut,cut-int4,cut-nvfp4
+    python bench/studies/large_weights.py --work FOLDER --steps make-cut,export-cut,cut-int4,cut-fp8,cut-nvfp4
     python bench/studies/large_weights.py --work FOLDER --steps build-int4,build-nvfp4
     python bench/studies/large_weights.py --work FOLDER --steps bits,by-layer,whole,compare
     python bench/studies/large_weights.py --work FOLDER --steps int4,build-full-int4
@@ -33,13 +33,14 @@ COMMANDS = {
     "fp8": ["calibrate", "full-bundle", "--weights-only", "--precision", "fp8", "-o", "full-fp8", "--force"],
     "export-cut": ["export", "cut", "-o", "cut-bundle", "--force", "--dtype", "bf16", "--sizes", str(SIZE)],
     "cut-int4": ["calibrate", "cut-bundle", "--weights-only", "--precision", "int4", "-o", "cut-int4", "--force"],
+    "cut-fp8": ["calibrate", "cut-bundle", "--weights-only", "--precision", "fp8", "-o", "cut-fp8", "--force"],
     "cut-nvfp4": ["calibrate", "cut-bundle", "--weights-only", "--precision", "nvfp4", "-o", "cut-nvfp4", "--force"],
     "build-full-int4": ["build", "full-int4", "--target", "rtx:8.9", "--stages", "backbone"],
     "build-full-fp8": ["build", "full-fp8", "--target", "rtx:8.9", "--stages", "backbone"],
     "build-int4": ["build", "cut-int4", "--target", "rtx:8.9", "--stages", "backbone,head", "--force"],
     "build-nvfp4": ["build", "cut-nvfp4", "--target", "rtx:12.0", "--stages", "backbone,head", "--force"],
 }
-PATHS = ("full", "full-bundle", "full-int4", "full-fp8", "cut", "cut-bundle", "cut-int4", "cut-nvfp4")
+PATHS = ("full", "full-bundle", "full-int4", "full-fp8", "cut", "cut-bundle", "cut-int4", "cut-fp8", "cut-nvfp4")
 FEEDBACK = {"feedback-5120": 5120, "feedback-17408": 17408}  # inputs of a matrix of 5120 outputs
 STEPS = (*COMMANDS, *FEEDBACK, "make-full", "make-cut", "bits", "by-layer", "whole", "compare")
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,3 +119,21 @@ def test_parts_of_a_buffer_are_at_their_offsets() -> None:
         buffer.write(values + 1)
         np.testing.assert_array_equal(buffer.fetch().wait(), values + 1)
     device.close()
+
+
+def test_a_window_is_a_graph_to_begin_with_and_one_a_sweep(on_cuda: Callable[..., Bundle], trace: Trace) -> None:
+    request = replace(REQUEST, window=2)
+    with opened(on_cuda("cc_4x_patch", "fp16")) as pipeline:
+        pipeline.generate(request)
+        captured, calls = trace.captured(), backend_of(pipeline).calls
+        assert pipeline.choice.graphs[PATCH] == A_GRAPH
+        trace.start()
+        pipeline.generate(request)
+        replayed, patches = trace.lines(), request.resolve(pipeline.bundle).size.patches
+        # Nothing is computed here, so that no state ever settles, and a patch takes as many sweeps as evaluations.
+        embedded, begun, sweeps = patches, patches - 1, patches * (STEPS + 1)
+        first = 1 + 1 + 1 + 1 + 3 + 1  # prompt, its pass, modulations, the guess: extrapolate, three steps, settle
+        assert backend_of(pipeline).calls - calls == first + embedded + begun + sweeps
+    assert not [line for line in replayed if line.startswith(("malloc", "free", "capture"))]
+    assert not [line for line in captured if "ILLEGAL" in line or "host" in line]
+    assert len(streams([line for line in captured + replayed if line.startswith(WORK)])) == 1

@@ -1,4 +1,4 @@
-"""Convolutions of a calibrated stage, built for the CPU, run in INT8 and give what the portable graph gives."""
+"""Calibrated stages built for the CPU: convolutions run in INT8, products with 4-bit weights read them as stored."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -158,3 +158,22 @@ def test_a_calibrated_stage_has_no_convolution_in_float_but_its_last(
     fused = Counter(node.op_type for node in onnx.load(tmp_path / "fused.onnx", load_external_data=False).graph.node)
     assert fused["Conv"] == 1
     assert fused["QLinearConv"] == sum(node.op_type == "Conv" for node in nodes) - 1 > 8
+
+
+@pytest.mark.parametrize("stage", ["backbone", "head"])
+def test_products_with_four_bit_weights_read_them_as_they_are_stored(
+    calibrated: Callable[[str], Calibrated], tmp_path: Path, stage: str
+) -> None:
+    path = calibrated("int4").bundle.verified(stage)
+    products = sum(node.op_type == "MatMul" for node in onnx.load(path, load_external_data=False).graph.node)
+    graph, changed = Graph.read(path), tmp_path / "changed.onnx"
+    apply_fast_forms(graph, stage)
+    graph.save(changed)
+    options = cpu_options(1, "int4")
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    import_onnxruntime().InferenceSession(str(changed), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "fused.onnx", load_external_data=False).graph.node
+    fused = [node for node in nodes if node.op_type == "MatMulNBits"]
+    levels = {attribute.i for node in fused for attribute in node.attribute if attribute.name == "accuracy_level"}
+    assert len(fused) == products > 10
+    assert levels == {4}  # activations are rounded to 8 bits: level 0 would unpack to float32

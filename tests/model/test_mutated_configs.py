@@ -4,7 +4,7 @@ import json
 import resource
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,15 @@ TEXT = TESTS.parent / "checkpoints" / "shapes-16x"
 SIZES = ("1000000", "1e30", "0.5", "[-1]", "[1, 1, 1, 1]")  # also what a size may be wrong by
 MOST_MEMORY = 300_000  # kB more than before the first mutation
 MOST_SECONDS = 5.0
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On models as small as these, several threads take more processor time, and no less of the clock's."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

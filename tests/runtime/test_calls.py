@@ -16,6 +16,8 @@ from PIL import Image
 from bitdance_edge.runtime import BitDanceError, Bundle, Pipeline, Request, RequestError, Size
 from bitdance_edge.runtime.request import Settings
 
+pytestmark = pytest.mark.usefixtures("cheap")
+
 
 @pytest.fixture(scope="module")
 def pipeline(bundle: Bundle) -> Iterator[Pipeline]:

@@ -16,6 +16,7 @@ from bitdance_edge.runtime.bundle.pack import pack_bundle
 from bitdance_edge.runtime.preview import PreviewMap
 from bitdance_edge.runtime.prompt import PromptEncoder
 
+pytestmark = pytest.mark.usefixtures("cheap")
 TOKENIZERS = (
     b"",
     b"{}",

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,15 +16,24 @@ from rounding import assert_same_bits, predictions_of
 from bitdance_edge.model import load_generator
 from bitdance_edge.model.backbone import GrowingCache
 from bitdance_edge.model.window import logit_slopes, sample_in_windows
-from bitdance_edge.runtime import Bundle, Pipeline, Request, RequestError, read_settings, request_from_settings
+from bitdance_edge.runtime import (
+    Bundle,
+    Pipeline,
+    Request,
+    RequestError,
+    read_settings,
+    request_from_settings,
+    window_choice,
+)
 from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from bitdance_edge.runtime.bundle.specs import WindowSpec
+from bitdance_edge.runtime.bundle.specs import MeasuredWindow, WindowSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, WINDOW_STAGES
 from bitdance_edge.runtime.loop import BoundLoop, LoopShape
 from bitdance_edge.runtime.noise import ImageNoise
 from bitdance_edge.runtime.sampler import Schedule
 from bitdance_edge.runtime.streaming import token_request
 from bitdance_edge.runtime.window import WindowRun
+from bitdance_edge.runtime.window_measure import measured_window
 
 STEPS = 6
 TEXT = "t2i_16x_swiglu"
@@ -185,3 +195,69 @@ def test_a_bundle_of_the_format_before_has_no_windows(bundle: Bundle, tmp_path: 
         assert "window" not in image.settings
         with pytest.raises(RequestError, match=r"no windowed sampler.*bitdance-edge export"):
             pipeline.generate(Request(classes=[3], window=2))
+
+
+def measured(window: int, sweeps: float, *, sampler: str = "sde", steps: int = 2, flipped: int = 0) -> MeasuredWindow:
+    return MeasuredWindow(
+        window=window, sampler=sampler, steps=steps, sweeps=sweeps, most_sweeps=3, bits=64, flipped=flipped
+    )
+
+
+@pytest.fixture
+def timings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[int, float]:
+    """Seconds of one evaluation (1) and of sweeps by window, in place of timed launches; what was timed is removed."""
+    seconds: dict[int, float] = {}
+    monkeypatch.setenv("BITDANCE_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(window_choice, "WORTH_TIMING", 0)
+    monkeypatch.setattr(window_choice, "seconds_of_evaluation", lambda loop: seconds.pop(1))
+    monkeypatch.setattr(window_choice, "seconds_of_sweep", lambda loop: seconds.pop(loop.shape.window))
+    return seconds
+
+
+def chosen(folder: Path, **asked: Any) -> int:
+    """The window that a fresh pipeline takes by itself."""
+    with Pipeline.open(folder) as pipeline:
+        (image,) = pipeline.generate(Request(classes=[3], seed=5, **{"steps": 5, **asked}))
+    return image.settings.get("window", 1)
+
+
+def test_the_faster_window_is_taken_and_its_costs_are_kept(
+    bundle: Bundle, tmp_path: Path, timings: dict[int, float]
+) -> None:
+    spec = replace(EXACT, runs=(measured(2, 1.5), measured(4, 1.0)))
+    folder = exact(bundle, tmp_path / "bundle", spec).folder
+    timings |= {1: 1.0, 2: 1.2, 4: 1.3}
+    assert chosen(folder) == 4  # 2.5 sweeps of 1.3 s beside 6 evaluations of 1 s
+    assert not timings
+    assert chosen(folder) == 4  # nothing is timed again
+    (kept,) = (tmp_path / "cache" / "windows").iterdir()
+    kept.write_text("{", encoding="utf-8")
+    timings |= {1: 1.0, 2: 1.2, 4: 9.0}
+    assert chosen(folder) == 2
+    assert not timings
+
+
+@pytest.mark.parametrize(
+    ("runs", "asked"),
+    [
+        ((), {}),
+        ((measured(2, 3.0),), {}),  # as many sweeps as evaluations
+        ((measured(2, 1.0, flipped=1),), {}),
+        ((measured(2, 1.0, sampler="ode"),), {}),
+        ((measured(2, 1.0, steps=20),), {}),  # with fewer steps than were measured
+    ],
+)
+def test_without_a_measured_gain_there_is_no_window(
+    bundle: Bundle, tmp_path: Path, timings: dict[int, float], runs: tuple[MeasuredWindow, ...], asked: dict
+) -> None:
+    folder = exact(bundle, tmp_path / "bundle", replace(EXACT, runs=runs)).folder
+    timings |= {1: 1.0, 2: 1.1}
+    assert chosen(folder, **asked) == 1
+
+
+def test_an_export_measures_windows(bundle: Bundle) -> None:
+    spec = measured_window(replace(bundle, sampling=replace(bundle.sampling, steps=4), published=None), patches=2)
+    assert {(run.window, run.sampler, run.steps) for run in spec.runs} == {(4, "sde", 4), (4, "ode", 4)}
+    for run in spec.runs:
+        assert run.bits == 2 * bundle.model.tokens_per_step * bundle.model.bits
+        assert 1 <= run.sweeps <= run.most_sweeps <= 5

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ LIBRE_CHAT = {
 }
 # Open WebUI: backend/open_webui/routers/images.py, engine openai.
 OPEN_WEBUI = {"model": "dall-e-3", "prompt": "7", "n": 1, "size": "512x512", "response_format": "b64_json"}
+NODE_MODULES = Path(__file__).parents[2] / "build" / "npm" / "node_modules"
 NPM = """
-const OpenAI = require("openai");
+const { OpenAI, toFile } = require("openai");
 const client = new OpenAI({ baseURL: process.argv[1], apiKey: "none", maxRetries: 0 });
 (async () => {
   const asked = { model: "gpt-image-1", prompt: "7", size: "1024x1024", quality: "high", seed: 3 };
@@ -43,7 +45,12 @@ const client = new OpenAI({ baseURL: process.argv[1], apiKey: "none", maxRetries
   const stream = await client.images.generate({ ...asked, stream: true, partial_images: 1 });
   for await (const event of stream) events.push(event);
   const refused = await client.images.generate({ ...asked, background: "transparent" }).catch((error) => error);
+  const file = await toFile(Buffer.from(whole.data[0].b64_json, "base64"), "seven.png", { type: "image/png" });
+  const change = { model: "gpt-image-1", image: file, prompt: "1", seed: 4, strength: 0.8 };
+  const edited = await client.images.edit(change);
+  const varied = await client.images.createVariation({ image: file, seed: 5 });
   console.log(JSON.stringify({
+    edited: edited.data[0].b64_json, varied: varied.data[0].b64_json,
     whole: whole.data[0].b64_json, streamed: events.at(-1).b64_json, events: events.map((event) => event.type),
     status: refused.status, message: refused.message,
   }));
@@ -102,20 +109,25 @@ def test_what_cannot_be_had_is_refused_with_its_reason(
 
 
 def test_the_npm_client(obliging: Server, reference: Pipeline) -> None:
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        pytest.skip("no node and npm here")
-    modules = subprocess.run([npm, "root", "--global"], capture_output=True, text=True, check=True).stdout.strip()
-    if not (Path(modules) / "openai").is_dir():
-        pytest.skip("no npm client here: npm install --global openai")
+    node = shutil.which("node")
+    if node is None or not (NODE_MODULES / "openai").is_dir():
+        pytest.skip("no npm client here: make build/npm, with node and npm installed")
     command = [node, "-e", NPM, f"{obliging.url}/v1"]
-    done = subprocess.run(command, capture_output=True, text=True, env={"NODE_PATH": modules}, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env={"NODE_PATH": str(NODE_MODULES)}, timeout=60)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    (want,) = reference.generate(Request(classes=["7"], seed=3))
-    for file in (told["whole"], told["streamed"]):
-        got = np.asarray(Image.open(io.BytesIO(base64.b64decode(file))))
-        assert want.pixels is not None and np.array_equal(got, want.pixels)
+    seven = Request(classes=["7"], seed=3)
+    (drawn,) = reference.generate(seven)
+    changed = replace(seven, init=drawn.pixels)
+    for asked, names in (
+        (seven, ("whole", "streamed")),
+        (replace(changed, classes=["1"], seed=4, strength=0.8), ("edited",)),
+        (replace(changed, seed=5, strength=0.7), ("varied",)),
+    ):
+        (want,) = reference.generate(asked)
+        for name in names:
+            got = np.asarray(Image.open(io.BytesIO(base64.b64decode(told[name]))))
+            assert want.pixels is not None and np.array_equal(got, want.pixels), name
     assert told["events"] == ["image_generation.partial_image", "image_generation.completed"]
     assert told["status"] == 400 and "opaque images only" in told["message"]
 

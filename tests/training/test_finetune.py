@@ -110,7 +110,8 @@ def test_an_adapter_is_small_and_merges_to_the_model_that_was_trained(
     assert torch.equal(drawn(merged, [0, 1]), drawn(trained[0], [0, 1]))
     assert not torch.equal(drawn(merged, [0, 1]), drawn(load_generator(base), [0, 1]))
     opened = open_checkpoint(out, ExportOptions(name="tuned"), CheckpointOptions())
-    assert torch.equal(opened.weights["head.final_layer.linear.weight"], merged.head.final_layer.linear.weight)
+    weight = opened.weights["head.final_layer.linear.weight"]
+    assert isinstance(weight, torch.Tensor) and torch.equal(weight, merged.head.final_layer.linear.weight)
     assert opened.provenance["checkpoint"] == "lora"
 
 

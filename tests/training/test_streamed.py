@@ -129,7 +129,7 @@ def test_a_streamed_run_resumes_in_the_middle_of_an_epoch(
                     trainer.run()
             else:
                 trainer.run()
-        states.append(objective.state_dict())
+                states.append(objective.state_dict())
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
