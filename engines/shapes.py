@@ -71,7 +71,7 @@ def _profiles(bundle: Bundle, stage: str, rows: int) -> dict[str, dict[str, Rang
     if stage == StageName.HEAD and bundle.window is not None:
         # In a window each row of each time is a draw of its own.
         window = (2, LIKELY_WINDOW * rows, MAX_WINDOW * rows)
-        return {"evaluation": {}, "window": {"R": window, "B": window}}
+        return {"all": {}, "window": {"R": window, "B": window}}
     if stage == StageName.BACKBONE:
         return {"prompt": {"T": prompt}, "patch": {"T": (patch, patch, patch)}}
     if stage in (StageName.DECODER, StageName.ENCODER) and len(model.sizes) > 1:

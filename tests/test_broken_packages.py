@@ -51,8 +51,8 @@ def test_a_missing_onnxruntime(tmp_path: Path, bundle: Bundle) -> None:
 
 
 def test_a_broken_package_of_a_command(tmp_path: Path, bundle: Bundle) -> None:
-    (tmp_path / "tqdm").mkdir()
-    (tmp_path / "tqdm" / "__init__.py").write_text("from . import missing_part", encoding="utf-8")
+    (tmp_path / "PIL").mkdir()
+    (tmp_path / "PIL" / "__init__.py").write_text("from . import missing_part", encoding="utf-8")
     said = generate(tmp_path, bundle.folder)
-    assert f"tqdm is installed in {tmp_path / 'tqdm'}, but does not load (ImportError: cannot import name" in said
-    assert "tqdm is not installed" in generate(tmp_path, bundle.folder, blocked="tqdm")
+    assert f"PIL is installed in {tmp_path / 'PIL'}, but does not load (ImportError: cannot import name" in said
+    assert "PIL is not installed" in generate(tmp_path, bundle.folder, blocked="PIL")

@@ -208,6 +208,8 @@ def _current_format(data: Any, manifest: Path) -> dict[str, Any]:
             f"{manifest} has format {schema.shown(found)}; this version reads {WITHOUT_OPSET} to {FORMAT}: "
             f"export it again with: {command}"
         )
+    if found != FORMAT and "window" in data:
+        raise BundleError(f"{manifest} has format {found} and a window, which that has not; copy or export it again")
     return {name: value for name, value in data.items() if name != "format"}
 
 

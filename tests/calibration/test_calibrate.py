@@ -17,7 +17,7 @@ from bitdance_edge.calibration.sessions import BundleSessions
 from bitdance_edge.calibration.trials import Trial
 from bitdance_edge.cli import main
 from bitdance_edge.runtime import Bundle
-from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, WINDOW_STAGES
 
 Get = Callable[[str], Calibrated]
 Digits = Callable[[str], Bundle]
@@ -54,7 +54,7 @@ def test_bits_and_images_are_measured(calibrated: Get) -> None:
         assert len(one.bits.forced_by_patch) == DRAW.patches
         assert one.images.decoder_psnr is not None and one.images.decoder_psnr > 30
         assert one.images.ssim > 0.7
-    assert found["int4"].stages["backbone"].relative > 2 * found["int8"].stages["backbone"].relative
+    assert found["int4"].stages["backbone"].relative > 1.5 * found["int8"].stages["backbone"].relative
     assert found["fp8"].stages["decoder"].relative > found["int8"].stages["decoder"].relative
 
 
@@ -68,7 +68,7 @@ def test_the_report_holds_every_figure_and_its_plots(calibrated: Get) -> None:
     assert len(report["sensitivity"]) == 69 and len(report["effect_of_times"]) == 5
     assert set(report["stages"]) == set(OPTIONS.recipe.precisions)
     for name, size in report["sizes"].items():
-        assert (size["bytes"] < size["bytes_before"]) == (name != "prompt")
+        assert (size["bytes"] < size["bytes_before"]) == (name not in ("prompt", *WINDOW_STAGES))
     for plot in ("images.png", "bits.png", "sensitivity.png", "times.png"):
         assert plot in page
         assert (folder / plot).read_bytes().startswith(b"\x89PNG")
@@ -170,6 +170,7 @@ def test_mixtures_from_the_command_line(digits: Digits, tmp_path: Path, capsys: 
         "backbone": "int4",
         "modulation": "fp32",
         "head": "fp8",
+        **dict.fromkeys(WINDOW_STAGES, "fp32"),
         "decoder": "fp32",
         "encoder": "int8",
     }

@@ -16,6 +16,7 @@ from bitdance_edge.calibration.sessions import session_of
 from bitdance_edge.runtime import Bundle, Pipeline, Request
 from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
 from bitdance_edge.runtime.bundle.module_paths import innermost_module
+from bitdance_edge.runtime.bundle.stage_names import WINDOW_STAGES
 
 STORED = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN, "int4": TensorProto.INT4}
 Get = Callable[[str], Calibrated]
@@ -158,4 +159,4 @@ def test_a_calibrated_bundle_is_used_like_another(calibrated: Get) -> None:
         tokens = pipeline.tokenize(image.pixels[None])
     assert np.isin(tokens, (-1, 1)).all()
     for name, stage in calibrated("int8").bundle.stages.items():
-        assert stage.graph.path == f"onnx/{'fp32' if name == 'prompt' else 'int8'}/{name}.onnx"
+        assert stage.graph.path == f"onnx/{'fp32' if name in ('prompt', *WINDOW_STAGES) else 'int8'}/{name}.onnx"

@@ -27,6 +27,7 @@ from bitdance_edge.model import BitDance, load_generator
 from bitdance_edge.runtime import BuildError, Bundle
 from bitdance_edge.runtime.backends.device import find_device
 from bitdance_edge.runtime.bundle.record import BuildRecord
+from bitdance_edge.runtime.bundle.stage_names import WINDOW_STAGES
 
 Digits = Callable[[str], Bundle]
 Built = Callable[[str], dict[str, BuildRecord]]
@@ -186,7 +187,8 @@ def test_backends_agree_module_by_module(
     bundle = digits("fp32")
     comparison = compare_stage(bundle, parse_target("rtx:8.9"), model, stage, sample, samples[stage, sample])
     assert comparison.first_diverging("pytorch - onnxruntime") is None, list(comparison.lines())
-    assert len(comparison.differences["pytorch - onnxruntime"]) > len(bundle.stages[stage].outputs)
+    found, outputs = len(comparison.differences["pytorch - onnxruntime"]), len(bundle.stages[stage].outputs)
+    assert found == outputs if stage in WINDOW_STAGES else found > outputs  # those have no modules within
     assert "nothing was built for rtx:8.9: bitdance-edge build" in comparison.omitted["rtx:8.9"]
 
 
