@@ -127,7 +127,7 @@ def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
         "memory to generate 4 guided images",
         "total",
         "onnxruntime-cpu: yes",
-        "all files of 8 stages",
+        "all files of 11 stages",
         "checkpoint",
     ):
         assert expected in output
@@ -274,7 +274,7 @@ def test_training_on_a_full_or_unwritable_disk_is_one_line(tmpfs: Path) -> None:
     (tmpfs / "filler").write_bytes(b"x" * (shutil.disk_usage(tmpfs).free - 9000))
     assert "cannot write" in refused(*arguments, "--set", "save_every=1", "--out", tmpfs / "run")
     assert "cannot write" in refused(*arguments, "--out", tmpfs / "other")
-    assert files(tmpfs) == {"filler", "run", "other"}
+    assert files(tmpfs) == {"filler", "run", "other", "other/curve.csv", "other/samples"}
     assert "Not a directory" in refused(*arguments, "--out", tmpfs / "filler" / "run")
 
 
