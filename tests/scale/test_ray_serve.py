@@ -22,7 +22,8 @@ from bitdance_edge.serve.service import Service  # noqa: E402
 from bitdance_edge.serve.settings import ServeSettings  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.serial]
-LONG = {"prompt": "7", "n": 4, "num_inference_steps": 150, "stream": True, "partial_images": 1}
+# Longer than replicas wait between two reports of their metrics, also on a fast machine.
+LONG = {"prompt": "7", "n": 6, "num_inference_steps": 1000, "stream": True, "partial_images": 1}
 GENERATIONS = "/v1/images/generations"
 PATIENCE = 300.0  # seconds: Ray starts processes, and the machine may be busy
 MOST_STREAMS = 8
@@ -85,7 +86,8 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def fleet(ray_cluster: None, digits_bundle: Path) -> Iterator[Fleet]:
-    settings = ServeSettings(bundles=(digits_bundle,), max_batch=1, queue=QUEUE, time_limit=PATIENCE, threads=1)
+    limits = {"max_batch": 1, "max_steps": 1000, "queue": QUEUE, "time_limit": PATIENCE}
+    settings = ServeSettings(bundles=(digits_bundle,), threads=1, **limits)
     started = Fleet(settings, free_port())
     started.deploy()
     yield started
@@ -107,7 +109,8 @@ def test_the_openai_client_streams(fleet: Fleet) -> None:
 
 def test_a_client_that_leaves_frees_its_place(fleet: Fleet) -> None:
     with httpx.stream("POST", f"{fleet.url}{GENERATIONS}", json=LONG, timeout=PATIENCE) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # which closes the answer once nothing refers to it
+        next(lines)
         wait_until(lambda: sum(fleet.running().values()) == 1, PATIENCE)
     wait_until(lambda: not sum(fleet.running().values()), PATIENCE)
 
@@ -122,7 +125,7 @@ def test_a_full_queue_is_our_429(fleet: Fleet) -> None:
 
 
 def test_a_job_posted_on_one_is_read_watched_and_cancelled_on_the_other(fleet: Fleet) -> None:
-    job = fleet.post("/v1/jobs", prompt="7", n=4, num_inference_steps=150).json()
+    job = fleet.post("/v1/jobs", prompt="7", n=6, num_inference_steps=1000).json()
     assert {fleet.get(f"/v1/jobs/{job['id']}").status_code for _ in range(20)} == {200}
     assert fleet.post(f"/v1/jobs/{job['id']}/cancel").json()["status"] == "cancelled"
     assert {fleet.get(f"/v1/jobs/{job['id']}").json()["status"] for _ in range(10)} == {"cancelled"}
@@ -135,7 +138,7 @@ def test_a_job_posted_on_one_is_read_watched_and_cancelled_on_the_other(fleet: F
 def test_a_redeploy_cuts_nothing(fleet: Fleet) -> None:
     with ThreadPoolExecutor(MOST_STREAMS) as pool:
         streams = fleet.streams(pool)
-        job = fleet.post("/v1/jobs", prompt="7", n=4, num_inference_steps=150).json()["id"]
+        job = fleet.post("/v1/jobs", prompt="7", n=6, num_inference_steps=1000).json()["id"]
         fleet.deploy(max_images=9)
         assert all(stream.result()[-1] == "image_generation.completed" for stream in streams)
     wait_until(lambda: fleet.get(f"/v1/jobs/{job}").json()["status"] == "completed", PATIENCE)
