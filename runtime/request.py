@@ -92,7 +92,7 @@ class Request:
     preview_share: float | None = None
     output: str = "image"
     batch_invariant: bool = False
-    window: int | str = AUTO
+    window: int | str = 1
 
     def __post_init__(self) -> None:
         """Keep what may be consumed only once, such as a generator, as a tuple."""

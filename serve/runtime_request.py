@@ -84,7 +84,7 @@ def generation(
 def _window(fields: GenerationFields, model: Model) -> int | Literal["auto"]:
     if isinstance(fields.window, int) and fields.window > 1 and model.bundle.window is None:
         raise _invalid("window", f"{model.id} has no windowed sampler; omit window, or give 1")
-    return "auto" if fields.window is None else fields.window
+    return 1 if fields.window is None else fields.window
 
 
 def runtime_request(works: Sequence[Generation], bundle: Bundle) -> Request:

@@ -77,7 +77,7 @@ class GenerationFields(RequestBody):
     sampler: Sampler | None = Field(None, description="sde: the reference sampler, with noise; ode: without noise.")
     window: Annotated[Whole, Field(ge=1, le=MAX_WINDOW)] | Literal["auto"] | None = Field(
         None,
-        description="Head evaluations in one pass: 1, one after the other; auto, the default: what is faster. Images "
+        description="Head evaluations in one pass: 1, the default, one after the other; auto: what is faster. Images "
         "are the same but for rounding.",
     )
     published: bool | None = Field(

@@ -105,7 +105,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--window",
         type=whole_or("auto", 1, MAX_WINDOW),
         metavar="W",
-        help="head evaluations in one pass: 1, one after the other; auto (default), what is faster here",
+        help="head evaluations in one pass: 1 (default), one after the other; auto, what is faster here",
     )
     parser.add_argument(
         "--published",
@@ -267,7 +267,7 @@ def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
         prefix=_prefix(args, pipeline),
         **edit_fields(args, pipeline),
         batch_invariant=args.batch_invariant,
-        window="auto" if args.window is None else args.window,
+        window=1 if args.window is None else args.window,
         **output,
     )
 

@@ -215,9 +215,9 @@ def timings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[int, float]
 
 
 def chosen(folder: Path, **asked: Any) -> int:
-    """The window that a fresh pipeline takes by itself."""
+    """The window that ``auto`` takes in a fresh pipeline."""
     with Pipeline.open(folder) as pipeline:
-        (image,) = pipeline.generate(Request(classes=[3], seed=5, **{"steps": 5, **asked}))
+        (image,) = pipeline.generate(Request(classes=[3], seed=5, window="auto", **{"steps": 5, **asked}))
     return image.settings.get("window", 1)
 
 
