@@ -11,6 +11,7 @@ from bitdance_edge.runtime import Bundle, Pipeline, Request
 from bitdance_edge.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from bitdance_edge.runtime.patch_run import PatchRun
 from bitdance_edge.runtime.sampler import Schedule
+from bitdance_edge.runtime.window import WindowRun
 
 STEPS = 4
 WHOLE = np.zeros((8, 8), bool)
@@ -103,4 +104,38 @@ def test_held_tokens_are_on_the_device_after_their_patch(
     lines = trace.lines()
     assert [line for line in lines if line.startswith("copy") and "device-to-device" in line]
     assert not [line for line in lines if "ILLEGAL" in line]
+    assert not trace.alive()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_edits_in_windows_keep_held_tokens_and_are_graphs_even_so(
+    built_bundle: Bundle, trace: Trace, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    sample, held_in = WindowRun.sample, []
+
+    def and_keep(
+        run: WindowRun, noise: np.ndarray, guidance: float, tokens: np.ndarray | None, held: np.ndarray | None
+    ) -> None:
+        sample(run, noise, guidance, tokens, held)
+        on_device = isinstance(run.sampler.shared.backend, OnnxRuntimeCudaBackend)  # not where memory is planned
+        if on_device and held is not None and held.any():
+            # The path of held tokens is written, and nothing that is computed reaches them.
+            free, added = run.window.free.read(), run.window.added.read()
+            assert not free[held].any() and free[~held].all()
+            np.testing.assert_array_equal(
+                added[-1][:, held], np.tile(tokens, (len(added[-1]) // len(tokens), 1, 1))[:, held]
+            )
+            held_in.append(held)
+
+    monkeypatch.setattr(WindowRun, "sample", and_keep)
+    asked = edit(built_bundle, **FIELDS[name], window=2)
+    held = asked.resolve(built_bundle).given.held.any(axis=1).sum()
+    with opened(built_bundle) as pipeline:
+        pipeline.generate(asked)
+        assert len(held_in) == held > 0
+        begun = len(trace.lines())
+        pipeline.generate(asked)
+    lines = trace.lines()[begun:]
+    assert sum(line.startswith("graph launched") for line in lines) >= held
+    assert not [line for line in lines if line.startswith(("malloc", "capture")) or "ILLEGAL" in line]
     assert not trace.alive()

@@ -7,6 +7,7 @@ import pytest
 from gpu_fixtures import Gpus
 
 from bitdance_edge.runtime import Bundle, Pipeline, Request
+from bitdance_edge.runtime.bundle.specs import WindowSpec
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.memory_plan import Execution, plan_memory
 
@@ -45,6 +46,23 @@ def test_edits_are_those_of_the_cpu(gpus: Gpus, name: str, sampler: str, guidanc
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(one.tokens, other.tokens)
         assert one.seed == other.seed
+    assert not any(gpu.alive.values())
+
+
+@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("sampler", ["sde", "ode"])
+def test_edits_in_windows_are_those_of_the_cpu_without(gpus: Gpus, name: str, sampler: str) -> None:
+    gpu = gpus()
+    # A random head multiplies what is left of a state's move.
+    replace(gpu.bundle, window=WindowSpec(tolerance=1e-6, runs=())).write()
+    asked = edit(gpu.bundle, **EDITS[name], sampler=sampler, guidance=3.0, guidance_schedule="linear")
+    with Pipeline.open(gpu.bundle.folder) as pipeline:
+        assert pipeline.choice.backend == "tensorrt"
+        found = pipeline.generate(replace(asked, window=3))
+    with Pipeline.open(gpu.bundle.folder, device="cpu") as pipeline:
+        wanted = pipeline.generate(replace(asked, window=1))
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one.tokens, other.tokens)
     assert not any(gpu.alive.values())
 
 
