@@ -118,7 +118,7 @@ def test_edits_in_windows_keep_held_tokens_and_are_graphs_even_so(
     ) -> None:
         sample(run, noise, guidance, tokens, held)
         on_device = isinstance(run.sampler.shared.backend, OnnxRuntimeCudaBackend)  # not where memory is planned
-        if on_device and held is not None and held.any():
+        if on_device and tokens is not None and held is not None and held.any():
             # The path of held tokens is written, and nothing that is computed reaches them.
             free, added = run.window.free.read(), run.window.added.read()
             assert not free[held].any() and free[~held].all()
