@@ -3,8 +3,8 @@
     python tests/walk_check.py WHEEL ARCHIVE.tar [--clone]
 
 The walk has a new environment, the wheel and one ready bundle, and pip downloads what it installs. With ``--clone`` the
-first of README's two commands follows, in a clone of this checkout. Prints seconds and megabytes of each step; fails
-where a step fails, or the first image took more than a minute or 210 MB.
+first of README's two commands follows, in a clone of this checkout. Prints the seconds of each step; fails where one
+fails, or where the first image took more than a minute, or its site-packages (with pip's own) more than 210 MB.
 """
 
 import argparse
@@ -26,6 +26,7 @@ MOST_SECONDS, MOST_MEGABYTES = 60.0, 210.0
 sys.path.insert(0, str(ROOT / "tests" / "docs"))
 
 from pages import blocks  # noqa: E402
+from ready_server import wait_until_ready  # noqa: E402
 
 
 def main() -> None:
@@ -72,10 +73,11 @@ class Walk:
         seconds = time.monotonic() - started
         assert (self.folder / "seven.png").read_bytes().startswith(b"\x89PNG")
         assert not list(self.environment.rglob("site-packages/torch")), "PyTorch was installed"
-        megabytes = (size(self.environment) + size(self.cache)) / 1e6
-        say(f"first image: {seconds:.1f} s; environment and unpacked bundle: {megabytes:.0f} MB")
+        packages = megabytes(next(self.environment.rglob("site-packages")))
+        bundle = megabytes(self.cache)
+        say(f"first image: {seconds:.1f} s; site-packages {packages:.0f} MB; unpacked bundle {bundle:.0f} MB")
         missed = f"more than {MOST_SECONDS:.0f} s or {MOST_MEGABYTES:.0f} MB"
-        return missed if seconds > MOST_SECONDS or megabytes > MOST_MEGABYTES else ""
+        return missed if seconds > MOST_SECONDS or packages > MOST_MEGABYTES else ""
 
     def program(self, archive: str) -> None:
         """An image in a product: the program of README, with the bundle that is here."""
@@ -100,7 +102,8 @@ class Walk:
                     address = server.stdout.readline().strip()
                     with urllib.request.urlopen(address, timeout=60) as page:
                         assert b"<html" in page.read()
-                with step("the page's first image"):
+                with step("until its worker is ready, and its first image"):
+                    wait_until_ready(address)
                     body = json.dumps({"prompt": "7", "seed": 2}).encode()
                     asked = urllib.request.Request(f"{address}/v1/images/generations", body)
                     asked.add_header("Content-Type", "application/json")
@@ -145,9 +148,9 @@ def step(name: str) -> Iterator[None]:
     say(f"{time.monotonic() - started:7.1f} s  {name}")
 
 
-def size(folder: Path) -> int:
-    """The bytes of all files in a folder."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+def megabytes(folder: Path) -> float:
+    """The size of all files in a folder, in MB of 10^6 bytes; 0 where there is none."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
 def say(text: str) -> None:
