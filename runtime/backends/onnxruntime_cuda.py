@@ -11,19 +11,16 @@ import itertools
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-import numpy as np
-
 from bitdance_edge.runtime.backends.built_graphs import BuiltGraphs
 from bitdance_edge.runtime.backends.cuda_driver import DriverDevice, GraphCalls
 from bitdance_edge.runtime.backends.cuda_graph import A_GRAPH, PATCH, CaptureError, CudaGraph
 from bitdance_edge.runtime.backends.cuda_libraries import load_cuda_libraries
-from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane, RowCopies
+from bitdance_edge.runtime.backends.gpu_backend import GpuBackend
 from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.onnxruntime import (
     bind_tensors,
@@ -37,7 +34,6 @@ from bitdance_edge.runtime.backends.onnxruntime import (
     trace_session,
 )
 from bitdance_edge.runtime.backends.signature import require_memory_for
-from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.errors import BackendError, BundleError
 
@@ -51,7 +47,7 @@ NO_GRAPH = "-1"  # of the run option gpu_graph_id: run, and capture nothing
 Captures = Literal["patch", "stages", "none"]
 
 
-class OnnxRuntimeCudaBackend:
+class OnnxRuntimeCudaBackend(GpuBackend):
     """Sessions on one GPU.
 
     Args:
@@ -67,7 +63,6 @@ class OnnxRuntimeCudaBackend:
     """
 
     name = "onnxruntime-cuda"
-    run_ahead = 1  # a patch is queued while the one before runs, so that the GPU never waits for the host
 
     def __init__(
         self,
@@ -84,18 +79,7 @@ class OnnxRuntimeCudaBackend:
         self.calls = 0
         if trace is not None:
             make_trace_folder(trace)
-        self._open_lane(DriverDevice(ordinal))
-
-    def _open_lane(self, device: DriverDevice) -> None:
-        self.device = device
-        self._stages: list[CudaStage] = []
-        self._captured: list[CapturedPatch] = []
-        self._siblings: list[OnnxRuntimeCudaBackend] = []
-        with device.current():
-            self.lane = Lane(device)
-
-    def empty(self, shape: tuple[int, ...], dtype: str, *, ahead: bool = False) -> CudaBuffer:
-        return CudaBuffer(self.lane, shape, dtype, ahead)
+        self.open_lane(DriverDevice(ordinal))
 
     @cached_property
     def built(self) -> BuiltGraphs:
@@ -103,51 +87,25 @@ class OnnxRuntimeCudaBackend:
         return BuiltGraphs.find(self.bundle, TARGET, import_onnxruntime().__version__)
 
     def load(self, stage: str) -> "CudaStage":
-        self._stages.append(CudaStage(self, stage))
-        return self._stages[-1]
+        self.stages.append(CudaStage(self, stage))
+        return self.stages[-1]
 
     def capture(self, launches: Sequence[Launch]) -> "CapturedPatch":
-        self._captured.append(CapturedPatch(self, launches))
-        return self._captured[-1]
-
-    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
-        return RowCopies(self.lane, target.address, source.address, rows, tensor_bytes(target.shape, "float32"))
+        patch = CapturedPatch(self, launches)
+        self.captured.append(patch)
+        return patch
 
     def second_lane(self) -> "OnnxRuntimeCudaBackend":
         sibling = object.__new__(OnnxRuntimeCudaBackend)
         sibling.__dict__.update(self.__dict__)  # one bundle, one report, the builds already found
-        sibling._open_lane(self.device)
-        self._siblings.append(sibling)
+        sibling.open_lane(self.device)
+        self.siblings.append(sibling)
         return sibling
-
-    def current(self) -> AbstractContextManager[None]:
-        return self.device.current()
 
     def not_a_graph(self, what: str, reason: str) -> None:
         """Report why a stage, or the patch, is not a CUDA graph."""
         self.graphs[what] = f"not a CUDA graph: {reason}"
         log.warning("%s is not a CUDA graph: %s", what, reason)
-
-    def close(self) -> None:
-        """Graphs and sessions go before the memory that they run over, and the streams after."""
-        with self.device.current():
-            for backend in (self, *self._siblings):
-                backend.release()
-        self.device.close()
-
-    def release(self) -> None:
-        """Give back all but the device itself."""
-        self.lane.synchronize()
-        for captured in list(self._captured):
-            captured.close()
-        for stage in self._stages:
-            stage.close()
-        self._stages.clear()
-        self.lane.close()
-
-    def forget(self, captured: "CapturedPatch") -> None:
-        if captured in self._captured:
-            self._captured.remove(captured)
 
 
 class CudaStage:

@@ -8,25 +8,23 @@ does not update in place (opset 20) gets a second buffer, from which what it wro
 import logging
 import mmap
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 from weakref import ReferenceType, WeakValueDictionary, ref
 
-import numpy as np
-
 from bitdance_edge.runtime.backends.cuda_device import CudaDevice
+from bitdance_edge.runtime.backends.cuda_driver import DriverDevice
 from bitdance_edge.runtime.backends.cuda_graph import A_GRAPH, PATCH, CaptureError, CudaGraph, import_cuda_bindings
-from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane, RowCopies
+from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer
 from bitdance_edge.runtime.backends.engine_fit import engine_path, refuse_invalid, require_fit
+from bitdance_edge.runtime.backends.gpu_backend import GpuBackend
 from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.rtx_cache import RuntimeCache
 from bitdance_edge.runtime.backends.signature import Loaded, require_memory_for, require_signature
 from bitdance_edge.runtime.backends.streamed_weights import StreamedWeights
 from bitdance_edge.runtime.backends.tensorrt_library import Library
-from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.errors import BuildError
 
@@ -42,7 +40,7 @@ TYPES = {  # trt.DataType -> as a manifest calls it
 }
 
 
-class TensorRTBackend:
+class TensorRTBackend(GpuBackend):
     """Engines of one target on one GPU.
 
     Args:
@@ -51,53 +49,40 @@ class TensorRTBackend:
         streamed: memory for the weights of engines that stream them; None: all are copied at each launch.
     """
 
-    run_ahead = 1  # a patch is queued while the one before runs, so that the GPU never waits for the host
-
     def __init__(
         self,
         bundle: Bundle,
         library: Library,
         folder: Path,
-        device: CudaDevice,
+        device: CudaDevice | DriverDevice,
         capability: str,
         streamed: StreamedWeights | None = None,
     ) -> None:
         self.bundle, self.library, self.folder = bundle, library, folder
         self.streamed = streamed or StreamedWeights()
-        self.device, self.capability = device, capability
+        self.capability = capability
         self.graphs: dict[str, str] = {}  # whether a patch is a CUDA graph, and otherwise why not
         self.calls = 0  # to the device that run something: engines, or graphs of them
-        self._stages: list[TensorRTStage] = []
-        self._captured: list[CapturedLaunch] = []
-        self._siblings: list[TensorRTBackend] = []
-        with device.current():
-            self.lane = Lane(device)
+        self.open_lane(device)
 
     @property
     def name(self) -> str:
         return self.library.name
 
-    def empty(self, shape: tuple[int, ...], dtype: str, *, ahead: bool = False) -> CudaBuffer:
-        return CudaBuffer(self.lane, shape, dtype, ahead)
-
     def load(self, stage: str) -> "TensorRTStage":
-        self._stages.append(TensorRTStage(self, stage))
-        return self._stages[-1]
+        self.stages.append(TensorRTStage(self, stage))
+        return self.stages[-1]
 
     def capture(self, launches: Sequence[Launch]) -> "CapturedLaunch":
-        self._captured.append(CapturedLaunch(self, launches))  # type: ignore[arg-type]  all are this backend's own
-        return self._captured[-1]
-
-    def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
-        return RowCopies(self.lane, target.address, source.address, rows, tensor_bytes(target.shape, "float32"))
+        patch = CapturedLaunch(self, launches)  # type: ignore[arg-type]  all are this backend's own
+        self.captured.append(patch)
+        return patch
 
     def second_lane(self) -> "TensorRTBackend":
         shared = self.library, self.folder, self.device, self.capability, self.streamed
-        self._siblings.append(TensorRTBackend(self.bundle, *shared))
-        return self._siblings[-1]
-
-    def current(self) -> AbstractContextManager[None]:
-        return self.device.current()
+        sibling = TensorRTBackend(self.bundle, *shared)
+        self.siblings.append(sibling)
+        return sibling
 
     @property
     def eager(self) -> bool:
@@ -109,26 +94,6 @@ class TensorRTBackend:
         if not self.eager:
             self.graphs[PATCH] = f"not a CUDA graph: {reason}"
             log.warning("patches run launch by launch, not as one CUDA graph: %s", reason)
-
-    def close(self) -> None:
-        """Graphs and contexts go before the memory that they run over, engines and streams after."""
-        with self.device.current():
-            for backend in (self, *self._siblings):
-                backend.release()
-        self.device.close()
-
-    def release(self) -> None:
-        """Give back all but the device itself."""
-        for captured in list(self._captured):
-            captured.close()
-        for stage in self._stages:
-            stage.close()
-        self._stages.clear()
-        self.lane.close()
-
-    def forget(self, captured: "CapturedLaunch") -> None:
-        if captured in self._captured:
-            self._captured.remove(captured)
 
 
 class TensorRTStage:
