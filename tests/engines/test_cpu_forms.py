@@ -43,8 +43,11 @@ def rewritten(path: Path, stage: str, x: np.ndarray) -> tuple[list[str], float]:
     graph, changed = Graph.read(path), path.with_name("changed.onnx")
     count = apply_fast_forms(graph, stage)
     graph.save(changed)
-    used = [node.op_type for node in onnx.load(changed).graph.node]
-    assert bool(count) == (used != [node.op_type for node in onnx.load(path).graph.node])
+    before, after = onnx.load(path).graph.node, onnx.load(changed).graph.node
+    used = [node.op_type for node in after]
+    assert bool(count) == (used != [node.op_type for node in before])
+    assert len({node.name for node in after}) == len(after)
+    assert {node.name.split("/")[0] for node in after} <= {node.name for node in before}  # still the model's names
     onnx.checker.check_model(changed)
     want, got = (
         np.asarray(ort.InferenceSession(str(file), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0])
