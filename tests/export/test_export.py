@@ -70,6 +70,22 @@ def test_errors_are_in_the_bundle(bundle: Bundle) -> None:
     assert bundle.provenance["checkpoint"] == "cc_4x_patch"
 
 
+def test_the_same_export_at_the_same_time_is_the_same_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ExportOptions(name="digits", fast_previews=False, window_patches=0)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
+    one, other = (export_bundle(load_generator(CHECKPOINT), tmp_path / name, options, {}) for name in ("one", "other"))
+    assert one.digest == other.digest and one.exported_at == 10**9
+
+
+@pytest.mark.parametrize("said", ["", "yesterday", "1e9", "9" * 30])
+def test_a_time_that_is_none_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", said)
+    monkeypatch.setattr(exporter, "export_graph", None)
+    with pytest.raises(ExportError, match=f"SOURCE_DATE_EPOCH is {said!r}; it must be seconds since 1970"):
+        export_bundle(load_generator(CHECKPOINT), tmp_path / "new", ExportOptions(name="new"), {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_opsets_have_the_same_inputs_and_outputs(exported: Callable[..., Bundle]) -> None:
     one, other = exported("cc_4x_patch", 24), exported("cc_4x_patch", 20)
     for name in one.stages:
