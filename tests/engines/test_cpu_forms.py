@@ -23,6 +23,8 @@ def random(*shape: int) -> np.ndarray:
 
 def written(folder: Path, nodes: list[NodeProto], x: Dims, weights: dict[str, np.ndarray]) -> Path:
     """A graph of these nodes from ``x`` to ``y``, with the shapes of what is between, its weights in a file beside."""
+    for number, node in enumerate(nodes):
+        node.name = f"node_{number}"
     graph = helper.make_graph(
         nodes,
         "layer",
@@ -30,8 +32,6 @@ def written(folder: Path, nodes: list[NodeProto], x: Dims, weights: dict[str, np
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(np.ascontiguousarray(values), name) for name, values in weights.items()],
     )
-    for number, node in enumerate(nodes):
-        node.name = f"node_{number}"
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
     path = folder / "graph.onnx"
     onnx.save(onnx.shape_inference.infer_shapes(model), path, save_as_external_data=True, location="graph.onnx.data")
