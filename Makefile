@@ -8,6 +8,8 @@ TEST_PROCESSES ?= 2
 VENV := .venv
 RUN := $(VENV)/bin
 PINNED := --quiet --constraint constraints/ci.txt
+# Without setuptools' note, at every editable installation, that a folder may hide a package of the same name.
+EDITABLE := PYTHONWARNINGS='ignore:Editable installation' $(RUN)/pip install $(PINNED) --editable
 SHIPPED := digits-1x digits-4x digits-16x shapes-16x
 ROOMS := model training export calibration bench engines evaluation runtime scale serve
 CAPTIONS := --prompt "a red circle to the left of a blue square" --prompt "a yellow triangle above a green circle" \
@@ -97,7 +99,7 @@ $(VENV)/bin/python:
 # torch first and alone: its exact version is the CPU build where an index offers one.
 $(VENV)/demo.stamp: pyproject.toml constraints/ci.txt | $(VENV)/bin/python
 	$(RUN)/pip install $(PINNED) torch
-	$(RUN)/pip install $(PINNED) --editable '.[cpu,export]'
+	$(EDITABLE) '.[cpu,export]'
 	touch $@
 
 $(VENV)/release.stamp: $(VENV)/demo.stamp
@@ -105,7 +107,7 @@ $(VENV)/release.stamp: $(VENV)/demo.stamp
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
-	$(RUN)/pip install $(PINNED) --editable '.[dev]'
+	$(EDITABLE) '.[dev]'
 	touch $@
 
 # OpenAI's client for Node, which a test drives; without npm, or offline, that test is skipped.
