@@ -53,7 +53,7 @@ def test_help_has_an_example_and_loads_no_torch(command: str) -> None:
 
 def test_export_names_the_commands_that_come_next(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    result = cli("export", CHECKPOINT, "-o", out, "--no-fast-previews")
+    result = cli("export", CHECKPOINT, "-o", out, "--no-fast-previews", "--window-patches", 1)
     assert result.returncode == 0, result.stderr
     following = result.stdout.split("Next:\n")[1]
     assert f"bitdance-edge build {out} --target cpu" in following

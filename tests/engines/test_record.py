@@ -1,7 +1,6 @@
 """The record of a build is read as it was written, or refused in one line."""
 
 import json
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -130,8 +129,8 @@ def test_the_rebuild_command_is_that_of_the_build(record: BuildRecord, bundle: B
     assert "--max-images" not in replace(record, max_images=None).rebuild_command(bundle)
 
 
-def test_folders_of_targets(exported: Callable[..., Bundle], record: BuildRecord, tmp_path: Path) -> None:
-    bundle = replace(exported("cc_1x"), folder=tmp_path)
+def test_folders_of_targets(bundle: Bundle, record: BuildRecord, tmp_path: Path) -> None:
+    bundle = replace(bundle, folder=tmp_path)
     assert built_folders(bundle) == []
     folder = target_folder(bundle, "rtx:8.9,12.0")
     folder.mkdir(parents=True)

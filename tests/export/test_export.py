@@ -172,7 +172,8 @@ def test_gan_decoder_exports_with_its_noise(tmp_path: Path) -> None:
     config = load_generator(CHECKPOINT).config
     config = replace(config, tokenizer=replace(config.tokenizer, gan_decoder=True))
     model = BitDance(config).eval().requires_grad_(False)
-    bundle = export_bundle(model, tmp_path / "gan", ExportOptions(name="gan"), {})
+    options = ExportOptions(name="gan", fast_previews=False, window_patches=0)
+    bundle = export_bundle(model, tmp_path / "gan", options, {})
     assert [tensor.name for tensor in bundle.stages["decoder"].inputs] == ["tokens", "noise"]
     with Pipeline.open(bundle.folder) as pipeline:
         one, other = pipeline.generate(Request(classes=[0, 0], seed=3, steps=1))

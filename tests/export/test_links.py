@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commanding import EXPORTED_ONLY
 from linking import FIXTURE, MAX_PROMPT, SIZE, checkpoint_in
 from places import FIXTURES
 from safetensors.torch import load_file, save_file
@@ -62,7 +63,7 @@ def test_the_port_exports_by_default(
         monkeypatch.setattr(module, "HOLLOW_FROM", 20_000)  # so that two of its components are large
     stored = {"fp32": torch.float32, "fp16": torch.float16}[precision]
     checkpoint = ported_in(tmp_path / "port", stored)
-    command = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--dtype", precision, "--no-fast-previews"]
+    command = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--dtype", precision, *EXPORTED_ONLY]
     assert main([*command, "--sizes", SIZE, "--max-prompt", str(MAX_PROMPT)]) == 0, capsys.readouterr().err
     names = {Path(name).name for name in Bundle.open(tmp_path / "b").links}
     head = "diffusion_head-diffusion_pytorch_model.safetensors"
@@ -99,7 +100,7 @@ def test_refused_links_fall_back_to_copies(
 ) -> None:
     checkpoint = checkpoint_in(tmp_path / "checkpoint", torch.float32)
     monkeypatch.setattr(links.os, "link", refused(errno.EPERM))
-    command = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--no-fast-previews"]
+    command = ["export", str(checkpoint), "-o", str(tmp_path / "b"), *EXPORTED_ONLY]
     command += ["--sizes", SIZE, "--max-prompt", str(MAX_PROMPT)]
     assert main([*command, "--link-weights"]) == 1
     assert "omit --link-weights to copy the weights" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commanding import EXPORTED_ONLY
 from hub_server import COMMIT, Hub, hub
 from places import FIXTURES
 
@@ -47,7 +48,7 @@ def test_a_checkpoint_by_name_is_exported_with_its_commit_and_licence(served: Hu
         served, "digits", source / "config.json", source / "state.safetensors", README="---\nlicense: mit\n---\n"
     )
     (folder / "samples.bin").write_bytes(b"not needed")
-    assert main(["export", f"{OWNER}/digits", "-o", "exported", "--no-fast-previews", "--quiet"]) == 0
+    assert main(["export", f"{OWNER}/digits", "-o", "exported", *EXPORTED_ONLY, "--quiet"]) == 0
     provenance = Bundle.open("exported").provenance
     assert (provenance["hub"], provenance["hub_revision"]) == (f"{OWNER}/digits", COMMIT)
     assert provenance["license"] == "mit"
