@@ -4,6 +4,7 @@ import copy
 import json
 import random
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 NESTED = "[" * 40_000 + "]" * 40_000
@@ -100,6 +101,12 @@ def damaged(content: bytes, number: int = 100) -> Iterator[bytes]:
             3: 2 * taken,
         }
         yield content[:at] if i % 5 == 4 else content[:at] + other[i % 5] + content[at + size :]
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    """Write a file anew. Where one is truncated instead, ext4 waits some milliseconds for the disk."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

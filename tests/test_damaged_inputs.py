@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mutations import damaged
+from mutations import damaged, rewrite
 from PIL import Image
 
 from bitdance_edge.commands.values import prompt_file
@@ -32,7 +32,7 @@ def test_a_damaged_mask(file_format: str, tmp_path: Path) -> None:
     path.write_bytes(content)
     assert load_mask(path).shape == (SIDE, SIDE)
     for changed in damaged(content):
-        path.write_bytes(changed)
+        rewrite(path, changed)
         try:
             found = load_mask(path)
         except RequestError as error:
@@ -48,7 +48,7 @@ def test_a_damaged_file_of_prompts(tmp_path: Path) -> None:
     path.write_bytes(content)
     assert prompt_file(str(path)) == ["a red fish", "ein rötlicher Kreis"]
     for changed in damaged(content):
-        path.write_bytes(changed)
+        rewrite(path, changed)
         try:
             found = prompt_file(str(path))
         except argparse.ArgumentTypeError as error:

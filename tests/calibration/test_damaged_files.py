@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calibrating import OPTIONS, altered
-from mutations import damaged, mutations, spoilt
+from mutations import damaged, mutations, rewrite, spoilt
 
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.kept import kept_array, kept_losses
@@ -94,7 +94,7 @@ def test_a_recording_with_changed_bytes_is_refused_or_the_same(recorded: DataSet
     changed = replace(recorded, folder=tmp_path)
     want = [sample.inputs for sample in recorded.samples("tokens")]
     for content in damaged((recorded.folder / "image-00000.npz").read_bytes(), 60):
-        (tmp_path / "image-00000.npz").write_bytes(content)
+        rewrite(tmp_path / "image-00000.npz", content)
         try:
             got = [sample.inputs for sample in changed.samples("tokens")]
         except CalibrationError as error:
@@ -112,7 +112,7 @@ def test_a_journal_with_changed_bytes_is_refused_or_a_part(tmp_path: Path) -> No
         journal.add({"file": "head.onnx.data", "unit": f"w{i}", "places": {"w": [64 * i, 64]}, "end": 64 * (i + 1)})
     content, refused = path.read_bytes(), 0
     for changed in damaged(content):
-        path.write_bytes(changed)
+        rewrite(path, changed)
         try:
             lines = Journal.open(path).lines
         except CalibrationError as error:
@@ -134,7 +134,7 @@ def test_kept_measurements_with_changed_bytes_are_refused_or_read(name: str, tmp
     content = path.read_bytes()
     places = [] if name == "times.npy" else [changed for _, changed in mutations(json.loads(content))]
     for changed in (*damaged(content), *places):
-        path.write_bytes(changed)
+        rewrite(path, changed)
         try:
             kept_array(path, length=20) if name == "times.npy" else kept_losses(path)
         except CalibrationError as error:
@@ -146,7 +146,7 @@ def test_every_mutation_of_a_recipe_is_refused_or_a_recipe(tmp_path: Path) -> No
     settings = json.loads(replace(OPTIONS.recipe, draw=draw, kept=("head:a",), smooth=0.5).to_json())
     file, taken = tmp_path / "recipe.json", 0
     for place, content in (*mutations(settings), *spoilt(json.dumps(settings).encode())):
-        file.write_bytes(content)
+        rewrite(file, content)
         try:
             CalibrationRecipe.read(file)
         except CalibrationError as error:

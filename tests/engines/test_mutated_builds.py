@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from mutations import some_mutations
+from mutations import rewrite, some_mutations
 
 from bitdance_edge.commands.inspect import _builds
 from bitdance_edge.errors import BitDanceError
@@ -52,7 +52,7 @@ def changed(path: Path) -> Iterator[str]:
     """Write each mutation of a record in its place; yields what was done."""
     content = path.read_bytes()
     for place, mutated in some_mutations(content):
-        path.write_bytes(mutated)
+        rewrite(path, mutated)
         yield place
 
 

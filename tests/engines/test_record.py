@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mutations import mutations, spoilt
+from mutations import mutations, rewrite, spoilt
 
 from bitdance_edge.runtime import BuildError, Bundle
 from bitdance_edge.runtime.bundle.record import (
@@ -51,7 +51,7 @@ def record(bundle: Bundle, tmp_path: Path) -> BuildRecord:
 
 def written(folder: Path, data: object) -> Path:
     path = record_path(folder, "head")
-    path.write_text(json.dumps(data), encoding="utf-8")
+    rewrite(path, json.dumps(data).encode())
     return path
 
 
@@ -147,7 +147,7 @@ def test_one_changed_place_is_refused_or_makes_no_difference(
     content = record.to_json().encode()
     path = record_path(tmp_path, "head")
     for name, changed in (*spoilt(content), *mutations(json.loads(content))):
-        path.write_bytes(changed)
+        rewrite(path, changed)
         try:
             read = BuildRecord.read(path)
         except BuildError as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from bulking import SHARDS, copied
-from mutations import damaged, some_mutations
+from mutations import damaged, rewrite, some_mutations
 
 from bitdance_edge.errors import BitDanceError
 from bitdance_edge.runtime import Bundle
@@ -27,7 +27,7 @@ def test_a_sidecar_is_right_or_its_shard_is_made_again(job: Plan, whole: Path, t
     right, path = check(job, folder, 5), sidecar(job, folder, 5)
     assert isinstance(right, Record)
     for place, content in some_mutations(path.read_bytes()):
-        path.write_bytes(content)
+        rewrite(path, content)
         found = check(job, folder, 5)
         if isinstance(found, Problem):
             require_one_line(found.reason, place)
@@ -40,7 +40,7 @@ def test_a_manifest_is_right_or_said_to_be_wrong(job: Plan, whole: Path, tmp_pat
     records = [found for shard in range(SHARDS) if isinstance(found := check(job, whole, shard), Record)]
     assert manifest_problem(job, whole, records) == ""
     for place, content in some_mutations((whole / MANIFEST).read_bytes()):
-        (tmp_path / MANIFEST).write_bytes(content)
+        rewrite(tmp_path / MANIFEST, content)
         reason = manifest_problem(job, tmp_path, records)
         require_one_line(reason, place)
         assert reason or json.loads(content) == json.loads((whole / MANIFEST).read_bytes()), place
@@ -48,7 +48,7 @@ def test_a_manifest_is_right_or_said_to_be_wrong(job: Plan, whole: Path, tmp_pat
 
 def test_the_plan_of_a_job_is_as_it_was_written_or_refused(job: Plan, whole: Path, tmp_path: Path) -> None:
     for place, content in some_mutations((whole / NAME).read_bytes()):
-        (tmp_path / NAME).write_bytes(content)
+        rewrite(tmp_path / NAME, content)
         try:
             found = job_plan(tmp_path)
         except BitDanceError as error:
@@ -67,7 +67,7 @@ def test_a_plan_of_a_person_is_a_job_or_refused(bundle: Bundle, word_bundle: Bun
     written |= {"images_at_once": 2, "shard_images": 4, "file_format": "tar"}
     taken = 0
     for place, content in some_mutations(json.dumps(written).encode()):
-        (tmp_path / "plan.json").write_bytes(content)
+        rewrite(tmp_path / "plan.json", content)
         try:
             found = read_plan(tmp_path / "plan.json")
         except BitDanceError as error:
@@ -89,7 +89,7 @@ def test_a_file_of_prompts_is_read_or_refused(name: str, tmp_path: Path) -> None
     (tmp_path / name).write_bytes(PROMPTS[name])
     assert len(read_prompts(tmp_path / name)) == 2
     for content in damaged(PROMPTS[name]):
-        (tmp_path / name).write_bytes(content)
+        rewrite(tmp_path / name, content)
         try:
             found = read_prompts(tmp_path / name)
         except BitDanceError as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from mutations import damaged
+from mutations import damaged, rewrite
 
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.image_set import ImageSet
@@ -74,6 +74,7 @@ def test_a_changed_state_is_refused_or_changes_nothing(
     trainer = resume(tokenizer_recipe, small_digits, tmp_path)
     for value in VALUES:
         part(*place)(state, value)
+        (tmp_path / STATE_FILE).unlink()
         torch.save(state, tmp_path / STATE_FILE)
         try:
             trainer._restore()
@@ -109,7 +110,7 @@ def test_a_file_with_changed_bytes_is_refused_or_the_same_state(
     trainer = resume(tokenizer_recipe, small_digits, tmp_path)
     file, taken = tmp_path / STATE_FILE, 0
     for content in damaged(file.read_bytes()):
-        file.write_bytes(content)
+        rewrite(file, content)
         try:
             found = read_state(file, torch.device("cpu"))
             trainer._restore()
