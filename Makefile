@@ -7,7 +7,10 @@ PYTHON ?= python3
 TEST_PROCESSES ?= 2
 VENV := .venv
 RUN := $(VENV)/bin
+SHARING := BITDANCE_TEST_FOLDER=$(CURDIR)/build/shared
 PINNED := --quiet --constraint constraints/ci.txt
+# Without setuptools' note, at every editable installation, that a folder may hide a package of the same name.
+EDITABLE := PYTHONWARNINGS='ignore:Editable installation' $(RUN)/pip install $(PINNED) --editable
 SHIPPED := digits-1x digits-4x digits-16x shapes-16x
 ROOMS := model training export calibration bench engines evaluation runtime scale serve
 CAPTIONS := --prompt "a red circle to the left of a blue square" --prompt "a yellow triangle above a green circle" \
@@ -31,10 +34,12 @@ demo: bundles/digits-4x/bundle.json bundles/shapes-16x/bundle.json
 bundles/%/bundle.json: checkpoints/%/config.json | $(VENV)/demo.stamp
 	$(RUN)/bitdance-edge export checkpoints/$* -o bundles/$* --force
 
-# Two processes share the tests; those that measure time follow alone.
+# Two processes share the tests; those that measure time follow alone, with the bundles that the others exported.
 test: lint build/npm
-	$(RUN)/pytest -q -m "not serial" --numprocesses $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
-	$(RUN)/pytest -q -m serial
+	rm -rf build/shared && mkdir -p build/shared
+	$(SHARING) $(RUN)/pytest -q -m "not serial" --numprocesses $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
+	$(SHARING) $(RUN)/pytest -q -m serial
+	rm -rf build/shared
 
 # The tests of tests/cuda: onnxruntime-gpu over a CUDA that computes nothing, both set up in build/cuda.
 test-cuda: setup
@@ -97,7 +102,7 @@ $(VENV)/bin/python:
 # torch first and alone: its exact version is the CPU build where an index offers one.
 $(VENV)/demo.stamp: pyproject.toml constraints/ci.txt | $(VENV)/bin/python
 	$(RUN)/pip install $(PINNED) torch
-	$(RUN)/pip install $(PINNED) --editable '.[cpu,export]'
+	$(EDITABLE) '.[cpu,export]'
 	touch $@
 
 $(VENV)/release.stamp: $(VENV)/demo.stamp
@@ -105,7 +110,7 @@ $(VENV)/release.stamp: $(VENV)/demo.stamp
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
-	$(RUN)/pip install $(PINNED) --editable '.[dev]'
+	$(EDITABLE) '.[dev]'
 	touch $@
 
 # OpenAI's client for Node, which a test drives; without npm, or offline, that test is skipped.

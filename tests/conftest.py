@@ -20,8 +20,10 @@ from engine_fixtures import built_copy as built_copy
 from engine_fixtures import digits as digits
 from engine_fixtures import library as library
 from gpu_fixtures import gpus as gpus
+from linking import linked_bf16 as linked_bf16
 from linking import linked_bundle as linked_bundle
 from places import FIXTURES
+from ray_fixtures import connected as connected
 from ray_fixtures import ray_cluster as ray_cluster
 from refusing import cheap as cheap
 from scale_fixtures import job as job

@@ -59,7 +59,7 @@ def observe(images: Path, number: int, stopped: int) -> None:
             file.write(f"{step} {' '.join(digests(found))}\n")
         return found
 
-    Trainer._batch = batch
+    Trainer._batch = batch  # type: ignore[method-assign]  with other names of arguments
 
 
 def statuses(folder: Path, run: dict[str, Any], name: str) -> list[int]:

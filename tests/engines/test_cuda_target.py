@@ -21,12 +21,13 @@ from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.backends.built_graphs import BuiltGraphs
 from bitdance_edge.runtime.bundle.record import target_folder
 
+HALF = "cc_1x"  # the fixture that other tests export in half precision too
 TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 
 @pytest.fixture(params=["fp32", "fp16", "bf16"])
 def unbuilt(exported: Callable[..., Bundle], request: pytest.FixtureRequest, tmp_path: Path) -> Bundle:
-    source = exported("cc_4x_patch", precision=request.param).folder
+    source = exported("cc_4x_patch" if request.param == "fp32" else HALF, precision=request.param).folder
     return Bundle.open(shutil.copytree(source, tmp_path / "bundle", ignore=shutil.ignore_patterns("targets")))
 
 
@@ -37,6 +38,8 @@ def test_the_image_stages_are_rewritten_and_checked(unbuilt: Bundle) -> None:
     for stage, record in records.items():
         model = onnx.load(folder / record.files[0].name, load_external_data=False)
         assert "InstanceNormalization" not in {node.op_type for node in model.graph.node}
+        exported = onnx.load(unbuilt.folder / unbuilt.stage(stage).graph.path, load_external_data=False).graph.node
+        assert all(node.name.startswith(tuple(each.name for each in exported)) for node in model.graph.node)
         kinds = {
             value.name: value.type.tensor_type.elem_type
             for value in onnx.shape_inference.infer_shapes(model).graph.value_info
@@ -72,7 +75,7 @@ def test_what_cannot_run_here_says_so(
 ) -> None:
     from bitdance_edge.cli import main
 
-    folder = shutil.copytree(exported("cc_4x_patch", precision="bf16").folder, tmp_path / "bundle")
+    folder = shutil.copytree(exported(HALF, precision="bf16").folder, tmp_path / "bundle")
     assert main(["build", str(folder), "--target", "cuda", "--stages", "decoder"]) == 0
     output = capsys.readouterr().out
     assert "not run here" in output

@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from places import FIXTURES
+from tracing import reuse_graphs
 
 from bitdance_edge.export import exporter
 from bitdance_edge.export.check import check_stages
@@ -168,17 +169,22 @@ def test_bundles_that_run_here_get_fast_previews(exported: Callable[..., Bundle]
     assert exported("cc_1x", precision="bf16").fast_preview is None
 
 
-def test_gan_decoder_exports_with_its_noise(tmp_path: Path) -> None:
+def test_gan_decoder_exports_with_its_noise(
+    exported: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dataclasses import replace
 
     from bitdance_edge.model import BitDance
     from bitdance_edge.runtime import Pipeline, Request
 
     torch.manual_seed(0)
-    config = load_generator(CHECKPOINT).config
-    config = replace(config, tokenizer=replace(config.tokenizer, gan_decoder=True))
+    known = load_generator(CHECKPOINT)
+    config = replace(known.config, tokenizer=replace(known.config.tokenizer, gan_decoder=True))
     model = BitDance(config).eval().requires_grad_(False)
-    bundle = export_bundle(model, tmp_path / "gan", ExportOptions(name="gan"), {})
+    model.load_state_dict({k: v for k, v in known.state_dict().items() if "tokenizer.decoder" not in k}, strict=False)
+    reuse_graphs(monkeypatch, exported("cc_4x_patch"), traced=("decoder",))  # the only stage that has other weights
+    options = ExportOptions(name="gan", fast_previews=False, window_patches=0)
+    bundle = export_bundle(model, tmp_path / "gan", options, {})
     assert [tensor.name for tensor in bundle.stages["decoder"].inputs] == ["tokens", "noise"]
     with Pipeline.open(bundle.folder) as pipeline:
         one, other = pipeline.generate(Request(classes=[0, 0], seed=3, steps=1))
