@@ -7,6 +7,7 @@ PYTHON ?= python3
 TEST_PROCESSES ?= 2
 VENV := .venv
 RUN := $(VENV)/bin
+SHARING := BITDANCE_TEST_FOLDER=$(CURDIR)/build/shared
 PINNED := --quiet --constraint constraints/ci.txt
 # Without setuptools' note, at every editable installation, that a folder may hide a package of the same name.
 EDITABLE := PYTHONWARNINGS='ignore:Editable installation' $(RUN)/pip install $(PINNED) --editable
@@ -33,10 +34,12 @@ demo: bundles/digits-4x/bundle.json bundles/shapes-16x/bundle.json
 bundles/%/bundle.json: checkpoints/%/config.json | $(VENV)/demo.stamp
 	$(RUN)/bitdance-edge export checkpoints/$* -o bundles/$* --force
 
-# Two processes share the tests; those that measure time follow alone.
+# Two processes share the tests; those that measure time follow alone, with the bundles that the others exported.
 test: lint build/npm
-	$(RUN)/pytest -q -m "not serial" --numprocesses $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
-	$(RUN)/pytest -q -m serial
+	rm -rf build/shared && mkdir -p build/shared
+	$(SHARING) $(RUN)/pytest -q -m "not serial" --numprocesses $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
+	$(SHARING) $(RUN)/pytest -q -m serial
+	rm -rf build/shared
 
 # The tests of tests/cuda: onnxruntime-gpu over a CUDA that computes nothing, both set up in build/cuda.
 test-cuda: setup

@@ -154,7 +154,8 @@ def _tidied(folder: Path) -> None:
 @contextmanager
 def _claim(output: Path, folder: Path) -> Iterator[bool]:
     """Lock a file named after an output, and remove it afterwards; False where another process has it."""
-    path, lock = folder / f".writing-{hashlib.sha256(os.fsencode(output.name)).hexdigest()[:16]}.lock", None
+    name = "." if folder == output else output.name  # a folder that is locked inside may be spelled in several ways
+    path, lock = folder / f".writing-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.lock", None
     try:
         for _ in range(CLAIM_TRIES):
             path.touch()

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.graphs import StageGraph, read_skeleton, weight_matrix
+from bitdance_edge.calibration.kept import damaged_run
 from bitdance_edge.calibration.launches import Launches
 from bitdance_edge.calibration.layer_report import LayerFindings, write_layer_report
 from bitdance_edge.calibration.layer_runs import Entered, Images, LayerRuns
@@ -191,7 +192,7 @@ class _Work:
                 graph.folder,
                 encoded,
                 self.journal,
-                finished=lambda: graph_of({layer.name: self.limits[layer.name] for layer in rounding}),
+                finished=lambda: graph_of({layer.name: self._limit(layer.name) for layer in rounding}),
             )
         return written_stage(self.folder, path, spec, precision)
 
@@ -233,6 +234,11 @@ class _Work:
     def _note(self, line: dict[str, object]) -> None:
         self.found.add(line)
         self._take(line)
+
+    def _limit(self, layer: str) -> float:
+        if layer not in self.limits:
+            raise damaged_run(self.folder, f"{self.found.path} lacks what was found of {layer}")
+        return self.limits[layer]
 
     def _take(self, line: Mapping[str, object]) -> None:
         kept = self.limits if "limit" in line else self.errors

@@ -1,12 +1,12 @@
 """What earlier calibrations measured and kept: read again only where it is whole."""
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 
 from bitdance_edge.calibration.errors import CalibrationError
+from bitdance_edge.runtime.bundle.json_file import read_json
 
 
 def kept_array(path: Path, trailing: tuple[int, ...] = (), length: int | None = None) -> np.ndarray:
@@ -38,13 +38,18 @@ def kept_losses(path: Path) -> dict[str, tuple[float, float | None]]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found, _ = read_json(path)
         whole = isinstance(found, dict) and all(map(_is_loss, found.values()))
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError) as error:
         raise _damaged(path, str(error).splitlines()[0]) from None
     if not whole:
         raise _damaged(path, "it holds something else")
     return {layer: tuple(loss) for layer, loss in found.items()}
+
+
+def damaged_run(folder: Path, reason: str) -> CalibrationError:
+    """An error that says why a run that was stopped cannot go on in its folder, and what helps."""
+    return CalibrationError(f"{reason}; delete the folder {folder} and run the same command again")
 
 
 def _is_loss(value: object) -> bool:

@@ -1,11 +1,13 @@
 """What the launches of a stage are given, or what one of its layers hands on: a folder with a file an image."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from bitdance_edge.calibration.kept import damaged_run
 from bitdance_edge.calibration.record import Sample
 from bitdance_edge.runtime.bundle.files import written_whole
 
@@ -42,15 +44,27 @@ class Launches:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def of(self, image: int) -> Iterator[Sample]:
-        """Yield the launches of an image in their order, one in memory at a time."""
-        with np.load(self._file(image), allow_pickle=False) as data:
+        """Yield the launches of an image in their order, one in memory at a time.
+
+        Raises:
+            CalibrationError: the file is missing or damaged.
+        """
+        with self._opened(self._file(image)) as data:
             places: dict[tuple[int, int], list[str]] = {}
             for key in data.files:
                 launch, step, _ = key.split("/", 2)
                 places.setdefault((int(launch), int(step)), []).append(key)
             for (launch, step), keys in places.items():
-                inputs = {key.split("/", 2)[2]: data[key] for key in keys}
-                yield Sample(self.stage, image, launch, step, inputs)
+                yield Sample(self.stage, image, launch, step, {key.split("/", 2)[2]: data[key] for key in keys})
+
+    @contextmanager
+    def _opened(self, file: Path) -> Iterator[np.lib.npyio.NpzFile]:
+        try:
+            with np.load(file, allow_pickle=False) as data:
+                yield data
+        except Exception as error:  # of a damaged archive numpy, zipfile and zlib raise any
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise damaged_run(self.folder.parent.parent, f"{file} cannot be read ({reason})") from None
 
     def _file(self, image: int) -> Path:
         return self.folder / f"image-{image:05d}.npz"

@@ -12,13 +12,16 @@ import numpy as np
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.ranges import CALIBRATORS, PRECISIONS
 from bitdance_edge.calibration.recipe_values import recipe_values
+from bitdance_edge.runtime.bundle.json_file import read_json
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.bundle.specs import ImageSize, ModelSpec
+from bitdance_edge.runtime.reading import MOST_TEXT
 from bitdance_edge.runtime.request import Request
 
 FORMAT = 3
 READABLE = (1, 2, FORMAT)  # format 1 has the size as [height, width], 2 no error feedback
+MOST_BYTES = 4 * MOST_TEXT  # of a file that holds a file of prompts, escaped
 HELD_OUT_SEED = 1_000_000  # seeds of held-out images start this far from those of the recorded ones
 
 
@@ -155,19 +158,15 @@ class CalibrationRecipe:
         """
         remedy = "give calibration/recipe.json of a calibrated bundle"
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise CalibrationError(f"{path} cannot be read ({error.strerror or error}); {remedy}") from None
-        except UnicodeDecodeError:
-            raise CalibrationError(f"{path} is not a text file; {remedy}") from None
-        try:
-            data = recipe_values(text)
+            data = recipe_values(read_json(path, MOST_BYTES)[0])
             found = data.pop("format")
             data |= {} if found == FORMAT else {"feedback": False, "weights_only": False}
             if found not in READABLE or data.keys() != {field.name for field in fields(cls)}:
                 raise KeyError
             draw = _draw(data.pop("draw"))
             return cls(**{**data, "draw": draw, "kept": tuple(data["kept"])})
+        except OSError as error:
+            raise CalibrationError(f"{path} cannot be read ({error.strerror or error}); {remedy}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             why = f" ({error})" if isinstance(error, ValueError) else ""
             raise CalibrationError(f"{path} is not a recipe of this version{why}; {remedy}") from None

@@ -4,19 +4,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bitdance_edge.runtime.bundle.json_file import parse_json
-
 MOST_IMAGES = 1_000_000
 MOST_SEED = 2**62  # seeds of held-out images follow
 
 
-def recipe_values(text: str) -> dict[str, Any]:
-    """Convert a recipe's JSON to its values; entries that are not known here are left to the reader.
+def recipe_values(values: Any) -> dict[str, Any]:
+    """Check the values of a recipe's JSON; entries that are not known here are left to the reader.
 
     Raises:
-        ValueError: it is not JSON, or an entry has a value of another type or range; the message names it.
+        ValueError: an entry has a value of another type or range; the message names it.
     """
-    values = parse_json(text.encode())
     if not isinstance(values, dict) or not isinstance(values.get("draw"), dict):
         raise ValueError("it has no draw")
     _require(values, RECIPE, "")

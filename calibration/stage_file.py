@@ -5,6 +5,7 @@ of the next one is cut off.
 """
 
 import base64
+import hashlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import onnx
 from onnx import TensorProto
 from onnx.external_data_helper import uses_external_data
 
+from bitdance_edge.calibration.kept import damaged_run
 from bitdance_edge.calibration.quantise import Promised, QuantisedGraph
 from bitdance_edge.calibration.weights import Encoded
 from bitdance_edge.runtime.bundle.external_data import mapped_external
@@ -42,22 +44,28 @@ class Lost:
 
 @dataclass
 class Journal:
-    """What is complete in the files of a folder: a line of JSON a weight."""
+    """What is complete in the files of a folder: a line of JSON a weight, behind the first digits of its SHA-256."""
 
     path: Path
     lines: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path) -> "Journal":
-        """Read the journal of a run that was stopped, without a last line that is not whole; or begin one."""
+        """Read the journal of a run that was stopped, without a last line that is not whole; or begin one.
+
+        Raises:
+            CalibrationError: a line is not as it was written.
+        """
+        content = path.read_bytes() if path.is_file() else b""
+        *whole, torn = content.split(b"\n")
         lines = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        for number, line in enumerate(whole, 1):
+            digits, _, text = line.partition(b" ")
+            if _digits(text) != digits:
+                raise damaged_run(path.parent, f"line {number} of {path} is not as it was written")
+            lines.append(json.loads(text))
+        if torn or not content:
+            path.write_bytes(content[: len(content) - len(torn)])
         return cls(path, lines)
 
     def of(self, file: str) -> list[dict[str, Any]]:
@@ -66,8 +74,13 @@ class Journal:
 
     def add(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        text = json.dumps(line).encode()
+        with self.path.open("ab") as file:
+            file.write(_digits(text) + b" " + text + b"\n")
+
+
+def _digits(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest()[:16].encode()
 
 
 Unit = tuple[str, list[TensorProto]]  # weights that are written together: those of a layer, or one that is copied
@@ -93,13 +106,19 @@ def write_stage_file(
 
     Returns:
         Layer -> what was rounded away of its weight.
+
+    Raises:
+        CalibrationError: the file of weights is shorter than the journal says.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_name(f"{path.name}.data")
     done = {line["unit"]: line for line in journal.of(data.name)}
     lost = {}
+    end = max((line["end"] for line in done.values()), default=0)
+    if end > (data.stat().st_size if data.exists() else 0):
+        raise damaged_run(journal.path.parent, f"{data} is shorter than it was written")
     with data.open("r+b" if data.exists() else "w+b") as file:
-        file.truncate(max((line["end"] for line in done.values()), default=0))
+        file.truncate(end)
         file.seek(0, os.SEEK_END)
         for unit, tensors in _units(made):
             if unit not in done:

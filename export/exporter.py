@@ -2,11 +2,9 @@
 
 import copy
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -120,7 +118,7 @@ class _Export:
     names: Mapping[Path, str]  # file of the checkpoint -> its link's name
 
     def write(self, provenance: dict[str, Any]) -> Bundle:
-        options, folder, now = self.options, self.folder, _now()
+        options, folder = self.options, self.folder
         model = manifest.model_spec(self.model)
         graphs = folder / "onnx" / options.precision
         graphs.mkdir(parents=True)
@@ -153,7 +151,6 @@ class _Export:
             links={link.relative_to(folder).as_posix(): str(file) for link, file in sorted(weights.links.items())},
             provenance={
                 **provenance,
-                "exported_at": now,
                 "exported_with": {
                     package: version(package) for package in ("bitdance-edge", "torch", "onnx", "onnxruntime")
                 },
@@ -177,22 +174,6 @@ class _Export:
         if any(value.dtype != torch.float32 for value in model.parameters()):
             model = copy.deepcopy(model).float()
         return check_stages(model, self.folder, stages, self.options.precision, note)
-
-
-def _now() -> str:
-    """The time in UTC, or what SOURCE_DATE_EPOCH says, with which the same export gives the same manifest.
-
-    The variable is that of https://reproducible-builds.org/docs/source-date-epoch/.
-
-    Raises:
-        ExportError: it is no time.
-    """
-    said = os.environ.get("SOURCE_DATE_EPOCH")
-    try:
-        now = datetime.now(UTC) if said is None else datetime.fromtimestamp(int(said), UTC)
-    except (ValueError, OverflowError, OSError):
-        raise ExportError(f"SOURCE_DATE_EPOCH is {said!r}; it must be seconds since 1970, or not be set") from None
-    return now.isoformat(timespec="seconds")
 
 
 def memory_to_check(source: Source) -> int:

@@ -48,8 +48,8 @@ def read_pickled(path: Path, entries: Sequence[str]) -> dict[str, Tensor]:
 def _load(path: Path) -> Any:
     with path.open("rb") as file:
         zipped = file.read(len(ZIP)) == ZIP
-    if zipped:
-        _require_plain_zip(path)
+    if zipped and (complaint := zip_complaint(path)):
+        raise ModelError(f"{path} {'; '.join(complaint)}")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(ALLOWED)):
             warnings.simplefilter("ignore")
@@ -73,23 +73,23 @@ def _load(path: Path) -> Any:
         ) from None
 
 
-def _require_plain_zip(path: Path) -> None:
-    """Refuse an archive that PyTorch did not write: its tensors are stored as they are, and so mapped from the file."""
+def zip_complaint(path: Path) -> tuple[str, str] | None:
+    """Say why an archive is not one that PyTorch wrote, and what helps; None where it may be.
+
+    PyTorch stores tensors as they are, so that they take as much memory as the file has bytes.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
-        raise ModelError(
-            f"{path} cannot be read (its list of entries is missing or damaged); it may be truncated: compare its "
-            "size, copy it again"
-        ) from None
+        truncated = "it may be truncated: compare its size, copy it again"
+        return "cannot be read (its list of entries is missing or damaged)", truncated
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED:
-            raise ModelError(
-                f"{path} is a compressed archive ({entry.filename}), not a file that PyTorch wrote; unpack it"
-            )
+            return f"is a compressed archive ({entry.filename}), not a file that PyTorch wrote", "unpack it"
         if entry.filename.endswith(".pkl") and entry.file_size > LARGEST_INDEX:
-            raise ModelError(f"{path} names its tensors in {entry.file_size} bytes; at most {LARGEST_INDEX} are read")
+            return f"names its tensors in {entry.file_size} bytes", f"at most {LARGEST_INDEX} are read"
+    return None
 
 
 def _tensors(content: Any, entries: Sequence[str], levels: int) -> dict[str, Tensor] | None:

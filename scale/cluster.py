@@ -33,9 +33,12 @@ def connect(ray: Any, address: str, **settings: Any) -> None:
             ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **settings)
     except (OSError, ValueError, RuntimeError) as error:  # ConnectionError, which is Ray's, is an OSError
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # Ray sends its token to a cluster that it finds itself, but to an address only where it is told to.
+        told = address == "local" or "RAY_AUTH_MODE" in os.environ
+        hint = "" if told else ". If it is there, it may ask for a token: set RAY_AUTH_MODE=token"
         raise ScaleError(
             f"no cluster at {address}: {reason}. Start one with: ray start --head, or use --address local for this "
-            "machine alone"
+            f"machine alone{hint}"
         ) from None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitdance_edge.runtime import RequestError
+from bitdance_edge.runtime.bundle import schema
 from bitdance_edge.runtime.bundle.json_file import read_json
 from bitdance_edge.runtime.values import shown
 from bitdance_edge.scale.durable import write_durably
@@ -69,7 +70,7 @@ def job_plan(folder: Path) -> Plan | None:
     try:
         fields: dict[str, Any] = {name: data[name] for name in COMPLETE if name not in ("format", "job")}
         plan = Plan(subjects=tuple(data[kind]), **fields)
-        if plan.job != data["job"]:
+        if plan.job != data["job"] or not isinstance(plan.bundle, str):
             raise ValueError
     except (LookupError, TypeError, ValueError):
         raise ScaleError(
@@ -95,7 +96,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ScaleError(f"{path} is no plan: it is no JSON object; docs/scale.md has an example")
     if unknown := [name for name in data if name not in (*REQUIRED, *OPTIONAL, *RECORDED)]:
-        raise ScaleError(f"{path} has {', '.join(unknown)}; a plan may have {', '.join((*REQUIRED, *OPTIONAL))}")
+        named = ", ".join(map(schema.plain, unknown[:4]))
+        raise ScaleError(f"{path} has {named}; a plan may have {', '.join((*REQUIRED, *OPTIONAL))}")
     if data.get("format", FORMAT) != FORMAT:
         raise ScaleError(f"{path} has format {shown(data['format'])}; this version reads {FORMAT}")
     return data

@@ -6,19 +6,23 @@ else is made again.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from bitdance_edge.runtime.bundle import schema
 from bitdance_edge.runtime.bundle.json_file import read_json
+from bitdance_edge.runtime.bundle.limits import Bytes, FileName, Sha256, Within
 from bitdance_edge.runtime.bundle.manifest import sha256
+from bitdance_edge.runtime.errors import BundleError
 from bitdance_edge.scale.durable import write_durably
-from bitdance_edge.scale.plan import Plan
+from bitdance_edge.scale.plan import MOST_IMAGES, Plan
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 MOST_MANIFEST = 2**32
+Number = Annotated[int, Within(0, MOST_IMAGES)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +36,14 @@ class Record:
         made_by: what made it: version, backend, device, and the stages that ran as built for it.
     """
 
-    job: str
-    shard: int
-    first_image: int
-    images: int
-    file: str
-    bytes: int
-    sha256: str
-    made_by: dict[str, Any]
+    job: Sha256
+    shard: Number
+    first_image: Number
+    images: Number
+    file: FileName
+    bytes: Bytes
+    sha256: Sha256
+    made_by: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -88,22 +92,8 @@ def check(plan: Plan, folder: Path, shard: int, *, content: bool = False) -> Rec
 
 def write_manifest(plan: Plan, folder: Path, records: Iterable[Record]) -> Path:
     """Write the manifest of a job whose shards are all made, in order; returns its path."""
-    listed = list(records)
-    shards = [
-        {name: getattr(record, name) for name in ("file", "first_image", "images", "bytes", "sha256")}
-        for record in listed
-    ]
-    about = {
-        "format": FORMAT,
-        "job": plan.job,
-        "bundle_sha256": plan.bundle_sha256,
-        "images": plan.images,
-        "made_by": makers(listed),
-        "content_sha256": content_digest(listed),
-        "shards": shards,
-    }
     with write_durably(folder / MANIFEST) as file:
-        file.write(_json(about))
+        file.write(_json(_manifest(plan, list(records))))
     return folder / MANIFEST
 
 
@@ -113,11 +103,26 @@ def manifest_problem(plan: Plan, folder: Path, records: list[Record]) -> str:
     if not path.is_file():
         return f"{path} is missing"
     try:
-        data, _ = read_json(path, MOST_MANIFEST)
-        right = data["job"] == plan.job and data["content_sha256"] == content_digest(records)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        found, _ = read_json(path, MOST_MANIFEST)
+    except (OSError, ValueError) as error:
         return f"{path} cannot be read ({error})"
-    return "" if right else f"{path} is not of these shards"
+    return "" if found == _manifest(plan, records) else f"{path} is not of these shards"
+
+
+def _manifest(plan: Plan, records: list[Record]) -> dict[str, Any]:
+    shards = [
+        {name: getattr(record, name) for name in ("file", "first_image", "images", "bytes", "sha256")}
+        for record in records
+    ]
+    return {
+        "format": FORMAT,
+        "job": plan.job,
+        "bundle_sha256": plan.bundle_sha256,
+        "images": plan.images,
+        "made_by": makers(records),
+        "content_sha256": content_digest(records),
+        "shards": shards,
+    }
 
 
 def makers(records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -142,21 +147,19 @@ def _read(plan: Plan, folder: Path, shard: int) -> Record | Problem:
     path, images = sidecar(plan, folder, shard), plan.images_of(shard)
     try:
         data, _ = read_json(path)
-        record = Record(**{name: value for name, value in data.items() if name != "format"})
-        foreign = record.job != plan.job
-        right = (record.shard, record.first_image, record.images, record.file) == (
-            *(shard, images.start, len(images)),
-            plan.file(shard),
-        )
-        right = right and isinstance(record.bytes, int) and isinstance(record.made_by, dict)
+        if not isinstance(data, dict) or type(data.pop("format", None)) is not int:
+            raise ValueError
+        record = schema.record(Record, data, str(path))
     except FileNotFoundError:
         return Problem(shard, "")
     except OSError as error:
         return Problem(shard, f"{path} cannot be read: {error.strerror or error}")
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, BundleError):
         return Problem(shard, f"{path} is not as it was written")
-    if foreign:
-        return Problem(shard, f"{path} is of another job ({str(record.job)[:12]}...)")
+    if record.job != plan.job:
+        return Problem(shard, f"{path} is of another job ({record.job[:12]}...)")
+    found = record.shard, record.first_image, record.images, record.file
+    right = found == (shard, images.start, len(images), plan.file(shard))
     return record if right else Problem(shard, f"{path} is not as it was written")
 
 

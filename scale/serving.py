@@ -163,10 +163,8 @@ def deploy(settings: ServeSettings, scaling: Scaling, *, host: str, port: int, c
 
 
 def stop() -> None:
-    """End the replicas, and this process's connection to the cluster; one that it started ends with it."""
-    if ray.is_initialized():  # else Ray would start a cluster to end what it serves
-        serve.shutdown()
-        ray.shutdown()
+    """End this process's connection to the cluster; a cluster that it started ends with it, and its requests too."""
+    ray.shutdown()
 
 
 def _require_address(host: str, port: int) -> None:

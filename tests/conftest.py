@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import cores  # first
 import pytest
 from bench_fixtures import altered as altered
 from bench_fixtures import compared as compared
@@ -20,8 +21,10 @@ from engine_fixtures import built_copy as built_copy
 from engine_fixtures import digits as digits
 from engine_fixtures import library as library
 from gpu_fixtures import gpus as gpus
+from linking import linked_bf16 as linked_bf16
 from linking import linked_bundle as linked_bundle
 from places import FIXTURES
+from ray_fixtures import connected as connected
 from ray_fixtures import ray_cluster as ray_cluster
 from refusing import cheap as cheap
 from scale_fixtures import job as job
@@ -51,9 +54,8 @@ os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ[
 # onnxruntime-gpu over a CUDA that computes nothing: ``make test-cuda`` sets both up and runs them.
 collect_ignore = [] if "FAKE_CUDA_TRACE" in os.environ else ["cuda"]
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # One core a process, for those that a test starts too; read when numpy and torch are imported.
-    os.environ["OMP_NUM_THREADS"] = "1"
+if cores.SHARED:
+    cores.one_thread_a_graph()
 
 
 class ByFile(LoadScopeScheduling):

@@ -50,7 +50,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
         if precision in QUANTIZED:
             quantized(get("fp32"), target, precision)
         else:
-            export_bundle(load_generator(CHECKPOINT), target, ExportOptions(name=precision, precision=precision), {})
+            options = ExportOptions(name=precision, precision=precision, window_patches=0)
+            export_bundle(load_generator(CHECKPOINT), target, options, {})
 
     def get(precision: str) -> Bundle:
         if precision not in made:

@@ -28,7 +28,7 @@ def checkpoint_in(folder: Path, dtype: torch.dtype) -> Path:
 
 
 def export_linked(checkpoint: Path, folder: Path, precision: str) -> Bundle:
-    options = ExportOptions(name="linked", precision=precision, link=True)
+    options = ExportOptions(name="linked", precision=precision, link=True, window_patches=0)
     return open_text_to_image(checkpoint, options, sizes=SIZE, max_prompt=MAX_PROMPT).export(folder)
 
 
@@ -40,3 +40,13 @@ def linked_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         export_linked(checkpoint_in(folder / "checkpoint", torch.float32), folder / "bundle", "fp32")
 
     return Bundle.open(made_once(run_folder(tmp_path_factory) / "linked", make) / "bundle")
+
+
+@pytest.fixture(scope="session")
+def linked_bf16(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """In bfloat16, as 14B."""
+
+    def make(folder: Path) -> None:
+        export_linked(checkpoint_in(folder / "checkpoint", torch.bfloat16), folder / "bundle", "bf16")
+
+    return Bundle.open(made_once(run_folder(tmp_path_factory) / "linked-bf16", make) / "bundle")

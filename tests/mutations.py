@@ -1,8 +1,10 @@
-"""Every way in which one place of a JSON document can be wrong: dropped, of another type, out of range, hostile."""
+"""Every way in which one place of a JSON document can be wrong, and some in which bytes can."""
 
 import copy
 import json
+import random
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 NESTED = "[" * 40_000 + "]" * 40_000
@@ -61,6 +63,12 @@ def mutations(
         yield f"{place} dropped", json.dumps(changed).encode()
 
 
+def some_mutations(content: bytes, number: int = 100) -> list[tuple[str, bytes]]:
+    """Draw so many of a document's ``mutations``, the same each time, and add all that ``spoilt`` yields."""
+    drawn = random.Random(number).sample(list(mutations(json.loads(content))), number)
+    return [*drawn, *spoilt(content)]
+
+
 def spoilt(content: bytes) -> Iterator[tuple[str, bytes]]:
     """Yield documents that are wrong as a whole."""
     text = content.decode()
@@ -75,6 +83,30 @@ def spoilt(content: bytes) -> Iterator[tuple[str, bytes]]:
     yield "giant", content + b" " * 5_000_000
     yield "many lists", b"[" + b"[]," * 1_300_000 + b"[]]"
     yield "every key twice", content.rstrip()[:-1] + b"," + content.lstrip()[1:]
+
+
+def damaged(content: bytes, number: int = 100) -> Iterator[bytes]:
+    """Yield so many contents with some bytes changed, removed, added or doubled, or all behind a place cut off.
+
+    The same each time.
+    """
+    draw = random.Random(len(content))
+    for i in range(number):
+        at, size = draw.randrange(len(content)), draw.randrange(1, 9)
+        taken = content[at : at + size]
+        other = {
+            0: bytes(byte ^ 1 << draw.randrange(8) for byte in taken),
+            1: b"",
+            2: taken + draw.randbytes(size),
+            3: 2 * taken,
+        }
+        yield content[:at] if i % 5 == 4 else content[:at] + other[i % 5] + content[at + size :]
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    """Write a file anew. Where one is truncated instead, ext4 waits some milliseconds for the disk."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

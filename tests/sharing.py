@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+SHARED = "BITDANCE_TEST_FOLDER"  # variable with the folder, where more than one run shares it; see the Makefile
+
 
 def run_folder(factory: pytest.TempPathFactory) -> Path:
     """The folder of the whole run; pytest-xdist gives each of its processes one of its own inside it."""
+    if SHARED in os.environ:
+        return Path(os.environ[SHARED])
     own = factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 

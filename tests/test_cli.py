@@ -14,6 +14,7 @@ import pytest
 from commanding import status_of
 from PIL import Image
 from places import FIXTURES
+from tracing import reuse_graphs
 
 from bitdance_edge.cli import COMMANDS
 from bitdance_edge.runtime import Bundle, read_settings
@@ -51,11 +52,13 @@ def test_help_has_an_example_and_loads_no_torch(command: str) -> None:
     assert not any(line.endswith(" torch") for line in result.stderr.splitlines())
 
 
-def test_export_names_the_commands_that_come_next(tmp_path: Path) -> None:
+def test_export_names_the_commands_that_come_next(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reuse_graphs(monkeypatch, bundle)
     out = tmp_path / "bundle"
-    result = cli("export", CHECKPOINT, "-o", out, "--no-fast-previews")
-    assert result.returncode == 0, result.stderr
-    following = result.stdout.split("Next:\n")[1]
+    assert status_of("export", CHECKPOINT, "-o", out, "--no-fast-previews", "--window-patches", 1) == 0
+    following = capsys.readouterr().out.split("Next:\n")[1]
     assert f"bitdance-edge build {out} --target cpu" in following
     assert f"bitdance-edge generate {out} --classes 0" in following
 
@@ -242,14 +245,18 @@ def tmpfs(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_full_disk_leaves_nothing(bundle: Bundle, tmpfs: Path) -> None:
-    message = refused("export", CHECKPOINT, "-o", tmpfs / "bundle")
-    assert "No space left on device" in message
+def test_full_disk_leaves_nothing(
+    bundle: Bundle, tmpfs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reuse_graphs(monkeypatch, bundle)
+    assert status_of("export", CHECKPOINT, "-o", tmpfs / "bundle") == 1
+    assert "No space left on device" in capsys.readouterr().err
     assert not files(tmpfs)
     (tmpfs / "filler").write_bytes(b"x" * (shutil.disk_usage(tmpfs).free - 1000))
     message = refused("generate", bundle.folder, "--classes", 0, "--steps", 1, "--grid", tmpfs / "grid.png")
     assert "No space left on device" in message
-    assert "MB free" in refused("export", CHECKPOINT, "-o", tmpfs / "bundle")
+    assert status_of("export", CHECKPOINT, "-o", tmpfs / "bundle") == 1
+    assert "MB free" in capsys.readouterr().err
     assert files(tmpfs) == {"filler"}
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commanding import EXPORTED_ONLY
 from PIL import Image
 from places import FIXTURES
 
 from bitdance_edge.cli import main
-from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime import Bundle, read_settings
 from bitdance_edge.storage import claimed
 
 CHECKPOINT = FIXTURES / "cc_4x_patch" / "state.safetensors"
@@ -25,13 +26,14 @@ ROOM = 150  # bytes that a file may have where the disk is full
 TRAIN = ["digits-tokenizer", "--size", "16", "--batch-size", "4", "--steps", "2", "--set", "warmup_steps=1"]
 # Command -> its arguments, what it writes, and where its claim on that is; {bundle} and {out} are filled in.
 WRITERS: dict[str, tuple[list[str], str, str]] = {
-    "export": ([str(CHECKPOINT), "-o", "{out}", "--no-fast-previews"], "{out}", "{folder}"),
+    "export": ([str(CHECKPOINT), "-o", "{out}", *EXPORTED_ONLY], "{out}", "{folder}"),
     "calibrate": (["{bundle}", "--precision", "int8", "-o", "{out}", "--images", "1"], "{out}", "{folder}"),
     "build": (["{bundle}", "--target", "cpu"], "{bundle}/targets/cpu", "{bundle}"),
     "pack": (["{bundle}", "-o", "{out}.tar"], "{out}.tar", "{folder}"),
     "bench": (["{bundle}", "--checkpoint", str(CHECKPOINT), "-o", "{out}"], "{out}", "{out}"),
     "train": ([*TRAIN, "--out", "{out}"], "{out}", "{out}"),
 }
+MADE = ["{bundle}", "--classes", "1", "--steps", "1", "--seed", "1"]
 Filled = Callable[[str], str]
 
 
@@ -61,6 +63,62 @@ def test_the_second_writer_of_an_output_is_refused(
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith(f"bitdance-edge {command}: another process is writing {filled(output)}; wait until")
     assert files(tmp_path) == before
+
+
+# What makes images and tokens -> its arguments, an output, and where its claim on that is; {made} is what is read.
+IMAGE_WRITERS: dict[str, tuple[list[str], str, str]] = {
+    "generate folder": ([*MADE, "--out", "{out}"], "{out}", "{out}"),
+    "generate file": ([*MADE, "--out", "{out}.png"], "{out}.png", "{folder}"),
+    "generate grid": ([*MADE, "--grid", "{out}.png"], "{out}.png", "{folder}"),
+    "generate tokens": ([*MADE, "--tokens", "{out}.npy"], "{out}.npy", "{folder}"),
+    "generate previews": ([*MADE, "--grid", "{folder}/g.png", "--previews", "{out}"], "{out}", "{out}"),
+    "tokenize file": (["{bundle}", "{folder}/made.png", "-o", "{out}.npy"], "{out}.npy", "{folder}"),
+    "decode folder": (["{bundle}", "{folder}/made.npy", "-o", "{out}"], "{out}", "{out}"),
+    "decode file": (["{bundle}", "{folder}/made.npy", "-o", "{out}.png"], "{out}.png", "{folder}"),
+    "reconstruct file": (["{bundle}", "{folder}/made.png", "-o", "{out}.png"], "{out}.png", "{folder}"),
+    "reconstruct folder": (["{bundle}", "{folder}/made", "-o", "{out}"], "{out}", "{out}"),
+    "reconstruct report": (["{bundle}", "{folder}/made", "--report", "{out}.json"], "{out}.json", "{folder}"),
+}
+
+
+@pytest.mark.parametrize("what", IMAGE_WRITERS)
+def test_the_second_writer_of_images_is_refused_and_leaves_nothing(
+    what: str, bundle: Bundle, filled: Filled, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(bundle, tmp_path)
+    command, (arguments, output, lock_in) = what.split()[0], IMAGE_WRITERS[what]
+    before = set(tmp_path.rglob("*"))
+    with claimed(Path(filled(output)), Path(filled(lock_in))):
+        assert main([command, *map(filled, arguments)]) == 1
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith(f"bitdance-edge {command}: another process is writing {filled(output)}; wait until")
+    if output == lock_in:
+        Path(filled(output)).rmdir()  # which the claim made
+    assert set(tmp_path.rglob("*")) == before
+    assert main([command, *map(filled, arguments)]) == 0
+    assert not list(tmp_path.rglob(".writing-*"))
+
+
+def made(bundle: Bundle, folder: Path) -> None:
+    """Write what ``IMAGE_WRITERS`` read: a picture, a folder of it, and tokens of an image."""
+    size = bundle.model.default_size
+    (folder / "made").mkdir()
+    for path in (folder / "made.png", folder / "made" / "one.png"):
+        Image.new("RGB", (size.width, size.height), (9, 99, 200)).save(path)
+    np.save(folder / "made.npy", np.ones((1, size.tokens, bundle.model.bits), np.int8))
+
+
+def test_of_two_that_generate_at_the_same_time_one_succeeds_or_both_images_are_whole(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    request = ["--classes", "1", "--count", "4", "--out", tmp_path / "out", "--steps"]
+    command = [sys.executable, "-m", "bitdance_edge", "generate", bundle.folder, "--seed", "1", *request]
+    both = [subprocess.Popen([*command, n], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for n in ("9", "8")]
+    said = [process.communicate(timeout=60)[1].decode() for process in both]
+    done = [steps for steps, process in zip((9, 8), both, strict=True) if process.returncode == 0]
+    assert done and ("another process is writing" in "".join(said) or len(done) == 2), said
+    found = {read_settings(path)["steps"] for path in (tmp_path / "out").iterdir()}
+    assert len(found) == 1 and found <= set(done)
 
 
 def test_of_two_that_pack_at_the_same_time_one_succeeds(copied: Path, tmp_path: Path) -> None:

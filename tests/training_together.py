@@ -47,19 +47,19 @@ def started(folder: Path, run: dict[str, Any], rank: int, name: str, port: int) 
         os._exit(status)
 
 
-def observe(images: Path, number: int, step: int) -> None:
+def observe(images: Path, number: int, stopped: int) -> None:
     """Note the images of each step, and send a signal to this process before one of them."""
     inner = Trainer._batch
 
-    def batch(trainer: Trainer, at: int) -> ImageSet:
-        if at == step:
+    def batch(self: Trainer, step: int) -> ImageSet:
+        if step == stopped:
             os.kill(os.getpid(), number)
-        found = inner(trainer, at)
+        found = inner(self, step)
         with images.open("a", encoding="utf-8") as file:
-            file.write(f"{at} {' '.join(digests(found))}\n")
+            file.write(f"{step} {' '.join(digests(found))}\n")
         return found
 
-    Trainer._batch = batch
+    Trainer._batch = batch  # type: ignore[method-assign]  with other names of arguments
 
 
 def statuses(folder: Path, run: dict[str, Any], name: str) -> list[int]:

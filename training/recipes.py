@@ -11,6 +11,17 @@ from typing import Any, TypeVar
 from bitdance_edge.training.errors import TrainingError
 
 SHOWN = 60  # characters of a refused value that its message repeats
+# The most that a setting may be, so that a slip of the keyboard is refused before anything is made of it.
+MOST = {
+    **dict.fromkeys(("steps", "warmup_steps", "score_every", "save_every"), 10**9),
+    **dict.fromkeys(("batch_size", "accumulation"), 2**20),
+    **dict.fromkeys(("layers", "head_blocks", "head_adaln_groups", "blocks_per_level"), 1024),
+    "seed": 2**63 - 1,
+}
+MOST_OTHERS = 65_536  # of a width, a number of heads
+MOST_NUMBER = 1e6
+MOST_MULTIPLIERS, MOST_MULTIPLIER = 12, 64
+MAY_BE_NONE = ("warmup_steps", "seed", "lora_rank")  # whole numbers from 0; the others are from 1
 DATA = ("digits", "shapes", "given")  # scikit-learn's digits, our own drawings of colored shapes, the user's
 
 
@@ -39,10 +50,10 @@ class TrainingRecipe:
     mirror: bool  # swap left and right at random; wrong for digits and letters
 
     def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            self._require_in_range(name, getattr(self, name))
         self._require("data", self.data in DATA, f"one of {', '.join(DATA)}")
-        for name in ("size", "steps", "batch_size", "accumulation", "score_every", "save_every"):
-            self._require(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("warmup_steps", "weight_decay", "seed", "rotation", "shift"):
+        for name in ("weight_decay", "rotation", "shift"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("learning_rate", "clip_norm"):
             self._require(name, getattr(self, name) > 0, "above 0")
@@ -54,9 +65,22 @@ class TrainingRecipe:
         divides = self.batch_size % self.accumulation == 0
         self._require("accumulation", divides, f"a divisor of the batch_size {self.batch_size}")
 
+    def _require_in_range(self, name: str, value: Any) -> None:
+        if isinstance(value, tuple):
+            holds = 1 <= len(value) <= MOST_MULTIPLIERS and all(1 <= each <= MOST_MULTIPLIER for each in value)
+            self._require(name, holds, f"1 to {MOST_MULTIPLIERS} whole numbers from 1 to {MOST_MULTIPLIER}")
+        elif isinstance(value, float):
+            self._require(name, abs(value) <= MOST_NUMBER, f"a number from {-MOST_NUMBER:g} to {MOST_NUMBER:g}")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            least, most = int(name not in MAY_BE_NONE), MOST.get(name, MOST_OTHERS)
+            self._require(name, value >= least, f"{least} or more")
+            self._require(name, value <= most, f"{most} or less")
+
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
-            raise TrainingError(f"{name} is {getattr(self, name)!r}; it must be {allowed}. Use --set {name}=...")
+            shown = repr(getattr(self, name))
+            shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
+            raise TrainingError(f"{name} is {shown}; it must be {allowed}. Use --set {name}=...")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +98,7 @@ class TokenizerRecipe(TrainingRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("bits", self.bits >= 1 and self.bits % self.group_bits == 0, f"a multiple of {self.group_bits}")
+        self._require("bits", self.bits % self.group_bits == 0, f"a multiple of {self.group_bits}")
         for name in ("entropy_weight", "commitment_weight"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("flip_rate", 0 <= self.flip_rate < 1, "in [0, 1)")
@@ -104,8 +128,6 @@ class FlowRecipe(TrainingRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("tokens_per_step", self.tokens_per_step in (1, 4, 16, 64), "1, 4, 16 or 64")
-        for name in ("targets_per_token", "sampling_steps"):
-            self._require(name, getattr(self, name) >= 1, "1 or more")
         self._require("flip_rate", 0 <= self.flip_rate < 1, "in [0, 1)")
         self._require("guidance", self.guidance >= 1, "1 (none) or more")
 
@@ -119,7 +141,6 @@ class GeneratorRecipe(FlowRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("class_tokens", self.class_tokens >= 1, "1 or more")
         self._require("class_dropout", 0 <= self.class_dropout < 1, "in [0, 1)")
 
 
@@ -136,8 +157,6 @@ class FinetuneRecipe(TrainingRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("data", self.data == "given", "given")
-        self._require("targets_per_token", self.targets_per_token >= 1, "1 or more")
-        self._require("lora_rank", self.lora_rank >= 0, "0 (none) or more")
         self._require("lora_alpha", self.lora_alpha > 0, "above 0")
         for name in ("condition_dropout", "flip_rate"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
@@ -157,8 +176,6 @@ class TextRecipe(FlowRecipe):
         super().__post_init__()
         self._require("data", self.data != "digits", "shapes or given, which have captions")
         self._require("tokens_per_step", self.tokens_per_step > 1, "4, 16 or 64")
-        for name in ("kv_heads", "head_dim", "mlp_width", "max_prompt"):
-            self._require(name, getattr(self, name) >= 1, "1 or more")
         self._require("prompt_dropout", 0 <= self.prompt_dropout < 1, "in [0, 1)")
 
 
@@ -177,11 +194,11 @@ def overridden(recipe: AnyRecipe, settings: Iterable[str]) -> AnyRecipe:
     for setting in settings:
         name, _, text = setting.partition("=")
         if name not in (known := [field.name for field in fields(recipe)]):
-            raise TrainingError(f"no setting {name!r} in {setting!r}; there are {', '.join(known)}")
+            raise TrainingError(f"no setting {name[:SHOWN]!r} in {setting[:SHOWN]!r}; there are {', '.join(known)}")
         changes[name] = _parsed(name, text, getattr(recipe, name))
     if "steps" in changes and "warmup_steps" not in changes and changes["steps"] >= 1:
-        share = min(1.0, changes["steps"] / recipe.steps)
-        changes["warmup_steps"] = min(round(share * recipe.warmup_steps), changes["steps"] // 2)
+        steps = min(changes["steps"], recipe.steps)
+        changes["warmup_steps"] = min(round(steps / recipe.steps * recipe.warmup_steps), changes["steps"] // 2)
     return replace(recipe, **changes)
 
 

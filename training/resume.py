@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from bitdance_edge.model.pickle_file import zip_complaint
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.recipes import TrainingRecipe
 
@@ -37,6 +39,10 @@ def read_state(file: Path, device: torch.device) -> dict[str, Any]:
         raise TrainingError(f"nothing to resume: there is no {file}; omit --resume")
     place = torch.device("cpu") if device.type == "cpu" else device  # files know no cpu:0, which processes have
     try:
+        if complaint := zip_complaint(file):
+            raise ValueError(f"it {complaint[0]}")
+        if (entry := _altered(file)) is not None:
+            raise ValueError(f"its {entry} was altered")
         state = torch.load(file, map_location=place, weights_only=True)
     except OSError as error:
         raise TrainingError(f"{file} cannot be read: {error.strerror or error}; check its permissions") from None
@@ -49,6 +55,12 @@ def read_state(file: Path, device: torch.device) -> dict[str, Any]:
         if type(state[name]) is not kind:
             raise TrainingError(f"{file}: {name} is a {type(state[name]).__name__}, not a {kind.__name__}; {ENDINGS}")
     return state
+
+
+def _altered(file: Path) -> str | None:
+    """Return the first entry of an archive that has another checksum than it was written with."""
+    with ZipFile(file) as archive:
+        return archive.testzip()
 
 
 def require_same_run(state: Mapping[str, Any], file: Path, recipe: TrainingRecipe, images: int, start: str) -> None:

@@ -5,7 +5,7 @@ import argparse
 from PIL import Image
 
 from bitdance_edge.commands.common import add_pipeline_arguments, add_size_argument, image_size, open_pipeline
-from bitdance_edge.commands.outputs import is_image_file, require_file, require_folder
+from bitdance_edge.commands.outputs import claimed_outputs, is_image_file, require_file, require_folder
 from bitdance_edge.commands.values import path
 from bitdance_edge.runtime import RequestError, save_png
 from bitdance_edge.runtime.tokens import read_tokens
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     tokens = tokens[None] if tokens.ndim == 2 else tokens
     if one_file and len(tokens) != 1:
         raise RequestError(f"--out {args.out} is one file, and {args.tokens} holds {len(tokens)} images; give a folder")
-    with open_pipeline(args) as pipeline:
+    with open_pipeline(args) as pipeline, claimed_outputs(args.out):
         size = image_size(args, pipeline)
         for number, one in enumerate(tokens):
             file = args.out if one_file else args.out / f"{number:04d}.png"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bitdance_edge.commands.bulk import add_subjects, given_subjects, planned
 from bitdance_edge.commands.common import add_threads_argument, say
-from bitdance_edge.commands.outputs import require_file, require_folder
+from bitdance_edge.commands.outputs import claimed_outputs, require_file, require_folder
 from bitdance_edge.commands.values import path, shown, whole
 from bitdance_edge.runtime import written_whole
 
@@ -71,6 +71,11 @@ def run(args: argparse.Namespace) -> None:
     if not (args.features or args.against or args.npz or args.layout):
         raise ScaleError("nothing to do: give --features ONNX for scores, --against, --npz or --layout")
     _require_outputs(args)
+    with claimed_outputs(args.out, args.report, args.save_statistics, args.npz):
+        _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
     source = _source(args, args.source)
     if args.layout:
         _write_layout(args, source)

@@ -23,7 +23,14 @@ from bitdance_edge.commands.common import (
 from bitdance_edge.commands.edit import NAMES as EDIT_NAMES
 from bitdance_edge.commands.edit import add_edit_arguments, add_fit_argument, edit_fields
 from bitdance_edge.commands.grid import require_drawable
-from bitdance_edge.commands.outputs import DEFAULT_FOLDER, ImageOutputs, is_image_file, require_file, require_folder
+from bitdance_edge.commands.outputs import (
+    DEFAULT_FOLDER,
+    ImageOutputs,
+    claimed_outputs,
+    is_image_file,
+    require_file,
+    require_folder,
+)
 from bitdance_edge.commands.values import number, path, prompt_file, text, whole, whole_or
 from bitdance_edge.runtime import (
     BitDanceError,
@@ -151,7 +158,9 @@ def run(args: argparse.Namespace) -> None:
         events = pipeline.stream(request)
         say(f"opened {args.bundle} in {time.perf_counter() - started:.2f} s")
         generating = time.perf_counter()
-        seeds = _write_images(_shown(events, args.previews, _images(request)), _outputs(args, pipeline), request)
+        outputs = _outputs(args, pipeline)
+        with claimed_outputs(outputs.folder, args.grid, args.tokens, args.previews):
+            seeds = _write_images(_shown(events, args.previews, _images(request)), outputs, request)
         seconds = time.perf_counter() - generating
         if args.trace:
             for stage, spent in pipeline.times().items():

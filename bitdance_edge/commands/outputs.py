@@ -3,8 +3,8 @@
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,10 @@ import numpy as np
 from bitdance_edge.commands.common import save_tokens
 from bitdance_edge.commands.grid import image_label, labelled_grid
 from bitdance_edge.runtime import GeneratedImage, RequestError, save_png
-from bitdance_edge.runtime.bundle.files import cannot_write
+from bitdance_edge.runtime.bundle.files import cannot_write, claimed_output
 
 DEFAULT_FOLDER = Path("images")
+FILES = (".png", ".npy", ".npz", ".json")  # suffixes of outputs that are one file
 LABEL = 40  # characters of a file name that say what the image shows
 TRIAL = 4096  # bytes written to find out that a disk is full: one block
 
@@ -102,6 +103,31 @@ def require_folder(flag: str, path: Path | None) -> None:
             file.write(bytes(TRIAL))
     except OSError as error:
         raise cannot_write(path, error) from None
+
+
+@contextmanager
+def claimed_outputs(*paths: Path | None) -> Iterator[None]:
+    """Keep other processes from writing these folders and files (``FILES``) while the block runs.
+
+    None passes. Folders are made for that; those that nothing was written into are removed again.
+
+    Raises:
+        OutputBusyError: another process is writing one of them.
+        StorageError: a folder cannot be made or written.
+    """
+    with ExitStack() as stack:
+        for path in {path.absolute(): path for path in paths if path is not None}.values():
+            folder = path.parent if path.suffix.lower() in FILES and not path.is_dir() else path
+            stack.callback(_remove_empty, [each for each in (folder, *folder.parents) if not each.exists()])
+            stack.enter_context(claimed_output(path, lock_in=folder))
+        yield
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders that hold nothing, the innermost first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _file_name(image: GeneratedImage, class_names: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from bitdance_edge.commands.common import (
     open_pipeline,
 )
 from bitdance_edge.commands.edit import add_fit_argument
-from bitdance_edge.commands.outputs import require_file, require_folder
+from bitdance_edge.commands.outputs import claimed_outputs, require_file, require_folder
 from bitdance_edge.commands.values import path
 from bitdance_edge.runtime import Pipeline, RequestError, load_pixels, save_png, written_whole
 from bitdance_edge.runtime.bundle.specs import ImageSize
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     folder = args.image.is_dir()
     _require_outputs(args, folder)
     files = images_in(args.image) if folder else [args.image]
-    with open_pipeline(args) as pipeline:
+    with open_pipeline(args) as pipeline, claimed_outputs(args.out, args.report):
         size = image_size(args, pipeline)
         if not folder and holds_tokens(args.image):
             pixels = pipeline.decode(_one_image(args.image), size=size.pixels)[0]
@@ -61,11 +61,11 @@ def run(args: argparse.Namespace) -> None:
         # disable=None: no progress line where standard error is not a terminal
         made = list(_reconstructed(tqdm(files, unit="image", leave=False, disable=None), args, pipeline, size))
         bits = size.tokens * pipeline.bundle.model.bits
-    means = {name: float(np.mean([each[name] for each in made])) for name in ("psnr_db", "ssim") if name in made[0]}
-    if args.report:
-        with written_whole(args.report) as file:
-            report = {"bundle": str(args.bundle), "images": len(made), "bits_an_image": bits, **means}
-            file.write((json.dumps({**report, "each": made}, indent=1) + "\n").encode())
+        means = {name: float(np.mean([each[name] for each in made])) for name in ("psnr_db", "ssim") if name in made[0]}
+        if args.report:
+            with written_whole(args.report) as file:
+                report = {"bundle": str(args.bundle), "images": len(made), "bits_an_image": bits, **means}
+                file.write((json.dumps({**report, "each": made}, indent=1) + "\n").encode())
     ssim = f", SSIM {means['ssim']:.3f}" if "ssim" in means else ""
     what = f"{len(made)} images of {bits} bits" if folder else f"{args.out or args.image}: {bits} bits"
     print(f"{what}, PSNR {means['psnr_db']:.2f} dB{ssim}")

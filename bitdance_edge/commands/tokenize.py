@@ -12,7 +12,7 @@ from bitdance_edge.commands.common import (
     save_tokens,
 )
 from bitdance_edge.commands.edit import add_fit_argument
-from bitdance_edge.commands.outputs import require_file, require_folder
+from bitdance_edge.commands.outputs import claimed_outputs, require_file, require_folder
 from bitdance_edge.commands.values import path
 from bitdance_edge.runtime import load_pixels
 
@@ -36,8 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     require_file("--out", args.out, ".npy")
     require_folder("--trace", args.trace)
-    with open_pipeline(args) as pipeline:
+    with open_pipeline(args) as pipeline, claimed_outputs(args.out):
         size, fit = image_size(args, pipeline), args.fit or "cover"
         tokens = [pipeline.tokenize(load_pixels(image, size.height, size.width, fit)) for image in args.images]
-    save_tokens(np.concatenate(tokens), args.out)
+        save_tokens(np.concatenate(tokens), args.out)
     print(f"{args.out}: {len(tokens)} images of {size.tokens} tokens of {pipeline.bundle.model.bits} bits")

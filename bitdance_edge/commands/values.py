@@ -85,7 +85,7 @@ def prompt_file(value: str) -> list[str]:
         raise ArgumentTypeError(str(error)) from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise ArgumentTypeError(f"{shown(value)} holds no prompt; write one a line")
+        raise ArgumentTypeError(f"{value!r} holds no prompt; write one a line")
     return prompts
 
 

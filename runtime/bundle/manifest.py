@@ -9,7 +9,6 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,15 +95,6 @@ class Bundle:
         for derived in ("folder", "digest"):
             del data[derived]
         (self.folder / MANIFEST).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-
-    @property
-    def exported_at(self) -> int:
-        """When it was exported, in Unix seconds; 0 where its provenance does not say, as in earlier versions."""
-        try:
-            said = datetime.fromisoformat(self.provenance.get("exported_at", ""))
-            return max(0, int((said if said.tzinfo else said.replace(tzinfo=UTC)).timestamp()))
-        except (TypeError, ValueError, OverflowError):  # provenance may hold anything
-            return 0
 
     @property
     def published_sampling(self) -> SamplingSpec:

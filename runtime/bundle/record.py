@@ -144,6 +144,8 @@ class BuildRecord:
             raise BuildError(f"{str(error).split(';')[0]}; {again}") from None
         if found.stage != path.stem:
             raise BuildError(f"{path} is the record of another stage, {found.stage}; {again}")
+        if Path(found.files[0].name).stem != path.stem:
+            raise BuildError(f"{path} names {found.files[0].name} as the graph or engine of {found.stage}; {again}")
         return found
 
     def to_json(self) -> str:

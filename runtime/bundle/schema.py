@@ -60,8 +60,7 @@ def parse(kind: Any, value: Any, at: str) -> Any:
             raise BundleError(f"{at} is {shown(value)}; an object is expected")
         key, item = arguments
         return {
-            parse(key, name, f"a key of {at}"): parse(item, each, f"{at}.{_plain(name)}")
-            for name, each in value.items()
+            parse(key, name, f"a key of {at}"): parse(item, each, f"{at}.{plain(name)}") for name, each in value.items()
         }
     if is_dataclass(kind):
         return record(kind, value, at)  # type: ignore[arg-type]
@@ -109,9 +108,9 @@ def _require(limits: tuple[Limit, ...], value: Any, at: str) -> None:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(map(_plain, names))
+    return ", ".join(map(plain, names))
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A key as messages show it: unquoted, on one line."""
     return shown(name)[1:-1]

@@ -88,7 +88,7 @@ async def metrics(service: TheService) -> Response:
 
 
 def _card(name: str, model: Model) -> ModelCard:
-    return ModelCard(id=name, created=model.bundle.exported_at, owned_by="bitdance-edge")
+    return ModelCard(id=name, owned_by="bitdance-edge")
 
 
 def _capabilities(model: Model) -> ModelCapabilities:

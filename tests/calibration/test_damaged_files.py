@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calibrating import OPTIONS, altered
-from mutations import mutations, spoilt
+from mutations import damaged, mutations, rewrite, spoilt
 
 from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.kept import kept_array, kept_losses
 from bitdance_edge.calibration.recipe import CalibrationRecipe, Draw
 from bitdance_edge.calibration.record import DataSet, record
 from bitdance_edge.calibration.sessions import BundleSessions
+from bitdance_edge.calibration.stage_file import Journal
 from bitdance_edge.runtime import Bundle
 
 DRAW = Draw(images=1, seed=5, steps=4, patches=2)
@@ -89,12 +90,63 @@ def test_a_damaged_recording_is_refused(spoil: str, recorded: DataSet, tmp_path:
         list(replace(recorded, folder=tmp_path).samples("head"))
 
 
+def test_a_recording_with_changed_bytes_is_refused_or_the_same(recorded: DataSet, tmp_path: Path) -> None:
+    changed = replace(recorded, folder=tmp_path)
+    want = [sample.inputs for sample in recorded.samples("tokens")]
+    for content in damaged((recorded.folder / "image-00000.npz").read_bytes(), 60):
+        rewrite(tmp_path / "image-00000.npz", content)
+        try:
+            got = [sample.inputs for sample in changed.samples("tokens")]
+        except CalibrationError as error:
+            assert "delete it and run the same command again" in str(error) and "\n" not in str(error)
+            continue
+        assert len(got) == len(want)
+        for one, other in zip(got, want, strict=True):
+            assert all(np.array_equal(values, other[name]) for name, values in one.items())
+
+
+def test_a_journal_with_changed_bytes_is_refused_or_a_part(tmp_path: Path) -> None:
+    path = tmp_path / "written.jsonl"
+    journal = Journal.open(path)
+    for i in range(6):
+        journal.add({"file": "head.onnx.data", "unit": f"w{i}", "places": {"w": [64 * i, 64]}, "end": 64 * (i + 1)})
+    content, refused = path.read_bytes(), 0
+    for changed in damaged(content):
+        rewrite(path, changed)
+        try:
+            lines = Journal.open(path).lines
+        except CalibrationError as error:
+            refused += 1
+            assert f"delete the folder {tmp_path} and run the same command again" in str(error)
+            continue
+        assert lines == journal.lines[: len(lines)]
+        assert Journal.open(path).lines == lines
+    assert refused
+
+
+@pytest.mark.parametrize("name", ["times.npy", "losses.json"])
+def test_kept_measurements_with_changed_bytes_are_refused_or_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name == "times.npy":
+        np.save(path, np.arange(20.0))
+    else:
+        path.write_text('{"decoder.a": [0.5, null], "encoder.b": [1, 0.25]}', encoding="utf-8")
+    content = path.read_bytes()
+    places = [] if name == "times.npy" else [changed for _, changed in mutations(json.loads(content))]
+    for changed in (*damaged(content), *places):
+        rewrite(path, changed)
+        try:
+            kept_array(path, length=20) if name == "times.npy" else kept_losses(path)
+        except CalibrationError as error:
+            assert f"{path} cannot be read (" in str(error) and len(str(error)) < 600
+
+
 def test_every_mutation_of_a_recipe_is_refused_or_a_recipe(tmp_path: Path) -> None:
     draw = replace(OPTIONS.recipe.draw, classes=(1, "two"), prompts=("a",))
     settings = json.loads(replace(OPTIONS.recipe, draw=draw, kept=("head:a",), smooth=0.5).to_json())
     file, taken = tmp_path / "recipe.json", 0
     for place, content in (*mutations(settings), *spoilt(json.dumps(settings).encode())):
-        file.write_bytes(content)
+        rewrite(file, content)
         try:
             CalibrationRecipe.read(file)
         except CalibrationError as error:

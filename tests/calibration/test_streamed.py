@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from building import build
-from linking import checkpoint_in, export_linked
 from onnx import TensorProto
-from sharing import made_once, run_folder
 
 from bitdance_edge.calibration import stage_file
 from bitdance_edge.calibration.by_layer import LayerOptions, calibrate_by_layer
@@ -36,16 +33,6 @@ STORED = {
     "int4": TensorProto.INT4,
     "nvfp4": TensorProto.FLOAT4E2M1,
 }
-
-
-@pytest.fixture(scope="session")
-def linked_bf16(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle in bfloat16 whose weights are its checkpoint's files, as those of 14B."""
-
-    def make(folder: Path) -> None:
-        export_linked(checkpoint_in(folder / "checkpoint", torch.bfloat16), folder / "bundle", "bf16")
-
-    return Bundle.open(made_once(run_folder(tmp_path_factory) / "linked-bf16", make) / "bundle")
 
 
 def recipe(precision: str, **changes: object) -> CalibrationRecipe:

@@ -21,12 +21,13 @@ from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.backends.built_graphs import BuiltGraphs
 from bitdance_edge.runtime.bundle.record import target_folder
 
+HALF = "cc_1x"  # the fixture that other tests export in half precision too
 TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
 
 @pytest.fixture(params=["fp32", "fp16", "bf16"])
 def unbuilt(exported: Callable[..., Bundle], request: pytest.FixtureRequest, tmp_path: Path) -> Bundle:
-    source = exported("cc_4x_patch", precision=request.param).folder
+    source = exported("cc_4x_patch" if request.param == "fp32" else HALF, precision=request.param).folder
     return Bundle.open(shutil.copytree(source, tmp_path / "bundle", ignore=shutil.ignore_patterns("targets")))
 
 
@@ -74,7 +75,7 @@ def test_what_cannot_run_here_says_so(
 ) -> None:
     from bitdance_edge.cli import main
 
-    folder = shutil.copytree(exported("cc_4x_patch", precision="bf16").folder, tmp_path / "bundle")
+    folder = shutil.copytree(exported(HALF, precision="bf16").folder, tmp_path / "bundle")
     assert main(["build", str(folder), "--target", "cuda", "--stages", "decoder"]) == 0
     output = capsys.readouterr().out
     assert "not run here" in output

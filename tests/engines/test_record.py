@@ -1,13 +1,12 @@
 """The record of a build is read as it was written, or refused in one line."""
 
 import json
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mutations import mutations, spoilt
+from mutations import mutations, rewrite, spoilt
 
 from bitdance_edge.runtime import BuildError, Bundle
 from bitdance_edge.runtime.bundle.record import (
@@ -52,7 +51,7 @@ def record(bundle: Bundle, tmp_path: Path) -> BuildRecord:
 
 def written(folder: Path, data: object) -> Path:
     path = record_path(folder, "head")
-    path.write_text(json.dumps(data), encoding="utf-8")
+    rewrite(path, json.dumps(data).encode())
     return path
 
 
@@ -130,8 +129,8 @@ def test_the_rebuild_command_is_that_of_the_build(record: BuildRecord, bundle: B
     assert "--max-images" not in replace(record, max_images=None).rebuild_command(bundle)
 
 
-def test_folders_of_targets(exported: Callable[..., Bundle], record: BuildRecord, tmp_path: Path) -> None:
-    bundle = replace(exported("cc_1x"), folder=tmp_path)
+def test_folders_of_targets(bundle: Bundle, record: BuildRecord, tmp_path: Path) -> None:
+    bundle = replace(bundle, folder=tmp_path)
     assert built_folders(bundle) == []
     folder = target_folder(bundle, "rtx:8.9,12.0")
     folder.mkdir(parents=True)
@@ -148,7 +147,7 @@ def test_one_changed_place_is_refused_or_makes_no_difference(
     content = record.to_json().encode()
     path = record_path(tmp_path, "head")
     for name, changed in (*spoilt(content), *mutations(json.loads(content))):
-        path.write_bytes(changed)
+        rewrite(path, changed)
         try:
             read = BuildRecord.read(path)
         except BuildError as error:

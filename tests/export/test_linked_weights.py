@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
-from linking import FIXTURE, checkpoint_in, export_linked
+from linking import FIXTURE
 from rounding import assert_same_bits, predictions_of
 
 from bitdance_edge.cli import main
@@ -76,11 +75,9 @@ def test_one_command_makes_it_self_contained(
     assert "shared with" not in capsys.readouterr().out
 
 
-def test_bfloat16_weights_are_linked_and_checked(tmp_path: Path) -> None:
-    checkpoint = checkpoint_in(tmp_path / "checkpoint", torch.bfloat16)
-    bundle = export_linked(checkpoint, tmp_path / "bundle", "bf16")
-    assert len(bundle.links) == 1
-    assert all(stage.max_error is not None for stage in bundle.stages.values())
+def test_bfloat16_weights_are_linked_and_checked(linked_bf16: Bundle) -> None:
+    assert len(linked_bf16.links) == 1
+    assert all(stage.max_error is not None for stage in linked_bf16.stages.values())
 
 
 def test_link_that_would_link_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from commanding import EXPORTED_ONLY
 from linking import FIXTURE, MAX_PROMPT, SIZE, checkpoint_in
 from places import FIXTURES
 from safetensors.torch import load_file, save_file
+from tracing import reuse_graphs
 
 from bitdance_edge.cli import main
 from bitdance_edge.export import links
@@ -18,6 +20,7 @@ from bitdance_edge.export.errors import ExportError
 from bitdance_edge.export.links import link_names, refusal
 from bitdance_edge.runtime import Bundle
 
+SIZES = "192x128,64x64"  # those of the exported fixture
 PORTED = {  # published file -> file in the diffusers port
     "config.json": "text_encoder/config.json",
     "model.safetensors": "text_encoder/model.safetensors",
@@ -54,16 +57,22 @@ def test_files_of_one_name_get_names_of_their_own() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_port_exports_by_default(
-    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    precision: str,
+    exported: Callable[..., Bundle],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from bitdance_edge.export import graph, weights
 
+    if precision == "fp32":
+        reuse_graphs(monkeypatch, exported(FIXTURE.name), traced=("head", "decoder"))  # of the two large components
     for module in (graph, weights):
         monkeypatch.setattr(module, "HOLLOW_FROM", 20_000)  # so that two of its components are large
     stored = {"fp32": torch.float32, "fp16": torch.float16}[precision]
     checkpoint = ported_in(tmp_path / "port", stored)
-    command = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--dtype", precision, "--no-fast-previews"]
-    assert main([*command, "--sizes", SIZE, "--max-prompt", str(MAX_PROMPT)]) == 0, capsys.readouterr().err
+    command = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--dtype", precision, *EXPORTED_ONLY]
+    assert main([*command, "--sizes", SIZES, "--max-prompt", str(MAX_PROMPT)]) == 0, capsys.readouterr().err
     names = {Path(name).name for name in Bundle.open(tmp_path / "b").links}
     head = "diffusion_head-diffusion_pytorch_model.safetensors"
     assert {head, "autoencoder-diffusion_pytorch_model.safetensors"} <= names
@@ -95,12 +104,16 @@ def test_why_a_link_is_refused(code: int, reason: str, tmp_path: Path, monkeypat
 
 
 def test_refused_links_fall_back_to_copies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exported: Callable[..., Bundle],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    reuse_graphs(monkeypatch, exported(FIXTURE.name), traced=("head",))  # which would have links
     checkpoint = checkpoint_in(tmp_path / "checkpoint", torch.float32)
     monkeypatch.setattr(links.os, "link", refused(errno.EPERM))
-    command = ["export", str(checkpoint), "-o", str(tmp_path / "b"), "--no-fast-previews"]
-    command += ["--sizes", SIZE, "--max-prompt", str(MAX_PROMPT)]
+    command = ["export", str(checkpoint), "-o", str(tmp_path / "b"), *EXPORTED_ONLY]
+    command += ["--sizes", SIZES, "--max-prompt", str(MAX_PROMPT)]
     assert main([*command, "--link-weights"]) == 1
     assert "omit --link-weights to copy the weights" in capsys.readouterr().err
     assert main(command) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mutations import VALUES, mutations, spoilt
+from mutations import VALUES, mutations, rewrite, spoilt
 from places import TESTS
 
 from bitdance_edge.model import BitDance, ModelError, TextCheckpoint, load_generator
@@ -40,7 +40,7 @@ def try_all(file: Path, load: Callable[[], object]) -> int:
     content = file.read_bytes()
     before, taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
     for place, mutated in (*mutations(json.loads(content), (*VALUES, *SIZES)), *spoilt(content)):
-        file.write_bytes(mutated)
+        rewrite(file, mutated)
         started = time.thread_time()
         try:
             load()
@@ -50,7 +50,7 @@ def try_all(file: Path, load: Callable[[], object]) -> int:
         else:
             taken += 1
         assert time.thread_time() - started < MOST_SECONDS, place
-    file.write_bytes(content)
+    rewrite(file, content)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MOST_MEMORY
     return taken
 

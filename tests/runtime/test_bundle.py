@@ -95,25 +95,6 @@ def test_manifest_from_before_there_were_samplers_and_fast_previews(bundle: Bund
     assert opened.fast_preview is None
 
 
-@pytest.mark.parametrize(
-    ("said", "seconds"),
-    [
-        ("2001-09-09T01:46:40+00:00", 10**9),
-        ("2001-09-09T03:46:40+02:00", 10**9),
-        ("2001-09-09T01:46:40", 10**9),
-        ("1901-01-01T00:00:00Z", 0),
-        ("0001-01-01T00:00:00+14:00", 0),
-        ("yesterday", 0),
-        (10**9, 0),
-        ({"time": "2001"}, 0),
-        (None, 0),
-    ],
-)
-def test_the_time_of_the_export_is_what_the_provenance_says(bundle: Bundle, said: object, seconds: int) -> None:
-    assert replace(bundle, provenance={"exported_at": said}).exported_at == seconds
-    assert replace(bundle, provenance={}).exported_at == 0
-
-
 def as_format_3(manifest: dict) -> None:
     """The format before: sizes are [height, width], suffixes have HEIGHTxWIDTH keys, a named profile says the opset."""
     manifest["format"] = 3

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commanding import EXPORTED_ONLY
 from hub_server import COMMIT, Hub, hub
 from places import FIXTURES
+from tracing import reuse_graphs
 
 from bitdance_edge.cli import main
 from bitdance_edge.commands.hub_checkpoint import find_checkpoint, needed_files
@@ -41,13 +43,16 @@ def repository(server: Hub, name: str, *sources: Path, **texts: str) -> Path:
     return folder
 
 
-def test_a_checkpoint_by_name_is_exported_with_its_commit_and_licence(served: Hub) -> None:
+def test_a_checkpoint_by_name_is_exported_with_its_commit_and_licence(
+    served: Hub, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reuse_graphs(monkeypatch, bundle)
     source = FIXTURES / "cc_4x_patch"
     folder = repository(
         served, "digits", source / "config.json", source / "state.safetensors", README="---\nlicense: mit\n---\n"
     )
     (folder / "samples.bin").write_bytes(b"not needed")
-    assert main(["export", f"{OWNER}/digits", "-o", "exported", "--no-fast-previews", "--quiet"]) == 0
+    assert main(["export", f"{OWNER}/digits", "-o", "exported", *EXPORTED_ONLY, "--quiet"]) == 0
     provenance = Bundle.open("exported").provenance
     assert (provenance["hub"], provenance["hub_revision"]) == (f"{OWNER}/digits", COMMIT)
     assert provenance["license"] == "mit"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mutations import VALUES, mutations, places, spoilt
+from mutations import VALUES, mutations, places, rewrite, spoilt
 
 from bitdance_edge.runtime import Bundle, BundleError, Pipeline, Request
 from bitdance_edge.runtime.bundle.dtypes import TENSOR_DTYPES
@@ -30,7 +30,7 @@ def opened_as(tmp_path: Path) -> Callable[[Bundle, bytes], Bundle]:
         for path in bundle.folder.iterdir():
             if path.name != "bundle.json" and not (tmp_path / path.name).exists():
                 (tmp_path / path.name).symlink_to(path)
-        (tmp_path / "bundle.json").write_bytes(manifest)
+        rewrite(tmp_path / "bundle.json", manifest)
         return Bundle.open(tmp_path)
 
     return open_

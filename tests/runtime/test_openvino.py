@@ -39,8 +39,8 @@ def tokens(bundle: Bundle, device: str, **fields: Any) -> np.ndarray:
 
 @runs
 def test_it_is_taken_where_it_is_asked_for_alone(bundle: Bundle) -> None:
-    for asked in ({"device": BFLOAT16}, {"backend": "openvino"}):
-        with Pipeline.open(bundle.folder, **asked) as pipeline:
+    for device, name in ((BFLOAT16, None), ("auto", "openvino")):
+        with Pipeline.open(bundle.folder, device=device, backend=name) as pipeline:
             assert (pipeline.choice.backend, pipeline.choice.device) == ("openvino", "cpu")
             assert "products of backbone, modulation, head, decoder in bfloat16" in pipeline.choice.arithmetic
     for device in ("auto", "cpu"):

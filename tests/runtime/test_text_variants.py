@@ -89,7 +89,8 @@ def tokenizer_json(sides: list[int], queries: int) -> str:
 def bundle(model: TextToImage, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("variant")
     save_text_to_image(model, folder / "checkpoint", tokenizer_json([8, 16], 64))
-    return open_text_to_image(folder / "checkpoint", ExportOptions(name="variant")).export(folder / "bundle")
+    options = ExportOptions(name="variant", fast_previews=False, window_patches=0)
+    return open_text_to_image(folder / "checkpoint", options).export(folder / "bundle")
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])

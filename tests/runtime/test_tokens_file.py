@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mutations import rewrite
 
 from bitdance_edge.runtime import RequestError
 from bitdance_edge.runtime.tokens import checked_tokens, holds_tokens, read_tokens
@@ -113,7 +114,7 @@ def test_headers_of_every_kind_are_read_or_refused_before_memory_is_taken(tmp_pa
     tracemalloc.start()
     kinds = itertools.cycle(itertools.product(("False", "True", "3"), (1, 2, 3, 9, 1)))
     for (descr, shape), (order, version) in zip(itertools.product(DESCRS, SHAPES), kinds, strict=False):
-        path.write_bytes(with_header(descr, order, shape, ones, version))
+        rewrite(path, with_header(descr, order, shape, ones, version))
         try:
             assert np.all(read_tokens(path) == 1)
         except RequestError as error:
@@ -127,13 +128,13 @@ def test_headers_of_every_kind_are_read_or_refused_before_memory_is_taken(tmp_pa
 def test_every_truncation_and_every_damaged_header_is_read_or_refused(tmp_path: Path) -> None:
     path, content, drawn = tmp_path / "tokens.npy", npy(TOKENS), np.random.default_rng(1)
     for end in range(len(content)):
-        path.write_bytes(content[:end])
+        rewrite(path, content[:end])
         with pytest.raises(RequestError):
             read_tokens(path)
     for _ in range(300):
         damaged = np.frombuffer(content, np.uint8).copy()
         damaged[drawn.integers(128, size=2)] = drawn.integers(256, size=2)
-        path.write_bytes(damaged.tobytes())
+        rewrite(path, damaged.tobytes())
         try:
             assert set(np.unique(read_tokens(path))) <= {-1, 1}
         except RequestError as error:

@@ -1,6 +1,7 @@
 """A plan says everything that decides the bytes of a shard, and nothing else."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,10 +79,12 @@ def test_an_edited_plan_of_a_job_is_refused(job: Plan, tmp_path: Path) -> None:
         job_plan(tmp_path)
 
 
-def test_a_plan_of_another_bundle_is_refused(job: Plan, exported, tmp_path: Path) -> None:
+def test_a_plan_of_another_bundle_is_refused(job: Plan, bundle: Bundle, tmp_path: Path) -> None:
     write_plan(job, tmp_path)
+    other = Path(shutil.copytree(bundle.folder, tmp_path / "other"))
+    replace(bundle, folder=other, name="other").write()
     with pytest.raises(ScaleError, match="give the right one with --bundle"):
-        read_plan(tmp_path / "plan.json", str(exported("cc_1x").folder))
+        read_plan(tmp_path / "plan.json", str(other))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Two replicas of the server on Ray Serve, over one cluster: what holds for one server holds for both together."""
+"""Two replicas of the server on Ray Serve: what holds for one server holds for both."""
 
 import json
 import socket
@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from openai import OpenAI
+from ray_fixtures import Nodes
 from serving import wait_until
 
 ray = pytest.importorskip("ray")
@@ -22,12 +23,12 @@ from bitdance_edge.serve.service import Service  # noqa: E402
 from bitdance_edge.serve.settings import ServeSettings  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.serial]
-# Longer than replicas wait between two reports of their metrics, also on a fast machine.
-LONG = {"prompt": "7", "n": 6, "num_inference_steps": 1000, "stream": True, "partial_images": 1}
+# Some seconds of one core: longer than all replicas take to have a stream each.
+LONG = {"prompt": "7", "n": 6, "num_inference_steps": 300, "stream": True, "partial_images": 1}
 GENERATIONS = "/v1/images/generations"
 PATIENCE = 300.0  # seconds: Ray starts processes, and the machine may be busy
-MOST_STREAMS = 8
-QUEUE, FLOOD = 8, 32  # requests that wait at a replica, and those that fill two queues
+MOST_STREAMS, WAITED = 8, 2  # at once, and seconds after each, in which several metrics are asked for
+QUEUE, FLOOD = 4, 20  # requests that wait at a replica, and those that fill two queues
 TWO = Scaling(least=2, most=2, cpus=0.1)
 
 
@@ -49,12 +50,19 @@ class Fleet:
     def post(self, path: str, **fields: Any) -> httpx.Response:
         return httpx.post(f"{self.url}{path}", json=fields, timeout=PATIENCE)
 
+    @property
+    def actors(self) -> dict[str, str]:
+        """The actors that are replicas and alive, by the names that their metrics have."""
+        names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True)]
+        return {name.rsplit("#", 1)[1]: name for name in names if "#replica#" in name}
+
     def running(self) -> dict[str, int]:
-        """Requests in workers, by replica."""
-        lines = [
-            line for line in self.get("/metrics").text.splitlines() if line.startswith("bitdance_running_requests{")
-        ]
-        return {line.split('replica="')[1].split('"')[0]: int(float(line.rsplit(" ", 1)[1])) for line in lines}
+        """Requests in workers, by replica: what the one that is asked runs now, and the others a moment ago."""
+        found = {}
+        for line in self.get("/metrics").text.splitlines():
+            if line.startswith("bitdance_running_requests{"):
+                found[line.split('replica="')[1].split('"')[0]] = int(float(line.rsplit(" ", 1)[1]))
+        return {replica: number for replica, number in found.items() if replica in self.actors}
 
     def stream(self, **changes: Any) -> list[str]:
         """Make images, and return the names of the events that came."""
@@ -73,7 +81,7 @@ class Fleet:
         while len(started) < MOST_STREAMS:
             started.append(pool.submit(self.stream, seed=len(started)))
             with suppress(AssertionError):
-                wait_until(lambda: len(busy := self.running()) >= 2 and all(busy.values()), 8)
+                wait_until(lambda: len(busy := self.running()) >= 2 and all(busy.values()), WAITED)
                 return started
         raise AssertionError(f"{MOST_STREAMS} streams, and these run: {self.running()}")
 
@@ -85,7 +93,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def fleet(ray_cluster: None, digits_bundle: Path) -> Iterator[Fleet]:
+def fleet(connected: Nodes, digits_bundle: Path) -> Iterator[Fleet]:
     limits = {"max_batch": 1, "max_steps": 1000, "queue": QUEUE, "time_limit": PATIENCE}
     settings = ServeSettings(bundles=(digits_bundle,), threads=1, **limits)
     started = Fleet(settings, free_port())
@@ -136,9 +144,11 @@ def test_a_job_posted_on_one_is_read_watched_and_cancelled_on_the_other(fleet: F
 
 
 def test_a_redeploy_cuts_nothing(fleet: Fleet) -> None:
+    """Serve ends one replica after the other, each when its streams have ended."""
     with ThreadPoolExecutor(MOST_STREAMS) as pool:
         streams = fleet.streams(pool)
-        job = fleet.post("/v1/jobs", prompt="7", n=6, num_inference_steps=1000).json()["id"]
+        job = fleet.post("/v1/jobs", prompt="7").json()["id"]  # which waits behind a stream
+        assert not all(stream.done() for stream in streams)
         fleet.deploy(max_images=9)
         assert all(stream.result()[-1] == "image_generation.completed" for stream in streams)
     wait_until(lambda: fleet.get(f"/v1/jobs/{job}").json()["status"] == "completed", PATIENCE)
@@ -148,10 +158,7 @@ def test_a_redeploy_cuts_nothing(fleet: Fleet) -> None:
 def test_a_killed_replica_costs_its_own_streams_only(fleet: Fleet) -> None:
     with ThreadPoolExecutor(MOST_STREAMS) as pool:
         streams = fleet.streams(pool)
-        names = [
-            name["name"] for name in ray.util.list_named_actors(all_namespaces=True) if "#replica#" in name["name"]
-        ]
-        killed = next(name for name in names if any(name.endswith(replica) for replica in fleet.running()))
+        killed = fleet.actors[next(iter(fleet.running()))]
         ray.kill(ray.get_actor(killed, namespace="serve"), no_restart=True)
         ends = [stream.result()[-1] for stream in streams]
     whole = [end for end in ends if end == "image_generation.completed"]

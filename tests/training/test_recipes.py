@@ -1,3 +1,5 @@
+from dataclasses import astuple, fields
+
 import pytest
 
 from bitdance_edge.training.errors import TrainingError
@@ -61,3 +63,20 @@ def test_text_recipe_errors_name_the_value_and_what_is_allowed() -> None:
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
     with pytest.raises(TrainingError, match="no recipe 'digits-2x'; there are digits-tokenizer, digits-1x"):
         recipe_named("digits-2x")
+
+
+ODD = ("", " ", "0", "-1", "1e23", "1" + "0" * 23, "1" + "0" * 400, "9" * 5000, "nan", "inf", "1e999", "-1e300", "two")
+ODD += ("true", "None", "1,2", ",", "1,-1", "1" + ",1" * 5000, "0,0", "[1]", "\ud800", "\0", "1\n2", "a=b", "x" * 5000)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_odd_settings_are_one_error_or_a_recipe_that_can_be(name: str) -> None:
+    recipe = RECIPES[name]
+    for setting in [*(field.name for field in fields(recipe)), "x" * 5000]:
+        for value in ODD:
+            try:
+                changed = overridden(recipe, [f"{setting}={value}"])
+            except TrainingError as error:
+                assert "\n" not in str(error) and len(str(error)) < 1000
+            else:
+                assert all(abs(each) < 2**63 for each in astuple(changed) if isinstance(each, int | float))

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from mutations import damaged, rewrite
 
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.image_set import ImageSet
 from bitdance_edge.training.recipes import TokenizerRecipe
+from bitdance_edge.training.resume import read_state
 from bitdance_edge.training.tokenizer import TokenizerObjective
 from bitdance_edge.training.trainer import STATE_FILE, Trainer
 
@@ -72,6 +74,7 @@ def test_a_changed_state_is_refused_or_changes_nothing(
     trainer = resume(tokenizer_recipe, small_digits, tmp_path)
     for value in VALUES:
         part(*place)(state, value)
+        (tmp_path / STATE_FILE).unlink()
         torch.save(state, tmp_path / STATE_FILE)
         try:
             trainer._restore()
@@ -99,3 +102,22 @@ def test_a_file_that_is_no_state_is_one_error(
     (tmp_path / STATE_FILE).write_bytes(content)
     with pytest.raises(TrainingError, match=rf"resume\.pt {message} .*start again without --resume"):
         resume(tokenizer_recipe, small_digits, tmp_path)
+
+
+def test_a_file_with_changed_bytes_is_refused_or_the_same_state(
+    state: dict[str, Any], tokenizer_recipe: TokenizerRecipe, small_digits: Sets, tmp_path: Path
+) -> None:
+    trainer = resume(tokenizer_recipe, small_digits, tmp_path)
+    file, taken = tmp_path / STATE_FILE, 0
+    for content in damaged(file.read_bytes()):
+        rewrite(file, content)
+        try:
+            found = read_state(file, torch.device("cpu"))
+            trainer._restore()
+        except TrainingError as error:
+            assert STATE_FILE in str(error) and "\n" not in str(error) and len(str(error)) < 2000
+            continue
+        taken += 1
+        for part_name in ("weights", "average"):
+            assert all(torch.equal(value, state[part_name][name]) for name, value in found[part_name].items())
+    assert taken < 20

@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from bulking import SHARDS, copied, digests, made
+from ray_fixtures import HEAD, Nodes
 
 from bitdance_edge.scale.bulk import run_job
 from bitdance_edge.scale.errors import ScaleError
@@ -22,12 +22,8 @@ from bitdance_edge.scale.plan_file import write_plan
 from bitdance_edge.scale.ray_engine import RayEngine
 from bitdance_edge.scale.records import Record, sidecar
 
-ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.serial]  # in the process that has the other tests over the cluster
 
-HEAD, OTHER, STORE = "127.0.0.2", "127.0.0.3", 80 * 2**20  # with 127.0.0.1 drivers find no node
-# A node waits 15 s for its agents to start, which a busy machine may not give them; this gives them longer.
-PATIENCE = {"RAY_agent_register_timeout_ms": "300000", "RAY_USAGE_STATS_ENABLED": "0"}
 DRIVER = """
 import sys
 from pathlib import Path
@@ -43,48 +39,11 @@ run_job(plan, folder, range(plan.shards), RayEngine(folder=folder, workers=2))
 """
 
 
-class Nodes:
-    """A cluster whose nodes have two CPUs each and loopback addresses of their own."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        self.cluster = Cluster()
-        self.head, self.other = (self.add(address) for address in (HEAD, OTHER))
-
-    def add(self, address: str) -> Any:
-        """Start a node; once more where it failed: it has 30 s, which a busy machine may not give it."""
-        try:
-            return self._add(address)
-        except Exception:  # of several kinds
-            return self._add(address)
-
-    def _add(self, address: str) -> Any:
-        return self.cluster.add_node(
-            num_cpus=2, node_ip_address=address, object_store_memory=STORE, include_dashboard=False
-        )
-
-    def kill_other(self) -> None:
-        """Kill the node that is not the head, with all that runs on it."""
-        self.cluster.remove_node(self.other, allow_graceful=False)
-
-
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in PATIENCE.items():
-            environment.setenv(name, value)
-        started = Nodes()
-        yield started
-        started.cluster.shutdown()
-
-
-@pytest.fixture
-def connected(nodes: Nodes) -> Iterator[Nodes]:
-    """This process as a driver."""
-    ray.init(nodes.cluster.address, _node_ip_address=HEAD, log_to_driver=False)
-    yield nodes
-    ray.shutdown()
+def nodes(connected: Nodes) -> Nodes:
+    """Two nodes, the second of which the last test kills; this process is a driver."""
+    connected.start_other()
+    return connected
 
 
 def disturbed(folder: Path, disturb: Callable[[], object]) -> Callable[[Sequence[int]], Generator[Event, None, None]]:
@@ -107,7 +66,15 @@ def kill_a_worker() -> None:
     next(process for process in below if "RayWorker" in " ".join(process.cmdline())).kill()
 
 
-def test_two_nodes_write_the_bytes_of_one_process(connected: Nodes, job: Plan, whole: Path, tmp_path: Path) -> None:
+# The first one: nothing is connected yet.
+def test_no_cluster_is_said_with_what_starts_one(job: Plan, whole: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    folder = copied(job, whole, tmp_path / "partial", range(10))
+    with pytest.raises(ScaleError, match=r"no cluster at 127\.0\.0\.9:1: .*ray start --head"):
+        run_job(job, folder, range(SHARDS), RayEngine(folder=folder, address="127.0.0.9:1"))
+
+
+def test_two_nodes_write_the_bytes_of_one_process(nodes: Nodes, job: Plan, whole: Path, tmp_path: Path) -> None:
     said: list[str] = []
     outcome = run_job(job, tmp_path, range(SHARDS), RayEngine(folder=tmp_path, workers=2), said.append)
     assert outcome.made == SHARDS and outcome.manifest is not None
@@ -116,7 +83,7 @@ def test_two_nodes_write_the_bytes_of_one_process(connected: Nodes, job: Plan, w
     assert sidecar(job, tmp_path, 5).read_bytes() == sidecar(job, whole, 5).read_bytes()
 
 
-def test_a_killed_worker_costs_nothing(connected: Nodes, job: Plan, whole: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_costs_nothing(nodes: Nodes, job: Plan, whole: Path, tmp_path: Path) -> None:
     run_job(job, tmp_path, range(SHARDS), disturbed(tmp_path, kill_a_worker))
     assert digests(job, tmp_path) == digests(job, whole)
 
@@ -125,7 +92,7 @@ def test_a_killed_driver_and_damage_cost_nothing(nodes: Nodes, job: Plan, whole:
     folder = tmp_path / "job"
     folder.mkdir()
     write_plan(job, folder)
-    driver = [sys.executable, "-c", DRIVER, nodes.cluster.address, HEAD, str(folder)]
+    driver = [sys.executable, "-c", DRIVER, nodes.address, HEAD, str(folder)]
     process = subprocess.Popen(driver, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 150
     while len(list(folder.glob("0*.json"))) < 3:
@@ -140,12 +107,11 @@ def test_a_killed_driver_and_damage_cost_nothing(nodes: Nodes, job: Plan, whole:
     foreign = made(other, tmp_path / "other") / second
     for suffix in (".tar", ".json"):
         shutil.copy(foreign.with_suffix(suffix), folder)
-    again = subprocess.run(driver, capture_output=True, text=True, timeout=150)
-    assert again.returncode == 0, again.stderr
+    run_job(job, folder, range(SHARDS), RayEngine(folder=folder, workers=2))
     assert digests(job, folder) == digests(job, whole)
 
 
-def test_what_a_worker_cannot_do_is_said(connected: Nodes, job: Plan, whole: Path, tmp_path: Path) -> None:
+def test_what_a_worker_cannot_do_is_said(nodes: Nodes, job: Plan, whole: Path, tmp_path: Path) -> None:
     folder = copied(job, whole, tmp_path / "partial", range(10))
     with pytest.raises(ScaleError, match="no bundle at /nowhere"):
         run_job(job, folder, range(SHARDS), RayEngine(folder=folder, bundle="/nowhere"))
@@ -156,13 +122,7 @@ def test_what_a_worker_cannot_do_is_said(connected: Nodes, job: Plan, whole: Pat
     assert not list(folder.glob("0001*"))
 
 
-def test_no_cluster_is_said_with_what_starts_one(job: Plan, whole: Path, tmp_path: Path) -> None:
-    folder = copied(job, whole, tmp_path / "partial", range(10))
-    with pytest.raises(ScaleError, match=r"no cluster at 127\.0\.0\.9:1: .*ray start --head"):
-        run_job(job, folder, range(SHARDS), RayEngine(folder=folder, address="127.0.0.9:1"))
-
-
 # The last one: the node is not there afterwards.
-def test_a_killed_node_costs_nothing(connected: Nodes, job: Plan, whole: Path, tmp_path: Path) -> None:
-    run_job(job, tmp_path, range(SHARDS), disturbed(tmp_path, connected.kill_other))
+def test_a_killed_node_costs_nothing(nodes: Nodes, job: Plan, whole: Path, tmp_path: Path) -> None:
+    run_job(job, tmp_path, range(SHARDS), disturbed(tmp_path, nodes.kill_other))
     assert digests(job, tmp_path) == digests(job, whole)
