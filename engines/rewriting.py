@@ -96,6 +96,25 @@ class Graph:
         for offset, node in enumerate(nodes):
             kept.insert(at + offset, node)
 
+    def name_values(self) -> None:
+        """Name each value inside the graph after the node that makes it.
+
+        ONNX Runtime names the nodes that it makes of others after their values, and profiles show those.
+        """
+        graph = self.model.graph
+        taken = {value.name for value in (*graph.input, *graph.output)} | self.weights.keys()
+        names = {}
+        for node in graph.node:
+            for i, value in enumerate(node.output):
+                name = f"{node.name}:{i}" if i else node.name
+                if value and node.name and value not in taken and name not in taken:
+                    names[value] = name
+        for node in graph.node:
+            node.input[:] = [names.get(value, value) for value in node.input]
+            node.output[:] = [names.get(value, value) for value in node.output]
+        for described in graph.value_info:
+            described.name = names.get(described.name, described.name)
+
     def drop_unread(self) -> None:
         """Remove nodes whose results nobody reads, and those that only they read."""
         kept = self.model.graph.node

@@ -70,19 +70,19 @@ class CpuTarget:
         return tuple(devices) == (instructions(),)
 
     def build(self, job: Job, folder: Path, watch: BuildWatch) -> Built:
-        graph, path, rewritten = job.graph, folder / f"{job.stage}.onnx", folder / f"{job.stage}.rewritten.onnx"
+        path, rewritten = folder / f"{job.stage}.onnx", folder / f"{job.stage}.rewritten.onnx"
         weights = path.with_name(f"{path.name}.data")
         with watch.phase_of("rewriting"):
-            changed = Graph.read(graph)
-            if apply_fast_forms(changed, job.stage):
-                changed.save(rewritten)
-                graph = rewritten
+            graph = Graph.read(job.graph)
+            apply_fast_forms(graph, job.stage)
+            graph.name_values()
+            graph.save(rewritten)
         options = cpu_options(1, job.bundle.stage(job.stage).precision)
         options.optimized_model_filepath = str(path)
         for name, value in (("file_name", weights.name), ("min_size_in_bytes", str(INLINE_UP_TO))):
             options.add_session_config_entry(f"session.optimized_model_external_initializers_{name}", value)
         with watch.phase_of("optimising"):
-            load(graph, options)
+            load(rewritten, options)
         for left in folder.glob(f"{rewritten.name}*"):
             left.unlink()
         return Built(files=[file for file in (path, weights) if file.exists()], devices=(instructions(),))

@@ -23,6 +23,7 @@ from bitdance_edge.engines import build as building
 from bitdance_edge.engines.build import build_stage
 from bitdance_edge.engines.check import BuildCheck
 from bitdance_edge.engines.plan import plan_builds
+from bitdance_edge.engines.rewriting import Graph
 from bitdance_edge.engines.targets import parse_target
 from bitdance_edge.runtime import Bundle, BundleError, Pipeline, Request, StorageError
 from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeStage, cpu_options, import_onnxruntime
@@ -183,14 +184,36 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("stage", ["head", "encoder"])  # rewritten first, or written by ONNX Runtime alone
-def test_a_full_disk(unbuilt: Bundle, stage: str) -> None:
+@pytest.mark.parametrize("stage", ["head", "encoder"])
+@pytest.mark.parametrize("writer", ["the rewritten graph", "what ONNX Runtime makes of it"])
+def test_a_full_disk(unbuilt: Bundle, stage: str, writer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if writer != "the rewritten graph":
+        save = Graph.save
+
+        def save_before_it_is_full(graph: Graph, path: Path) -> None:
+            with files_of_at_most(resource.RLIM_INFINITY):
+                save(graph, path)
+
+        monkeypatch.setattr(Graph, "save", save_before_it_is_full)
     target = parse_target("cpu")
     (planned,) = plan_builds(unbuilt, target, [stage], 1, force=False).to_build
     check = BuildCheck(unbuilt)
     with files_of_at_most(30_000), pytest.raises(StorageError, match="cannot write"):
         build_stage(planned, target, check, threading.Event(), lambda watch: None)
     assert not (unbuilt.folder / "targets").exists()
+
+
+def test_nodes_are_named_after_the_modules(built_once: Bundle) -> None:
+    """ONNX Runtime's own changes of layout are not; it names all else that it makes after what it is made of."""
+    layout = re.compile(r"(ReorderInput|ReorderOutput|Transpose|Squeeze)(_token_\d+)?")
+    for stage in ("backbone", "head", "decoder"):
+        exported = onnx.load(built_once.folder / built_once.stage(stage).graph.path, load_external_data=False)
+        built = onnx.load(folder_of(built_once) / f"{stage}.onnx", load_external_data=False)
+        known = tuple(node.name for node in exported.graph.node)
+        others = [node.name for node in built.graph.node if not node.name.startswith(known)]
+        assert not [name for name in others if not layout.fullmatch(name)]
+        assert built.producer_name == "bitdance-edge"
+        assert {"bundle", "stage"} <= {entry.key for entry in built.metadata_props}
 
 
 def with_stage_of(bundle: Bundle, other: Bundle, stage: str) -> Bundle:
