@@ -24,7 +24,7 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        return self.cluster.address
+        return str(self.cluster.address)
 
     def start_other(self) -> None:
         """Start the second node."""
