@@ -1,7 +1,7 @@
 # make demo: images from two shipped checkpoints. make test: everything that is checked. Both set themselves up.
 # make docs: the documentation. make snippets: its commands, run. make lean: the runtime without PyTorch, at both ends of
 # its libraries' ranges. make lowest: the commands that need PyTorch, at the lowest. make release: what is published, in
-# dist/.
+# dist/. make walk: what a new user does with it, with times.
 
 PYTHON ?= python3
 TEST_PROCESSES ?= 2
@@ -9,13 +9,17 @@ VENV := .venv
 RUN := $(VENV)/bin
 SHARING := BITDANCE_TEST_FOLDER=$(CURDIR)/build/shared
 PINNED := --quiet --constraint constraints/ci.txt
+# Without setuptools' note, at every editable installation, that a folder may hide a package of the same name.
+EDITABLE := PYTHONWARNINGS='ignore:Editable installation' $(RUN)/pip install $(PINNED) --editable
 SHIPPED := digits-1x digits-4x digits-16x shapes-16x
 ROOMS := model training export calibration bench engines evaluation runtime scale serve
 CAPTIONS := --prompt "a red circle to the left of a blue square" --prompt "a yellow triangle above a green circle" \
 	--prompt "a blue triangle" --prompt "a green square below a red square"
+NEW_ENOUGH := $(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or later is needed, \
+	and $(PYTHON) is " + sys.version.split()[0] + ": name another, as in make demo PYTHON=python3.12")'
 EXTRAS := cpu,text,serve,completion,export,calibrate,train,bench,compare
 
-.PHONY: demo test test-cuda lint docs snippets lean lowest release setup clean
+.PHONY: demo test test-cuda lint docs snippets lean lowest release walk setup clean
 
 demo: bundles/digits-4x/bundle.json bundles/shapes-16x/bundle.json
 	$(RUN)/bitdance-edge generate bundles/digits-4x --classes all --count 8 --seed 1 --grid demo/digits.png
@@ -59,6 +63,7 @@ snippets: setup
 	PATH=$(CURDIR)/$(RUN):$$PATH $(RUN)/python tests/docs/run_pages.py
 
 lean: $(SHIPPED:%=dist/%.tar)
+	@$(NEW_ENOUGH)
 	for end in lowest ci; do \
 		rm -rf build/lean && $(PYTHON) -m venv build/lean && \
 		build/lean/bin/pip install --quiet --constraint constraints/$$end.txt '.[cpu,text,serve,completion]' && \
@@ -66,6 +71,7 @@ lean: $(SHIPPED:%=dist/%.tar)
 	done
 
 lowest:
+	@$(NEW_ENOUGH)
 	rm -rf build/lowest && $(PYTHON) -m venv build/lowest
 	build/lowest/bin/pip install --quiet --constraint constraints/lowest.txt torch
 	build/lowest/bin/pip install --quiet --constraint constraints/lowest.txt '.[$(EXTRAS)]'
@@ -78,6 +84,9 @@ release: $(VENV)/release.stamp $(SHIPPED:%=dist/%.tar)
 	cd dist && sha256sum *.whl *.tar.gz *.tar > SHA256SUMS
 	@ls -l dist
 
+walk: release
+	$(PYTHON) tests/walk_check.py dist/*.whl dist/digits-4x.tar
+
 .PRECIOUS: bundles/%/bundle.json
 dist/%.tar: bundles/%/bundle.json
 	mkdir -p dist
@@ -86,13 +95,14 @@ dist/%.tar: bundles/%/bundle.json
 setup: $(VENV)/dev.stamp
 
 $(VENV)/bin/python:
+	@$(NEW_ENOUGH)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --quiet --upgrade pip
 
 # torch first and alone: its exact version is the CPU build where an index offers one.
 $(VENV)/demo.stamp: pyproject.toml constraints/ci.txt | $(VENV)/bin/python
 	$(RUN)/pip install $(PINNED) torch
-	$(RUN)/pip install $(PINNED) --editable '.[cpu,export]'
+	$(EDITABLE) '.[cpu,export]'
 	touch $@
 
 $(VENV)/release.stamp: $(VENV)/demo.stamp
@@ -100,7 +110,7 @@ $(VENV)/release.stamp: $(VENV)/demo.stamp
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
-	$(RUN)/pip install $(PINNED) --editable '.[dev]'
+	$(EDITABLE) '.[dev]'
 	touch $@
 
 # OpenAI's client for Node, which a test drives; without npm, or offline, that test is skipped.

@@ -46,7 +46,7 @@ def parse_against(text: str) -> list[str]:
             f"--against is {text!r}, without PyTorch, whose tokens the others' are compared with: add torch or "
             "torch-compile"
         )
-    if not OPENVINO.keys().isdisjoint(kinds):
+    if not set(OPENVINO).isdisjoint(kinds):
         require_openvino()
     if importlib.util.find_spec("torch") is None:
         raise BenchError(

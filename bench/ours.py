@@ -1,5 +1,6 @@
 """A bundle on this project's runtime, as a product would run it, or its graphs on another one under the same loop."""
 
+from collections.abc import Mapping
 from contextlib import closing
 from time import perf_counter
 from typing import cast
@@ -7,11 +8,12 @@ from typing import cast
 import numpy as np
 
 from bitdance_edge.bench.measured import Image, StageSeconds
-from bitdance_edge.bench.peers import OURS, PeerBackend, backend_of, products
+from bitdance_edge.bench.peers import OURS, PeerBackend, backend_of, instructions
 from bitdance_edge.bench.work import Work, padded
 from bitdance_edge.calibration.sessions import pipeline_on
 from bitdance_edge.runtime import PatchDone, Pipeline
-from bitdance_edge.runtime.backends.interface import StageTime
+from bitdance_edge.runtime.backends.interface import Stage, StageTime
+from bitdance_edge.runtime.backends.openvino import OpenVinoBackend
 from bitdance_edge.runtime.bundle.manifest import Bundle
 
 
@@ -20,21 +22,20 @@ class BundleContender:
 
     def __init__(self, kind: str, bundle: str, threads: int, work: Work) -> None:
         started = perf_counter()
-        self.peer = None
+        self.loaded: Mapping[str, Stage] = {}
         if kind == OURS:
             self.pipeline = Pipeline.open(bundle, backend="onnxruntime-cpu", threads=threads, max_batch=work.images)
         else:
             opened = Bundle.open(bundle)
-            self.peer = cast(PeerBackend, backend_of(kind, opened, threads))
-            self.pipeline = pipeline_on(opened, self.peer, work.images)
+            backend = cast(PeerBackend | OpenVinoBackend, backend_of(kind, opened, threads))
+            self.loaded, self.pipeline = backend.loaded, pipeline_on(opened, backend, work.images)
         self.opened = perf_counter() - started
         self.work = work
 
     def instructions(self) -> dict[str, str]:
         """How each stage multiplies, after an image."""
-        if self.peer is not None:
-            return {name: stage.instructions for name, stage in self.peer.stages.items()}
-        return {name: products(spec) for name, spec in self.pipeline.bundle.stages.items()}
+        specs = self.pipeline.bundle.stages
+        return {name: instructions(self.loaded.get(name), specs[name]) for name in self.loaded or specs}
 
     def image(self) -> Image:
         before = _copied(self.pipeline.times())

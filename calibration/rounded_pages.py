@@ -9,6 +9,7 @@ from bitdance_edge.calibration.recipe import CalibrationRecipe
 from bitdance_edge.calibration.report import rounded
 from bitdance_edge.calibration.write import writing
 from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.stage_names import STAGE_WIDTH
 
 SHOWN_LAYERS = 16  # rows of the table; the JSON has all
 
@@ -25,7 +26,7 @@ def size_lines(source: Bundle, written: Bundle, lost: Mapping[str, str]) -> Iter
     """Yield a line a stage, ended by what ``lost`` says of it, and one for the whole bundle."""
     for name, stage in written.stages.items():
         before = source.stages[name].bytes
-        line = f"{name:10} {stage.precision:6} {before / 1e6:10.1f} MB -> {stage.bytes / 1e6:9.1f} MB"
+        line = f"{name:{STAGE_WIDTH}} {stage.precision:6} {before / 1e6:10.1f} MB -> {stage.bytes / 1e6:9.1f} MB"
         yield f"{line}  {lost.get(name, '')}".rstrip()
     before, after = (sum(stage.bytes for stage in bundle.stages.values()) for bundle in (source, written))
     yield f"{'in total':17} {before / 1e6:10.1f} MB -> {after / 1e6:9.1f} MB"

@@ -8,6 +8,7 @@ from bitdance_edge.engines.graph import read_graph
 from bitdance_edge.engines.targets.interface import Estimate, Job, Target
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, record_path, target_folder
+from bitdance_edge.runtime.bundle.stage_names import STAGE_WIDTH
 from bitdance_edge.runtime.errors import BuildError
 from bitdance_edge.runtime.host_memory import available_memory
 
@@ -36,8 +37,8 @@ class Plan:
 
     def table(self) -> Iterator[str]:
         yield (
-            f"{'stage':10} {'types':10} {'ONNX MB':>8} {'built MB':>9} {'memory MB':>10} {'held MB':>8} {'before':>8}"
-            "  what"
+            f"{'stage':{STAGE_WIDTH}} {'types':10} {'ONNX MB':>8} {'built MB':>9} "
+            f"{'memory MB':>10} {'held MB':>8} {'before':>8}  what"
         )
         for stage in self.stages:
             before = "" if stage.seconds_before is None else f"{stage.seconds_before:.1f} s"
@@ -51,7 +52,8 @@ class Plan:
             )
             job, size = stage.job, f"{stage.onnx_bytes / 1e6:.1f}"
             yield (
-                f"{job.stage:10} {job.facts.label:10} {size:>8} {built:>9} {memory:>10} {held:>8} {before:>8}  {what}"
+                f"{job.stage:{STAGE_WIDTH}} {job.facts.label:10} {size:>8} {built:>9} "
+                f"{memory:>10} {held:>8} {before:>8}  {what}"
             )
 
     def require_possible(self) -> None:

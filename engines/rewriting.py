@@ -83,10 +83,12 @@ class Graph:
         return name
 
     def replace(self, replaced: Iterable[NodeProto], nodes: Sequence[NodeProto]) -> None:
-        """Put ``nodes`` where the first of ``replaced`` stands; they keep its module path."""
+        """Put ``nodes`` where the first of ``replaced`` stands; they keep its module path, and begin with its name."""
         old = list(replaced)
+        result = nodes[-1].output[0]  # what the nodes that ``make_node`` made are named after
         for node in nodes:
             node.metadata_props.extend(old[0].metadata_props)
+            node.name = f"{old[0].name}{node.name.removeprefix(result)}"
         kept = self.model.graph.node
         at = next(i for i, node in enumerate(kept) if node is old[0] or node.name == old[0].name)
         for node in old:

@@ -14,22 +14,22 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy import ndarray
 from PIL import Image
 
 
-def normals(seed: int, stream: int, patch: int, steps: int, shape: tuple[int, ...]) -> np.ndarray:
+def normals(seed: int, stream: int, patch: int, steps: int, shape: tuple[int, ...]) -> ndarray:
     """Draws of one patch of one image, float32 [steps, *shape]: Philox bits, then Box-Muller."""
     count = int(np.prod(shape))
     blocks = -(-count // 8)  # of four 64-bit integers, two normals each
-    raw = np.random.Philox(key=[seed, stream], counter=[0, patch, 0, 0]).random_raw(steps * blocks * 4)
-    raw = raw.reshape(steps, -1)
+    raw = np.random.Philox(key=[seed, stream], counter=[0, patch, 0, 0]).random_raw((steps, blocks * 4))
     radius = np.sqrt(-2 * np.log(((raw >> np.uint64(32)) + 1.0) / 2.0**32))
     angle = (raw & np.uint64(0xFFFFFFFF)) * (2 * np.pi / 2.0**32)
     pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
     return pairs.reshape(steps, -1)[:, :count].reshape(steps, *shape).astype(np.float32)
 
 
-def schedule(steps: int, shift: float, sampler: str) -> tuple[np.ndarray, np.ndarray]:
+def schedule(steps: int, shift: float, sampler: str) -> tuple[ndarray, ndarray]:
     """Times [steps + 1] and coefficients A, B, C [steps + 1, 3], computed in float64."""
     grid = np.linspace(0, 0.95, steps + 1)
     with np.errstate(divide="ignore"):
@@ -41,8 +41,18 @@ def schedule(steps: int, shift: float, sampler: str) -> tuple[np.ndarray, np.nda
     return np.append(t, 0.95).astype(np.float32), coefficients.astype(np.float32)
 
 
+def attention(start: int, count: int, block: int, padding: ndarray, slots: int) -> tuple[ndarray, ndarray]:
+    """Positions int64 [R, T] and mask bool [R, 1, T, S] of T = count tokens from a slot of the cache on."""
+    index = np.arange(count)
+    last_seen = start + np.where(index < count - block, index, count - 1)  # the last patch sees all of itself
+    slot = np.arange(slots)
+    mask = (slot <= last_seen[:, None]) & (slot >= padding[:, None, None])
+    mask |= slot == start + index[:, None]  # padding sees itself
+    return np.maximum(start + index - padding[:, None], 0), mask[:, None]
+
+
 class Bundle:
-    """Sessions of a bundle's stages."""
+    """A bundle's manifest, the sessions of its stages, and its times."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.manifest = folder, json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
@@ -51,77 +61,72 @@ class Bundle:
         onnxruntime.set_default_logger_severity(3)  # errors; it warns of each cache that is not updated in place
         cpu = ["CPUExecutionProvider"]
         self.sessions = {name: onnxruntime.InferenceSession(path, providers=cpu) for name, path in graphs.items()}
+        steps, shift, sampler = (self.sampling[name] for name in ("steps", "time_shift", "sampler"))
+        times, self.coefficients = schedule(steps, shift, sampler)
+        self.time_embeddings = self.run("time", times=times)["time_embeddings"]
 
-    def run(self, stage: str, **inputs: Any) -> dict[str, Any]:
+    def run(self, stage: str, **inputs: ndarray) -> dict[str, Any]:
         """Run a stage with those of the inputs that it has; outputs by name."""
         session = self.sessions[stage]
-        fed = {tensor.name: np.asarray(inputs[tensor.name]) for tensor in session.get_inputs()}
+        fed = {tensor.name: inputs[tensor.name] for tensor in session.get_inputs()}
         return dict(zip([tensor.name for tensor in session.get_outputs()], session.run(None, fed), strict=True))
 
-    def rows(self, subjects: Sequence[int | str], size: str) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, subjects: Sequence[int | str], size: str) -> tuple[ndarray, ndarray]:
         """Ids and padding of all rows: the conditional one of each image, then the unconditional ones."""
         text = self.manifest["text"]
         if text is None:
-            classes = np.array([*subjects, *[self.model["num_classes"]] * len(subjects)], np.int64)
-            return classes, np.zeros(len(classes), np.int64)
+            classes = np.array([*subjects, *[self.model["num_classes"]] * len(subjects)])
+            return classes, np.zeros_like(classes)
         from tokenizers import Tokenizer
 
         encode = Tokenizer.from_file(str(self.folder / text["tokenizer"]["path"])).encode
         prompts = [text["conditional"].replace("{prompt}", str(subject)) for subject in subjects]
         prompts += [text["unconditional"]] * len(subjects)
         ids = [encode(prompt).ids + text["suffixes"][size] for prompt in prompts]
-        longest = max(map(len, ids))
-        padding = np.array([longest - len(row) for row in ids], np.int64)
-        return np.array([[0] * (longest - len(row)) + row for row in ids], np.int64), padding
+        padding = max(map(len, ids)) - np.array([len(row) for row in ids])
+        return np.array([[0] * pads + row for pads, row in zip(padding, ids, strict=True)]), padding
 
-    def generate(self, ids: np.ndarray, padding: np.ndarray, seeds: list[int], width: int, height: int) -> np.ndarray:
+    def generate(self, ids: ndarray, padding: ndarray, seeds: list[int], width: int, height: int) -> ndarray:
         """Tokens of -1 and +1 in generation order, float32 [B, h*w, C]; always guided: two rows an image."""
-        model, cache, sampling = self.model, self.manifest["cache"], self.sampling
-        images, rows, block, bits = len(seeds), len(ids), model["tokens_per_step"], model["bits"]
-        across, down = width // model["pixels_per_token"], height // model["pixels_per_token"]
-        patches, length = across * down // block, cache["length"]
-        shape = (rows, cache["heads"], length, cache["head_dim"])
+        model, cache, block = self.model, self.manifest["cache"], self.model["tokens_per_step"]
+        patches = width * height // model["pixels_per_token"] ** 2 // block
+        across = np.array([width // model["pixels_per_token"] // model["patch_side"]])
+        shape = (len(ids), cache["heads"], cache["length"], cache["head_dim"])
         parts = [f"{layer}.{part}" for layer in range(cache["layers"]) for part in ("key", "value")]
         past = {f"past_key_values.{part}": np.zeros(shape, cache["dtype"]) for part in parts}
-        times, coefficients = schedule(sampling["steps"], sampling["time_shift"], sampling["sampler"])
-        time_embeddings = self.run("time", times=times)["time_embeddings"]
         embeddings = self.run("prompt", class_ids=ids, input_ids=ids)["embeddings"]
+        full, linear = self.sampling["guidance"], self.sampling["guidance_schedule"] == "linear"
         start, made = 0, []
         for patch in range(patches):
-            count, slots = embeddings.shape[1], np.arange(length)
-            index = np.arange(count)
-            last_seen = start + np.where(index < count - block, index, count - 1)
-            mask = (slots <= last_seen[:, None]) & (slots >= padding[:, None, None])
-            mask |= slots == start + index[:, None]
-            where = {"patch_index": np.array([patch]), "patches_across": np.array([across // model["patch_side"]])}
-            positions = np.maximum(start + index - padding[:, None], 0)
-            at = np.full(rows, start)
-            seen = {"positions": positions, "mask": mask[:, None], "cache_position": at}
+            where = {"patch_index": np.array([patch]), "patches_across": across}
+            positions, mask = attention(start, embeddings.shape[1], block, padding, cache["length"])
+            seen = {"positions": positions, "mask": mask, "cache_position": np.full(len(ids), start)}
             result = self.run("backbone", embeddings=embeddings, **seen, **where, **past)
             past = {f"past_key_values.{part}": result[f"present.{part}"] for part in parts}
-            start += count
-            guidance = sampling["guidance"]
-            if sampling["guidance_schedule"] == "linear":
-                guidance = 1 + (guidance - 1) * patch / patches
-            streams = (0, 1) if guidance == 1 else (0,)  # at guidance 1 all rows are drawn apart
-            draws = [(seed, stream) for stream in streams for seed in seeds]
-            noise = [normals(*draw, patch, sampling["steps"] + 1, (block, bits)) for draw in draws]
-            noise = np.stack(noise, axis=1)  # [steps + 1, draws, P, C]
-            if sampling["sampler"] == "ode":
-                noise[1:] = 0
-            x, of = noise[0], np.arange(rows) % len(draws)
-            tables = self.run("modulation", time_embeddings=time_embeddings, condition=result["condition"])
-            for k, abc in enumerate(coefficients):
-                step = {"coefficients": abc, "guidance": np.array([guidance], np.float32), "rows": of}
-                modulation = {name: table[k] for name, table in tables.items()}
-                drawn = noise[min(k + 1, len(noise) - 1)]  # the last evaluation multiplies it by zero
-                x = self.run("head", x=x, noise=drawn, **step, **modulation)["x_next"]
-            result = self.run("tokens", x=x, rows=of, **where)
+            start += embeddings.shape[1]
+            guidance = 1 + (full - 1) * patch / patches if linear else full
+            x, rows = self.denoise(result["condition"], seeds, patch, guidance)
+            result = self.run("tokens", x=x, rows=rows, **where)
             embeddings = result["embeddings"]
-            made.append(result["tokens"][:images])
+            made.append(result["tokens"][: len(seeds)])
         return np.concatenate(made, axis=1)
 
-    def decode(self, tokens: np.ndarray, seeds: list[int], width: int, height: int) -> np.ndarray:
+    def denoise(self, condition: ndarray, seeds: list[int], patch: int, guidance: float) -> tuple[ndarray, ndarray]:
+        """Predictions of a patch, float32 [draws, P, C], and the draw that each row takes, int64 [R]."""
+        streams = (0, 1) if guidance == 1 else (0,)  # at guidance 1 all rows are drawn apart
+        draws = [(seed, stream) for stream in streams for seed in seeds]
+        shape = (self.model["tokens_per_step"], self.model["bits"])
+        noise = np.stack([normals(*draw, patch, len(self.coefficients), shape) for draw in draws], axis=1)
+        rows, x = np.arange(len(condition)) % len(draws), noise[0]
+        fixed = {"guidance": np.array([guidance], np.float32), "rows": rows}
+        tables = self.run("modulation", time_embeddings=self.time_embeddings, condition=condition)
+        for k, abc in enumerate(self.coefficients):
+            modulation = {name: table[k] for name, table in tables.items()}
+            drawn = noise[(k + 1) % len(noise)]  # the last evaluation multiplies it by zero, as ode does all of them
+            x = self.run("head", x=x, coefficients=abc, noise=drawn, **fixed, **modulation)["x_next"]
+        return x, rows
+
+    def decode(self, tokens: ndarray, seeds: list[int], width: int, height: int) -> ndarray:
         """Pixels uint8 [B, H, W, 3]."""
         side, bits = self.model["patch_side"], self.model["bits"]
         pixels = self.model["pixels_per_token"] * side

@@ -13,7 +13,7 @@ import numpy as np
 from bitdance_edge.runtime.backends.counting import CountingBackend
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL, StageSpec
-from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, WINDOW_STAGES, StageName
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, STAGE_WIDTH, WINDOW_STAGES, StageName
 from bitdance_edge.runtime.given import GivenTokens
 from bitdance_edge.runtime.image_stage import IMAGE_STAGES, ImageStage
 from bitdance_edge.runtime.loop import BoundLoop, TokenRequest, generate_tokens, modulated_at_once
@@ -112,7 +112,7 @@ class MemoryPlan:
 
     def table(self) -> Iterator[str]:
         parts = ("weights", "cache", "tensors", "activations")
-        yield f"{'MB':10} {'weights':>10} {'cache':>10} {'tensors':>10} {'activations':>12} {'total':>10}"
+        yield f"{'MB':{STAGE_WIDTH}} {'weights':>10} {'cache':>10} {'tensors':>10} {'activations':>12} {'total':>10}"
         for need in self.stages:
             sizes = [getattr(need, part) for part in parts]
             yield _row(need.stage, sizes, sum(sizes))
@@ -127,7 +127,7 @@ class MemoryPlan:
 
 def _row(name: str, sizes: list[int], total: int) -> str:
     weights, cache, tensors, activations = (f"{size / 1e6:.1f}" for size in sizes)
-    return f"{name:10} {weights:>10} {cache:>10} {tensors:>10} {activations:>12} {total / 1e6:10.1f}"
+    return f"{name:{STAGE_WIDTH}} {weights:>10} {cache:>10} {tensors:>10} {activations:>12} {total / 1e6:10.1f}"
 
 
 def plan_memory(bundle: Bundle, images: int, how: Execution | None = None) -> MemoryPlan:

@@ -114,7 +114,9 @@ def _made(
                     _require_here(plan, folder, event)
                     records.append(event)
     except KeyboardInterrupt as interrupt:
-        done = f"{len(kept) + len(records)} of {len(kept) + len(left)} shards are made; the same command goes on"
+        # A cluster's workers may have made more than they have said.
+        made = sum(isinstance(check(plan, folder, problem.shard), Record) for problem in left)
+        done = f"{len(kept) + made} of {len(kept) + len(left)} shards are made; the same command goes on"
         raise KeyboardInterrupt(f"{interrupt}; {done}" if str(interrupt) else done) from None
     return records
 

@@ -7,11 +7,6 @@ up with the bytes that one process would write.
 
 import json
 import logging
-import os
-import re
-import signal
-import socket
-import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,13 +15,11 @@ from typing import Any
 
 from bitdance_edge.errors import BitDanceError, plain
 from bitdance_edge.imports import failed_import
+from bitdance_edge.scale.cluster import connect
 from bitdance_edge.scale.errors import ScaleError
 from bitdance_edge.scale.events import Added, Event, Said
 from bitdance_edge.scale.maker import ShardMaker
 from bitdance_edge.scale.records import Record
-
-HOST_AND_PORT = re.compile(r"(.+):(\d{1,5})")
-CONNECT_WITHIN = 10.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,43 +123,12 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    try:
-        _require_listening(address)
-        with _own_signals():
-            ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
-    except OSError as error:  # ConnectionError too, which is Ray's
-        raise ScaleError(
-            f"no cluster at {address}: {str(error).splitlines()[0]}. Start one with: ray start --head, or use "
-            "--address local for this machine alone"
-        ) from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that the progress bars are off, as was asked for
+    connect(ray, address)
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _require_listening(address: str) -> None:
-    """Find out at once whether there is anything at ``HOST:PORT``; Ray would try for minutes. Raises: OSError."""
-    if found := HOST_AND_PORT.fullmatch(address):
-        try:
-            socket.create_connection((found[1].strip("[]"), int(found[2])), CONNECT_WITHIN).close()
-        except (OverflowError, UnicodeError) as error:  # a port above 65535, a name that is none
-            raise OSError(str(error)) from None
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep this program's handler of SIGTERM, which ``ray.init`` replaces by one that leaves nothing said or tidied."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _import_ray() -> Any:

@@ -15,13 +15,16 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
 from starlette.applications import Starlette
 
 from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.scale.cluster import connect
 from bitdance_edge.scale.errors import ScaleError
 from bitdance_edge.scale.fleet_metrics import joined
 from bitdance_edge.scale.job_board import JobBoard
 from bitdance_edge.scale.shared_jobs import SharedJobs
+from bitdance_edge.serve.address import resolve
 from bitdance_edge.serve.app import create_app
 from bitdance_edge.serve.service import Service
 from bitdance_edge.serve.settings import TOKEN_VARIABLE, ServeSettings
@@ -143,30 +146,42 @@ def deploy(settings: ServeSettings, scaling: Scaling, *, host: str, port: int, c
         cluster: address of a Ray cluster, or ``auto``; None: one is started on this machine.
 
     Raises:
-        ScaleError: there is no such cluster, or the replicas do not start.
+        ScaleError: there is no such cluster, its replicas have another address, or they do not start.
+        ServeError: the address cannot be listened on.
     """
     described = application(settings, scaling)
     if not ray.is_initialized():
-        try:
-            ray.init(address=cluster or "local", namespace=NAMESPACE, include_dashboard=False, log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ScaleError(
-                f"no Ray cluster at {cluster or 'this machine'}: {error}; start one with ray start --head, or give "
-                "--address local"
-            ) from None
+        connect(ray, cluster or "local", namespace=NAMESPACE, include_dashboard=False)
+    _require_address(host, port)
     _board()
-    serve.start(http_options={"host": host, "port": port})
     try:
+        serve.start(http_options={"host": host, "port": port})
         serve.run(described, name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
+    except (RuntimeError, TimeoutError) as error:  # TimeoutError: of the proxies in front of the replicas
         reason = _reason() or str(error)
         raise ScaleError(f"the replicas did not start: {reason}") from None
 
 
 def stop() -> None:
-    """End the replicas, and this process's connection to the cluster; one that it started ends with it."""
-    serve.shutdown()
+    """End this process's connection to the cluster; a cluster that it started ends with it, and its requests too."""
     ray.shutdown()
+
+
+def _require_address(host: str, port: int) -> None:
+    """Compare an address with that of the replicas that the cluster runs, or else make sure that it is free here.
+
+    Ray would ignore another one, and would wait for a minute where it is taken.
+    """
+    running = _get_global_client(raise_if_no_controller_running=False)
+    if running is None:
+        resolve(host, port).listen().close()
+        return
+    old = running.http_config
+    if (old.host, old.port) != (host, port):
+        raise ScaleError(
+            f"the cluster serves on {old.host} port {old.port} already, and not on {host} port {port}; give "
+            f"--host {old.host} --port {old.port}, or end what it serves with: serve shutdown"
+        )
 
 
 def _by_queue(settings: ServeSettings, scaling: Scaling) -> dict[str, Any]:

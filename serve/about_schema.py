@@ -10,7 +10,7 @@ from bitdance_edge.serve.schema import Pair
 class ModelCard(BaseModel):
     id: str
     object: Literal["model"] = "model"
-    created: int
+    created: int = 0  # a bundle has no time, and that of its files differs from machine to machine
     owned_by: str
 
 

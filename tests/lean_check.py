@@ -13,12 +13,12 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from ready_server import wait_until_ready
 
 from bitdance_edge import Bundle, Pipeline, Request
 from bitdance_edge.runtime import read_settings
@@ -73,18 +73,6 @@ def served(archive: Path, subject: str) -> np.ndarray:
             server.terminate()
     with Image.open(io.BytesIO(base64.b64decode(made))) as image:
         return np.asarray(image)
-
-
-def wait_until_ready(address: str) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"{address}/readyz", timeout=10).close()
-        except OSError:  # 503 until every worker has loaded its bundle
-            time.sleep(0.2)
-        else:
-            return
-    raise SystemExit("the server was not ready in two minutes")
 
 
 def minimal(folder: Path, subject: int | str) -> np.ndarray:

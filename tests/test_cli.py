@@ -195,7 +195,7 @@ def test_missing_png(bundle: Bundle) -> None:
 def test_trace_of_every_stage(bundle: Bundle, tmp_path: Path) -> None:
     arguments = ["--classes", 1, "--steps", 2, "--out", tmp_path / "images", "--trace", tmp_path / "trace"]
     result = cli("generate", bundle.folder, *arguments)
-    assert "head            48 launches" in result.stderr
+    assert "head             48 launches" in result.stderr
     stages = {name.split("_")[0] for name in files(tmp_path / "trace")}
     assert stages == {"prompt", "tokens", "time", "backbone", "modulation", "head", "decoder"}
     for trace in (tmp_path / "trace").iterdir():

@@ -23,7 +23,7 @@ class Start:
 
     path: Path
     variant: str | None = None  # of a .pt file
-    tokenizer: str | None = None  # autoencoder weights of a .pt file
+    tokenizer: str | None = None  # autoencoder weights that replace its own, as of a .pt file
 
     @property
     def captions(self) -> bool:
@@ -31,7 +31,8 @@ class Start:
         return is_text_to_image(self.path)
 
     def digest(self) -> str:
-        return checkpoint_digest(self.path)
+        own = checkpoint_digest(self.path)
+        return own if self.tokenizer is None else f"{own}, tokenizer {checkpoint_digest(Path(self.tokenizer))}"
 
 
 def open_start(start: Start) -> tuple[BitDance, None] | tuple[TextToImage, PromptTokenizer]:
@@ -39,11 +40,13 @@ def open_start(start: Start) -> tuple[BitDance, None] | tuple[TextToImage, Promp
 
     Raises:
         ModelError: it is not a whole generator.
-        TrainingError: it is an adapter.
+        TrainingError: it is an adapter, or a text-to-image model for which another tokenizer is given.
     """
     if is_adapter(start.path):
         raise TrainingError(f"{start.path} is an adapter; fine-tune its base, or merge it by training all weights")
     if start.captions:
+        if start.tokenizer is not None:
+            raise TrainingError(f"{start.path} takes prompts and has its own tokenizer; omit --tokenizer")
         checkpoint = TextCheckpoint.open(start.path)
         return checkpoint.load(torch.float32), PromptTokenizer.open(checkpoint.prompt_file, checkpoint.config)
     return load_generator(start.path, variant=start.variant, tokenizer=start.tokenizer), None

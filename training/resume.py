@@ -37,12 +37,13 @@ def read_state(file: Path, device: torch.device) -> dict[str, Any]:
     """
     if not file.is_file():
         raise TrainingError(f"nothing to resume: there is no {file}; omit --resume")
+    place = torch.device("cpu") if device.type == "cpu" else device  # files know no cpu:0, which processes have
     try:
         if complaint := zip_complaint(file):
             raise ValueError(f"it {complaint[0]}")
         if (entry := _altered(file)) is not None:
             raise ValueError(f"its {entry} was altered")
-        state = torch.load(file, map_location=device, weights_only=True)
+        state = torch.load(file, map_location=place, weights_only=True)
     except OSError as error:
         raise TrainingError(f"{file} cannot be read: {error.strerror or error}; check its permissions") from None
     except Exception as error:  # what a damaged pickle makes of the reader is any error

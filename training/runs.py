@@ -23,6 +23,7 @@ from bitdance_edge.training.finetune import Start, class_objective, classes_of, 
 from bitdance_edge.training.generator import GeneratorObjective
 from bitdance_edge.training.image_set import ImageSet, TrainingImages
 from bitdance_edge.training.named_recipes import NamedRecipe
+from bitdance_edge.training.processes import others_needed
 from bitdance_edge.training.recipes import FinetuneRecipe, GeneratorRecipe, TextRecipe, TokenizerRecipe
 from bitdance_edge.training.scoring import WEIGHTS, Scored, Scoring, checkpoint_scores
 from bitdance_edge.training.text_generator import TextObjective
@@ -41,7 +42,7 @@ class RunOptions:
     out: Path
     data: Path | None = None  # images or shards of images. None: the recipe's own data
     stream: bool = False  # read images as they are needed, even if all fit into memory
-    tokenizer: Path | None = None  # folder of a trained tokenizer, for a new generator
+    tokenizer: Path | None = None  # folder of a trained tokenizer, for a new generator; ``start`` has its own
     start: Start | None = None  # a checkpoint to fine-tune
     precision: str = "no"  # no (float32) or bf16
     dtype: torch.dtype = torch.float16  # of the written weights
@@ -59,6 +60,7 @@ class Prepared:
     save: Callable[[], None]
 
 
+@others_needed()
 def train(recipe: NamedRecipe, options: RunOptions) -> dict[str, Any]:
     """Train, write the averaged weights to ``options.out`` and return the content of ``training.json``.
 
@@ -84,7 +86,8 @@ def train(recipe: NamedRecipe, options: RunOptions) -> dict[str, Any]:
         start=start,
         watch=Watcher(run.objective, run.recipe, run.held_out, options.out),
     )
-    before = None if options.start is None or options.resume else run.objective.score(run.held_out)
+    scored = options.start is not None and not options.resume and trainer.accelerator.is_main_process
+    before = run.objective.score(run.held_out) if scored else None
     progress = trainer.run()
     report = {
         "recipe": asdict(run.recipe),
@@ -155,8 +158,8 @@ def _finetuning(recipe: FinetuneRecipe, options: RunOptions) -> Prepared:
         TrainingError: none is given, or as ``fitted`` and ``training_data`` raise.
     """
     start, out, dtype = options.start, options.out, options.dtype
-    if start is None or options.tokenizer is not None:
-        raise TrainingError("finetune goes on with a checkpoint and its tokenizer; give --init, and no --tokenizer")
+    if start is None:
+        raise TrainingError("finetune goes on with a checkpoint; give --init")
     opened = open_start(start)
     model = opened[0]
     recipe = fitted(recipe, model, start.path)

@@ -16,7 +16,6 @@ from types import FrameType
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from bitdance_edge.runtime.bundle.files import written_whole
 from bitdance_edge.runtime.errors import StorageError
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.image_set import ImageSet, TrainingImages, batch_rows
+from bitdance_edge.training.processes import accelerator, in_any, mean_of_all
 from bitdance_edge.training.recipes import TrainingRecipe
 from bitdance_edge.training.resume import load_optimizer, read_state, require_same_run, require_weights
 from bitdance_edge.training.schedule import Average, copy_weights, learning_rate, parameter_groups, trainable
@@ -93,7 +93,7 @@ class Trainer:
     ) -> None:
         self.objective, self.recipe, self.train, self.held_out = objective, recipe, train, held_out
         self.start, self.watch = start, watch
-        self.accelerator = Accelerator(mixed_precision=precision)
+        self.accelerator = accelerator(precision)
         self._require_divisible()
         self.objective.to(self.accelerator.device)
         self.average = Average(objective, recipe.ema_decay)
@@ -138,8 +138,9 @@ class Trainer:
                 self.progress.cpu_seconds = spent + time.process_time() - started
                 if self.accelerator.is_main_process:
                     self._report(bar, loss)
-                if interrupted.is_set():
+                if in_any(self.accelerator, interrupted.is_set()):
                     self._save()
+                    self.accelerator.wait_for_everyone()  # a launcher ends all as soon as one has ended
                     raise KeyboardInterrupt("the state is saved; repeat the command with --resume to continue")
         self.average.store()
         return self.progress
@@ -163,7 +164,7 @@ class Trainer:
         return self.train[rows[rank::processes]]
 
     def _step(self, step: int, batch: ImageSet) -> Tensor:
-        """Make one update, with random numbers seeded by the step; return the loss, on its device."""
+        """Make one update, with random numbers seeded by the step; return the loss of all processes, on its device."""
         device, parts = self.accelerator.device, self.recipe.accumulation
         seeds = (self.recipe.seed, step, self.accelerator.process_index)
         torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
@@ -177,6 +178,9 @@ class Trainer:
                 loss = self.network(*(tensor.to(device) for tensor in inputs)) / parts
                 self.accelerator.backward(loss)
             total += loss.detach()
+        total = mean_of_all(self.accelerator, total)
+        if not torch.isfinite(total):
+            raise TrainingError(f"the loss is {total.item()} at step {step + 1}; try a smaller --learning-rate")
         self.accelerator.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -186,8 +190,6 @@ class Trainer:
     def _report(self, bar: tqdm, loss: Tensor) -> None:
         """Update the progress line; score and save at the recipe's intervals."""
         step, recipe = self.progress.step, self.recipe
-        if not torch.isfinite(loss):
-            raise TrainingError(f"the loss is {loss.item()} at step {step}; try a smaller --learning-rate")
         self._losses.append(loss)
         if step % recipe.score_every == 0 or step == recipe.steps:
             with self.average.applied():

@@ -1,6 +1,8 @@
 """Draws the digits 0 to 9 in the fonts that come with matplotlib, as a folder of classes to fine-tune on.
 
 python bench/studies/font_digits.py FOLDER
+
+They are as coarse as the handwriting of the shipped models, 8x8 pixels that are enlarged, which their tokenizer keeps.
 """
 
 import sys
@@ -11,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 32
-LARGE = 128  # drawn at this size, then made smaller
+LARGE, COARSE = 128, 8  # drawn at the first size, then made smaller
 EACH = 80  # images of each digit
 FONTS = ("DejaVuSerif", "DejaVuSans-Bold", "DejaVuSansMono", "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic")
 
@@ -19,12 +21,13 @@ FONTS = ("DejaVuSerif", "DejaVuSans-Bold", "DejaVuSansMono", "STIXGeneral", "STI
 def draw(digit: int, font: Path, generator: np.random.Generator) -> Image.Image:
     """Draw one digit, white on black, rotated, scaled and shifted a little."""
     picture = Image.new("L", (LARGE, LARGE))
-    size = generator.uniform(100, 120)
-    center = LARGE / 2 + generator.uniform(-6, 6, 2)
+    size = generator.uniform(140, 165)
+    center = LARGE / 2 + generator.uniform(-5, 5, 2)
     face = ImageFont.truetype(str(font), size)
     ImageDraw.Draw(picture).text(tuple(center), str(digit), fill=255, font=face, anchor="mm")
     turned = picture.rotate(generator.uniform(-8, 8), Image.Resampling.BICUBIC)
-    return turned.resize((SIDE, SIDE), Image.Resampling.BOX).convert("RGB")
+    coarse = turned.resize((COARSE, COARSE), Image.Resampling.BOX)
+    return coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB")
 
 
 def main(folder: Path) -> None:

@@ -20,7 +20,9 @@ from tqdm import tqdm
 from bitdance_edge.bench.bits import ROUNDING
 from bitdance_edge.runtime import Bundle, Request
 from bitdance_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from bitdance_edge.runtime.backends.openvino import OpenVinoBackend
 from bitdance_edge.runtime.bundle.files import written_whole
+from bitdance_edge.runtime.request import Settings
 from bitdance_edge.runtime.window_measure import PatchComparison, WindowComparison
 
 SEED = 300_000
@@ -54,9 +56,10 @@ def main() -> None:
     add("--steps", default="20,50,100")
     add("--windows", default=WINDOWS)
     add("--samplers", default="sde,ode")
-    add("--tolerances", default="1e-3")
+    add("--tolerances", default="1e-5")
     add("--bits", type=int, default=65_536, help="of a bundle, over all its settings and windows (default 65536)")
     add("--threads", type=int, default=1)
+    add("--device", choices=("cpu", "cpu:bf16"), default="cpu")
     add("--captions", type=Path, help="of the shapes: a prompt a line (default: the bundle's example)")
     add("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -70,7 +73,9 @@ def main() -> None:
 
 def points(bundle: Bundle, sampler: str, steps: int, bits: int, args: argparse.Namespace) -> Iterator[Point]:
     """The windows of one sampler and number of steps, each compared over at least ``bits``."""
-    path = args.out / f"{bundle.name}-{sampler}-{steps}.json"
+    bfloat16 = args.device != "cpu"
+    name = f"{bundle.name}-bf16" if bfloat16 else bundle.name
+    path = args.out / f"{name}-{sampler}-{steps}.json"
     if path.is_file():
         yield from (Point(**point) for point in json.loads(path.read_text(encoding="utf-8")))
         return
@@ -78,14 +83,15 @@ def points(bundle: Bundle, sampler: str, steps: int, bits: int, args: argparse.N
     patches = -(-bits // (model.tokens_per_step * model.bits))
     images = -(-patches // model.default_size.patches)
     request = replace(subjects(bundle, images, args.captions), seed=SEED, sampler=sampler, steps=steps, window=1)
-    backend = OnnxRuntimeBackend(bundle, threads=args.threads)
+    backend = (OpenVinoBackend if bfloat16 else OnnxRuntimeBackend)(bundle, args.threads)
     compared = WindowComparison(bundle, backend, request.resolve(bundle), patches)
     runs = [(int(window), float(value)) for window in args.windows.split(",") for value in args.tolerances.split(",")]
     made = []
     for window, tolerance in tqdm(runs, desc=path.stem, leave=False, disable=None):
         if window <= steps:
             found = list(compared.compare(window, tolerance))
-            made.append(point(bundle, sampler, steps, window, tolerance, found))
+            precision = "bf16" if bfloat16 else bundle.stage("head").precision
+            made.append(point(name, precision, request.resolve(bundle), window, tolerance, found))
     with written_whole(path) as file:
         file.write((json.dumps([asdict(each) for each in made], indent=1) + "\n").encode())
     yield from made
@@ -100,16 +106,16 @@ def subjects(bundle: Bundle, images: int, captions: Path | None) -> Request:
 
 
 def point(
-    bundle: Bundle, sampler: str, steps: int, window: int, tolerance: float, found: list[PatchComparison]
+    name: str, precision: str, settings: Settings, window: int, tolerance: float, found: list[PatchComparison]
 ) -> Point:
     sweeps = [each.sweeps for each in found]
     clear = [np.abs(each.want) > ROUNDING for each in found]
     differ = [(each.want > 0) != (each.got > 0) for each in found]
     return Point(
-        bundle=bundle.name,
-        precision=bundle.stage("head").precision,
-        sampler=sampler,
-        steps=steps,
+        bundle=name,
+        precision=precision,
+        sampler=settings.sampler,
+        steps=settings.steps,
         window=window,
         tolerance=tolerance,
         patches=len(found),
@@ -118,7 +124,7 @@ def point(
         rounded=sum(int((one & ~other).sum()) for one, other in zip(differ, clear, strict=True)),
         sweeps=float(np.mean(sweeps)),
         most_sweeps=max(sweeps),
-        evaluations=float(np.mean(sweeps)) * window / (steps + 1),
+        evaluations=float(np.mean(sweeps)) * window / (settings.steps + 1),
         largest_error=max(float(np.abs(each.want - each.got).max()) for each in found),
     )
 

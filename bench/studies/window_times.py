@@ -31,6 +31,7 @@ def main() -> None:
     add("--threads", default="1,2")
     add("--patches", type=int, help="of an image (default: all)")
     add("--rounds", type=int, default=3)
+    add("--device", choices=("cpu", "cpu:bf16"), default="cpu")
     add("--out", type=Path, required=True)
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -48,7 +49,7 @@ def timed(folder: str, windows: list[int], threads: int, args: argparse.Namespac
     seconds: dict[int, list[float]] = {window: [] for window in windows}
     cpu: dict[int, list[float]] = {window: [] for window in windows}
     tokens: dict[int, np.ndarray] = {}
-    with Pipeline.open(folder, backend="onnxruntime-cpu", threads=threads, max_batch=1) as pipeline:
+    with Pipeline.open(folder, device=args.device, threads=threads, max_batch=1) as pipeline:
         request = replace(Request.example(pipeline.bundle), seed=1, output="tokens")
         for window in windows:  # loads the stages, and binds them
             patches(pipeline, replace(request, window=window), 2)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bitdance_edge.commands.values import path, whole
 from bitdance_edge.installation import as_typed
+from bitdance_edge.runtime.bundle.stage_names import STAGE_WIDTH
 
 if TYPE_CHECKING:
     from bitdance_edge.engines.progress import BuildWatch
@@ -101,7 +102,7 @@ def _build(args: argparse.Namespace, bundle: "Bundle", target: "Target", stages:
 
 def _described(record: "BuildRecord") -> str:
     error = "not run here" if record.error is None else f"error {record.error:.1e} (allowed {record.tolerance:.0e})"
-    return f"{record.stage:10} {record.bytes / 1e6:8.1f} MB {record.seconds:6.1f} s  {error}"
+    return f"{record.stage:{STAGE_WIDTH}} {record.bytes / 1e6:8.1f} MB {record.seconds:6.1f} s  {error}"
 
 
 class BuildLine:

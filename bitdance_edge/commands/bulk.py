@@ -102,7 +102,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how it is made (does not change a byte on devices that round alike)")
     how.add_argument("--shards", metavar="A-B", help="only these, both ends included (default: all)")
     how.add_argument(
-        "--device", action="append", help="auto (default), cpu, cuda or cuda:N; repeat it for more workers"
+        "--device", action="append", help="auto (default), cpu, cpu:bf16, cuda or cuda:N; repeat it for more workers"
     )
     how.add_argument("--engine", help="local (default: one worker process a device) or ray")
     how.add_argument("--address", metavar="A", help="with ray: HOST:PORT, auto (default), or local to start a cluster")

@@ -24,10 +24,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", "
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cpu:bf16, cuda or cuda:N")
     parser.add_argument(
         "--backend",
-        help="tensorrt, tensorrt_rtx, onnxruntime-cuda or onnxruntime-cpu (default: the best that runs here)",
+        help="tensorrt, tensorrt_rtx, onnxruntime-cuda, onnxruntime-cpu or openvino (default: the best that runs here; "
+        "openvino for cpu:bf16 alone)",
     )
     parser.add_argument("--trace", type=path, metavar="FOLDER", help="write an operator trace of each stage")
     add_threads_argument(parser)

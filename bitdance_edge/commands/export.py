@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bitdance_edge.commands.values import path, whole
 from bitdance_edge.installation import as_typed
+from bitdance_edge.runtime.bundle.stage_names import STAGE_WIDTH
 
 if TYPE_CHECKING:
     from bitdance_edge.runtime import Bundle
@@ -129,9 +130,11 @@ def run(args: argparse.Namespace) -> None:
 
 def print_stages(bundle: "Bundle") -> None:
     """Print the table of stages: size, largest error and the largest that is allowed."""
-    print(f"{'stage':10} {'MB':>9}  {'largest error':>13}  allowed  (ONNX Runtime against PyTorch, relative)")
+    print(
+        f"{'stage':{STAGE_WIDTH}} {'MB':>9}  {'largest error':>13}  allowed  (ONNX Runtime against PyTorch, relative)"
+    )
     for name, stage in bundle.stages.items():
         error, allowed = (
             ("not run", "-") if stage.max_error is None else (f"{stage.max_error:.1e}", f"{stage.tolerance:.0e}")
         )
-        print(f"{name:10} {stage.bytes / 1e6:9.2f}  {error:>13}  {allowed:>7}")
+        print(f"{name:{STAGE_WIDTH}} {stage.bytes / 1e6:9.2f}  {error:>13}  {allowed:>7}")

@@ -46,6 +46,7 @@ from bitdance_edge.runtime import (
     request_from_settings,
     save_png,
 )
+from bitdance_edge.runtime.bundle.stage_names import STAGE_WIDTH
 from bitdance_edge.runtime.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, MAX_STEPS, MAX_WINDOW
 from bitdance_edge.runtime.tokens import holds_tokens, read_tokens
 
@@ -163,8 +164,9 @@ def run(args: argparse.Namespace) -> None:
         seconds = time.perf_counter() - generating
         if args.trace:
             for stage, spent in pipeline.times().items():
-                each = 1000 * spent.seconds / spent.launches
-                say(f"{stage:10} {spent.launches:7} launches {each:9.3f} ms each {1000 * spent.seconds:10.1f} ms")
+                total = 1000 * spent.seconds
+                each = f"{spent.launches:7} launches {total / spent.launches:9.3f} ms each"
+                say(f"{stage:{STAGE_WIDTH}} {each} {total:10.1f} ms")
         if pipeline.choice.advice and time.perf_counter() - started > SLOW:
             say(pipeline.choice.advice)
     each = f" {seconds / len(seeds):.2f} s each," if len(seeds) > 1 else ""

@@ -12,6 +12,7 @@ from bitdance_edge.runtime import BuildError, Bundle
 from bitdance_edge.runtime.backends.choice import survey
 from bitdance_edge.runtime.bundle.record import built_folders, records
 from bitdance_edge.runtime.bundle.specs import SamplingSpec, TensorSpec
+from bitdance_edge.runtime.bundle.stage_names import STAGE_WIDTH
 from bitdance_edge.runtime.memory_fit import fitted, parse_memory, refusal
 from bitdance_edge.runtime.memory_plan import plan_memory
 from bitdance_edge.runtime.request import MAX_COUNT
@@ -108,13 +109,13 @@ def _sampling(sampling: SamplingSpec) -> str:
 
 
 def _stages(bundle: Bundle) -> Iterator[str]:
-    yield f"{'stage':10} {'MB':>9}  {'dtype':5}  {'error':>8}  {'allowed':>8}  inputs -> outputs"
+    yield f"{'stage':{STAGE_WIDTH}} {'MB':>9}  {'dtype':5}  {'error':>8}  {'allowed':>8}  inputs -> outputs"
     for name, stage in bundle.stages.items():
         error, allowed = (
             ("not run", "-") if stage.max_error is None else (f"{stage.max_error:.1e}", f"{stage.tolerance:.0e}")
         )
         yield (
-            f"{name:10} {stage.bytes / 1e6:9.2f}  {stage.precision:5}  {error:>8}  {allowed:>8}  "
+            f"{name:{STAGE_WIDTH}} {stage.bytes / 1e6:9.2f}  {stage.precision:5}  {error:>8}  {allowed:>8}  "
             f"{_tensors(stage.inputs)} -> {_tensors(stage.outputs)}"
         )
     yield "error: largest seen at export, ONNX Runtime against PyTorch, relative to the largest value (pixels: to 255)"

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from bitdance_edge.commands.serve_options import OPTIONS, PREFIX, Values, add_arguments, read_values
+from bitdance_edge.imports import failed_import
 from bitdance_edge.interrupts import heard
 from bitdance_edge.runtime.reading import read_text
 from bitdance_edge.serve.address import Address, resolve
@@ -55,8 +56,7 @@ def run(args: argparse.Namespace) -> None:
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{port}", flush=True)
-    if not service.settings.local_only and service.settings.token is None:
-        print(f"warning: anyone who can reach {shown} can use this server; set {TOKEN_VARIABLE}", file=sys.stderr)
+    _warn_if_open(service.settings, shown)
     server = Server(service)
     try:
         server.run(sockets=[listening])
@@ -68,8 +68,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _run_on_ray(values: Values, address: Address) -> None:
     """Deploy the replicas; on a cluster that is ended with the command, serve until Ctrl-C."""
-    from bitdance_edge.scale.serving import Scaling, deploy, stop
-
+    try:
+        from bitdance_edge.scale.serving import Scaling, deploy, stop
+    except ImportError as error:
+        if (failed := failed_import(error)) is None:
+            raise
+        raise ServeError(f"--engine ray: {failed.explained('cpu,serve,ray')}") from error
+    if address.port == 0:
+        raise ServeError("port is 0; replicas need one that is known to all nodes: give --port 8000, or another")
     settings = _settings(values, address)
     least, most = values["replicas"]
     scaling = Scaling(least=least, most=most, cpus=values["replica_cpus"], gpus=values["replica_gpus"])
@@ -77,16 +83,28 @@ def _run_on_ray(values: Values, address: Address) -> None:
     try:
         deploy(settings, scaling, host=address.host, port=address.port, cluster=None if where == LOCAL else where)
         print(f"http://{address.name}:{address.port}", flush=True)
-        if where != LOCAL:
+        _warn_if_open(settings, address.name)
+        if where == LOCAL:
+            _until_interrupted()
+        else:
             print("The replicas go on; the same command updates them, and `serve shutdown` ends them.", file=sys.stderr)
-            return
+    finally:
+        if where == LOCAL:
+            stop()
+
+
+def _until_interrupted() -> None:
+    """Wait for Ctrl-C or a polite kill, which is then how the command ends."""
+    try:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
         heard()
-    finally:
-        if where == LOCAL:
-            stop()
+
+
+def _warn_if_open(settings: ServeSettings, shown: str) -> None:
+    if not settings.local_only and settings.token is None:
+        print(f"warning: anyone who can reach {shown} can use this server; set {TOKEN_VARIABLE}", file=sys.stderr)
 
 
 def _settings(values: Values, address: Address) -> ServeSettings:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ EXAMPLES = """examples:
   %(prog)s digits-4x --data photos --size 64 --tokenizer runs/photos-tokenizer --out runs/photos-4x --set mirror=true
   %(prog)s --init checkpoints/digits-4x --data photos --out runs/photos-4x
   %(prog)s --init checkpoints/digits-4x --data photos --out runs/photos-lora --set lora_rank=8
+  %(prog)s --init BitDance_B_4x.pt --variant B-4x --tokenizer ae_d16c32.pt --data photos --out runs/photos-B
   %(prog)s imagenet-B-4x --data imagenet-shards --tokenizer ae_d16c32.pt --out runs/B-4x --precision bf16
 several GPUs or machines: accelerate launch -m bitdance_edge train imagenet-B-4x ..."""
 
@@ -31,7 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)} (default with --init: finetune)")
     parser.add_argument("--out", type=path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--tokenizer", type=path, help="folder of a trained tokenizer, for a generator")
+    parser.add_argument(
+        "--tokenizer", type=path, help="a trained tokenizer: of a new generator, or in place of that of --init"
+    )
     parser.add_argument(
         "--init", type=path, metavar="CHECKPOINT", help="generator to fine-tune, or OWNER/NAME on the Hub"
     )
@@ -82,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from bitdance_edge.runtime.bundle.files import claimed_output
+    from bitdance_edge.training.processes import connect
     from bitdance_edge.training.runs import RunOptions, evaluate, train
     from bitdance_edge.training.scoring import Scoring
 
@@ -92,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
         out=args.out,
         data=args.data,
         stream=args.stream,
-        tokenizer=args.tokenizer,
+        tokenizer=args.tokenizer if args.init is None else None,
         start=_start(args),
         precision=args.precision,
         dtype=getattr(torch, args.dtype),
@@ -101,11 +104,13 @@ def run(args: argparse.Namespace) -> None:
     scoring = Scoring(
         images=args.images, seeds=tuple(args.seeds), sampling_steps=args.sampling_steps, guidance=args.guidance
     )
-    # One process of several that train together writes, and claims. RANK is its number by torchrun, before Accelerate
-    # has connected them.
-    first = os.environ.get("RANK", "0") == "0"
+    processes = connect()
+    first = processes.is_main_process  # the one that writes, and claims
+    if args.evaluate and not first:
+        return
     with claimed_output(args.out, lock_in=args.out) if first else nullcontext():
         report = evaluate(recipe, options, scoring) if args.evaluate else train(recipe, options)
+    processes.destroy_process_group()
     if first:
         print(json.dumps(report, indent=2))
 
@@ -117,7 +122,8 @@ def _start(args: argparse.Namespace) -> "Start | None":
     from bitdance_edge.commands.hub_checkpoint import find_checkpoint
     from bitdance_edge.training.finetune import Start
 
-    found = find_checkpoint(str(args.init), args.variant, None, None)
+    tokenizer = None if args.tokenizer is None else str(args.tokenizer)
+    found = find_checkpoint(str(args.init), args.variant, tokenizer, None)
     return Start(path=found.path, variant=args.variant, tokenizer=found.tokenizer)
 
 

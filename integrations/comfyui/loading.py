@@ -24,7 +24,7 @@ def listed_bundles() -> dict[str, Path]:
 
 
 def devices() -> list[str]:
-    return ["auto", "cpu", "cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return ["auto", "cpu", "cpu:bf16", "cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
 
 
 class LoadBundle:

@@ -11,6 +11,7 @@ from bitdance_edge.runtime.backends.engine_fit import engine_path, other_gpu, re
 from bitdance_edge.runtime.backends.interface import Backend
 from bitdance_edge.runtime.backends.onnxruntime import CPU_TARGET, OnnxRuntimeBackend, import_onnxruntime
 from bitdance_edge.runtime.backends.onnxruntime_cuda import PROVIDER, TARGET, OnnxRuntimeCudaBackend
+from bitdance_edge.runtime.backends.openvino import OpenVinoBackend
 from bitdance_edge.runtime.backends.processor import int8_path
 from bitdance_edge.runtime.backends.streamed_weights import StreamedWeights
 from bitdance_edge.runtime.backends.tensorrt import TensorRTBackend
@@ -23,7 +24,15 @@ from bitdance_edge.runtime.values import shown
 
 TARGETS = {"tensorrt": "trt:current", "tensorrt_rtx": "rtx"}  # library -> the target that is built for it by default
 ON_GPU = (*TARGETS, "onnxruntime-cuda")
-NAMES = (*ON_GPU, "onnxruntime-cpu")  # best first
+# What a device is run by, best first; "cuda:N" as "cuda". Only who asks for bfloat16 gets it.
+RUN_BY = {
+    "auto": (*ON_GPU, "onnxruntime-cpu"),
+    "cpu": ("onnxruntime-cpu",),
+    "cpu:bf16": ("openvino",),
+    "cuda": ON_GPU,
+}
+NAMES = (*RUN_BY["auto"], *RUN_BY["cpu:bf16"])
+TRACED = ("onnxruntime-cuda", "onnxruntime-cpu")  # by an operator trace, which is ONNX Runtime's
 ORDINAL = re.compile("[0-9]{1,4}")
 
 
@@ -77,19 +86,21 @@ class Wanted:
             BackendError: one is unknown, or they exclude each other.
         """
         kind, _, number = device.partition(":")
-        if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and ORDINAL.fullmatch(number)):
-            raise BackendError(f"device is {shown(device)}; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        numbered = kind == "cuda" and ORDINAL.fullmatch(number) is not None
+        if device not in RUN_BY and not numbered:
+            raise BackendError(f"device is {shown(device)}; it must be 'auto', 'cpu', 'cpu:bf16', 'cuda' or 'cuda:N'")
         if backend is not None and backend not in NAMES:
             raise BackendError(f"backend is {shown(backend)}; it must be one of {', '.join(NAMES)}")
-        possible = {"auto": NAMES, "cpu": ("onnxruntime-cpu",)}.get(device, ON_GPU)
+        possible = NAMES if device == "auto" and backend is not None else RUN_BY[kind if numbered else device]
         if backend is not None and backend not in possible:
             raise BackendError(f"backend {backend!r} does not run on device {device!r}; omit one of them")
         names = possible if backend is None else (backend,)
-        if trace is not None and backend is None:
-            names = tuple(name for name in names if name not in TARGETS)  # an operator trace is ONNX Runtime's
-        if trace is not None and backend in TARGETS:
-            raise BackendError(f"{backend} writes no operator trace; use: bitdance-edge profile")
-        return cls(backends=names, ordinal=int(number or 0), threads=threads, trace=trace)
+        if trace is not None:
+            names = tuple(name for name in names if name in TRACED)
+            if not names:
+                other = "bitdance-edge profile" if backend in TARGETS else "the device cpu"
+                raise BackendError(f"{backend or device} writes no operator trace; use {other}")
+        return cls(backends=names, ordinal=int(number) if numbered else 0, threads=threads, trace=trace)
 
 
 def choose_backend(bundle: Bundle, wanted: Wanted) -> tuple[Backend, Choice]:
@@ -128,6 +139,8 @@ def survey(bundle: Bundle) -> Iterator[str]:
 def _open(name: str, bundle: Bundle, wanted: Wanted, device: Device | None) -> tuple[Backend, Choice]:
     if name == "onnxruntime-cpu":
         return _onnxruntime_on_cpu(bundle, wanted)
+    if name == "openvino":
+        return _openvino(bundle, wanted)
     if device is None:
         raise BackendError(f"no NVIDIA driver answers for a GPU {wanted.ordinal} on this machine")
     if name == "onnxruntime-cuda":
@@ -155,6 +168,19 @@ def _onnxruntime_on_cpu(bundle: Bundle, wanted: Wanted) -> tuple[Backend, Choice
         advice=advice,
         files={name: record.bytes for name, record in built.records.items()},
         arithmetic=int8_path().why if quantised else "",
+    )
+
+
+def _openvino(bundle: Bundle, wanted: Wanted) -> tuple[Backend, Choice]:
+    backend = OpenVinoBackend(bundle, wanted.threads)
+    built = {name: record for name, record in backend.host.built.records.items() if name not in backend.faster}
+    return backend, Choice(
+        backend=backend.name,
+        device="cpu",
+        target=CPU_TARGET if built else "",
+        built=tuple(built),
+        arithmetic=f"products of {', '.join(backend.faster)} in bfloat16, except where OpenVINO lacks an operator",
+        advice="taken for the device cpu:bf16 alone",
     )
 
 

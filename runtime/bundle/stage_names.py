@@ -17,6 +17,8 @@ class StageName(StrEnum):
     ENCODER = "encoder"
 
 
+STAGE_WIDTH = max(map(len, StageName))  # characters of a stage's name in a table
+
 # In the order of a patch; the others turn whole images into tokens and back.
 LOOP_STAGES: tuple[str, ...] = (
     StageName.PROMPT,

@@ -88,8 +88,7 @@ async def metrics(service: TheService) -> Response:
 
 
 def _card(name: str, model: Model) -> ModelCard:
-    manifest = model.bundle.folder / "bundle.json"
-    return ModelCard(id=name, created=int(manifest.stat().st_mtime), owned_by="bitdance-edge")
+    return ModelCard(id=name, owned_by="bitdance-edge")
 
 
 def _capabilities(model: Model) -> ModelCapabilities:

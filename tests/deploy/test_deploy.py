@@ -145,4 +145,17 @@ def test_the_ray_job_runs_a_command_that_there_is() -> None:
     program, *arguments = shlex.split(job["spec"]["entrypoint"])
     assert program == "bitdance-edge"
     asked = parsed(*arguments)
-    assert (asked.engine, asked.workers) == ("ray", job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"])
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert (asked.engine, asked.workers) == ("ray", group["replicas"])
+    (container,) = group["template"]["spec"]["containers"]
+    assert int(container["resources"]["limits"]["cpu"]) == asked.threads  # so that each pod has one worker
+
+
+@pytest.mark.parametrize("name", ["rayservice.yaml", "rayjob.yaml"])
+def test_kuberay_can_start_what_is_asked_for(name: str) -> None:
+    cluster = next(value for key, value in documents(name)[0]["spec"].items() if key.startswith("rayCluster"))
+    (group,) = cluster["workerGroupSpecs"]
+    assert cluster.get("enableInTreeAutoscaling", False) == (group["minReplicas"] < group["maxReplicas"])
+    assert re.search(
+        r"\*,ray,\*\).*wget", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), re.DOTALL
+    )  # of its probes

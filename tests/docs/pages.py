@@ -11,7 +11,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"""\]\(([^)\s]+)(?:\s+"[^"]*")?\)""")
+DEFINITION = re.compile(r"^\[([^\]]+)\]: (\S+)$", re.MULTILINE)
+REFERENCE = re.compile(r"\[([^\[\]]+)\]\[([^\[\]]*)\]")  # [text][name], or [name][]
+CODE = re.compile(r"`[^`\n]+`")
 HEADING = re.compile(r"^#{1,4} (.+)$", re.MULTILINE)
 LANGUAGES = (
     "bash",
@@ -60,5 +63,19 @@ def anchors(page: Path) -> set[str]:
 
 
 def links(page: Path) -> list[str]:
-    """The targets of a page's links and pictures."""
-    return LINK.findall(BLOCK.sub("", page.read_text(encoding="utf-8")))
+    """The targets of a page's links and pictures, written in place or defined at its end."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    return [*LINK.findall(text), *(target for _, target in DEFINITION.findall(text))]
+
+
+def undefined_and_unused(page: Path) -> tuple[set[str], set[str]]:
+    """The names by which a page refers to no link, and the links that it defines and nothing refers to."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    defined = {name.lower() for name, _ in DEFINITION.findall(text)}
+    used = {(name or shown).lower() for shown, name in REFERENCE.findall(CODE.sub("", text))}
+    return used - defined, defined - used
+
+
+def shown_lines(page: Path) -> int:
+    """The number of lines of a page that its reader sees: definitions of links are not shown."""
+    return len(DEFINITION.sub("", page.read_text(encoding="utf-8")).rstrip().splitlines())

@@ -7,29 +7,68 @@ from pathlib import Path
 
 import pytest
 from notes import notes
-from pages import LANGUAGES, ROOT, Block, anchors, blocks, links, pages
+from pages import LANGUAGES, ROOT, Block, anchors, blocks, links, pages, shown_lines, undefined_and_unused
 
 from bitdance_edge import __version__
 from bitdance_edge.cli import COMMANDS, command_parser
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SOURCE = PROJECT["urls"]["Source"]
-OWN = re.compile(rf"(?:{SOURCE}/blob|{SOURCE.replace('github.com', 'raw.githubusercontent.com')})/?/?main/(.+)")
+RAW = SOURCE.replace("github.com", "raw.githubusercontent.com")
 NAMES = [page.relative_to(ROOT).as_posix() for page in pages()]
+PUBLISHED = [ROOT / "pyproject.toml", *(ROOT / "integrations").rglob("pyproject.toml")]
+WRITTEN_URL = re.compile(r"https://[\w./%#@:+-]*[\w/]")
+
+
+def own_file(link: str) -> str | None:
+    """The path that a link to this repository leads to; None for other links, and for pages that the host makes."""
+    if not link.startswith((f"{SOURCE}/", f"{RAW}/")):
+        return None
+    if link.split("#")[0] in (f"{SOURCE}/issues", f"{SOURCE}/releases"):
+        return None
+    found = re.fullmatch(rf"(?:{re.escape(SOURCE)}/(blob|tree)|{re.escape(RAW)})/main/([^#]+)(?:#.*)?", link)
+    assert found, f"{link}: link to {SOURCE}/blob/main/FILE, {SOURCE}/tree/main/FOLDER or {RAW}/main/PICTURE"
+    assert (ROOT / found[2]).is_dir() == (found[1] == "tree"), f"{link}: a folder is behind tree/, a file behind blob/"
+    return found[2]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_links_and_anchors_lead_somewhere(name: str) -> None:
     page, broken = ROOT / name, []
     for link in links(page):
-        own = OWN.fullmatch(link)
+        own = own_file(link)
         if "://" in link and own is None:
             continue
-        path, _, anchor = (own[1] if own else link).partition("#")
-        target = ROOT / path if own else page.parent / path if path else page
+        path, _, anchor = link.partition("#")
+        target = ROOT / own if own else page.parent / path if path else page
         if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
             broken.append(link)
     assert not broken
+    assert undefined_and_unused(page) == (set(), set())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere_where_the_page_is_published(name: str) -> None:
+    """An index shows a README without the repository, and the documentation is built of docs/ alone."""
+    page = ROOT / name
+    paths = {link.partition("#")[0] for link in links(page) if "://" not in link} - {""}
+    if page in [project.parent / "README.md" for project in PUBLISHED]:
+        elsewhere = paths
+    elif page.is_relative_to(ROOT / "docs"):
+        elsewhere = {path for path in paths if not (page.parent / path).resolve().is_relative_to(ROOT / "docs")}
+    else:
+        elsewhere = set()
+    assert not elsewhere, f"write {SOURCE}/blob/main/..."
+
+
+def test_addresses_of_this_repository_lead_somewhere() -> None:
+    """Wherever they are written: pages, settings, and what programs write."""
+    written = [ROOT / name for name in NAMES] + PUBLISHED
+    written += [path for room in ("bitdance_edge", "serve", "integrations") for path in (ROOT / room).rglob("*.py")]
+    for path in written:
+        for link in WRITTEN_URL.findall(path.read_text(encoding="utf-8")):
+            own = own_file(link)
+            assert own is None or (ROOT / own).exists(), f"{path}: {link}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,7 +128,7 @@ def test_one_version() -> None:
 
 
 def test_the_readme_is_one_page() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 90
+    assert shown_lines(ROOT / "README.md") < 90
 
 
 def test_every_package_of_the_checkout_is_in_the_wheel() -> None:

@@ -23,6 +23,8 @@ def random(*shape: int) -> np.ndarray:
 
 def written(folder: Path, nodes: list[NodeProto], x: Dims, weights: dict[str, np.ndarray]) -> Path:
     """A graph of these nodes from ``x`` to ``y``, with the shapes of what is between, its weights in a file beside."""
+    for number, node in enumerate(nodes):
+        node.name = f"node_{number}"
     graph = helper.make_graph(
         nodes,
         "layer",
@@ -30,8 +32,6 @@ def written(folder: Path, nodes: list[NodeProto], x: Dims, weights: dict[str, np
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(np.ascontiguousarray(values), name) for name, values in weights.items()],
     )
-    for number, node in enumerate(nodes):
-        node.name = f"node_{number}"
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
     path = folder / "graph.onnx"
     onnx.save(onnx.shape_inference.infer_shapes(model), path, save_as_external_data=True, location="graph.onnx.data")
@@ -43,8 +43,11 @@ def rewritten(path: Path, stage: str, x: np.ndarray) -> tuple[list[str], float]:
     graph, changed = Graph.read(path), path.with_name("changed.onnx")
     count = apply_fast_forms(graph, stage)
     graph.save(changed)
-    used = [node.op_type for node in onnx.load(changed).graph.node]
-    assert bool(count) == (used != [node.op_type for node in onnx.load(path).graph.node])
+    before, after = onnx.load(path).graph.node, onnx.load(changed).graph.node
+    used = [node.op_type for node in after]
+    assert bool(count) == (used != [node.op_type for node in before])
+    assert len({node.name for node in after}) == len(after)
+    assert {node.name.split("/")[0] for node in after} <= {node.name for node in before}  # still the model's names
     onnx.checker.check_model(changed)
     want, got = (
         np.asarray(ort.InferenceSession(str(file), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0])

@@ -38,6 +38,8 @@ def test_the_image_stages_are_rewritten_and_checked(unbuilt: Bundle) -> None:
     for stage, record in records.items():
         model = onnx.load(folder / record.files[0].name, load_external_data=False)
         assert "InstanceNormalization" not in {node.op_type for node in model.graph.node}
+        exported = onnx.load(unbuilt.folder / unbuilt.stage(stage).graph.path, load_external_data=False).graph.node
+        assert all(node.name.startswith(tuple(each.name for each in exported)) for node in model.graph.node)
         kinds = {
             value.name: value.type.tensor_type.elem_type
             for value in onnx.shape_inference.infer_shapes(model).graph.value_info

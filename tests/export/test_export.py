@@ -71,6 +71,12 @@ def test_errors_are_in_the_bundle(bundle: Bundle) -> None:
     assert bundle.provenance["checkpoint"] == "cc_4x_patch"
 
 
+def test_the_same_export_is_the_same_bundle(tmp_path: Path) -> None:
+    options = ExportOptions(name="digits", fast_previews=False, window_patches=0)
+    one, other = (export_bundle(load_generator(CHECKPOINT), tmp_path / name, options, {}) for name in ("one", "other"))
+    assert one.digest == other.digest
+
+
 def test_opsets_have_the_same_inputs_and_outputs(exported: Callable[..., Bundle]) -> None:
     one, other = exported("cc_4x_patch", 24), exported("cc_4x_patch", 20)
     for name in one.stages:

@@ -32,11 +32,11 @@ def test_without_a_gpu_the_cpu_is_taken_and_the_reasons_are_there(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "gpu"}, r"device is 'gpu'; it must be 'auto', 'cpu', 'cuda' or 'cuda:N'"),
+        ({"device": "gpu"}, r"device is 'gpu'; it must be 'auto', 'cpu', 'cpu:bf16', 'cuda' or 'cuda:N'"),
         ({"device": "cuda:x"}, r"device is 'cuda:x'"),
         ({"backend": "torch"}, r"backend is 'torch'; it must be one of tensorrt, tensorrt_rtx, onnxruntime-cuda"),
         ({"backend": "tensorrt", "device": "cpu"}, r"'tensorrt' does not run on device 'cpu'"),
-        ({"backend": "tensorrt_rtx", "trace": "traces"}, r"writes no operator trace; use: bitdance-edge profile"),
+        ({"backend": "tensorrt_rtx", "trace": "traces"}, r"writes no operator trace; use bitdance-edge profile"),
     ],
 )
 def test_names_are_checked(bundle: Bundle, options: dict[str, Any], message: str) -> None:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,13 +14,16 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 from serving import Server
 
 from bitdance_edge.runtime import Bundle, Pipeline, Request
 from bitdance_edge.runtime.bundle.pack import pack_bundle
+from bitdance_edge.serve.app import create_app
 from bitdance_edge.serve.catalog import Catalog
 from bitdance_edge.serve.errors import ApiError, ServeError
+from bitdance_edge.serve.service import Service
 from bitdance_edge.serve.settings import ServeSettings
 
 # LibreChat: api/app/clients/tools/structured/OpenAIImageTools.js; its prompt and size are the user's.
@@ -139,6 +143,16 @@ def test_aliases_are_listed_and_share_batches_with_their_model(obliging: Server)
     asked = {"prompt": "7", "seed": 1, "num_inference_steps": 1}
     named = obliging.generate(model="gpt-image-1", **asked).json()["data"]
     assert named == obliging.generate(model="digits-4x", **asked).json()["data"]
+
+
+def test_a_model_is_described_the_same_everywhere(obliging: Server, digits_bundle: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(digits_bundle, tmp_path / digits_bundle.name))
+    for path in copied.rglob("*"):
+        os.utime(path, (0, 0))
+    elsewhere = TestClient(create_app(Service(ServeSettings(bundles=(copied,)))), base_url="http://127.0.0.1")
+    first, *aliases = obliging.http.get("/v1/models").json()["data"]
+    assert elsewhere.get("/v1/models").json()["data"] == [first]
+    assert aliases and first["created"] == 0
 
 
 def test_an_alias_of_nothing_or_of_a_taken_name_is_refused(digits_bundle: Path) -> None:

@@ -14,11 +14,11 @@ from bitdance_edge.commands.train import configure, run
 from bitdance_edge.export.exporter import ExportOptions
 from bitdance_edge.export.opening import CheckpointOptions, open_checkpoint
 from bitdance_edge.model import BitDance, ModelError, load_generator, load_text_to_image, save_generator
-from bitdance_edge.model.checkpoint import is_tokenizer
+from bitdance_edge.model.checkpoint import is_tokenizer, save_tokenizer
 from bitdance_edge.training.data import digits
 from bitdance_edge.training.errors import TrainingError
 from bitdance_edge.training.evaluate import generate
-from bitdance_edge.training.finetune import Start, class_objective, classes_of, fitted
+from bitdance_edge.training.finetune import Start, class_objective, classes_of, fitted, open_start
 from bitdance_edge.training.generator import FlowObjective, GeneratorObjective
 from bitdance_edge.training.image_set import ImageSet
 from bitdance_edge.training.named_recipes import RECIPES
@@ -150,6 +150,23 @@ def test_text_to_image_is_fine_tuned_on_captions(rank: int, recipe: FinetuneReci
         assert not isinstance(weight, torch.Tensor)
         assert not opened.options.link
         assert torch.equal(weight.read().float(), after[key])
+
+
+def test_another_tokenizer_takes_the_place_of_the_checkpoints_own(
+    base: Path, recipe: FinetuneRecipe, tokenizer_recipe: TokenizerRecipe, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    other = TokenizerObjective(tokenizer_recipe).tokenizer
+    save_tokenizer(other, tmp_path / "other", torch.float32)
+    start, data = Start(path=base, tokenizer=str(tmp_path / "other")), folder_of(("0", "1"), tmp_path / "data")
+    for rank in (0, 2):
+        out = tmp_path / f"rank-{rank}"
+        train(replace(recipe, lora_rank=rank), RunOptions(out=out, data=data, start=start, dtype=torch.float32))
+        found = load_generator(out).tokenizer.state_dict()
+        assert all(torch.equal(value, found[key]) for key, value in other.state_dict().items())
+    assert start.digest() != Start(path=base).digest()
+    with pytest.raises(TrainingError, match="takes prompts and has its own tokenizer; omit --tokenizer"):
+        open_start(replace(start, path=SHAPES))
 
 
 def test_errors_say_what_to_give(base: Path, recipe: FinetuneRecipe, tmp_path: Path) -> None:
