@@ -299,7 +299,7 @@ def test_interrupted_generate_keeps_every_finished_image(bundle: Bundle, tmp_pat
     outputs = ["--out", tmp_path / "images", "--grid", tmp_path / "grid.png", "--previews", tmp_path / "previews"]
     arguments = ["generate", bundle.folder, "--classes", "all", "--count", 500, "--steps", 2, "--max-batch", 1]
     arguments += [*outputs, "--preview-every", 1, "--preview-kind", "fast"]
-    status, message = interrupt(arguments, tmp_path / "images", signal.SIGINT)
+    status, message = interrupt(arguments, tmp_path / "images", signal.SIGINT, wrote="*.png")
     assert status == 130, message
     assert "Traceback" not in message
     written = len(files(tmp_path / "images"))
@@ -334,12 +334,12 @@ def test_interrupted_training_saves_its_state_and_says_how_to_go_on(tmp_path: Pa
     assert "--resume" in message
 
 
-def interrupt(arguments: list, folder: Path, stop: signal.Signals, said: str = "") -> tuple[int, str]:
-    """Run a command, stop it once it has begun to write into ``folder``, and to say ``said``; its status and errors."""
+def interrupt(arguments: list, folder: Path, stop: signal.Signals, said: str = "", wrote: str = "*") -> tuple[int, str]:
+    """Run a command, stop it once it ``wrote`` something into ``folder`` and ``said`` a text; its status and errors."""
     command = [sys.executable, "-m", "bitdance_edge", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not any(folder.rglob("*")) and process.poll() is None and time.monotonic() < deadline:
+    while not any(folder.rglob(wrote)) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.stderr is not None
     before = ""
