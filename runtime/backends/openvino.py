@@ -6,6 +6,7 @@ https://docs.openvino.ai/2026/openvino-workflow/running-inference/inference-devi
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +24,7 @@ from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError
+from bitdance_edge.runtime.values import shown
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,10 @@ log = logging.getLogger(__name__)
 STAGES = (StageName.BACKBONE, StageName.MODULATION, StageName.HEAD, StageName.DECODER)
 TYPES = {"f32": "float32", "i64": "int64", "u8": "uint8", "boolean": "bool"}  # OpenVINO's -> as a manifest calls it
 MULTIPLYING = ("FullyConnected", "MatMul", "Convolution")  # kinds of OpenVINO's operators
+# Limits the instructions that OpenVINO's kernels use (oneDNN's CPU dispatcher control). Its list of capabilities leaves
+# that out; below these it fails to compile what it takes for possible, or crashes.
+ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"
+WITH_BFLOAT16 = ("DEFAULT", "ALL", "AVX10", "BF16", "FP16", "AMX")  # parts of the limits that allow bfloat16
 Precision = Literal["f32", "bf16"]
 
 
@@ -47,6 +53,24 @@ def import_openvino() -> ModuleType:
     return openvino
 
 
+def require_bfloat16() -> None:
+    """Check that OpenVINO multiplies in bfloat16 on this processor.
+
+    Raises:
+        BackendError: it is not installed, or does not.
+    """
+    openvino = import_openvino()
+    limit = os.environ.get(ISA_LIMIT, "DEFAULT").upper()
+    if not any(part in limit for part in WITH_BFLOAT16):
+        raise BackendError(
+            f"{ISA_LIMIT} is {shown(limit)}, without products in bfloat16: unset it, or run on the device cpu"
+        )
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise BackendError(
+            "this processor has no products in bfloat16, for which OpenVINO is taken: run on the device cpu"
+        )
+
+
 class OpenVinoBackend:
     """Float32 stages in OpenVINO in bfloat16, the others in ONNX Runtime; launches are done when they return.
 
@@ -62,17 +86,13 @@ class OpenVinoBackend:
     run_ahead = 0
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        core = import_openvino().Core()
-        if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise BackendError(
-                "this processor has no products in bfloat16, for which OpenVINO is taken: run on onnxruntime-cpu"
-            )
+        require_bfloat16()
         self.bundle, self.threads = bundle, threads
         self.host = OnnxRuntimeBackend(bundle, threads)
         self.faster = [name for name in STAGES if name in bundle.stages and bundle.stage(name).precision == "fp32"]
         if not self.faster:
             raise BackendError(
-                f"{bundle.folder} has no float32 stage that OpenVINO would run in bfloat16: run it on onnxruntime-cpu"
+                f"{bundle.folder} has no float32 stage that OpenVINO would run in bfloat16: run it on the device cpu"
             )
         self.loaded: dict[str, Stage] = {}
 

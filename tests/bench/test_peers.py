@@ -7,7 +7,7 @@ import pytest
 from benching import CHECKPOINT, SHORT, bench
 
 from bitdance_edge.bench.peers import PEERS, backend_of, products
-from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime import BackendError, Bundle
 from bitdance_edge.runtime.backends.processor import float32_path, int8_path
 
 pytestmark = pytest.mark.serial
@@ -48,7 +48,10 @@ def test_int8_stages_say_which_instructions_multiply(bundle: Bundle) -> None:
 @pytest.mark.parametrize("kind", ["openvino", "openvino-bf16"])
 def test_openvino_reads_and_writes_the_memory_of_the_loop(bundle: Bundle, kind: str) -> None:
     pytest.importorskip("openvino")
-    backend = backend_of(kind, bundle, 1)
+    try:
+        backend = backend_of(kind, bundle, 1)
+    except BackendError as error:
+        pytest.skip(str(error))
     stage, spec = backend.load("tokens"), bundle.stage("tokens")
     buffers = {t.name: backend.empty(t.sized({"B": 1, "R": 1}), t.dtype) for t in (*spec.inputs, *spec.outputs)}
     x = next(t for t in spec.inputs if t.name == "x")

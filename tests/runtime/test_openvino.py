@@ -1,6 +1,5 @@
 """OpenVINO in bfloat16: taken where it is asked for, nearly the same images, what is given stays exact."""
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,9 +21,11 @@ MOST_FLIPS = 0.02
 
 
 def multiplies_in_bfloat16() -> bool:
-    if importlib.util.find_spec("openvino") is None:
+    try:
+        backend.require_bfloat16()
+    except BackendError:
         return False
-    return "BF16" in backend.import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return True
 
 
 runs = pytest.mark.skipif(not multiplies_in_bfloat16(), reason="OpenVINO is missing, or the processor has no bfloat16")
@@ -125,9 +126,18 @@ def test_without_a_float32_stage_there_is_nothing_to_gain(bundle: Bundle) -> Non
 
 
 def test_a_processor_without_bfloat16_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(backend.ISA_LIMIT, raising=False)
     core = SimpleNamespace(get_property=lambda device, name: ["FP32", "INT8"])
     monkeypatch.setattr(backend, "import_openvino", lambda: SimpleNamespace(Core=lambda: core))
     with pytest.raises(BackendError, match="this processor has no products in bfloat16"):
+        Pipeline.open(bundle.folder, device=BFLOAT16)
+
+
+@pytest.mark.parametrize("limit", ["AVX2", "avx512_core", "AVX512_CORE_VNNI", "SSE41"])
+def test_instructions_without_bfloat16_are_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(backend, "import_openvino", lambda: None)
+    monkeypatch.setenv(backend.ISA_LIMIT, limit)
+    with pytest.raises(BackendError, match=f"ONEDNN_MAX_CPU_ISA is '{limit.upper()}', without products in bfloat16"):
         Pipeline.open(bundle.folder, device=BFLOAT16)
 
 
