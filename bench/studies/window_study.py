@@ -65,7 +65,8 @@ def main() -> None:
     args = parser.parse_args()
     for folder in args.bundles:
         settings = [(sampler, int(steps)) for sampler in args.samplers.split(",") for steps in args.steps.split(",")]
-        tried = len(settings) * len(args.windows.split(",")) * len(args.tolerances.split(","))
+        windows = [int(window) for window in args.windows.split(",")]
+        tried = sum(window <= steps for _, steps in settings for window in windows) * len(args.tolerances.split(","))
         for sampler, steps in settings:
             for point in points(Bundle.open(folder), sampler, steps, -(-args.bits // tried), args):
                 print(json.dumps(asdict(point)), flush=True)
