@@ -37,7 +37,8 @@ bundles/%/bundle.json: checkpoints/%/config.json | $(VENV)/demo.stamp
 # Two processes share the tests; those that measure time follow alone, with the bundles that the others exported.
 test: lint build/npm
 	rm -rf build/shared && mkdir -p build/shared
-	$(SHARING) $(RUN)/pytest -q -m "not serial" --numprocesses $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
+	$(SHARING) $(RUN)/pytest -q -m "not serial" --numprocesses $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder \
+		--max-worker-restart 0
 	$(SHARING) $(RUN)/pytest -q -m serial
 	rm -rf build/shared
 
