@@ -29,7 +29,8 @@ def test_serve_without_ray_names_the_extra(
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "bitdance_edge.scale.serving", raising=False)
     assert status_of("serve", tmp_path, "--engine", "ray") == 1
-    assert "--engine ray: ray is not installed: pip install 'bitdance-edge[cpu,serve,ray]'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--engine ray: ray is not installed: pip install" in said and "[cpu,serve,ray]" in said
 
 
 def test_no_cluster_at_an_address_is_said_with_what_may_help(monkeypatch: pytest.MonkeyPatch) -> None:
