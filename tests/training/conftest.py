@@ -1,5 +1,3 @@
-import signal
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -47,11 +45,3 @@ def generator_recipe() -> GeneratorRecipe:
         head_width=64,
         head_blocks=1,
     )
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Python's own handler of Ctrl-C, which tests here raise: where a process has the system's, it would end unsaid."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
