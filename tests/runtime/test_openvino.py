@@ -14,6 +14,8 @@ from bitdance_edge.runtime.backends import openvino as backend
 from bitdance_edge.runtime.backends.openvino import OpenVinoBackend, OpenVinoStage
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
+# Among the last, in a process that trains nothing afterwards: PyTorch's training crashed in one that had run OpenVINO.
+pytestmark = pytest.mark.serial
 BFLOAT16 = "cpu:bf16"
 STEPS = 4
 # Trained, so that few predictions are next to zero: 2 % of the bits flip with all weights in 4 bits too.
