@@ -23,6 +23,8 @@ from engine_fixtures import library as library
 from gpu_fixtures import gpus as gpus
 from linking import linked_bf16 as linked_bf16
 from linking import linked_bundle as linked_bundle
+from page_fixtures import browser as browser
+from page_fixtures import open_page as open_page
 from places import FIXTURES
 from ray_fixtures import connected as connected
 from ray_fixtures import ray_cluster as ray_cluster

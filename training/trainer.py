@@ -7,6 +7,7 @@ import logging
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -34,7 +35,7 @@ SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # of Accelerate: each process wo
 logger = logging.getLogger(__name__)
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """What is trained: ``forward`` computes the loss, ``score`` rates the weights on held-out images."""
 
     score_name: str
@@ -43,13 +44,13 @@ class Objective(nn.Module):
         """Return what ``forward`` takes of a batch, on the CPU."""
         return batch.images, batch.labels
 
+    @abstractmethod
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of uint8 ``[B, H, W, 3]`` and int64 classes ``[B]``; draws are torch's global ones."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, held_out: ImageSet) -> float:
         """Return the score that ``score_name`` names."""
-        raise NotImplementedError
 
 
 # Called with the averaged weights in place: progress, mean loss since the last call, images a second.

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
@@ -53,19 +54,29 @@ def import_openvino() -> ModuleType:
     return openvino
 
 
+@cache
+def shared_core() -> Any:
+    """OpenVINO's core, one for the life of the process.
+
+    On processors with AMX each core gives the thread that makes it another stack for signal handlers, and puts the one
+    before back when it is freed, even if that is gone by then: with two cores, the next Ctrl-C crashed the process.
+    """
+    return import_openvino().Core()
+
+
 def require_bfloat16() -> None:
     """Check that OpenVINO multiplies in bfloat16 on this processor.
 
     Raises:
         BackendError: it is not installed, or does not.
     """
-    openvino = import_openvino()
+    import_openvino()
     limit = os.environ.get(ISA_LIMIT, "DEFAULT").upper()
     if not any(part in limit for part in WITH_BFLOAT16):
         raise BackendError(
             f"{ISA_LIMIT} is {shown(limit)}, without products in bfloat16: unset it, or run on the device cpu"
         )
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise BackendError(
             "this processor has no products in bfloat16, for which OpenVINO is taken: run on the device cpu"
         )
@@ -136,8 +147,7 @@ def open_stage(path: Path, spec: StageSpec, threads: int | None, precision: Prec
         BundleError: OpenVINO cannot compile it, or it is not what the manifest describes.
         OutOfMemoryError: it does not fit into memory.
     """
-    openvino = import_openvino()
-    core = openvino.Core()
+    core = shared_core()
     options: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": precision,
         "NUM_STREAMS": 1,
@@ -155,7 +165,9 @@ def open_stage(path: Path, spec: StageSpec, threads: int | None, precision: Prec
     except MemoryError as error:
         raise OutOfMemoryError(f"OpenVINO ran out of memory with {path}: close other programs") from error
     except RuntimeError as error:
-        raise BundleError(f"OpenVINO {openvino.__version__} cannot compile {path}: {_reason(error)}") from error
+        raise BundleError(
+            f"OpenVINO {import_openvino().__version__} cannot compile {path}: {_reason(error)}"
+        ) from error
     require_signature(path, spec, _described(compiled.inputs), _described(compiled.outputs))
     return OpenVinoStage(path, spec, compiled)
 

@@ -2,7 +2,7 @@
 
 import shutil
 
-import fake_gpu
+import fake_tensorrt
 import numpy as np
 import pytest
 from building import build
@@ -55,8 +55,8 @@ def test_a_build_is_checked_on_this_gpu(on_fake: Gpus, monkeypatch: pytest.Monke
         assert BuildRecord.read(record_path(folder, stage)) == record
     assert made["backbone"].layers == {"KV_CACHE_UPDATE": {"FLOAT": 2 * gpu.bundle.cache.layers}}
     assert not gpu.memory
-    compute = fake_gpu.compute
-    monkeypatch.setattr(fake_gpu, "compute", lambda *args: [2 * values for values in compute(*args)])
+    compute = fake_tensorrt.compute
+    monkeypatch.setattr(fake_tensorrt, "compute", lambda *args: [2 * values for values in compute(*args)])
     with pytest.raises(BuildFailure, match="head: what tensorrt built differs from the bundle's own stage by"):
         build(gpu.bundle, TARGET, ["head"])
     assert BuildRecord.read(record_path(folder, "head")) == made["head"]  # the build of before stays

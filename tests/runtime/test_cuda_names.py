@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fake_gpu import FakeGpu
+from fake_tensorrt import Engine, ExecutionContext
 
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.backends import cuda_device, cuda_graph, cuda_memory, tensorrt
@@ -61,6 +62,6 @@ def test_the_fake_has_no_names_of_its_own(bundle: Bundle) -> None:
     assert all(hasattr(driver, name) for name in vars(gpu.bindings))
     trt = pytest.importorskip("tensorrt_rtx")
     assert all(hasattr(trt, name) for name in vars(gpu.trt))
-    for fake, real in (("Engine", trt.ICudaEngine), ("ExecutionContext", trt.IExecutionContext)):
-        methods = {name for name in vars(__import__("fake_gpu").__dict__[fake]) if not name.startswith("_")}
+    for fake, real in ((Engine, trt.ICudaEngine), (ExecutionContext, trt.IExecutionContext)):
+        methods = {name for name in vars(fake) if not name.startswith("_")}
         assert all(hasattr(real, name) for name in methods), methods

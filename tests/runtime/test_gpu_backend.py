@@ -161,7 +161,7 @@ def test_without_graphs_the_same_launches_run_and_it_is_said_once(
     if fault == "no cuda-bindings":
         monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     elif fault == "not capturable":
-        monkeypatch.setattr("fake_gpu.ExecutionContext.is_stream_capturable", lambda self, handle: False)
+        monkeypatch.setattr("fake_tensorrt.ExecutionContext.is_stream_capturable", lambda self, handle: False)
     else:
         failed = type("Status", (), {"name": "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"})()
         end = gpu.bindings.cuStreamEndCapture

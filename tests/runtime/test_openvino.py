@@ -1,5 +1,6 @@
 """OpenVINO in bfloat16: taken where it is asked for, nearly the same images, what is given stays exact."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,12 +15,24 @@ from bitdance_edge.runtime.backends import openvino as backend
 from bitdance_edge.runtime.backends.openvino import OpenVinoBackend, OpenVinoStage
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
-# Among the last, in a process that trains nothing afterwards: PyTorch's training crashed in one that had run OpenVINO.
-pytestmark = pytest.mark.serial
 BFLOAT16 = "cpu:bf16"
 STEPS = 4
 # Trained, so that few predictions are next to zero: 2 % of the bits flip with all weights in 4 bits too.
 MOST_FLIPS = 0.02
+
+
+# Frees what loaded first first, then interrupts itself.
+INTERRUPTED = """
+import signal, sys
+from bitdance_edge.runtime import Bundle
+from bitdance_edge.runtime.backends.openvino import OpenVinoBackend
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+first, second = (OpenVinoBackend(Bundle.open(sys.argv[1]), 1) for _ in range(2))
+first.load("head"), second.load("head")
+del first
+del second
+signal.raise_signal(signal.SIGINT)
+"""
 
 
 def multiplies_in_bfloat16() -> bool:
@@ -127,10 +140,18 @@ def test_without_a_float32_stage_there_is_nothing_to_gain(bundle: Bundle) -> Non
         OpenVinoBackend(replace(bundle, stages=stages))
 
 
+@runs
+def test_ctrl_c_is_handled_after_backends_were_freed(bundle: Bundle) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, str(bundle.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 def test_a_processor_without_bfloat16_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(backend.ISA_LIMIT, raising=False)
+    monkeypatch.setattr(backend, "import_openvino", lambda: None)
     core = SimpleNamespace(get_property=lambda device, name: ["FP32", "INT8"])
-    monkeypatch.setattr(backend, "import_openvino", lambda: SimpleNamespace(Core=lambda: core))
+    monkeypatch.setattr(backend, "shared_core", lambda: core)
     with pytest.raises(BackendError, match="this processor has no products in bfloat16"):
         Pipeline.open(bundle.folder, device=BFLOAT16)
 

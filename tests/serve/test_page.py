@@ -1,59 +1,27 @@
-"""The page in Debian's Chromium, driven by Playwright. ``--screenshots`` writes the screenshots in docs/."""
+"""What the page does in a browser. ``--screenshots`` writes the screenshots in docs/."""
 
 import io
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from page_fixtures import TIMEOUT, caption, choose, needs_chromium
+from playwright.sync_api import Browser, Page, expect
 from serve_fixtures import TOKEN
 from serving import Server, wait_until
 
 from bitdance_edge.runtime import Pipeline, Request
 
-CHROMIUM = shutil.which("chromium")
 DOCS = Path(__file__).parents[2] / "docs"
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
-TIMEOUT = 60_000
+pytestmark = needs_chromium
 DROPPED = """bytes => {
   const transfer = new DataTransfer();
   transfer.items.add(new File([new Uint8Array(bytes)], "seven.png", { type: "image/png" }));
   return transfer;
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    options: dict[str, Any] = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}  # root has none to enter
-    with sync_playwright() as playwright, playwright.chromium.launch(**options) as opened:
-        yield opened
-
-
-@pytest.fixture
-def open_page(browser: Browser, server: Server) -> Iterator[Callable[..., Page]]:
-    """``open_page(width=390)`` opens the page; no script may fail, and nothing may be fetched from another host."""
-    pages, faults = [], []
-
-    def visit(url: str = server.url, width: int = 1360, height: int = 900, **options: Any) -> Page:
-        page = browser.new_page(viewport={"width": width, "height": height}, **options)
-        pages.append(page)
-        page.set_default_timeout(TIMEOUT)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda request: faults.append(request.url) if not of_the_page(request.url, url) else None)
-        page.goto(url)
-        page.wait_for_selector("body[data-ready]")
-        return page
-
-    yield visit
-    for page in pages:
-        page.close()
-    assert not faults
-
 
 # Records the caption and the first image at each change of the caption, which a test may be too slow to see.
 WATCH = """() => {
@@ -76,10 +44,6 @@ STALL = """() => {
 }"""
 
 
-def of_the_page(requested: str, url: str) -> bool:
-    return requested.startswith((url, "data:", "blob:"))
-
-
 @pytest.fixture
 def shoot(pytestconfig: pytest.Config, tmp_path: Path) -> Callable[..., None]:
     """``shoot(page, "page")`` takes a screenshot, with --screenshots into docs/."""
@@ -90,14 +54,6 @@ def shoot(pytestconfig: pytest.Config, tmp_path: Path) -> Callable[..., None]:
         assert (folder / f"{name}.png").stat().st_size > 10_000
 
     return take
-
-
-def choose(page: Page, name: str) -> None:
-    page.get_by_role("radio", name=name, exact=True).check(force=True)
-
-
-def caption(page: Page, text: "str | re.Pattern[str]") -> None:
-    expect(page.locator("#caption")).to_contain_text(text, timeout=TIMEOUT)
 
 
 def seen(page: Page, index: int = 0) -> str:
@@ -267,44 +223,6 @@ def test_the_keyboard_alone_is_enough(open_page: Callable[..., Page]) -> None:
     assert re.fullmatch(r"\d+", page.input_value("#seed"))
 
 
-def test_history_is_there_after_a_reload_until_it_is_cleared(open_page: Callable[..., Page]) -> None:
-    page = open_page()
-    choose(page, "4")
-    page.fill("#steps", "2")
-    page.fill("#n", "2")
-    page.fill("#seed", "70")
-    page.click("#generate")
-    caption(page, "4 · seed 70–71 · 2 steps")
-    for _ in range(2):
-        page.reload()
-        page.wait_for_selector("body[data-ready]")
-        expect(page.locator("#history li")).to_have_count(2)
-        expect(page.locator("#past-empty")).to_be_hidden()
-    page.locator("#history button").first.click()
-    caption(page, "4 · seed 71 · 2 steps")
-    page.click("#reuse")
-    assert page.input_value("#seed") == "71"
-    page.click("#clear")
-    expect(page.locator("#history li")).to_have_count(0)
-    page.reload()
-    page.wait_for_selector("body[data-ready]")
-    expect(page.locator("#history li")).to_have_count(0)
-    expect(page.locator("#past-empty")).to_be_visible()
-
-
-def test_the_history_keeps_the_newest_only(open_page: Callable[..., Page]) -> None:
-    page = open_page()
-    kept = page.evaluate(
-        """async () => {
-            const { Past } = await import("/page/past.js");
-            const past = new Past(3);
-            for (let seed = 0; seed < 7; seed += 1) await past.add({ seed });
-            return (await past.entries()).map(({ seed }) => seed);
-        }"""
-    )
-    assert kept == [4, 5, 6]
-
-
 def test_the_sampler_the_published_settings_and_the_format_are_asked_for(
     open_page: Callable[..., Page], server: Server
 ) -> None:
@@ -340,23 +258,6 @@ def test_the_sampler_the_published_settings_and_the_format_are_asked_for(
     body = asked.value.post_data_json
     assert body["published"] is True
     page.keyboard.press("Escape")
-
-
-def test_history_opens_again_and_downloads_with_settings(open_page: Callable[..., Page], tmp_path: Path) -> None:
-    page = open_page()
-    for digit in ("1", "2"):
-        choose(page, digit)
-        page.fill("#steps", "2")
-        page.click("#generate")
-        caption(page, re.compile(f"^{digit} · seed"))
-    page.locator("#history button").last.click()
-    caption(page, re.compile("^1 · seed"))
-    with page.expect_download() as download:
-        page.click("#download")
-    assert re.fullmatch(r"1-seed\d+\.png", download.value.suggested_filename)
-    download.value.save_as(tmp_path / "one.png")
-    with Image.open(tmp_path / "one.png") as image:
-        assert '"class": 1' in image.info["bitdance"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
