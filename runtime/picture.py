@@ -184,7 +184,7 @@ def _opaque(image: Image.Image, name: str) -> Image.Image:
 
 
 def _either(formats: Sequence[str]) -> str:
-    return f"{', '.join(formats[:-1])} or {formats[-1]}"
+    return " or ".join(filter(None, (", ".join(formats[:-1]), formats[-1])))
 
 
 def _said(error: Exception) -> str:
