@@ -22,7 +22,7 @@ from bitdance_edge.model.errors import ModelError
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how today's files and those of the older kind begin
 # Bytes of the pickle that names the tensors, some 200 each. A byte of it may make 70 in memory.
-LARGEST_INDEX = 3_000_000
+LARGEST_INDEX = 2_000_000
 SIZED = b"bytearray\n"  # the one allowed class that takes as much memory as a number says
 TENSOR = re.compile(r".*/data/\d+")  # the entries of an archive that may be large
 ALLOWED = (
