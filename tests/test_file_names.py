@@ -68,6 +68,22 @@ def test_what_a_bundle_says_of_itself_is_printed_safely(
     assert "\\x1b[2Jx\\ny" in capsys.readouterr().out
 
 
+def test_each_reconstruction_has_a_name_of_its_own(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (32, 32)).save(pictures / "a.png")
+    before = (pictures / "a.png").read_bytes()
+    assert status_of("reconstruct", bundle.folder, pictures, "-o", pictures) == 1
+    assert "a.png would be replaced by its reconstruction" in capsys.readouterr().err
+    assert (pictures / "a.png").read_bytes() == before
+    Image.new("RGB", (32, 32)).save(pictures / "a.bmp")
+    assert status_of("reconstruct", bundle.folder, pictures, "-o", tmp_path / "made") == 1
+    assert "a.bmp and" in (said := capsys.readouterr().err) and "would both become" in said
+    assert not (tmp_path / "made").exists()
+
+
 def test_a_command_runs_in_a_folder_that_was_removed(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     command = f'cd here && rmdir ../here && exec "{sys.executable}" -m bitdance_edge inspect'
