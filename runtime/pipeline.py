@@ -113,7 +113,8 @@ class Pipeline:
         Raises:
             HubError: the bundle cannot be downloaded; the message has the command that can.
         """
-        return cls.open(bundle_folder(name, revision), **how)
+        revision = None if revision is None else text("revision", revision)
+        return cls.open(bundle_folder(file_path("name", name), revision), **how)
 
     def __call__(
         self,

@@ -141,6 +141,6 @@ def shown(value: object, write: Callable[[Any], str] = repr) -> str:
         return f"an array {value.dtype} {list(value.shape)}"
     try:
         written = write(value)
-    except ValueError:  # of an integer with more digits than Python converts
-        written = f"a {type(value).__name__} with thousands of digits"
+    except Exception:  # of an integer with more digits than Python converts, of a class of the caller any
+        written = f"a {type(value).__name__} that cannot be shown"
     return written if len(written) <= SHOWN else f"{written[:SHOWN]}..."

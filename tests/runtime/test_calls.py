@@ -223,6 +223,19 @@ def test_odd_arguments_of_open_are_one_error(bundle: Bundle, argument: str, tmp_
             raise AssertionError(f"{argument}={value!r} opened {opened}")
 
 
+def test_an_odd_path_of_a_bundle_is_one_error() -> None:
+    class Unshown:
+        def __repr__(self) -> str:
+            raise ValueError
+
+    calls = (Bundle.open, Pipeline.from_pretrained, lambda value: Pipeline.from_pretrained("a/b", revision=value))
+    for call, value in itertools.product(calls, (*ODD, Unshown())):
+        if value is not None and not (isinstance(value, str) and call not in calls[:2]):
+            with pytest.raises(BitDanceError) as refused:
+                call(value)
+            assert len(str(refused.value)) < 400
+
+
 def test_open_takes_numbers_of_numpy_and_any_path(bundle: Bundle, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(bundle.folder)
