@@ -151,6 +151,7 @@ class Pipeline:
             "height": height,
             "seed": seed,
             "generator": generator,
+            "callback_on_step_end": callback_on_step_end,
         }
         return run_call(self, called_request(self, prompt, named, others), callback_on_step_end)
 

@@ -132,6 +132,18 @@ def test_an_odd_value_of_an_edit_is_settings_or_one_error(bundle: Bundle, field:
             assert isinstance(settings, Settings)
 
 
+def test_sizes_ranges_and_callbacks_of_other_kinds_are_one_error(pipeline: Pipeline) -> None:
+    for side in (np.ones((2, 2)), "32", 1.5, None):
+        with pytest.raises(RequestError, match="width is "):
+            pipeline(7, width=side, height=32)  # pyright: ignore[reportArgumentType]
+    for function in (pipeline.tokenize, pipeline.decode, pipeline.preview):
+        with pytest.raises(RequestError, match="cannot be read as"):
+            function(range(10**12))
+    for callback in (7, "print", [len]):
+        with pytest.raises(RequestError, match=r"callback_on_step_end is .*; give a function"):
+            pipeline(7, callback_on_step_end=callback)  # pyright: ignore[reportArgumentType]
+
+
 def test_an_odd_argument_of_a_call_is_one_error(pipeline: Pipeline) -> None:
     names = ("num_inference_steps", "guidance_scale", "num_images_per_prompt", "width", "height", "seed", "generator")
     quick = {"num_inference_steps": 1, "output": "tokens"}
