@@ -265,8 +265,9 @@ class Pipeline:
         """Make a canvas for fast previews of ``images`` of one size, to be drawn patch by patch.
 
         Raises:
-            RequestError: the bundle has no map for them.
+            RequestError: the bundle has no map for them, or a value is not allowed.
         """
+        images = whole("images", images, 1, MAX_COUNT)
         return self.loaded.preview_canvas(images, self.bundle.model.size(size))
 
     def reconstruct(self, pixels: Any) -> np.ndarray:

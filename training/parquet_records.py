@@ -98,14 +98,14 @@ class ParquetRecords:
 def _read_group(table: pq.ParquetFile, file: Path, group: int, columns: Sequence[str]) -> pa.Table:
     try:
         return table.read_row_group(group, columns=list(columns))
-    except (pa.ArrowException, OSError) as error:
+    except Exception as error:  # of a damaged file pyarrow raises any
         raise TrainingError(f"{file} cannot be read ({error}); copy it again") from None
 
 
 def _opened(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
+    except Exception as error:  # as above
         raise TrainingError(f"{file} is not a whole Parquet file ({error}); copy it again") from None
 
 

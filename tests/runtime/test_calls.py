@@ -207,6 +207,8 @@ def test_odd_arguments_of_a_pipeline_are_one_error(pipeline: Pipeline) -> None:
         (pipeline.decode, lambda value: (tokens, value)),
         (pipeline.decode, lambda value: (tokens, None, value)),
         (pipeline.stream, lambda value: (value,)),
+        (pipeline.preview_canvas, lambda value: (value,)),
+        (pipeline.preview_canvas, lambda value: (1, value)),
     ]
     images = (np.zeros((1, 32, 32, 4), np.uint8), np.zeros((1, 32, 32, 3)), np.zeros((32, 32), np.uint8), [tokens, 1])
     accepted = 0
