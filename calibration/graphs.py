@@ -14,6 +14,7 @@ from onnx.external_data_helper import uses_external_data
 from bitdance_edge.calibration.weights import BLOCK, FOUR_BITS
 from bitdance_edge.runtime.bundle.dtypes import ONNX_NUMBERS, tensor_bytes
 from bitdance_edge.runtime.bundle.external_data import mapped_external, read_external
+from bitdance_edge.runtime.bundle.graph_file import read_graph
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.module_paths import innermost_module
 from bitdance_edge.runtime.bundle.specs import StageSpec
@@ -119,8 +120,8 @@ def layers_by_name(graphs: Mapping[str, StageGraph]) -> dict[str, Layer]:
 
 
 def read_skeleton(path: Path) -> ModelProto:
-    """Read a graph with its weights left in their file."""
-    return onnx.load(path, load_external_data=False)
+    """Read a graph with its weights left in their file; raises BundleError where it is damaged."""
+    return read_graph(path, onnx.load)
 
 
 def find_layers(stage: str, graph: GraphProto) -> list[Layer]:
