@@ -55,8 +55,11 @@ def called_request(
         others: fields of ``Request`` under their own names.
 
     Raises:
-        RequestError: an argument is unknown, or two say the same thing.
+        RequestError: an argument is unknown or of another type, or two say the same thing.
     """
+    callback = named["callback_on_step_end"]
+    if callback is not None and not callable(callback):
+        raise RequestError(f"callback_on_step_end is {shown(callback)}; give a function")
     known = {field.name for field in fields(Request)} - {"classes", "prompts", "count", "steps", "guidance", "seed"}
     if unknown := others.keys() - known:
         raise RequestError(f"unknown argument {', '.join(sorted(unknown))}; a request takes {', '.join(sorted(known))}")
