@@ -105,7 +105,10 @@ class Extractor:
         """Check an output: finite floats, a row an image."""
         if values.ndim != 2 or len(values) != images or values.dtype.kind != "f":
             found = f"{values.dtype} {list(values.shape)}"
-            raise EvaluationError(f"the {name} of {self.path} are {found}, not floats [{images}, F] of {images} images")
+            raise EvaluationError(
+                f"the {name} of {self.path} are {found}, not floats [{images}, F] of {images} images; docs/evaluate.md "
+                "says what a network gives"
+            )
         if not np.isfinite(values).all():
             raise EvaluationError(f"the {name} of {self.path} are not all finite; check the network")
 

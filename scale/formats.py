@@ -69,7 +69,10 @@ def read_rows(path: Path, images: range) -> Iterator[Row]:
             count += 1
             yield row
     except (OSError, LookupError, ValueError, tarfile.TarError) as error:
-        raise ScaleError(f"{path} cannot be read ({error}); check the folder with: bitdance-edge bulk verify") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ScaleError(
+            f"{path} cannot be read ({reason}); check the folder with: bitdance-edge bulk verify"
+        ) from None
     if count != len(images):
         raise ScaleError(f"{path} holds {count} images, not {len(images)}; check with: bitdance-edge bulk verify")
 

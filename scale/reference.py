@@ -78,6 +78,7 @@ def _statistics(path: Path, extractor: Extractor) -> Gaussian:
         raise ScaleError(f"{path} has statistics that are not finite; save them again with --save-statistics")
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ScaleError(
-            f"{path} has {MEAN} {list(mean.shape)} and {COVARIANCE} {list(covariance.shape)}, not [F] and [F, F]"
+            f"{path} has {MEAN} {list(mean.shape)} and {COVARIANCE} {list(covariance.shape)}, not [F] and [F, F]; "
+            "give another file, or images"
         )
     return Gaussian(mean, covariance)

@@ -46,10 +46,10 @@ class ParquetRecords:
                 self.groups.append((number, group))
                 sizes.append(table.metadata.row_group(group).num_rows)
                 if not captions:
-                    column = table.read_row_group(group, columns=self.columns[1:]).column(0).to_pylist()
+                    column = _row_group(file, table, group, columns[1:]).column(0).to_pylist()
                     labels.append(np.array([class_number(value, f"{file}: {columns[1]}") for value in column]))
         if not sum(sizes):
-            raise TrainingError(f"{files[0]} holds no rows")
+            raise TrainingError(f"{files[0]} holds no rows; give other shards")
         self.starts = np.array([0, *accumulate(sizes)])
         self.shards = np.repeat([number for number, _ in self.groups], sizes)
         self.labels = np.zeros(len(self), np.int64) if captions else np.concatenate(labels)
@@ -64,13 +64,15 @@ class ParquetRecords:
         value = self._value(row, 0)
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):
-            raise TrainingError(f"{self.name(row)} has no image bytes in its column {self.columns[0]}")
+            raise TrainingError(
+                f"{self.name(row)} has no image bytes in its column {self.columns[0]}; repair or remove it"
+            )
         return value
 
     def caption(self, row: int) -> str:
         value = self._value(row, 1)
         if not isinstance(value, str):
-            raise TrainingError(f"{self.name(row)} has no text in its column {self.columns[1]}")
+            raise TrainingError(f"{self.name(row)} has no text in its column {self.columns[1]}; repair or remove it")
         return value.strip()
 
     def name(self, row: int) -> str:
@@ -86,10 +88,8 @@ class ParquetRecords:
         with self._lock:
             if group not in self._kept:
                 file, within = self.groups[group]
-                try:
-                    self._kept[group] = _opened(self.files[file]).read_row_group(within, columns=self.columns)
-                except (pa.ArrowException, OSError) as error:
-                    raise TrainingError(f"{self.files[file]} cannot be read ({error}); copy it again") from None
+                path = self.files[file]
+                self._kept[group] = _row_group(path, _opened(path), within, self.columns)
             self._kept.move_to_end(group)
             while len(self._kept) > 1 and sum(table.num_rows for table in self._kept.values()) > 2 * WINDOW:
                 self._kept.popitem(last=False)
@@ -104,8 +104,15 @@ def _opened(file: Path) -> pq.ParquetFile:
         raise TrainingError(f"{file} is not a whole Parquet file ({error}); copy it again") from None
 
 
+def _row_group(file: Path, table: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
+    try:
+        return table.read_row_group(group, columns=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise TrainingError(f"{file} cannot be read ({error}); copy it again") from None
+
+
 def _column(file: Path, names: Sequence[str], wanted: Sequence[str]) -> str:
     for name in wanted:
         if name in names:
             return name
-    raise TrainingError(f"{file} has the columns {', '.join(names)}, but none of {', '.join(wanted)}")
+    raise TrainingError(f"{file} has the columns {', '.join(names)}, but none of {', '.join(wanted)}: rename one")
