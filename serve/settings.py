@@ -100,6 +100,8 @@ class ServeSettings:
             raise ServeError(f"threads is {self.threads}; it must be from 1 to 1,024")
         if self.memory is not None and self.memory < 1:
             raise ServeError("memory leaves not one byte; give the megabytes that generation may use")
+        if not self.devices:
+            raise ServeError("devices are empty; name at least one, or omit the option for auto")
         if len(set(self.devices)) != len(self.devices):
             raise ServeError(f"devices are {', '.join(self.devices)}; each gets one worker, so name it once")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and len(self.token) >= 8):

@@ -228,9 +228,13 @@ def _file_values(file: Path) -> Iterator[tuple[str, tuple[str, Any]]]:
         table = tomllib.loads(read_text(file, "configuration"))
     except tomllib.TOMLDecodeError as error:
         raise ServeError(f"{file} is not TOML: {error}") from None
+    names = set()
     for key, value in table.items():
         name, place = key.replace("-", "_"), f"{key} in {file}"
         option = _known(name, place)
+        if name in names:
+            raise ServeError(f"{place} is given twice, with - and with _; omit one of the two")
+        names.add(name)
         if name == "alias" and isinstance(value, dict):
             value = [f"{given}={model}" for given, model in value.items()]
         values = value if isinstance(value, list) else [value]
@@ -238,6 +242,8 @@ def _file_values(file: Path) -> Iterator[tuple[str, tuple[str, Any]]]:
             not option.many and isinstance(value, list)
         ):
             raise ServeError(f"{place} must be {'a list of values' if option.many else 'one value'}")
+        if option.read is path and not all(isinstance(each, str) for each in values):
+            raise ServeError(f"{place} must be {'a list of paths' if option.many else 'a path'}, in quotes")
         texts = [str(file.parent / each) if option.read is path else str(each) for each in values]
         yield name, (place, texts if option.many else texts[0])
 

@@ -75,6 +75,9 @@ def test_a_wrong_variable_is_named(variables: dict[str, str], says: str) -> None
         ("colour = 1", "colour in .*: there is no such option"),
         ("queue =", "is not TOML"),
         ("cors = [[1]]", "cors in .* must be a list of values"),
+        ("bundles = 3", "bundles in .* must be a list of paths, in quotes"),
+        ("token-file = true", "token-file in .* must be a path, in quotes"),
+        ("max-batch = 2\nmax_batch = 4", "max_batch in .* is given twice, with - and with _"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, says: str) -> None:
