@@ -106,10 +106,13 @@ class ServeSettings:
             raise ServeError(f"devices are {', '.join(self.devices)}; each gets one worker, so name it once")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and len(self.token) >= 8):
             raise ServeError("the token must be at least 8 printable ASCII characters, on one line")
+        if self.token is not None and self.token != self.token.strip():
+            raise ServeError("the token begins or ends with a space, which HTTP does not transmit; omit it")
         for origin in self.origins:
             _check_origin(origin)
         for name in self.hosts:
-            if not name or not name.isascii() or not name.isprintable() or set(name) & set(" /@"):
+            port = ":" in name and not (name.startswith("[") and name.endswith("]"))
+            if not name or not name.isascii() or not name.isprintable() or set(name) & set(" /@*") or port:
                 raise ServeError(
                     f"allow-host is {name[:80]!r}; it must be a host name as clients send it, without port"
                 )
