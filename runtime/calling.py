@@ -111,10 +111,8 @@ def run_call(pipeline: Streaming, request: Request, callback: Callback | None) -
     """Generate all images of a request; ``callback`` is called after each patch of a batch.
 
     Raises:
-        RequestError: as ``Pipeline.stream``, or the callback cannot be called.
+        RequestError: as ``Pipeline.stream``.
     """
-    if callback is not None and not callable(callback):
-        raise RequestError(f"callback_on_step_end is {shown(callback)}; give a function, or omit it")
     generated: list[GeneratedImage] = []
     for event in pipeline.stream(request):
         _tell(pipeline, event, callback)
