@@ -63,10 +63,23 @@ def read_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
     Raises:
         RequestError: it is no such picture, is too large, damaged, invisible, or of pixels that have no fixed range.
     """
+    with decoded_picture(file, name, formats) as image:
+        return _opaque(image, name)
+
+
+@contextmanager
+def decoded_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
+    """Decode an image file to an upright picture in 8 bits a channel, with the transparency that it has.
+
+    What Pillow raises within the context is reported as a fault of the file too.
+
+    Raises:
+        RequestError: as ``read_picture``, but for pictures that are invisible.
+    """
     try:
         with without_warnings(), open_picture(file, name, formats) as image:
             image.load()
-            return _opaque(upright(_eight_bits(image, name)), name)
+            yield upright(_eight_bits(image, name))
     except RequestError:
         raise
     except Exception as error:  # what Pillow raises for damaged files shares no base class

@@ -217,7 +217,7 @@ class Pipeline:
 
         Args:
             pixels: uint8 ``[B, H, W, 3]`` of one of the bundle's sizes, or of one image ``[H, W, 3]``; Pillow's RGB
-                images too. ``load_pixels`` reads a file so.
+                images too. ``load_pixels`` reads a file in this form.
 
         Raises:
             RequestError: they are of another type, shape or size.

@@ -32,6 +32,11 @@ def whole(name: str, value: object, least: int, most: int) -> int:
     return found
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: ``1 image``, ``2,000 images``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def real(value: object) -> float:
     """Read a number as float; NaN where it is none, so that every comparison of a range fails."""
     if isinstance(value, np.ndarray) and value.ndim == 0:

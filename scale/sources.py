@@ -13,7 +13,7 @@ from bitdance_edge.runtime.picture import MOST_BYTES, read_picture
 from bitdance_edge.runtime.reading import open_regular
 from bitdance_edge.scale.errors import ScaleError
 from bitdance_edge.scale.formats import Row, read_rows
-from bitdance_edge.scale.npz import NpzReader
+from bitdance_edge.scale.npz import CLASSES, NpzReader
 from bitdance_edge.scale.plan import Plan
 from bitdance_edge.scale.plan_file import NAME, job_plan
 from bitdance_edge.scale.records import Problem, check
@@ -144,7 +144,9 @@ class Stack:
     def batches(self) -> Iterator[Batch]:
         try:
             with NpzReader(self.path) as npz:
-                labels = npz.arrays().get("arr_1")
+                labels = npz.arrays().get(CLASSES)
+                if labels is not None and (labels.shape != (self.images,) or labels.dtype.kind not in "iu"):
+                    raise ValueError(f"its {CLASSES} is {labels.dtype} {list(labels.shape)}, not a class an image")
                 first = 0
                 for pixels in npz.batches(TOGETHER):
                     part = None if labels is None else [int(label) for label in labels[first : first + len(pixels)]]

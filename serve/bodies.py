@@ -1,6 +1,7 @@
 """Request bodies: read whole before the application sees them, within limits of size, time and memory in total."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -22,6 +23,29 @@ DISCARD_SECONDS, MOST_DISCARDED = 5.0, 64 * 2**20
 PIECE = 256 * 2**10  # bytes of a body that the application gets at once, so that parsing it does not block the loop
 
 
+class Body:
+    """The bytes of one body, in pieces of PIECE: many blocks that grow side by side can take twice their size."""
+
+    def __init__(self) -> None:
+        self.pieces: deque[bytearray] = deque()
+        self.size = 0
+
+    def add(self, received: bytes) -> None:
+        """Append what has arrived."""
+        left = memoryview(received)
+        self.size += len(left)
+        while left:
+            if not self.pieces or len(self.pieces[-1]) == PIECE:
+                self.pieces.append(bytearray())
+            room = PIECE - len(self.pieces[-1])
+            self.pieces[-1] += left[:room]
+            left = left[room:]
+
+    def clear(self) -> None:
+        """Free the bytes."""
+        self.pieces.clear()
+
+
 class Bodies:
     """The bodies in flight. The first SMALL_BODY bytes of each are always taken; the connections bound their number."""
 
@@ -40,22 +64,22 @@ class Bodies:
             raise too_large(most)
 
     @asynccontextmanager
-    async def read(self, scope: Scope, receive: Receive) -> AsyncIterator[bytearray | None]:
+    async def read(self, scope: Scope, receive: Receive) -> AsyncIterator[Body | None]:
         """Read a body, which counts as in flight within the context; None: the client left before its end.
 
         Raises:
             ApiError: 413 too large, 408 too slow, 503 the bodies in flight would exceed their budget.
         """
-        most, body, counted = self.limit(scope["path"]), bytearray(), 0
+        most, body, counted = self.limit(scope["path"]), Body(), 0
         complete = False
         try:
             async with _deadline():
                 while not complete and (message := await receive())["type"] != "http.disconnect":
-                    body += message.get("body", b"")
+                    body.add(message.get("body", b""))
                     complete = not message.get("more_body", False)
-                    more = max(0, len(body) - SMALL_BODY) - counted
-                    if len(body) > most or self.held + more > BODY_BUDGET:
-                        refusal = too_large(most) if len(body) > most else _no_room()
+                    more = max(0, body.size - SMALL_BODY) - counted
+                    if body.size > most or self.held + more > BODY_BUDGET:
+                        refusal = too_large(most) if body.size > most else _no_room()
                         body.clear()
                         self.held, counted = self.held - counted, 0  # room for others while the rest is discarded
                         if not complete:
@@ -89,22 +113,20 @@ async def discard(receive: Receive) -> None:
                 left -= len(message.get("body", b""))
 
 
-def replayed(body: bytearray, receive: Receive) -> Receive:
-    """A receive function that gives the body in pieces first, and frees it, then the messages after it."""
-    place = 0
+def replayed(body: Body, receive: Receive) -> Receive:
+    """A receive function that gives the body piece by piece first, and frees each, then the messages after it."""
+    begun = ended = False
 
     async def replay() -> Message:
-        nonlocal place
-        if place < 0:
+        nonlocal begun, ended
+        if ended:
             return await receive()
-        if place:
+        if begun:
             await asyncio.sleep(0)  # others may run between two pieces
-        piece = bytes(body[place : place + PIECE])
-        more = place + PIECE < len(body)
-        place = place + PIECE if more else -1
-        if not more:
-            body.clear()
-        return {"type": "http.request", "body": piece, "more_body": more}
+        begun = True
+        piece = bytes(body.pieces.popleft()) if body.pieces else b""
+        ended = not body.pieces
+        return {"type": "http.request", "body": piece, "more_body": not ended}
 
     return replay
 

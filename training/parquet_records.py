@@ -49,7 +49,7 @@ class ParquetRecords:
                     column = _read_group(table, file, group, self.columns[1:]).column(0).to_pylist()
                     labels.append(np.array([class_number(value, f"{file}: {columns[1]}") for value in column]))
         if not sum(sizes):
-            raise TrainingError(f"{files[0]} holds no rows")
+            raise TrainingError(f"{files[0]} holds no rows; give other shards")
         self.starts = np.array([0, *accumulate(sizes)])
         self.shards = np.repeat([number for number, _ in self.groups], sizes)
         self.labels = np.zeros(len(self), np.int64) if captions else np.concatenate(labels)
@@ -64,13 +64,15 @@ class ParquetRecords:
         value = self._value(row, 0)
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):
-            raise TrainingError(f"{self.name(row)} has no image bytes in its column {self.columns[0]}")
+            raise TrainingError(
+                f"{self.name(row)} has no image bytes in its column {self.columns[0]}; repair or remove it"
+            )
         return value
 
     def caption(self, row: int) -> str:
         value = self._value(row, 1)
         if not isinstance(value, str):
-            raise TrainingError(f"{self.name(row)} has no text in its column {self.columns[1]}")
+            raise TrainingError(f"{self.name(row)} has no text in its column {self.columns[1]}; repair or remove it")
         return value.strip()
 
     def name(self, row: int) -> str:
@@ -113,4 +115,4 @@ def _column(file: Path, names: Sequence[str], wanted: Sequence[str]) -> str:
     for name in wanted:
         if name in names:
             return name
-    raise TrainingError(f"{file} has the columns {', '.join(names)}, but none of {', '.join(wanted)}")
+    raise TrainingError(f"{file} has the columns {', '.join(names)}, but none of {', '.join(wanted)}: rename one")

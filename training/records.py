@@ -150,7 +150,9 @@ def captioned_folder(folder: Path) -> FileRecords:
     """
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not files:
-        raise TrainingError(f"{folder} holds no image ({', '.join(SUFFIXES)}) and no .tar or .parquet shard")
+        raise TrainingError(
+            f"{folder} holds no image ({', '.join(SUFFIXES)}) and no .tar or .parquet shard; give another"
+        )
     for file in files:
         if not any(map(Path.is_file, _beside(file))):
             raise TrainingError(f"{file} has no caption; put it into {file.with_suffix('.txt').name} beside the image")

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from bitdance_edge.commands.common import say
+from bitdance_edge.commands.values import flags
 from bitdance_edge.runtime.bundle.manifest import sha256
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def require_options(args: argparse.Namespace) -> None:
     from bitdance_edge.calibration.errors import CalibrationError
 
     others = NEEDS_RUNS if args.weights_only else NEEDS_WHOLE
-    given = ", ".join(f"--{name.replace('_', '-')}" for name in others if getattr(args, name) not in (None, False))
+    given = flags(name for name in others if getattr(args, name) not in (None, False))
     if given and args.weights_only:
         raise CalibrationError(f"--weights-only runs nothing, so {given} would change nothing; omit it")
     if given:

@@ -120,12 +120,12 @@ def run(args: argparse.Namespace) -> None:
             f"hard links to the checkpoint, so change neither: {', '.join(Path(n).name for n in bundle.links)}; "
             + as_typed(f"bitdance-edge pack {out} --in-place makes the bundle self-contained")
         )
-    print("Next:")
-    print(as_typed(f"  bitdance-edge build {out} --target cpu  # optional: faster here, and opens at once"))
+    say("Next:")
+    say(f"  bitdance-edge build {out} --target cpu  # optional: faster here, and opens at once")
     if bundle.model.generates:
-        print(as_typed(f"  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images"))
+        say(f"  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images")
     else:
-        print(as_typed(f"  bitdance-edge reconstruct {out} photo.png -o reconstructed.png"))
+        say(f"  bitdance-edge reconstruct {out} photo.png -o reconstructed.png")
 
 
 def print_stages(bundle: "Bundle") -> None:

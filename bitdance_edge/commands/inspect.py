@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bitdance_edge.commands.inspect_json import inspection
-from bitdance_edge.commands.values import path, whole
+from bitdance_edge.commands.values import flags, path, whole
 from bitdance_edge.installation import as_typed
-from bitdance_edge.runtime import BuildError, Bundle
+from bitdance_edge.runtime import BuildError, Bundle, RequestError
 from bitdance_edge.runtime.backends.choice import survey
 from bitdance_edge.runtime.bundle.record import built_folders, records
 from bitdance_edge.runtime.bundle.specs import SamplingSpec, TensorSpec
@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "What a bundle holds, its errors against PyTorch, and the memory it needs; or what a build was made of."
     )
     parser.epilog = EXAMPLE
-    parser.add_argument("bundle", type=path, help="bundle folder, or a file of its targets/: an .engine or .onnx")
+    parser.add_argument("bundle", type=path, help="bundle folder or .tar, or a build of it: an .engine or .onnx")
     parser.add_argument("--images", type=whole(1, MAX_COUNT), default=1, help="images that run together (default 1)")
     parser.add_argument("--memory", metavar="SIZE", help="of a GPU: say whether it fits there, and what would (16GB)")
     parser.add_argument("--json", action="store_true", help="print what the bundle holds and needs as one JSON object")
@@ -39,11 +39,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.bundle.suffix in (".engine", ".onnx"):
+        if given := flags(name for name in ("memory", "json", "verify") if getattr(args, name)):
+            raise RequestError(f"{args.bundle} is a file of a build, and {given} is about bundles: omit it")
         from bitdance_edge.engines.reports.inspection import describe_build
 
         print("\n".join(describe_build(args.bundle)))
         return
     bundle = Bundle.open(args.bundle)
+    if args.json and args.memory:
+        raise RequestError("--json says what the bundle needs, whatever --memory is: omit one of them")
     if args.json:
         _verify(bundle, args.verify)
         print(json.dumps(inspection(bundle, args.images), indent=1))
@@ -100,8 +104,8 @@ def _window(bundle: Bundle) -> Iterator[str]:
     yield f"  windows     states settle within {bundle.window.tolerance:g}; {measured}"
     for sampler, steps in dict.fromkeys((run.sampler, run.steps) for run in runs):
         each = (run for run in runs if (run.sampler, run.steps) == (sampler, steps))
-        sweeps = ", ".join(f"{run.sweeps:g} of {run.window}" for run in each)
-        yield f"    {sampler}, {steps} steps: {steps + 1} evaluations of the head in turn, or sweeps {sweeps}"
+        sweeps = ", ".join(f"{run.sweeps:g} in windows of {run.window}" for run in each)
+        yield f"    {sampler}, {steps} steps: {steps + 1} evaluations of the head one by one, or sweeps: {sweeps}"
 
 
 def _sampling(sampling: SamplingSpec) -> str:

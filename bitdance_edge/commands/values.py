@@ -4,7 +4,7 @@ import math
 import re
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 SHOWN = 40  # characters of a refused value that its message repeats
@@ -105,6 +105,11 @@ def text(value: str) -> str:
             "write it in UTF-8, and run in a UTF-8 locale"
         ) from None
     return value
+
+
+def flags(names: Iterable[str]) -> str:
+    """List the flags that arguments of these names have, for a message."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def shown(value: str) -> str:

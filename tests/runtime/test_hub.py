@@ -175,6 +175,8 @@ def test_a_card_says_what_a_calibration_lost(
         (folder / "calibration" / "report.json").write_text(spoilt, encoding="utf-8")
         assert main(["push", str(folder), "a/b", "--license", "mit", "--dry-run"]) == 1
         assert "calibrate the bundle again" in capsys.readouterr().err
+    assert main(["push", str(folder), "without-owner", "--license", "mit", "--dry-run"]) == 1
+    assert "'without-owner' is not the name of a repository; write OWNER/NAME" in capsys.readouterr().err
 
 
 def test_what_a_manifest_says_stays_on_its_line_of_a_card(

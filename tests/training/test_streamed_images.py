@@ -215,6 +215,27 @@ def test_a_truncated_or_damaged_shard_is_one_error(cut: float, tmp_path: Path, s
         open_records(tmp_path / "shard.parquet", captions=False)
 
 
+def test_a_damaged_column_of_classes_is_one_error(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "shard.parquet"
+    pq.write_table(pa.table({"label": [1, 2], "image": [b"a", b"b"]}), file)
+    content = file.read_bytes()
+    file.write_bytes(content[:4] + b"\xff" * 16 + content[20:])  # where the pages of the first column begin
+    with pytest.raises(TrainingError, match=r"shard\.parquet cannot be read"):
+        open_records(file, captions=False)
+
+
+def test_shards_of_some_classes_train_without_images_of_the_others(tmp_path: Path) -> None:
+    picture = png(np.zeros((8, 8, 3), np.uint8))
+    contents = {}
+    for number in range(10):
+        contents |= {f"{number}.png": picture, f"{number}.cls": b"7" if number % 2 else b"3"}
+    write_tar(tmp_path / "shard.tar", contents)
+    training, held_out = split_records(open_records(tmp_path, captions=False), 8, stream=False)
+    assert isinstance(training, ImageSet) and training.class_names == tuple("01234567")
+    assert [sorted(part.labels.tolist()) for part in (training, held_out)] == [[3] * 4 + [7] * 4, [3, 7]]
+
+
 def test_a_path_without_data_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"no data at .*missing; give a folder of images, or of .tar or .parquet"):
         open_records(tmp_path / "missing", captions=False)
