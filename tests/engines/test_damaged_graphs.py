@@ -69,6 +69,15 @@ def test_an_altered_graph_is_one_error(change: str, tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
 
 
+def test_layers_of_one_name_are_one_error(tmp_path: Path) -> None:
+    made = model()
+    for node in made.graph.node:
+        node.op_type, node.name = "MatMul", "same\n"
+    (tmp_path / "g.onnx").write_bytes(made.SerializeToString())
+    with pytest.raises(BundleError, match=r"has several nodes of the name 'same"):
+        read_skeleton(tmp_path / "g.onnx")
+
+
 @pytest.mark.parametrize("content", [b"\x08", b"<!doctype html>", b"\x3a\xff\xff\xff\xff\x07", bytes(3000)])
 def test_what_is_no_graph_is_one_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "g.onnx").write_bytes(content)
