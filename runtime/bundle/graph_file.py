@@ -12,6 +12,7 @@ from bitdance_edge.runtime.bundle.dtypes import ONNX_NUMBERS, tensor_bytes
 from bitdance_edge.runtime.bundle.external_data import external_place
 from bitdance_edge.runtime.errors import BundleError
 
+OTHER_NUMBERS = (4, 5, 11, 12, 13, 14, 15, 18, 19, 20)  # types of numbers that no manifest names
 EXTERNAL = 1  # TensorProto.DataLocation
 
 
@@ -53,6 +54,8 @@ def _odd_constants(graph: Any, folder: Path) -> Iterable[str]:
     """Constants with other bytes than their types and shapes say."""
     for tensor in graph.initializer:
         if tensor.data_type not in ONNX_NUMBERS:
+            if tensor.data_type not in OTHER_NUMBERS:
+                yield f"{tensor.name[:80]!r} has elements of type {tensor.data_type}"
             continue
         if min(tensor.dims, default=0) < 0:
             yield f"{tensor.name[:80]!r} has the shape {list(tensor.dims)[:8]}"

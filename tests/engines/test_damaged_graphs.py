@@ -45,6 +45,8 @@ CHANGES: dict[str, tuple[Callable[[ModelProto], object], str]] = {
     "no weight": (lambda made: made.graph.initializer.pop(), "Add takes 'w'"),
     "no output": (lambda made: made.graph.node.pop(), "no node makes its output 'y'"),
     "no opset": (lambda made: made.ClearField("opset_import"), "it names no opset"),
+    "of texts": (lambda made: setattr(made.graph.initializer[0], "data_type", 8), "'w' has elements of type 8"),
+    "of no type": (lambda made: setattr(made.graph.initializer[0], "data_type", 0), "'w' has elements of type 0"),
     "negative": (lambda made: reshaped(made, -1, 3), r"'w' has the shape \[-1, 3\]"),
     "huge": (lambda made: reshaped(made, 2**40, 2**20), "'w' has 24 bytes, and its shape says"),
     "too few": (lambda made: outside(made, length="20"), "'w' has 20 bytes, and its shape says 24"),

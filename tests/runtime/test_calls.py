@@ -252,7 +252,7 @@ def test_an_odd_path_of_a_bundle_is_one_error() -> None:
     for call, value in itertools.product(calls, (*ODD, Unshown())):
         if value is not None and not (isinstance(value, str) and call not in calls[:2]):
             with pytest.raises(BitDanceError) as refused:
-                call(value)
+                call(value)  # pyright: ignore[reportArgumentType]
             assert len(str(refused.value)) < 400
 
 
