@@ -17,6 +17,7 @@ from bitdance_edge.commands.common import (
 from bitdance_edge.commands.values import flags, number, path, percentage, text, whole
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.request import MAX_COUNT, MAX_GUIDANCE, MAX_STEPS
+from bitdance_edge.runtime.values import quoted
 
 if TYPE_CHECKING:
     from bitdance_edge.calibration.calibrate import CalibrateOptions
@@ -173,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt("what was recorded is kept; run the same command to go on from there") from None
     print("\n".join(summary(findings)))
     say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
-    say(f"  bitdance-edge generate {args.out} {example_subject(bundle)} --seed 1")
+    say(f"  bitdance-edge generate {quoted(args.out)} {example_subject(bundle)} --seed 1")
     missed = any(findings.tested(part) > result.budget for part, result in findings.searches.items())
     return BUDGET_MISSED if missed else 0
 
@@ -200,7 +201,7 @@ def _run_tokenizer(args: argparse.Namespace, bundle: "Bundle") -> int:
     )
     print("\n".join(losses.summary()))
     say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
-    say(f"  bitdance-edge reconstruct {args.out} {args.pictures} --report report.json")
+    say(f"  bitdance-edge reconstruct {quoted(args.out)} {quoted(args.pictures)} --report report.json")
     return 0
 
 
