@@ -1,6 +1,7 @@
 """From a bundle to a calibrated one: record, choose, search, write, measure, report."""
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
     """
     recipe, draw, threads = options.recipe, options.recipe.draw, options.threads
     recipe.require_stages(bundle)
-    if folder.exists() and not (options.force and (folder / MANIFEST).is_file()):
+    if os.path.lexists(folder) and not (options.force and (folder / MANIFEST).is_file()):
         raise CalibrationError(f"{folder} exists; write to another folder, or replace a bundle with --force")
     judge = None if options.judge is None else Judge(options.judge, draw.image_size(bundle.model).pixels, threads)
     graphs = {stage: StageGraph.read(bundle, stage) for stage in recipe.precisions}

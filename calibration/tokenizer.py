@@ -5,6 +5,7 @@ A tokenizer generates nothing, so that its stages are recorded on pictures: each
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def calibrate_tokenizer(
         StorageError: ``folder`` or the recordings cannot be written.
     """
     recipe.require_stages(bundle)
-    if folder.exists() and not (force and (folder / MANIFEST).is_file()):
+    if os.path.lexists(folder) and not (force and (folder / MANIFEST).is_file()):
         raise CalibrationError(f"{folder} exists; write to another folder, or replace a bundle with --force")
     count = recipe.draw.images
     if len(files) < count + held_out:

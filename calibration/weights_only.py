@@ -4,6 +4,7 @@ The bundle may be far larger than the memory: one matrix is read, rounded and wr
 that of its graphs, whatever a CPU computes in. A run that was stopped goes on behind the last matrix that it wrote.
 """
 
+import os
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -82,7 +83,7 @@ def of_the_loop(recipe: CalibrationRecipe, named: Collection[str]) -> Calibratio
 
 def require_free(folder: Path, force: bool) -> None:
     """Raise CalibrationError where a folder is there that is not to be replaced."""
-    if folder.exists() and not (force and (folder / MANIFEST).is_file()):
+    if os.path.lexists(folder) and not (force and (folder / MANIFEST).is_file()):
         raise CalibrationError(f"{folder} exists; write to another folder, or replace a bundle with --force")
 
 

@@ -55,6 +55,8 @@ class Extractor:
             EvaluationError: it cannot be loaded, or its inputs and outputs are others.
         """
         runtime = import_onnxruntime()
+        if not path.is_file():  # ONNX Runtime would wait for a pipe
+            raise EvaluationError(f"--features {path} is no file; give a network as an ONNX file")
         try:
             session = runtime.InferenceSession(str(path), cpu_options(threads or 0), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class of their own

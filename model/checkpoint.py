@@ -209,7 +209,7 @@ def _assign(module: torch.nn.Module, state: Mapping[str, Weight], path: Path, pu
         require_matching(module.state_dict(), state, path, published)
     except ModelError as error:
         hint = _likely_variant(state) if isinstance(module, BitDance) else None
-        advice = f"\nKeys and shapes are those of {hint}: try --variant {hint}" if hint else ""
+        advice = f"; keys and shapes are those of {hint}: try --variant {hint}" if hint else ""
         raise ModelError(f"{error}{advice}") from None
     require_weights({published(key): value for key, value in state.items()}, path)
     values = {key: value if isinstance(value, Tensor) else value.read() for key, value in state.items()}

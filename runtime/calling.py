@@ -55,8 +55,11 @@ def called_request(
         others: fields of ``Request`` under their own names.
 
     Raises:
-        RequestError: an argument is unknown, or two say the same thing.
+        RequestError: an argument is unknown or of another type, or two say the same thing.
     """
+    callback = named["callback_on_step_end"]
+    if callback is not None and not callable(callback):
+        raise RequestError(f"callback_on_step_end is {shown(callback)}; give a function")
     known = {field.name for field in fields(Request)} - {"classes", "prompts", "count", "steps", "guidance", "seed"}
     if unknown := others.keys() - known:
         raise RequestError(
@@ -108,10 +111,8 @@ def run_call(pipeline: Streaming, request: Request, callback: Callback | None) -
     """Generate all images of a request; ``callback`` is called after each patch of a batch.
 
     Raises:
-        RequestError: as ``Pipeline.stream``, or the callback cannot be called.
+        RequestError: as ``Pipeline.stream``.
     """
-    if callback is not None and not callable(callback):
-        raise RequestError(f"callback_on_step_end is {shown(callback)}; give a function, or omit it")
     generated: list[GeneratedImage] = []
     for event in pipeline.stream(request):
         _tell(pipeline, event, callback)

@@ -26,9 +26,12 @@ def fit_pixels(picture: Image.Image | np.ndarray, size: Size, fit: str = "cover"
 
 
 def fit_mask(mask: np.ndarray, size: Size, fit: str = "cover") -> np.ndarray:
-    """Bring a mask bool ``[h, w]`` to a size as ``fit_pixels`` brings its picture; what is beside it is False."""
-    image = Image.fromarray(mask.astype(np.uint8))
-    return np.asarray(_fitted(image, size, fit, Image.Resampling.NEAREST)).astype(bool)
+    """Bring a mask bool ``[h, w]`` to a size as ``fit_pixels`` brings its picture; what is beside it is False.
+
+    A pixel is True if any of those that it replaces is, so that thin lines are not lost.
+    """
+    image = Image.fromarray(mask.astype(np.float32))  # whose means are exact enough to be above 0
+    return np.asarray(_fitted(image, size, fit, Image.Resampling.BOX)) > 0
 
 
 def _fitted(image: Image.Image, size: Size, fit: str, method: Image.Resampling) -> Image.Image:
@@ -38,7 +41,9 @@ def _fitted(image: Image.Image, size: Size, fit: str, method: Image.Resampling) 
     if fit == "stretch":
         return image.resize(shape, method)
     if fit == "contain":
-        return ImageOps.pad(image, shape, method)
+        scale = min(size.width / image.width, size.height / image.height)
+        inner = tuple(max(1, round(side * scale)) for side in image.size)  # of a thin picture one side rounds to 0
+        return ImageOps.pad(image.resize(inner, method), shape, method)
     scale = min(image.width / size.width, image.height / size.height)
     across, down = min(image.width, size.width * scale), min(image.height, size.height * scale)  # products are rounded
     left, top = (image.width - across) / 2, (image.height - down) / 2

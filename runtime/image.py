@@ -142,13 +142,18 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         text = image.info.get(PNG_KEY)
     if not isinstance(text, str):
         raise RequestError(f"{path} carries no bitdance settings; only PNGs saved by generate do")
+    if (settings := parsed_settings(text)) is None:
+        raise RequestError(f"the bitdance settings in {path} are not those that generate writes; the file was edited")
+    return settings
+
+
+def parsed_settings(text: str) -> dict[str, Any] | None:
+    """Parse the text that a PNG carries under ``PNG_KEY``; None: it was not written here."""
     try:
         settings = json.loads(text) if len(text) <= MOST_SETTINGS else None
     except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise RequestError(f"the bitdance settings in {path} are not those that generate writes; the file was edited")
-    return settings
+        return None
+    return settings if isinstance(settings, dict) else None
 
 
 def request_from_settings(settings: Mapping[str, Any], pixels: np.ndarray | None = None) -> Request:

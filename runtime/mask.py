@@ -9,7 +9,7 @@ from PIL import Image, ImageChops
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.fit import fit_mask
-from bitdance_edge.runtime.picture import MOST_BYTES, open_picture, strips, upright, without_warnings
+from bitdance_edge.runtime.picture import MOST_BYTES, decoded_picture, strips
 from bitdance_edge.runtime.reading import open_regular
 
 WHITE = 128  # the darkest gray that counts as white
@@ -32,14 +32,10 @@ def read_mask(file: BinaryIO, name: str) -> np.ndarray:
     Raises:
         RequestError: it cannot be read, has colors or transparent pixels.
     """
-    with without_warnings(), open_picture(file, name) as image:
+    with decoded_picture(file, name) as image:
         if image.mode not in (*GRAY, *PERHAPS_GRAY):
             raise RequestError(f"{name} is a picture of mode {image.mode}; {REMEDY}")
-        try:
-            image.load()
-        except Exception as error:  # what Pillow raises for damaged files shares no base class
-            raise RequestError(f"{name} cannot be decoded ({error}); it may be truncated or damaged") from None
-        return _white(upright(image), name)
+        return _white(image, name)
 
 
 def place_mask(mask: np.ndarray, picture: Size | None, size: Size, fit: str, name: str) -> np.ndarray:

@@ -30,6 +30,7 @@ from bitdance_edge.runtime.reading import open_regular
 
 FORMATS = ("PNG", "JPEG", "WebP", "TIFF", "BMP", "GIF", "PPM", "AVIF")  # none that runs another program
 MOST_PIXELS = 2**24  # 4096x4096: 64 MiB where they are decoded, and once more while they are made opaque
+MOST_PLAIN = 2**19  # pixels of a PPM file that are written as text: Pillow reads some 500,000 numbers a second
 MOST_BYTES = 200_000_000
 BACKGROUND = (255, 255, 255)
 STRIP = 2**20  # pixels that are converted at once
@@ -62,10 +63,23 @@ def read_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
     Raises:
         RequestError: it is no such picture, is too large, damaged, invisible, or of pixels that have no fixed range.
     """
+    with decoded_picture(file, name, formats) as image:
+        return _opaque(image, name)
+
+
+@contextmanager
+def decoded_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
+    """Decode an image file to an upright picture in 8 bits a channel, with the transparency that it has.
+
+    What Pillow raises within the context is reported as a fault of the file too.
+
+    Raises:
+        RequestError: as ``read_picture``, but for pictures that are invisible.
+    """
     try:
         with without_warnings(), open_picture(file, name, formats) as image:
             image.load()
-            return _opaque(upright(_eight_bits(image, name)), name)
+            yield upright(_eight_bits(image, name))
     except RequestError:
         raise
     except Exception as error:  # what Pillow raises for damaged files shares no base class
@@ -94,6 +108,9 @@ def open_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
         raise RequestError(
             f"{name} has {image.width}x{image.height} pixels; the limit is {MOST_PIXELS:,} in total: make it smaller"
         )
+    if image.width * image.height > MOST_PLAIN and any(tile[0] == "ppm_plain" for tile in getattr(image, "tile", ())):
+        image.close()
+        raise RequestError(f"{name} has its pixels as text, which takes long to read; convert it to PNG")
     return image
 
 
@@ -184,7 +201,7 @@ def _opaque(image: Image.Image, name: str) -> Image.Image:
 
 
 def _either(formats: Sequence[str]) -> str:
-    return f"{', '.join(formats[:-1])} or {formats[-1]}"
+    return " or ".join(filter(None, (", ".join(formats[:-1]), formats[-1])))
 
 
 def _said(error: Exception) -> str:

@@ -113,7 +113,8 @@ class Pipeline:
         Raises:
             HubError: the bundle cannot be downloaded; the message has the command that can.
         """
-        return cls.open(bundle_folder(name, revision), **how)
+        revision = None if revision is None else text("revision", revision)
+        return cls.open(bundle_folder(file_path("name", name), revision), **how)
 
     def __call__(
         self,
@@ -150,6 +151,7 @@ class Pipeline:
             "height": height,
             "seed": seed,
             "generator": generator,
+            "callback_on_step_end": callback_on_step_end,
         }
         return run_call(self, called_request(self, prompt, named, others), callback_on_step_end)
 
@@ -263,8 +265,9 @@ class Pipeline:
         """Make a canvas for fast previews of ``images`` of one size, to be drawn patch by patch.
 
         Raises:
-            RequestError: the bundle has no map for them.
+            RequestError: the bundle has no map for them, or a value is not allowed.
         """
+        images = whole("images", images, 1, MAX_COUNT)
         return self.loaded.preview_canvas(images, self.bundle.model.size(size))
 
     def reconstruct(self, pixels: Any) -> np.ndarray:

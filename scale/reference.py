@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from bitdance_edge.scale.npz import IMAGES
 from bitdance_edge.scale.sources import open_source
 
 MEAN, COVARIANCE = "mu", "sigma"  # their names in files of statistics, as pytorch-fid and ADM's suite have them
+ENTRIES = tuple(f"{name}.npy" for name in (MEAN, COVARIANCE, "extractor"))
+MOST_BYTES = 150_000_000  # of statistics: of 4096 features
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ def _names(path: Path) -> list[str]:
 
 def _statistics(path: Path, extractor: Extractor) -> Gaussian:
     try:
+        with ZipFile(path) as archive:
+            if (size := sum(entry.file_size for entry in archive.infolist() if entry.filename in ENTRIES)) > MOST_BYTES:
+                raise ValueError(f"its statistics have {size:,} bytes; the limit is {MOST_BYTES:,}")
         with np.load(path, allow_pickle=False) as found:
             of = str(found["extractor"]) if "extractor" in found.files else extractor.digest
             mean, covariance = (np.asarray(found[name], np.float64) for name in (MEAN, COVARIANCE))

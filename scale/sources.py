@@ -165,7 +165,7 @@ def open_source(path: Path, size: Size | None = None) -> Source:
     """
     if path.is_dir():
         return Job.open(path) if (path / NAME).is_file() else Pictures.open(path, size)
-    if path.suffix == ".npz":
+    if path.suffix == ".npz" and path.is_file():
         return Stack.open(path)
     raise ScaleError(f"{path} is no folder and no .npz file; give a folder of shards or images, or a file of images")
 

@@ -109,9 +109,9 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _validation_error(_request: Request, error: Exception) -> JSONResponse:
-    """Report the first error that pydantic found."""
+    """Report the first field that pydantic found to be wrong."""
     assert isinstance(error, RequestValidationError)
-    return _error_response(field_error(error.errors()[0]))
+    return _error_response(field_error(error.errors()))
 
 
 def _client_left(_request: Request, _error: Exception) -> JSONResponse:

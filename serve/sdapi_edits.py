@@ -20,8 +20,9 @@ def sd_change(fields: ImageToImage, model: Model) -> tuple[Size, Change]:
         ApiError: 400: they cannot be read, or are of different sizes.
     """
     image = file_of(fields.init_images[0], "init_images")
-    wanted = size_of(image, "init_images")
-    if fields.width is not None and fields.height is not None:
+    if fields.width is None or fields.height is None:
+        wanted = size_of(image, "init_images")
+    else:
         wanted = Size(width=fields.width, height=fields.height)
     size = model.nearest(wanted)
     inverted = bool(fields.inpainting_mask_invert)

@@ -100,14 +100,19 @@ class ServeSettings:
             raise ServeError(f"threads is {self.threads}; it must be from 1 to 1,024")
         if self.memory is not None and self.memory < 1:
             raise ServeError("memory leaves not one byte; give the megabytes that generation may use")
+        if not self.devices:
+            raise ServeError("devices are empty; name at least one, or omit the option for auto")
         if len(set(self.devices)) != len(self.devices):
             raise ServeError(f"devices are {', '.join(self.devices)}; each gets one worker, so name it once")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and len(self.token) >= 8):
             raise ServeError("the token must be at least 8 printable ASCII characters, on one line")
+        if self.token is not None and self.token != self.token.strip():
+            raise ServeError("the token begins or ends with a space, which HTTP does not transmit; omit it")
         for origin in self.origins:
             _check_origin(origin)
         for name in self.hosts:
-            if not name or not name.isascii() or not name.isprintable() or set(name) & set(" /@"):
+            port = ":" in name and not (name.startswith("[") and name.endswith("]"))
+            if not name or not name.isascii() or not name.isprintable() or set(name) & set(" /@*") or port:
                 raise ServeError(
                     f"allow-host is {name[:80]!r}; it must be a host name as clients send it, without port"
                 )

@@ -11,7 +11,8 @@ from PIL import Image
 from places import FIXTURES
 
 from bitdance_edge.cli import main
-from bitdance_edge.runtime import Bundle, Pipeline, Request, fit_mask, fit_pixels, read_settings
+from bitdance_edge.runtime import Bundle, Pipeline, Request, Size, fit_mask, fit_pixels, read_settings
+from bitdance_edge.runtime.fit import FITS
 from bitdance_edge.serve.catalog import Catalog
 from bitdance_edge.serve.errors import ApiError
 from bitdance_edge.serve.runtime_request import generation
@@ -20,6 +21,7 @@ from bitdance_edge.serve.settings import ServeSettings
 from bitdance_edge.serve.worker_process import warm_up
 
 Run = Callable[..., str]
+MASKS = ("own", "deep")  # the same one
 
 
 @pytest.fixture
@@ -54,6 +56,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "colors": Image.fromarray(np.stack([own, own, own * 0], axis=-1)),
         "clear": Image.fromarray(np.stack([own, own, own, own], axis=-1)),
         "inks": Image.fromarray(np.stack([own, own, own, own], axis=-1), "CMYK"),
+        "deep": Image.fromarray(own.astype(np.uint16) << 8),
+        "thin": Image.fromarray(noise[:1].repeat(100, axis=1)),
     }
     for name, image in images.items():
         image.save(folder / f"{name}.{'tif' if name == 'inks' else 'png'}")
@@ -78,6 +82,32 @@ def test_an_image_of_any_size_is_redrawn_where_its_mask_is_white(
     np.testing.assert_array_equal(pixels[~white], init[~white])
     again = Path(run("generate", bundle.folder, "--like", made, "--out", tmp_path / "b").strip())
     assert again.read_bytes() == made.read_bytes()
+
+
+def test_a_mask_of_16_bits_is_that_of_its_upper_8(bundle: Bundle, pictures: Path, run: Run, tmp_path: Path) -> None:
+    how = ("--classes", 3, "--steps", 2, "--seed", 7, "--init", pictures / "wide.png")
+    made = [run("generate", bundle.folder, *how, "--mask", pictures / f"{n}.png", "--out", tmp_path / n) for n in MASKS]
+    own, deep = (np.asarray(Image.open(path.strip())) for path in made)
+    np.testing.assert_array_equal(own, deep)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_long_thin_pictures_are_fitted(fit: str) -> None:
+    for shape in ((1, 5000), (5000, 1), (1, 1), (65, 2)):
+        for size in (Size(width=32, height=32), Size(width=96, height=32)):
+            picture = np.full((*shape, 3), 255, np.uint8)
+            assert fit_pixels(picture, size, fit).max() == 255
+            white = fit_mask(np.ones(shape, bool), size, fit)
+            assert white.shape == (size.height, size.width) and (white.all() or fit == "contain") and white.any()
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_no_white_pixel_of_a_fitted_mask_is_lost(fit: str) -> None:
+    for place in ((200, 300), (399, 450), (100, 151)):
+        mask = np.zeros((400, 600), bool)
+        mask[place] = True
+        white = fit_mask(mask, Size(width=32, height=32), fit)
+        assert white.sum() == 1, place
 
 
 def test_a_mask_of_the_images_size_and_tokens_to_change(

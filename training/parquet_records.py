@@ -46,7 +46,7 @@ class ParquetRecords:
                 self.groups.append((number, group))
                 sizes.append(table.metadata.row_group(group).num_rows)
                 if not captions:
-                    column = _row_group(file, table, group, columns[1:]).column(0).to_pylist()
+                    column = _read_group(table, file, group, self.columns[1:]).column(0).to_pylist()
                     labels.append(np.array([class_number(value, f"{file}: {columns[1]}") for value in column]))
         if not sum(sizes):
             raise TrainingError(f"{files[0]} holds no rows; give other shards")
@@ -87,9 +87,9 @@ class ParquetRecords:
         group = self._group(row)
         with self._lock:
             if group not in self._kept:
-                file, within = self.groups[group]
-                path = self.files[file]
-                self._kept[group] = _row_group(path, _opened(path), within, self.columns)
+                number, within = self.groups[group]
+                file = self.files[number]
+                self._kept[group] = _read_group(_opened(file), file, within, self.columns)
             self._kept.move_to_end(group)
             while len(self._kept) > 1 and sum(table.num_rows for table in self._kept.values()) > 2 * WINDOW:
                 self._kept.popitem(last=False)
@@ -97,18 +97,18 @@ class ParquetRecords:
         return table.column(self.columns[column])[row - int(self.starts[group])].as_py()
 
 
+def _read_group(table: pq.ParquetFile, file: Path, group: int, columns: Sequence[str]) -> pa.Table:
+    try:
+        return table.read_row_group(group, columns=list(columns))
+    except Exception as error:  # of a damaged file pyarrow raises any
+        raise TrainingError(f"{file} cannot be read ({error}); copy it again") from None
+
+
 def _opened(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
+    except Exception as error:  # as above
         raise TrainingError(f"{file} is not a whole Parquet file ({error}); copy it again") from None
-
-
-def _row_group(file: Path, table: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
-    try:
-        return table.read_row_group(group, columns=list(columns))
-    except (pa.ArrowException, OSError) as error:
-        raise TrainingError(f"{file} cannot be read ({error}); copy it again") from None
 
 
 def _column(file: Path, names: Sequence[str], wanted: Sequence[str]) -> str:

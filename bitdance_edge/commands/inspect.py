@@ -17,6 +17,7 @@ from bitdance_edge.runtime.memory_fit import fitted, parse_memory, refusal
 from bitdance_edge.runtime.memory_plan import plan_memory
 from bitdance_edge.runtime.request import MAX_COUNT
 from bitdance_edge.runtime.values import quoted
+from bitdance_edge.streams import one_line
 
 EXAMPLE = """examples:
   bitdance-edge inspect bundles/digits-4x
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         return
     memory = _memory(bundle, args.images, args.memory)
     for section in (_model(bundle), _stages(bundle), memory, _builds(bundle), _backends(bundle), _provenance(bundle)):
-        print(as_typed("\n".join(section)), end="\n\n")
+        print(as_typed("\n".join(map(one_line, section))), end="\n\n")
     if _verify(bundle, args.verify):
         print(f"all files of {len(bundle.stages)} stages are those of the manifest")
 

@@ -12,7 +12,7 @@ import numpy as np
 from bitdance_edge.commands.common import SUFFIXES, save_tokens
 from bitdance_edge.commands.grid import image_label, labelled_grid
 from bitdance_edge.runtime import GeneratedImage, RequestError, save_png
-from bitdance_edge.runtime.bundle.files import cannot_write, claimed_output
+from bitdance_edge.runtime.bundle.files import cannot_write, claimed_output, require_replaceable
 
 DEFAULT_FOLDER = Path("images")
 FILES = (".png", ".npy", ".npz", ".json")  # suffixes of outputs that are one file
@@ -70,7 +70,7 @@ def require_file(flag: str, path: Path | None, suffix: str) -> None:
 
     Raises:
         RequestError: it has another suffix, or is a folder.
-        StorageError: its folder cannot be made or written.
+        StorageError: its folder cannot be made or written, or it is a pipe or device.
     """
     if path is None:
         return
@@ -79,6 +79,7 @@ def require_file(flag: str, path: Path | None, suffix: str) -> None:
     require_folder(flag, path.parent)
     if path.is_dir():
         raise RequestError(f"{flag} {path} is a folder; give the name of a file")
+    require_replaceable(path)
 
 
 def require_images(flag: str, path: Path | None) -> None:

@@ -194,7 +194,7 @@ def read_values(args: argparse.Namespace, environment: Mapping[str, str]) -> Val
         ServeError: a value or a name is wrong, or the file cannot be read.
     """
     variables = dict(_variables(environment))
-    config = args.config or variables.pop("config", None)
+    config = variables.pop("config", None) if args.config is None else args.config
     texts = ({} if config is None else dict(_file_values(Path(config)))) | variables
     values: Values = {}
     for name, option in OPTIONS.items():
@@ -226,11 +226,17 @@ def _file_values(file: Path) -> Iterator[tuple[str, tuple[str, Any]]]:
     """The options of a TOML file, as texts. Paths in it are relative to its folder; ``alias`` may be a table."""
     try:
         table = tomllib.loads(read_text(file, "configuration"))
+    except RecursionError:
+        raise ServeError(f"{file} is nested too deep") from None
     except tomllib.TOMLDecodeError as error:
         raise ServeError(f"{file} is not TOML: {error}") from None
+    names = set()
     for key, value in table.items():
-        name, place = key.replace("-", "_"), f"{key} in {file}"
+        name, place = key.replace("-", "_"), f"{key[:80]} in {file}"
         option = _known(name, place)
+        if name in names:
+            raise ServeError(f"{place} is given twice, with - and with _; omit one of the two")
+        names.add(name)
         if name == "alias" and isinstance(value, dict):
             value = [f"{given}={model}" for given, model in value.items()]
         values = value if isinstance(value, list) else [value]
@@ -238,6 +244,8 @@ def _file_values(file: Path) -> Iterator[tuple[str, tuple[str, Any]]]:
             not option.many and isinstance(value, list)
         ):
             raise ServeError(f"{place} must be {'a list of values' if option.many else 'one value'}")
+        if option.read is path and not all(isinstance(each, str) for each in values):
+            raise ServeError(f"{place} must be {'a list of paths' if option.many else 'a path'}, in quotes")
         texts = [str(file.parent / each) if option.read is path else str(each) for each in values]
         yield name, (place, texts if option.many else texts[0])
 

@@ -209,6 +209,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         "has a chunk b'tEXt' of 16,777,218 bytes",
     ),
     "many chunks": (lambda: png(1, 1, png_chunk(b"tEXt", b"x\0") * 100_000), "has more than 100,000 chunks"),
+    "text of a large PPM": (lambda: b"P3 1024 1024 255\n" + b"1 " * 3 * 2**20, "has its pixels as text"),
     "half a JPEG": (lambda: encoded(RGB, "JPEG")[:-200], "it may be"),
     "half a GIF": (lambda: encoded(RGB, "GIF")[:-60], "it may be"),
     "half a WebP": (lambda: encoded(RGB, "WebP")[:-60], "it may be"),

@@ -75,6 +75,11 @@ def test_a_wrong_variable_is_named(variables: dict[str, str], says: str) -> None
         ("colour = 1", "colour in .*: there is no such option"),
         ("queue =", "is not TOML"),
         ("cors = [[1]]", "cors in .* must be a list of values"),
+        ("queue = " + "[" * 5000, "is nested too deep"),
+        (f"{'x' * 5000} = 1", "^x{80} in .{1,200}: there is no such option"),
+        ("bundles = 3", "bundles in .* must be a list of paths, in quotes"),
+        ("token-file = true", "token-file in .* must be a path, in quotes"),
+        ("max-batch = 2\nmax_batch = 4", "max_batch in .* is given twice, with - and with _"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, text: str, says: str) -> None:
@@ -101,6 +106,9 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, says: str) -> None:
         (["--cors", "https://example.org/page"], "it must be an origin"),
         (["--allow-host", "a b"], "host name"),
         (["--allow-host", "example.org/"], "host name"),
+        (["--allow-host", "example.org:80"], "host name as clients send it, without port"),
+        (["--allow-host", "*"], "host name"),
+        (["--config", ""], "is a folder"),
         ([], "no bundle given"),
     ],
 )

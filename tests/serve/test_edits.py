@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from PIL import Image
+from picturing import encoded, png_chunk
+from PIL import Image, PngImagePlugin
 from serving import Server
 
 from bitdance_edge.runtime import GeneratedImage, Pipeline, Request
@@ -156,6 +157,63 @@ def test_a_wrong_form_is_told_what_is_wrong(
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["param"] == param and says in error["message"], error
+
+
+def hostile_pictures() -> dict[str, bytes]:
+    """Pictures that Pillow opens, and fails or hesitates over later."""
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    gray, gray8 = Image.fromarray(noise[..., 0].astype(np.uint16) << 8), png(noise[..., 0])
+
+    def carrying(settings: str) -> bytes:
+        texts = PngImagePlugin.PngInfo()
+        texts.add_text("bitdance", settings)
+        return png(noise, pnginfo=texts)
+
+    return {
+        "truncated": png(noise)[:800],
+        "a palette without colours": gray8[:8] + png_chunk(b"IHDR", gray8[16:24] + b"\x08\x03\0\0\0") + gray8[33:],
+        "16 bits": encoded(gray, "PNG"),
+        "16 bits, one of them clear": encoded(gray, "PNG", transparency=int(noise[0, 0, 0]) << 8),
+        "Exif that is none": encoded(Image.fromarray(noise), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f"),
+        "long and thin": png(np.zeros((1, 5000, 3), np.uint8)),
+        "nested settings": carrying("[" * 100_000),
+        "settings of no text": carrying('{"prompt": "\\ud800"}'),
+        "settings of another kind": carrying('{"class": {"a": 1}}'),
+    }
+
+
+@pytest.mark.parametrize("name", hostile_pictures())
+def test_no_picture_is_the_servers_fault(server: Server, three: GeneratedImage, name: str) -> None:
+    assert three.pixels is not None
+    hostile, good = hostile_pictures()[name], png(three.pixels)
+    asked: dict[str, Any] = {"prompt": "3", "num_inference_steps": 1, "fit": "contain"}
+    answers = [
+        server.http.post("/v1/images/edits", files={"image": hostile}, data=asked),
+        server.http.post("/v1/images/edits", files={"image": good, "mask": hostile}, data=asked),
+        server.http.post("/v1/images/variations", files={"image": hostile}, data={"num_inference_steps": 1}),
+    ]
+    web: dict[str, Any] = {"prompt": "3", "steps": 1, "resize_mode": 2}
+    for fields in (
+        {"init_images": [base64_of(hostile)]},
+        {"init_images": [base64_of(good)], "mask": base64_of(hostile)},
+    ):
+        answers.append(server.http.post("/sdapi/v1/img2img", json={**web, **fields}))
+    for answer in answers:
+        assert answer.status_code in (200, 400), answer.text
+        assert answer.status_code == 200 or answer.json()["error"]["param"] in (
+            "image",
+            "init_images",
+            "mask",
+            "prompt",
+        )
+
+
+@pytest.mark.parametrize("charset", ["undefined", "idna", "unicode_escape", "utf-7", "utf-16"])
+def test_texts_of_a_form_are_utf_8(server: Server, charset: str) -> None:
+    form = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n\\ud800\r\n--x--\r\n'
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    answer = server.http.post("/v1/images/edits", content=form, headers={"Content-Type": kind})
+    assert answer.status_code == 400 and "send the texts in UTF-8" in answer.json()["error"]["message"]
 
 
 def test_web_uis_vary_an_image(server: Server, reference: Pipeline, three: GeneratedImage, lower: np.ndarray) -> None:

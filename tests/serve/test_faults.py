@@ -110,6 +110,11 @@ def test_settings_that_cannot_be_served_are_refused_in_one_line(
         assert "choose another --port" in refusal_of(digits_bundle, "--port", taken.getsockname()[1])
     monkeypatch.setenv("BITDANCE_EDGE_TOKEN", "short")
     assert "8 printable" in refusal_of(digits_bundle)
+    monkeypatch.setenv("BITDANCE_EDGE_TOKEN", " long enough ")
+    assert "begins or ends with a space" in refusal_of(digits_bundle)
+    monkeypatch.delenv("BITDANCE_EDGE_TOKEN")
+    monkeypatch.setenv("BITDANCE_EDGE_SERVE_DEVICE", "")
+    assert "name at least one" in refusal_of(digits_bundle)
 
 
 def test_without_the_extra_packages_the_error_names_them(digits_bundle: Path) -> None:
