@@ -7,6 +7,7 @@ its base; a tokenizer is a safetensors file with its ``config.json``, or the aut
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def load_generator(path: str | Path, *, variant: str | None = None, tokenizer: s
         ModelError: the checkpoint is missing or unreadable, its keys and shapes do not match the configuration, or a
             weight is not a finite floating-point number.
     """
+    path = _path(path)
     if is_adapter(path):
         return _adapted_generator(Adapter.open(Path(path)), tokenizer)
     weights, config_file = locate(Path(path))
@@ -85,7 +87,7 @@ def load_tokenizer(path: str | Path, *, variant: str | None = None, config: Toke
 
     An autoencoder's ``.pt`` also holds discriminator and loss network; only ``encoder.`` and ``decoder.`` are read.
     """
-    weights, config_file = locate(Path(path))
+    weights, config_file = locate(_path(path))
     state = {
         key.removeprefix("vae."): value
         for key, value in _bare(weights.read(TOKENIZER_ENTRIES)).items()
@@ -179,6 +181,13 @@ def save_generator(model: BitDance, folder: str | Path, dtype: torch.dtype = tor
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a tokenizer's ``config.json`` and ``model.safetensors``; errors are those of ``save_generator``."""
     _save(tokenizer.state_dict(), tokenizer.config.to_json(), Path(folder), dtype)
+
+
+def _path(path: object) -> Path:
+    if not isinstance(path, str | PathLike) or not isinstance(found := fspath(path), str) or not found:
+        said = "empty" if path == "" else f"no path, but of type {type(path).__name__}"
+        raise ModelError(f"the checkpoint is {said}; give the path of a file or folder")
+    return Path(found)
 
 
 def _bare(weights: Mapping[str, Weight]) -> Mapping[str, Weight]:

@@ -23,10 +23,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from bitdance_edge.runtime.bundle.size import Size
+from bitdance_edge.runtime.bundle.size import MOST, Size
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.fit import fit_pixels
 from bitdance_edge.runtime.reading import open_regular
+from bitdance_edge.runtime.values import whole
 
 FORMATS = ("PNG", "JPEG", "WebP", "TIFF", "BMP", "GIF", "PPM", "AVIF")  # none that runs another program
 MOST_PIXELS = 2**24  # 4096x4096: 64 MiB where they are decoded, and once more while they are made opaque
@@ -47,10 +48,11 @@ def load_pixels(path: str | Path, height: int, width: int, fit: str = "cover") -
     """Read an image file as uint8 ``[height, width, 3]``, brought to that size as ``fit_pixels`` does.
 
     Raises:
-        RequestError: it cannot be read; says why and what is allowed.
+        RequestError: it cannot be read, or a value is not allowed; says why and what is.
     """
+    size = Size(width=whole("width", width, 1, MOST), height=whole("height", height, 1, MOST))
     with open_regular(path, "image", MOST_BYTES) as file:
-        return fit_pixels(read_picture(file, str(path)), Size(width=width, height=height), fit)
+        return fit_pixels(read_picture(file, str(path)), size, fit)
 
 
 def read_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) -> Image.Image:

@@ -196,12 +196,15 @@ class Pipeline:
         some patches later.
 
         Raises:
-            RequestError: the request asks for what this bundle, or the memory there is, cannot give.
+            RequestError: the request asks for what this bundle, or the memory there is, cannot give, or a value is not
+                allowed.
             Cancelled: ``cancel`` was set.
             BackendError: the pipeline was closed.
         """
         if not isinstance(request, Request):
             raise RequestError(f"the request is {shown(request)}; give a Request, such as Request(classes=[3])")
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise RequestError(f"cancel is {shown(cancel)}; give a threading.Event")
         settings = request.resolve(self.bundle, self._encoder)
         return self._taking_turns(self._stream(settings, cancel or threading.Event()))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.values import shown
 
 MOST_TEXT = 16 * 2**20  # bytes of a text file
 NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # the first for pipes, the second on Windows
@@ -30,7 +31,7 @@ def open_regular(path: str | Path, what: str, most: int) -> BinaryIO:
         raise RequestError(f"{path} is a folder; give a file") from None
     except (OSError, TypeError, ValueError) as error:  # the latter two: not a path, or one with a null character
         reason = error.strerror if isinstance(error, OSError) else error
-        raise RequestError(f"{path!r} cannot be opened: {reason}; give the path of a file") from None
+        raise RequestError(f"{shown(path)} cannot be opened: {reason}; give the path of a file") from None
     if (size := os.fstat(file.fileno()).st_size) > most:
         file.close()
         raise RequestError(f"{path} has {size:,} bytes; the limit is {most:,}")

@@ -14,6 +14,7 @@ import numpy as np
 
 IMAGES, CLASSES = "arr_0", "arr_1"
 # What zipfile raises for damaged, encrypted (RuntimeError) and foreign (its NotImplementedError) archives.
+MOST_BYTES = 100_000_000  # of each array but the images
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError)
 
 
@@ -89,10 +90,12 @@ class NpzReader:
         return {name.removesuffix(".npy"): self._array(name) for name in names}
 
     def _array(self, name: str) -> np.ndarray:
+        if (size := self._archive.getinfo(name).file_size) > MOST_BYTES:
+            raise ValueError(f"its {name} has {size:,} bytes; the limit is {MOST_BYTES:,}")
         try:
             with self._archive.open(name) as member:
                 return np.lib.format.read_array(member, allow_pickle=False)
-        except DAMAGED as error:
+        except (*DAMAGED, MemoryError) as error:  # of a header that says another size
             raise ValueError(str(error)) from None
 
     def __enter__(self) -> "NpzReader":

@@ -353,6 +353,13 @@ def test_what_is_no_checkpoint_is_one_error(
         load_generator(write(folder, state))
 
 
+@pytest.mark.parametrize("path", [None, 3, b"x", "", [], {}])
+def test_what_is_no_path_is_one_error(path: object) -> None:
+    for load in (load_generator, load_tokenizer):
+        with pytest.raises(ModelError, match="give the path of a file or folder"):
+            load(path)  # pyright: ignore[reportArgumentType]
+
+
 def test_a_tokenizer_of_the_wrong_type_is_named(tmp_path: Path, state: State) -> None:
     vae = {key.removeprefix("vae."): value for key, value in state.items() if key.startswith("vae.")}
     vae["decoder.conv_in.bias"] = vae["decoder.conv_in.bias"].to(torch.int8)

@@ -139,6 +139,9 @@ def test_sizes_ranges_and_callbacks_of_other_kinds_are_one_error(pipeline: Pipel
     for function in (pipeline.tokenize, pipeline.decode, pipeline.preview):
         with pytest.raises(RequestError, match="cannot be read as"):
             function(range(10**12))
+    for value in (7, "now", lambda: True):
+        with pytest.raises(RequestError, match=r"cancel is .*; give a threading\.Event"):
+            pipeline.generate(Request(classes=7), value)  # pyright: ignore[reportArgumentType]
     for callback in (7, "print", [len]):
         with pytest.raises(RequestError, match=r"callback_on_step_end is .*; give a function"):
             pipeline(7, callback_on_step_end=callback)  # pyright: ignore[reportArgumentType]
@@ -242,6 +245,9 @@ def test_an_odd_path_of_a_bundle_is_one_error() -> None:
         def __repr__(self) -> str:
             raise ValueError
 
+    for value in ODD:
+        with pytest.raises(RequestError):
+            Size.parse(value)
     calls = (Bundle.open, Pipeline.from_pretrained, lambda value: Pipeline.from_pretrained("a/b", revision=value))
     for call, value in itertools.product(calls, (*ODD, Unshown())):
         if value is not None and not (isinstance(value, str) and call not in calls[:2]):

@@ -249,6 +249,17 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
         load_pixels(tmp_path / "huge.png", 32, 32)
 
 
+def test_odd_arguments_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    RGB.save(path)
+    assert load_pixels(path, np.int64(32), 48).shape == (32, 48, 3)  # pyright: ignore[reportArgumentType]
+    for odd in (0, -1, 2**31, 1.5, "32", None, np.ones(2), 10**5000):
+        for arguments in ((path, odd, 32), (path, 32, odd), (path, 32, 32, odd), (odd, 32, 32)):
+            with pytest.raises(RequestError) as refused:
+                load_pixels(*arguments)  # pyright: ignore[reportArgumentType]
+            assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+
+
 def test_refusals_take_little_memory_and_time(tmp_path: Path) -> None:
     for i, (make, _) in enumerate(REFUSED.values()):
         (tmp_path / f"{i}.png").write_bytes(make())

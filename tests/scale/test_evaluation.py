@@ -1,7 +1,9 @@
 """Scores of bundles, shards, folders and files, and images as others' scorers read them."""
 
+import io
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +149,17 @@ def test_a_damaged_array_beside_the_images_is_said(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ScaleError, match="cannot be read: Bad CRC-32"):
         list(open_source(path).batches())
+
+
+def test_arrays_beside_the_images_have_bounds(tmp_path: Path) -> None:
+    path, header = tmp_path / "a.npz", io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (2**50,)})
+    for content in (header.getvalue(), bytes(100_000_001)):
+        np.savez(path, arr_0=np.zeros((2, 8, 8, 3), np.uint8))
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("arr_1.npy", content)
+        with NpzReader(path) as reader, pytest.raises(ValueError, match=r"Unable to allocate|the limit is 100,000,000"):
+            reader.arrays()
 
 
 def test_statistics_of_other_features_are_refused(whole: Path, extractor: Extractor, tmp_path: Path) -> None:
