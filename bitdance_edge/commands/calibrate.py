@@ -234,6 +234,9 @@ def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "CalibrationRecipe":
     from bitdance_edge.calibration.recipe import CalibrationRecipe, Draw
 
     given = {stage: getattr(args, stage) for stage in STAGES if getattr(args, stage)}
+    if absent := [stage for stage in given if stage not in bundle.stages]:
+        has = ", ".join(stage for stage in STAGES if stage in bundle.stages)
+        raise CalibrationError(f"--{absent[0]}: {bundle.name} has no such stage; it has {has}: omit it")
     budget = args.max_bit_flips
     if args.recipe:
         others = ("precision", "calibrator", "percentile", "smooth", "images", "seed", "classes", "prompts", "size")
