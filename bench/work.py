@@ -33,9 +33,11 @@ class Work:
         """Ask for images of classes 0, 1, ... (starting over after the last), or all of the prompt.
 
         Raises:
-            BenchError: a prompt for a class-conditional bundle, or none for a text-to-image one.
+            BenchError: a prompt for a class-conditional bundle, or none for a text-to-image one; a tokenizer alone.
         """
         model = bundle.model
+        if not model.generates:
+            raise BenchError(f"{bundle.folder} is a tokenizer alone, which draws nothing: name a generator's bundle")
         # The one sampler that the PyTorch model has.
         shared = {"seed": self.seed, "steps": self.steps, "sampler": "sde", "output": "tokens", "window": 1}
         if model.kind == CLASS_CONDITIONAL:

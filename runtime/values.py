@@ -3,6 +3,7 @@
 import math
 import numbers
 import operator
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import islice
 from os import PathLike, fspath
@@ -30,6 +31,11 @@ def whole(name: str, value: object, least: int, most: int) -> int:
     if found is None or not least <= found <= most:
         raise RequestError(f"{name} is {shown(value)}; it must be a whole number from {least} to {most}")
     return found
+
+
+def quoted(path: Path) -> str:
+    """Write a path as a shell takes it, for the commands in messages."""
+    return shlex.quote(str(path))
 
 
 def counted(number: int, noun: str) -> str:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from bitdance_edge.runtime.bundle.files import cannot_write, claimed_output
 from bitdance_edge.runtime.errors import StorageError
-from bitdance_edge.runtime.values import counted
+from bitdance_edge.runtime.values import counted, quoted
 from bitdance_edge.scale.errors import ScaleError
 from bitdance_edge.scale.events import Added, Engine, Said
 from bitdance_edge.scale.plan import Plan
@@ -97,7 +97,7 @@ def prepare(plan: Plan, folder: Path) -> None:
     if found is not None and found.job != plan.job:
         raise ScaleError(
             f"{folder} is another job's, with {'; '.join(plan.differences(found))}. Choose another --out, or go on "
-            f"with that job: bitdance-edge bulk {folder / NAME} --out {folder}"
+            f"with that job: bitdance-edge bulk {quoted(folder / NAME)} --out {quoted(folder)}"
         )
 
 

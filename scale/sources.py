@@ -11,6 +11,7 @@ from bitdance_edge.evaluation.images import image_files, read_images
 from bitdance_edge.runtime import Size
 from bitdance_edge.runtime.picture import MOST_BYTES, read_picture
 from bitdance_edge.runtime.reading import open_regular
+from bitdance_edge.runtime.values import quoted
 from bitdance_edge.scale.errors import ScaleError
 from bitdance_edge.scale.formats import Row, read_rows
 from bitdance_edge.scale.npz import CLASSES, NpzReader
@@ -61,7 +62,7 @@ class Job:
         if missing := [state for state in states if isinstance(state, Problem)]:
             raise ScaleError(
                 f"{len(missing)} of {plan.shards} shards in {folder} are not made; make them with: bitdance-edge bulk "
-                f"{folder / NAME} --out {folder}"
+                f"{quoted(folder / NAME)} --out {quoted(folder)}"
             )
         return cls(folder, plan, folder.name)
 

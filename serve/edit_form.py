@@ -6,7 +6,7 @@ from fastapi import UploadFile
 from pydantic import ConfigDict, Field
 
 from bitdance_edge.serve.errors import ApiError
-from bitdance_edge.serve.schema import MAX_CANDIDATES, MOST_TEXT, Fit, ImageRequest
+from bitdance_edge.serve.schema import MAX_CANDIDATES, MOST_TEXT, NO_MARKUP, Fit, ImageRequest, not_had
 
 LENIENT = ConfigDict(strict=False, hide_input_in_errors=True)  # every value of a form is a text
 
@@ -51,6 +51,7 @@ class EditForm(PictureForm):
         1, description="Of so many drawings of each image, keep the one that fits best what the mask keeps after it."
     )
     input_fidelity: Literal["low", "high"] | None = Field(None, description="Accepted and ignored.")
+    markup: Annotated[None, not_had(NO_MARKUP)] = None
 
     def files(self) -> list[UploadFile]:
         return [*self.image, *self.images]

@@ -39,9 +39,22 @@ def _not_refused(values: dict[str, str]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def not_had(reason: str) -> BeforeValidator:
+    """Refuse every value but null of a field that this server cannot do, with its reason."""
+
+    def check(value: object) -> None:
+        if value is not None:
+            raise ValueError(reason)
+
+    return BeforeValidator(check)
+
+
 Whole = Annotated[int, BeforeValidator(_without_fraction)]
 Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
 NO_URL = "response_format is 'url'; this server keeps no files: use 'b64_json', which brings the image in the answer"
+NO_FRAMES = "{} is about GIFs; this server makes one still image each, as png, jpeg or webp: omit it"
+NO_SVG = "svg is about images of lines; the models make pixels, as png, jpeg or webp: omit it"
+NO_MARKUP = "markup is not understood by the models: send a mask of what to redraw, and say in prompt what it shows"
 NO_TRANSPARENCY = "background is 'transparent'; the models make opaque images only: use 'auto' or 'opaque'"
 
 
@@ -98,11 +111,16 @@ class OpenAIFields(GenerationFields):
 
     response_format: Annotated[Literal["b64_json"] | None, _not_refused({"url": NO_URL})] = None
     background: Annotated[Literal["auto", "opaque"] | None, _not_refused({"transparent": NO_TRANSPARENCY})] = None
-    quality: Literal["auto", "standard", "hd", "low", "medium", "high"] | None = Field(
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = Field(
         None, description="Accepted and ignored; num_inference_steps sets the quality."
     )
+    complexity: Literal["low", "medium", "high"] | None = Field(None, description="Accepted and ignored.")
     style: Literal["vivid", "natural"] | None = Field(None, description="Accepted and ignored.")
     moderation: Literal["auto", "low"] | None = Field(None, description="Accepted and ignored; nothing is moderated.")
+    safety_identifier: str | None = Field(None, description="Accepted and ignored.", max_length=1000)
+    frame_count: Annotated[None, not_had(NO_FRAMES.format("frame_count"))] = None
+    frame_duration_ms: Annotated[None, not_had(NO_FRAMES.format("frame_duration_ms"))] = None
+    svg: Annotated[None, not_had(NO_SVG)] = None
 
 
 class ImageRequest(OpenAIFields):

@@ -202,6 +202,7 @@ def test_a_tokenizer_alone_gives_the_codes_of_the_reference(
 
 def test_a_tokenizer_alone_draws_nothing_and_is_inspected(tokenizer: Bundle, run: Run) -> None:
     assert "is a tokenizer, which draws nothing" in run("generate", tokenizer.folder, "--classes", 0, fails=True)
+    assert "is a tokenizer alone, which draws nothing" in run("bench", tokenizer.folder, fails=True)
     shown = run("inspect", tokenizer.folder)
     assert "decoding, " in shown and "the loop" not in shown
     assert "tokenizer, 16 pixels a token of 32 bits" in shown and "memory to encode or decode 1 at once" in shown
@@ -244,6 +245,7 @@ def test_a_tokenizer_is_calibrated_on_pictures(tokenizer: Bundle, pictures: Path
     assert "is a tokenizer alone, calibrated on pictures" in run(*asked, fails=True)
     assert "there are 3 pictures" in run(*asked, "--pictures", folder, "--images", 2, "--held-out", 2, fails=True)
     assert "--steps is about generations" in run(*asked, "--pictures", folder, "--steps", 2, fails=True)
+    assert "--head: vae has no such stage" in run(*asked, "--pictures", folder, "--head", "int8", fails=True)
     said = run(*asked, "--pictures", folder, "--images", 2, "--held-out", 1)
     report = json.loads((tmp_path / "int8" / "calibration" / "report.json").read_text(encoding="utf-8"))
     assert f"{100 * report['flipped_bits']:.2f} % of the bits of 1 held-out pictures flip" in said

@@ -8,7 +8,7 @@ from bitdance_edge.commands.common import add_size_argument, add_threads_argumen
 from bitdance_edge.commands.outputs import require_folder
 from bitdance_edge.commands.values import flags, number, path, shown, text, whole
 from bitdance_edge.runtime.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, MAX_STEPS
-from bitdance_edge.runtime.values import counted
+from bitdance_edge.runtime.values import counted, quoted
 
 if TYPE_CHECKING:
     from bitdance_edge.scale.events import Engine
@@ -186,7 +186,7 @@ def _verify(args: argparse.Namespace) -> int:
     found = verify(args.folder, parse_shards(args.shards, plan) if args.shards else None)
     for problem in found.problems:
         print(f"shard {problem.shard}: {problem.reason or 'is not made'}")
-    again = f"bitdance-edge bulk {args.folder / 'plan.json'} --out {args.folder}"
+    again = f"bitdance-edge bulk {quoted(args.folder / 'plan.json')} --out {quoted(args.folder)}"
     if not found.problems and not found.manifest:
         images = sum(record.images for record in found.whole)
         print(f"whole: {counted(len(found.whole), 'shard')} of {counted(images, 'image')}")

@@ -17,6 +17,7 @@ from bitdance_edge.commands.common import (
 from bitdance_edge.commands.values import flags, number, path, percentage, text, whole
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.request import MAX_COUNT, MAX_GUIDANCE, MAX_STEPS
+from bitdance_edge.runtime.values import quoted
 
 if TYPE_CHECKING:
     from bitdance_edge.calibration.calibrate import CalibrateOptions
@@ -173,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt("what was recorded is kept; run the same command to go on from there") from None
     print("\n".join(summary(findings)))
     say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
-    say(f"  bitdance-edge generate {args.out} {example_subject(bundle)} --seed 1")
+    say(f"  bitdance-edge generate {quoted(args.out)} {example_subject(bundle)} --seed 1")
     missed = any(findings.tested(part) > result.budget for part, result in findings.searches.items())
     return BUDGET_MISSED if missed else 0
 
@@ -200,7 +201,7 @@ def _run_tokenizer(args: argparse.Namespace, bundle: "Bundle") -> int:
     )
     print("\n".join(losses.summary()))
     say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
-    say(f"  bitdance-edge reconstruct {args.out} {args.pictures} --report report.json")
+    say(f"  bitdance-edge reconstruct {quoted(args.out)} {quoted(args.pictures)} --report report.json")
     return 0
 
 
@@ -233,6 +234,9 @@ def _recipe(args: argparse.Namespace, bundle: "Bundle") -> "CalibrationRecipe":
     from bitdance_edge.calibration.recipe import CalibrationRecipe, Draw
 
     given = {stage: getattr(args, stage) for stage in STAGES if getattr(args, stage)}
+    if absent := [stage for stage in given if stage not in bundle.stages]:
+        has = ", ".join(stage for stage in STAGES if stage in bundle.stages)
+        raise CalibrationError(f"--{absent[0]}: {bundle.name} has no such stage; it has {has}: omit it")
     budget = args.max_bit_flips
     if args.recipe:
         others = ("precision", "calibrator", "percentile", "smooth", "images", "seed", "classes", "prompts", "size")

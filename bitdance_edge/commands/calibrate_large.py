@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from bitdance_edge.commands.common import say
 from bitdance_edge.commands.values import flags
 from bitdance_edge.runtime.bundle.manifest import sha256
+from bitdance_edge.runtime.values import quoted
 
 if TYPE_CHECKING:
     from bitdance_edge.calibration.recipe import CalibrationRecipe
@@ -103,4 +104,4 @@ def run_by_layer(args: argparse.Namespace, bundle: "Bundle", recipe: "Calibratio
 def _say_result(args: argparse.Namespace, lines: Iterable[str]) -> None:
     print("\n".join(lines))
     say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
-    say(f"  bitdance-edge inspect {args.out} --memory 24GB")
+    say(f"  bitdance-edge inspect {quoted(args.out)} --memory 24GB")

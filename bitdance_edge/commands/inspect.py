@@ -16,6 +16,7 @@ from bitdance_edge.runtime.bundle.stage_names import STAGE_WIDTH
 from bitdance_edge.runtime.memory_fit import fitted, parse_memory, refusal
 from bitdance_edge.runtime.memory_plan import plan_memory
 from bitdance_edge.runtime.request import MAX_COUNT
+from bitdance_edge.runtime.values import quoted
 from bitdance_edge.streams import one_line
 
 EXAMPLE = """examples:
@@ -62,7 +63,9 @@ def run(args: argparse.Namespace) -> None:
 def _verify(bundle: Bundle, asked: bool) -> bool:
     """Check every file of the stages where that is asked; returns whether it was."""
     if asked:
-        for name in bundle.stages:
+        from tqdm import tqdm
+
+        for name in tqdm(bundle.stages, "checking", unit="stage", leave=False, disable=None):
             bundle.verified(name)
     return asked
 
@@ -170,7 +173,7 @@ def _builds(bundle: Bundle) -> Iterator[str]:
         )
         yield f"  {for_what}: {stages or 'nothing'}, {sum(record.bytes for record in built) / 1e6:.1f} MB"
     if not folders:
-        yield f"  nothing yet; for this processor: bitdance-edge build {bundle.folder} --target cpu"
+        yield f"  nothing yet; for this processor: bitdance-edge build {quoted(bundle.folder)} --target cpu"
 
 
 def _backends(bundle: Bundle) -> Iterator[str]:
@@ -182,7 +185,7 @@ def _provenance(bundle: Bundle) -> Iterator[str]:
     if shared := bundle.shared_files():
         yield f"shared with its checkpoint ({Path(bundle.links[shared[0]]).parent}) as hard links, so change neither:"
         yield f"  {', '.join(Path(name).name for name in shared)}"
-        yield f"bitdance-edge pack {bundle.folder} --in-place makes the bundle self-contained"
+        yield f"bitdance-edge pack {quoted(bundle.folder)} --in-place makes the bundle self-contained"
         yield ""
     yield "provenance"
     for name, value in bundle.provenance.items():

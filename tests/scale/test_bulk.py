@@ -192,8 +192,10 @@ def test_of_two_jobs_that_begin_at_once_one_has_the_folder(
         write_plan(small_plan(bundle.folder, seed=8), folder)
 
     monkeypatch.setattr("bitdance_edge.scale.bulk.job_plan", before_the_other)
-    with pytest.raises(ScaleError, match="is another job's, with seed 8 instead of 7"):
-        prepare(job, tmp_path)
+    folder = tmp_path / "two words"
+    with pytest.raises(ScaleError, match="is another job's, with seed 8 instead of 7") as refused:
+        prepare(job, folder)
+    assert str(refused.value).endswith(f"bulk '{folder / 'plan.json'}' --out '{folder}'")
 
 
 def test_the_same_shards_are_not_made_twice_at_once(job: Plan, partial: Path) -> None:

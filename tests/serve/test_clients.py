@@ -1,6 +1,7 @@
 """Clients of OpenAI's API: fields and values that they send, sizes and names built into them, and the npm client."""
 
 import base64
+import inspect
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import openai
 import pytest
 from fastapi.testclient import TestClient
+from picturing import encoded
 from PIL import Image
 from serving import Server
 
@@ -22,7 +24,9 @@ from bitdance_edge.runtime import Bundle, Pipeline, Request
 from bitdance_edge.runtime.bundle.pack import pack_bundle
 from bitdance_edge.serve.app import create_app
 from bitdance_edge.serve.catalog import Catalog
+from bitdance_edge.serve.edit_form import EditForm, VariationForm
 from bitdance_edge.serve.errors import ApiError, ServeError
+from bitdance_edge.serve.schema import ImageRequest
 from bitdance_edge.serve.service import Service
 from bitdance_edge.serve.settings import ServeSettings
 
@@ -86,13 +90,14 @@ def test_requests_of_clients_with_a_name_and_a_size_built_in(obliging: Server, a
 @pytest.mark.parametrize(
     "fields",
     [
-        *({"quality": quality} for quality in ("auto", "standard", "hd", "low", "medium", "high")),
+        *({"quality": quality} for quality in ("auto", "standard", "hd", "low", "medium", "high", "xhigh", "max")),
+        {"complexity": "high", "safety_identifier": "someone", "frame_count": None, "svg": None},
         {"style": "natural", "user": "someone", "response_format": "b64_json"},
         {"background": "opaque", "moderation": "low", "output_format": "png", "output_compression": 100},
     ],
 )
 def test_values_that_change_nothing_are_accepted(client: openai.OpenAI, fields: dict[str, Any]) -> None:
-    answer = client.images.generate(prompt="7", extra_body={"seed": 1, "num_inference_steps": 1}, **fields)
+    answer = client.images.generate(prompt="7", extra_body={"seed": 1, "num_inference_steps": 1, **fields})
     plain = client.images.generate(prompt="7", extra_body={"seed": 1, "num_inference_steps": 1})
     assert answer.data == plain.data
 
@@ -103,13 +108,32 @@ def test_values_that_change_nothing_are_accepted(client: openai.OpenAI, fields: 
         ({"response_format": "url"}, "this server keeps no files: use 'b64_json'"),
         ({"background": "transparent"}, "opaque images only"),
         ({"quality": "ultra"}, "quality is 'ultra'; it must be 'auto', 'standard'"),
+        ({"output_format": "gif"}, "output_format is 'gif'; it must be 'png', 'jpeg' or 'webp'"),
+        ({"frame_count": 2}, "frame_count is about GIFs"),
+        ({"frame_duration_ms": 50}, "frame_duration_ms is about GIFs"),
+        ({"svg": {"model": "a"}}, "svg is about images of lines"),
     ],
 )
 def test_what_cannot_be_had_is_refused_with_its_reason(
     client: openai.OpenAI, fields: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=says):
-        client.images.generate(prompt="7", **fields)
+        client.images.generate(prompt="7", extra_body=fields)
+
+
+def test_a_field_of_edits_that_cannot_be_had_is_refused_with_its_reason(server: Server) -> None:
+    picture = encoded(Image.new("RGB", (32, 32)), "PNG")
+    files = {"image": picture, "markup": picture}
+    answer = server.http.post("/v1/images/edits", files=files, data={"prompt": "7"})
+    assert answer.status_code == 400 and "markup is not understood" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"), [("generate", ImageRequest), ("edit", EditForm), ("create_variation", VariationForm)]
+)
+def test_every_field_that_the_client_has_is_known(method: str, fields: type[ImageRequest]) -> None:
+    has = set(inspect.signature(getattr(openai.OpenAI(api_key="none").images, method)).parameters)
+    assert has - {"extra_headers", "extra_query", "extra_body", "timeout"} <= set(fields.model_fields)
 
 
 def test_the_npm_client(obliging: Server, reference: Pipeline) -> None:

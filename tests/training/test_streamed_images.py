@@ -215,16 +215,6 @@ def test_a_truncated_or_damaged_shard_is_one_error(cut: float, tmp_path: Path, s
         open_records(tmp_path / "shard.parquet", captions=False)
 
 
-def test_a_damaged_column_of_classes_is_one_error(tmp_path: Path) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    file = tmp_path / "shard.parquet"
-    pq.write_table(pa.table({"label": [1, 2], "image": [b"a", b"b"]}), file)
-    content = file.read_bytes()
-    file.write_bytes(content[:4] + b"\xff" * 16 + content[20:])  # where the pages of the first column begin
-    with pytest.raises(TrainingError, match=r"shard\.parquet cannot be read"):
-        open_records(file, captions=False)
-
-
 def test_shards_of_some_classes_train_without_images_of_the_others(tmp_path: Path) -> None:
     picture = png(np.zeros((8, 8, 3), np.uint8))
     contents = {}
