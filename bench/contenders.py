@@ -100,13 +100,14 @@ def find_checkpoint(bundle: Bundle, given: str | None) -> Path:
     name, digest = bundle.provenance.get("checkpoint"), bundle.provenance.get("checkpoint_sha256")
     if given is not None:
         path = Path(given)
-        if not path.exists():
+        if not _weights(path).is_file():
             raise BenchError(
                 f"no checkpoint at {path}; --checkpoint names the folder that the bundle was exported from"
             )
         if digest is not None and sha256(_weights(path)) != digest:
             raise BenchError(
-                f"{path} holds other weights than {bundle.folder} was exported from ({name}, SHA-256 {digest[:12]}...)"
+                f"{path} holds other weights than {bundle.folder} was exported from ({name}, SHA-256 "
+                f"{str(digest)[:12]}...)"
                 ": name that checkpoint, or export the bundle again"
             )
         return path
@@ -114,7 +115,7 @@ def find_checkpoint(bundle: Bundle, given: str | None) -> Path:
         folder = bundle.folder.absolute()
         places = [Path("checkpoints"), folder.parent, folder.parent.parent / "checkpoints", folder.parent.parent]
         for path in (place / name for place in places):
-            if path.exists() and (digest is None or sha256(_weights(path)) == digest):
+            if _weights(path).is_file() and (digest is None or sha256(_weights(path)) == digest):
                 return path
     raise BenchError(
         f"the checkpoint that {bundle.folder} was exported from ({name or 'unknown'}) is not found; "

@@ -8,8 +8,9 @@ def main() -> int:
 
     def work() -> int:
         from bitdance_edge.cli import main
-        from bitdance_edge.streams import flushed
+        from bitdance_edge.streams import flushed, open_closed
 
+        open_closed()
         return flushed("bitdance-edge", main())
 
     return run_program("bitdance-edge", work)

@@ -16,7 +16,7 @@ from bitdance_edge.errors import BitDanceError
 from bitdance_edge.imports import failed_import
 from bitdance_edge.installation import as_typed
 from bitdance_edge.interrupts import interruptible
-from bitdance_edge.streams import BROKEN_PIPE, print_any_name, reader_left
+from bitdance_edge.streams import BROKEN_PIPE, one_line, print_any_name, reader_left
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with arguments; those of argparse repeat the whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} ({self.prog} --help says more)\n")
+        self.exit(2, one_line(f"{self.prog}: {message} ({self.prog} --help says more)") + "\n")
 
 
 COMMANDS = {
@@ -76,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         installed = [name for name in COMMANDS if _is_installed(name)]
         print(completion(command_parser(installed), args.print_completion))
     except BitDanceError as error:
-        print(f"bitdance-edge: {error}", file=sys.stderr)
-        return 1
+        return _failed("bitdance-edge", error)
     return 0
 
 
@@ -133,21 +132,23 @@ def _run_command(name: str, prog: str, argv: Sequence[str]) -> int:
     except ImportError as error:
         if (failed := failed_import(error)) is None:
             raise
-        print(f"{prog}: {as_typed(failed.explained(COMMANDS[name].extras))}", file=sys.stderr)
-        return 1
+        return _failed(prog, as_typed(failed.explained(COMMANDS[name].extras)))
     except BrokenPipeError as error:
         if reader_left():  # as of head -1, after which a program ends without a word
             return BROKEN_PIPE
-        return _failed(prog, error)
+        return _failed(prog, _said(error))
     except OSError as error:  # a disk or folder that will not do; the rooms name those that they expect
-        return _failed(prog, error)
+        return _failed(prog, _said(error))
     except BitDanceError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 1
+        return _failed(prog, error)
 
 
-def _failed(prog: str, error: OSError) -> int:
-    print(f"{prog}: {error.filename or 'a file, or the output'}: {error.strerror or error}", file=sys.stderr)
+def _said(error: OSError) -> str:
+    return f"{error.filename or 'a file, or the output'}: {error.strerror or error}"
+
+
+def _failed(prog: str, reason: object) -> int:
+    print(one_line(f"{prog}: {reason}"), file=sys.stderr)
     return 1
 
 

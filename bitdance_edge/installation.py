@@ -48,7 +48,10 @@ def _is_on_path(program: str) -> bool:
 
 def _shown(path: Path) -> str:
     """A path as short as it can be typed from the current folder."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was removed
+        return str(path)
     if path == here:
         return "."
     return os.path.join(".", path.relative_to(here)) if path.is_relative_to(here) else str(path)  # noqa: PTH118

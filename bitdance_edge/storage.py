@@ -1,8 +1,9 @@
 """Temporary names for what is being written, and claims on what will be: both end with their process, however it ends.
 
 A temporary name is ``.writing-`` and 16 hexadecimal digits, in the folder of what it becomes. While its process lives,
-it is locked (flock, which the system releases when the process dies); whoever writes into that folder next removes
-those that are not. A claim is such a lock on the name of an output, so that two processes never write the same one.
+it is locked (flock, which the system releases when the process dies); the next process that writes into that folder
+removes those that are not. A claim is such a lock on the name of an output, so that two processes never write the same
+one.
 """
 
 import ctypes

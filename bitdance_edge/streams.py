@@ -1,4 +1,4 @@
-"""Standard output: names of files, which need not be text nor in the terminal's encoding, and readers that leave."""
+"""Standard streams: names of files, which need not be text nor in the terminal's encoding, and readers that leave."""
 
 import codecs
 import io
@@ -10,6 +10,8 @@ from typing import TextIO
 
 HANDLER = "bitdance-names"  # of characters that an encoding lacks
 BROKEN_PIPE = 141  # exit status where nobody reads the output any more: that of a program that SIGPIPE ends
+MOST_LINE = 2000  # characters of a message; what is longer loses its middle
+STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 BYTES = range(0xDC80, 0xDD00)  # surrogates that Python reads undecodable bytes as (PEP 383)
 
 
@@ -18,6 +20,25 @@ def print_any_name() -> None:
     codecs.register_error(HANDLER, _encoded)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=HANDLER)
+
+
+def one_line(text: str) -> str:
+    """A message as a terminal shows it safely: one line, without control characters of names and files, not endless."""
+    safe = text if text.isprintable() else "".join(map(_shown, text))
+    if len(safe) <= MOST_LINE:
+        return safe
+    half = MOST_LINE // 2
+    return f"{safe[:half]} ... {safe[-half:]}"
+
+
+def open_closed() -> None:
+    """Open the null device for each standard stream that is closed.
+
+    Else a file that is opened later takes its descriptor, and receives what libraries print.
+    """
+    for name, mode in STREAMS.items():  # in the order of their descriptors: the lowest that is free is taken
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  as long as the process
 
 
 def reader_left() -> bool:
@@ -46,6 +67,10 @@ def flushed(prog: str, status: int) -> int:
         _drop(sys.stdout)
         return status or 1
     return status
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 def _is_broken(stream: TextIO | None) -> bool:

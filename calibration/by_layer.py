@@ -28,8 +28,8 @@ from bitdance_edge.calibration.segments import Segment, segments
 from bitdance_edge.calibration.stage_file import Journal, Lost, write_stage_file
 from bitdance_edge.calibration.teacher import TaughtImage, Teacher
 from bitdance_edge.calibration.weights import Encoded
-from bitdance_edge.calibration.weights_only import CheckedFiles, require_free
-from bitdance_edge.calibration.write import FOLDER, finish_bundle, writing, written_stage
+from bitdance_edge.calibration.weights_only import CheckedFiles
+from bitdance_edge.calibration.write import FOLDER, finish_bundle, require_place, writing, written_stage
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, StageName
@@ -80,7 +80,7 @@ def calibrate_by_layer(bundle: Bundle, folder: Path, options: LayerOptions) -> L
         raise CalibrationError(
             f"--held-out is {options.held_out} of {len(options.images)} images; scales need one at least"
         )
-    require_free(folder, options.force)
+    require_place(folder, bundle, force=options.force)
     checked = CheckedFiles(bundle)
     graphs = {stage: StageGraph.at(bundle, stage, checked.graph(stage)) for stage in LOOP_STAGES}
     decided_by = bundle.digest, recipe.to_json(), options.taught_by, f"{options.held_out} held out"

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitdance_edge.calibration.choose import Chosen, choose, require_kept, weighs_head
-from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.findings import Findings
 from bitdance_edge.calibration.graphs import StageGraph
 from bitdance_edge.calibration.judge import Judge, JudgeOptions, judge_both
@@ -16,8 +15,8 @@ from bitdance_edge.calibration.report import write_report
 from bitdance_edge.calibration.search import SearchResult, Sensitivity, reasons, search, sensitivities
 from bitdance_edge.calibration.sessions import BundleSessions
 from bitdance_edge.calibration.trials import Trial, time_effects
-from bitdance_edge.calibration.write import FOLDER, replacing, write_bundle, write_errors
-from bitdance_edge.runtime.bundle.manifest import MANIFEST, RECORDINGS, Bundle
+from bitdance_edge.calibration.write import FOLDER, replacing, require_place, write_bundle, write_errors
+from bitdance_edge.runtime.bundle.manifest import RECORDINGS, Bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +54,7 @@ def calibrate(bundle: Bundle, folder: Path, options: CalibrateOptions) -> Findin
     """
     recipe, draw, threads = options.recipe, options.recipe.draw, options.threads
     recipe.require_stages(bundle)
-    if folder.exists() and not (options.force and (folder / MANIFEST).is_file()):
-        raise CalibrationError(f"{folder} exists; write to another folder, or replace a bundle with --force")
+    require_place(folder, bundle, force=options.force)
     judge = None if options.judge is None else Judge(options.judge, draw.image_size(bundle.model).pixels, threads)
     graphs = {stage: StageGraph.read(bundle, stage) for stage in recipe.precisions}
     require_kept(recipe, graphs)

@@ -14,6 +14,7 @@ from bitdance_edge.calibration.sessions import session_of, with_outputs
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.module_paths import enclosing_modules
 from bitdance_edge.runtime.bundle.stage_names import StageName
+from bitdance_edge.runtime.values import quoted
 
 
 def require_finite(bundle: Bundle, arrays: Mapping[str, np.ndarray], threads: int | None) -> None:
@@ -41,7 +42,7 @@ def require_finite(bundle: Bundle, arrays: Mapping[str, np.ndarray], threads: in
             )
     raise CalibrationError(
         f"{bundle.folder} makes values that are NaN or infinite: no scale fits; find where they begin with: "
-        f"bitdance-edge compare {bundle.folder}"
+        f"bitdance-edge compare {quoted(bundle.folder)}"
     )
 
 

@@ -14,9 +14,11 @@ from onnx.external_data_helper import uses_external_data
 from bitdance_edge.calibration.weights import BLOCK, FOUR_BITS
 from bitdance_edge.runtime.bundle.dtypes import ONNX_NUMBERS, tensor_bytes
 from bitdance_edge.runtime.bundle.external_data import mapped_external, read_external
+from bitdance_edge.runtime.bundle.graph_file import read_graph
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.module_paths import innermost_module
 from bitdance_edge.runtime.bundle.specs import StageSpec
+from bitdance_edge.runtime.errors import BundleError
 
 OPERATORS = ("MatMul", "Gemm", "Conv")
 # Inputs or outputs below which a matrix is narrow: those that read and make the bits of tokens are, 32 wide. They hold
@@ -119,8 +121,12 @@ def layers_by_name(graphs: Mapping[str, StageGraph]) -> dict[str, Layer]:
 
 
 def read_skeleton(path: Path) -> ModelProto:
-    """Read a graph with its weights left in their file."""
-    return onnx.load(path, load_external_data=False)
+    """Read a graph with its weights left in their file; BundleError: it is damaged, or layers share a name."""
+    model = read_graph(path, onnx.load)
+    names = Counter(node.name for node in model.graph.node if node.op_type in OPERATORS)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise BundleError(f"{path} has several nodes of the name {twice[0][:80]!r}; copy or export it again")
+    return model
 
 
 def find_layers(stage: str, graph: GraphProto) -> list[Layer]:

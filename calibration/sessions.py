@@ -25,6 +25,7 @@ from bitdance_edge.runtime.backends.onnxruntime import (
     cpu_options,
     import_onnxruntime,
 )
+from bitdance_edge.runtime.bundle.graph_file import read_graph
 from bitdance_edge.runtime.bundle.linked_files import follow_links, has_links
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
@@ -61,7 +62,7 @@ class BundleSessions:
         if stage not in self._open:
             if self.bundle.stage(stage).precision in EMULATED:
                 path = self.bundle.verified(stage)
-                model = on_this_cpu(onnx.load(path, load_external_data=False), path.parent)
+                model = on_this_cpu(read_graph(path, onnx.load), path.parent)
                 self._open[stage] = session_of(model, path.parent, self.threads)
             else:
                 self._open[stage] = self._backend.load(stage).session

@@ -19,11 +19,11 @@ from bitdance_edge.calibration.measure import StageLoss, stage_loss
 from bitdance_edge.calibration.recipe import CalibrationRecipe
 from bitdance_edge.calibration.record import DataSet, Recorder, image_file
 from bitdance_edge.calibration.sessions import BundleSessions
-from bitdance_edge.calibration.write import FOLDER, replacing, write_bundle, write_errors, writing
+from bitdance_edge.calibration.write import FOLDER, replacing, require_place, write_bundle, write_errors, writing
 from bitdance_edge.evaluation.similarity import mean_ssim
 from bitdance_edge.runtime import load_pixels
 from bitdance_edge.runtime.bundle.files import written_whole
-from bitdance_edge.runtime.bundle.manifest import MANIFEST, RECORDINGS, Bundle
+from bitdance_edge.runtime.bundle.manifest import RECORDINGS, Bundle
 from bitdance_edge.runtime.quality import psnr
 
 STEPS = 1  # a tokenizer has none; samples of its stages belong to no sampling time
@@ -77,8 +77,7 @@ def calibrate_tokenizer(
         StorageError: ``folder`` or the recordings cannot be written.
     """
     recipe.require_stages(bundle)
-    if folder.exists() and not (force and (folder / MANIFEST).is_file()):
-        raise CalibrationError(f"{folder} exists; write to another folder, or replace a bundle with --force")
+    require_place(folder, bundle, force=force)
     count = recipe.draw.images
     if len(files) < count + held_out:
         raise CalibrationError(

@@ -20,8 +20,8 @@ from bitdance_edge.calibration.resumable import resumable
 from bitdance_edge.calibration.stage_file import Journal, Lost, write_stage_file
 from bitdance_edge.calibration.weights import Encoded
 from bitdance_edge.calibration.weights_report import WeightFindings, write_weights_report
-from bitdance_edge.calibration.write import FOLDER, finish_bundle, writing, written_stage
-from bitdance_edge.runtime.bundle.manifest import MANIFEST, Bundle
+from bitdance_edge.calibration.write import FOLDER, finish_bundle, require_place, writing, written_stage
+from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import FileSpec, StageSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 
@@ -49,7 +49,7 @@ def calibrate_weights(bundle: Bundle, folder: Path, options: WeightsOptions) -> 
     """
     recipe = options.recipe
     recipe.require_stages(bundle)
-    require_free(folder, options.force)
+    require_place(folder, bundle, force=options.force)
     checked = CheckedFiles(bundle)
     graphs = {stage: StageGraph.at(bundle, stage, checked.graph(stage)) for stage in recipe.precisions}
     formats = {stage: weight_formats(graph, recipe) for stage, graph in graphs.items()}
@@ -78,12 +78,6 @@ def of_the_loop(recipe: CalibrationRecipe, named: Collection[str]) -> Calibratio
         stage: precision for stage, precision in recipe.precisions.items() if stage in LOOP_STAGES or stage in named
     }
     return replace(recipe, precisions=kept)
-
-
-def require_free(folder: Path, force: bool) -> None:
-    """Raise CalibrationError where a folder is there that is not to be replaced."""
-    if folder.exists() and not (force and (folder / MANIFEST).is_file()):
-        raise CalibrationError(f"{folder} exists; write to another folder, or replace a bundle with --force")
 
 
 def weight_formats(graph: StageGraph, recipe: CalibrationRecipe) -> dict[str, str]:

@@ -4,6 +4,7 @@ What was recorded of the bundle, and what was built of it for devices, is not co
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,13 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bitdance_edge.calibration.choose import Chosen
+from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.graphs import read_skeleton
 from bitdance_edge.calibration.measure import StageLoss
 from bitdance_edge.calibration.quantise import QuantisedGraph
 from bitdance_edge.calibration.recipe import CalibrationRecipe
 from bitdance_edge.calibration.stage_file import Journal, write_stage_file
 from bitdance_edge.runtime.bundle.files import cannot_write, put_in_place, staged_folder
-from bitdance_edge.runtime.bundle.manifest import Bundle, file_spec
+from bitdance_edge.runtime.bundle.manifest import MANIFEST, Bundle, file_spec
 from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.window_measure import with_measured_window
 
@@ -64,6 +66,19 @@ def write_bundle(bundle: Bundle, folder: Path, recipe: CalibrationRecipe, chosen
     stages = {name: _write_stage(bundle, name, folder, recipe, chosen) for name in bundle.stages}
     (folder / JOURNAL).unlink(missing_ok=True)
     return finish_bundle(bundle, folder, recipe, stages, {}, _scales(chosen))
+
+
+def require_place(folder: Path, bundle: Bundle, *, force: bool) -> None:
+    """Check, before any work, that a calibrated bundle may be written to a folder.
+
+    Raises:
+        CalibrationError: it is or is in the bundle that is calibrated, or exists and is no bundle to replace.
+    """
+    source = Path(os.path.realpath(bundle.folder))  # Path.resolve would raise for links in a circle
+    if Path(os.path.realpath(folder)).is_relative_to(source):
+        raise CalibrationError(f"{folder} is in {bundle.folder}, which is calibrated; write to another folder")
+    if os.path.lexists(folder) and not (force and (folder / MANIFEST).is_file()):
+        raise CalibrationError(f"{folder} exists; write to another folder, or replace a bundle with --force")
 
 
 def finish_bundle(

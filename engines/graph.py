@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 from onnx import GraphProto, TensorProto
 
+from bitdance_edge.runtime.bundle import graph_file
 from bitdance_edge.runtime.bundle.module_paths import enclosing_modules
 
 # Element types that ask something of the GPU; float32 only where it is multiplied (see ``_types``).
@@ -41,8 +42,8 @@ class GraphFacts:
 
 
 def read_graph(path: Path) -> GraphFacts:
-    """Read the graph without its weights."""
-    model = onnx.load(path, load_external_data=False)
+    """Read the graph without its weights; raises BundleError where it is damaged."""
+    model = graph_file.read_graph(path, onnx.load)
     return GraphFacts(
         opset=next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx")),
         types=frozenset(_types(model.graph)),

@@ -49,7 +49,7 @@ def first_not_finite(graph: Path, precision: str, inputs: Mapping[str, np.ndarra
 
 
 def is_finite(values: np.ndarray) -> bool:
-    """Return whether values, of any shape and type, are numbers all of them."""
+    """Return whether all values, of any shape and type, are finite."""
     return bool(np.isfinite(values).all()) if np.issubdtype(values.dtype, np.floating) else True
 
 

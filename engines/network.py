@@ -44,7 +44,7 @@ def _let_attention_decompose(trt: ModuleType, network: Any) -> None:
 
 
 def require_cache_in_place(library: Library, network: Any, bundle: Bundle) -> None:
-    """Hold the network to one memory for each cache tensor: an update whose input and output are the network's own.
+    """Require one memory for each cache tensor: an update whose input and output are the network's own.
 
     Raises:
         BuildFailure: an updated cache is a new tensor, which would copy the whole cache at every patch.
@@ -65,7 +65,7 @@ def require_cache_in_place(library: Library, network: Any, bundle: Bundle) -> No
 
 
 def require_aliased_cache(engine: Any, bundle: Bundle) -> None:
-    """The same of a loaded engine, as the library sees it (``ICudaEngine.get_aliased_input_tensor``).
+    """Require the same of a loaded engine, as the library sees it (``ICudaEngine.get_aliased_input_tensor``).
 
     Args:
         engine: as ``deserialize_cuda_engine`` gave it, None where it could not.

@@ -11,6 +11,7 @@ from bitdance_edge.runtime.bundle.record import BuildRecord, record_path, target
 from bitdance_edge.runtime.bundle.stage_names import STAGE_WIDTH
 from bitdance_edge.runtime.errors import BuildError
 from bitdance_edge.runtime.host_memory import available_memory
+from bitdance_edge.runtime.values import quoted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,8 @@ class Plan:
         if needed > free:
             raise BuildError(
                 f"{folder} has {free / 1e6:.0f} MB free and the build takes up to {needed / 1e6:.0f} MB; free some "
-                f"space, or build fewer stages: bitdance-edge build {folder} --target {self.target.name} --stages head"
+                f"space, or build fewer stages: bitdance-edge build {quoted(folder)} --target {self.target.name} "
+                "--stages head"
             )
         largest = max(self.to_build, key=lambda stage: stage.estimate.held_bytes)
         available = available_memory()

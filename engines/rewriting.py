@@ -10,6 +10,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, external_data_helper, helper, numpy_helper
 
 from bitdance_edge.runtime.bundle.external_data import read_external
+from bitdance_edge.runtime.bundle.graph_file import read_graph
 
 INLINE_UP_TO = 1024  # bytes; larger weights are kept beside the graph
 
@@ -42,7 +43,8 @@ class Graph:
 
     @classmethod
     def read(cls, path: Path) -> "Graph":
-        return cls(onnx.load(path, load_external_data=False), path.parent)
+        """Read a graph; raises BundleError where it is damaged."""
+        return cls(read_graph(path, onnx.load), path.parent)
 
     @property
     def outputs(self) -> set[str]:

@@ -5,6 +5,7 @@ from bitdance_edge.engines.graph import GraphFacts
 from bitdance_edge.runtime.backends.tensorrt_library import Library
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.errors import BuildError
+from bitdance_edge.runtime.values import quoted
 
 # Element type -> the first compute capability that has it. fp8 and fp32 as the builder itself says when it refuses
 # ("HW-specific datatypes: fp8_e4m3", "FP32 GEMM is not supported"); bf16 and fp4 as the support matrices have it.
@@ -75,9 +76,9 @@ def _lacking(types: frozenset[str], gpus: tuple[str, ...]) -> dict[str, list[str
 
 def _way(kind: str, others: tuple[str, ...], bundle: Bundle) -> str:
     if others:
-        return f"build for the others: bitdance-edge build {bundle.folder} --target rtx:{','.join(others)}"
+        return f"build for the others: bitdance-edge build {quoted(bundle.folder)} --target rtx:{','.join(others)}"
     if kind in ("fp8", "fp4"):
         first = FIRST_CAPABILITY[kind]
         fits = ",".join(gpu for gpu in DEFAULT_GPUS if tuple(map(int, gpu.split("."))) >= first)
-        return f"build for GPUs that have it: bitdance-edge build {bundle.folder} --target rtx:{fits}"
+        return f"build for GPUs that have it: bitdance-edge build {quoted(bundle.folder)} --target rtx:{fits}"
     return f"export in fp16: bitdance-edge export CHECKPOINT -o {bundle.folder} --dtype fp16 --force"

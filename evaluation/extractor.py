@@ -55,6 +55,8 @@ class Extractor:
             EvaluationError: it cannot be loaded, or its inputs and outputs are others.
         """
         runtime = import_onnxruntime()
+        if not path.is_file():  # ONNX Runtime would wait for a pipe
+            raise EvaluationError(f"--features {path} is no file; give a network as an ONNX file")
         try:
             session = runtime.InferenceSession(str(path), cpu_options(threads or 0), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
@@ -76,13 +78,18 @@ class Extractor:
         """Read images uint8 ``[N, H, W, 3]``.
 
         Raises:
-            EvaluationError: the network does not take images of this size.
+            EvaluationError: the network does not take images of this size, or gives something else than ``Read``.
         """
         together = max(1, min(READ_BATCH, MOST_PIXELS // (pixels.shape[1] * pixels.shape[2])))
         parts = [self._read(pixels[first : first + together]) for first in range(0, len(pixels), together)]
         return Read.joined(parts)
 
     def _read(self, pixels: np.ndarray) -> Read:
+        if self.size not in (None, Size.of(pixels)):
+            raise EvaluationError(
+                f"{self.path} reads images of {self.size} pixels, and cannot read images of {Size.of(pixels)} pixels: "
+                f"give --size {self.size} for a folder of images, or another network"
+            )
         try:
             results: list[Any] = self.session.run(None, {self.input: np.ascontiguousarray(pixels)})
         except Exception as error:  # as above
@@ -91,9 +98,21 @@ class Extractor:
                 f"{str(error).splitlines()[0]}"
             ) from error
         found = dict(zip(self.outputs, results, strict=True))
-        if found["features"].ndim != 2:
-            raise EvaluationError(f"the features of {self.path} are {list(found['features'].shape)}, not [N, F]")
+        self._require_rows("features", found["features"], len(pixels))
+        if "scores" in found:
+            self._require_rows("scores", found["scores"], len(pixels))
         return Read(found["features"], found.get("scores"))
+
+    def _require_rows(self, name: str, values: np.ndarray, images: int) -> None:
+        """Check an output: finite floats, a row an image."""
+        if values.ndim != 2 or len(values) != images or values.dtype.kind != "f":
+            found = f"{values.dtype} {list(values.shape)}"
+            raise EvaluationError(
+                f"the {name} of {self.path} are {found}, not floats [{images}, F] of {images} images; docs/evaluate.md "
+                "says what a network gives"
+            )
+        if not np.isfinite(values).all():
+            raise EvaluationError(f"the {name} of {self.path} are not all finite; check the network")
 
     @property
     def size(self) -> Size | None:

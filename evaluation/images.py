@@ -8,6 +8,7 @@ import numpy as np
 from bitdance_edge.evaluation.errors import EvaluationError
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.picture import load_pixels
+from bitdance_edge.runtime.values import counted
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LEAST = 2  # images that make a distribution
@@ -19,9 +20,9 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         EvaluationError: there are fewer than ``LEAST``.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
     if len(files) < LEAST:
-        raise EvaluationError(f"{folder} holds {len(files)} images; a distribution needs at least {LEAST}")
+        raise EvaluationError(f"{folder} holds {counted(len(files), 'image')}; a distribution needs at least {LEAST}")
     return files
 
 

@@ -138,8 +138,9 @@ class Bundle:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--classes", type=lambda text: [int(part) for part in text.split(",")])
-    parser.add_argument("--prompt", action="append")
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--classes", type=lambda text: [int(part) for part in text.split(",")])
+    subject.add_argument("--prompt", action="append")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     bundle, subjects = Bundle(args.bundle), args.classes or args.prompt

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -193,9 +194,9 @@ def _with_error(stage: StageSpec, error: StageError | None) -> StageSpec:
 
 def _require_replaceable(folder: Path, options: ExportOptions) -> None:
     """Refuse a folder that is there, unless it is a bundle that may be replaced."""
-    if folder.exists() and not options.force:
+    if os.path.lexists(folder) and not options.force:
         raise ExportError(f"{folder} exists; export to another folder, or replace it with --force")
-    if folder.exists() and not (folder / MANIFEST).is_file():
+    if os.path.lexists(folder) and not (folder / MANIFEST).is_file():
         raise ExportError(f"{folder} exists and is not a bundle; --force replaces bundles only")
 
 

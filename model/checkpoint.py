@@ -7,6 +7,7 @@ its base; a tokenizer is a safetensors file with its ``config.json``, or the aut
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def load_generator(path: str | Path, *, variant: str | None = None, tokenizer: s
         ModelError: the checkpoint is missing or unreadable, its keys and shapes do not match the configuration, or a
             weight is not a finite floating-point number.
     """
+    path = _path(path)
     if is_adapter(path):
         return _adapted_generator(Adapter.open(Path(path)), tokenizer)
     weights, config_file = locate(Path(path))
@@ -85,7 +87,7 @@ def load_tokenizer(path: str | Path, *, variant: str | None = None, config: Toke
 
     An autoencoder's ``.pt`` also holds discriminator and loss network; only ``encoder.`` and ``decoder.`` are read.
     """
-    weights, config_file = locate(Path(path))
+    weights, config_file = locate(_path(path))
     state = {
         key.removeprefix("vae."): value
         for key, value in _bare(weights.read(TOKENIZER_ENTRIES)).items()
@@ -181,6 +183,13 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, dtype: torch.dtype 
     _save(tokenizer.state_dict(), tokenizer.config.to_json(), Path(folder), dtype)
 
 
+def _path(path: object) -> Path:
+    if not isinstance(path, str | PathLike) or not isinstance(found := fspath(path), str) or not found:
+        said = "empty" if path == "" else f"no path, but of type {type(path).__name__}"
+        raise ModelError(f"the checkpoint is {said}; give the path of a file or folder")
+    return Path(found)
+
+
 def _bare(weights: Mapping[str, Weight]) -> Mapping[str, Weight]:
     """Take off what stands before every key, such as the name that a training program gave the model."""
     for wrapper in WRAPPERS:
@@ -209,7 +218,7 @@ def _assign(module: torch.nn.Module, state: Mapping[str, Weight], path: Path, pu
         require_matching(module.state_dict(), state, path, published)
     except ModelError as error:
         hint = _likely_variant(state) if isinstance(module, BitDance) else None
-        advice = f"\nKeys and shapes are those of {hint}: try --variant {hint}" if hint else ""
+        advice = f"; keys and shapes are those of {hint}: try --variant {hint}" if hint else ""
         raise ModelError(f"{error}{advice}") from None
     require_weights({published(key): value for key, value in state.items()}, path)
     values = {key: value if isinstance(value, Tensor) else value.read() for key, value in state.items()}

@@ -43,7 +43,7 @@ def require_matching(
         if keys
     ]
     if complaints:
-        raise ModelError(f"{path} does not match its configuration.\n" + "\n".join(complaints))
+        raise ModelError(f"{path} does not match its configuration: {'; '.join(complaints)}")
 
 
 def _shape(tensor: HasShape) -> str:

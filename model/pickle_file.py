@@ -4,10 +4,12 @@ Nothing inside is executed: ``weights_only``, with the few classes that the refe
 weights (imagenet_gen/train_parallel.py: the command line's arguments, an ``argparse.Namespace``).
 """
 
+import io
 import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -19,7 +21,10 @@ from torch import Tensor
 from bitdance_edge.model.errors import ModelError
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how today's files and those of the older kind begin
-LARGEST_INDEX = 64_000_000  # bytes of the pickle that names the tensors
+# Bytes of the pickle that names the tensors, some 200 each. A byte of it may make 70 in memory.
+LARGEST_INDEX = 2_000_000
+SIZED = b"bytearray\n"  # the one allowed class that takes as much memory as a number says
+TENSOR = re.compile(r".*/data/\d+")  # the entries of an archive that may be large
 ALLOWED = (
     Namespace,
     (PurePosixPath, "pathlib.PosixPath"),
@@ -53,8 +58,11 @@ def _load(path: Path) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(ALLOWED)):
             warnings.simplefilter("ignore")
+            if not zipped:
+                with _Pickles(io.FileIO(path)) as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             if path.suffix != ".safetensors":
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             with path.open("rb") as file:  # PyTorch would go by the name
                 return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -73,6 +81,25 @@ def _load(path: Path) -> Any:
         ) from None
 
 
+class _Pickles(io.BufferedReader):
+    """A file of before PyTorch 1.6, of which the pickles are read here, and the tensors by its descriptor."""
+
+    left = LARGEST_INDEX
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        whole = size is None or not 0 <= size <= LARGEST_INDEX
+        return self._counted(super().read(LARGEST_INDEX + 1 if whole else size))
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return self._counted(super().readline(LARGEST_INDEX))
+
+    def _counted(self, content: bytes) -> bytes:
+        self.left -= len(content)
+        if self.left < 0 or content == SIZED:
+            raise ValueError("its list of tensors is too long, or holds something else")
+        return content
+
+
 def zip_complaint(path: Path) -> tuple[str, str] | None:
     """Say why an archive is not one that PyTorch wrote, and what helps; None where it may be.
 
@@ -81,14 +108,23 @@ def zip_complaint(path: Path) -> tuple[str, str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
+            index = [entry for entry in entries if entry.filename.endswith("/data.pkl")][:1]
+            sized = any(SIZED in archive.open(entry).read(LARGEST_INDEX) for entry in index)
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError, EOFError):
         truncated = "it may be truncated: compare its size, copy it again"
         return "cannot be read (its list of entries is missing or damaged)", truncated
+    if len({entry.filename for entry in entries}) < len(entries):
+        return "has two entries of one name", "save its weights alone, as a .safetensors file"
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED:
             return f"is a compressed archive ({entry.filename}), not a file that PyTorch wrote", "unpack it"
-        if entry.filename.endswith(".pkl") and entry.file_size > LARGEST_INDEX:
-            return f"names its tensors in {entry.file_size} bytes", f"at most {LARGEST_INDEX} are read"
+        if not TENSOR.fullmatch(entry.filename) and entry.file_size > LARGEST_INDEX:
+            return (
+                f"holds {entry.filename} of {entry.file_size} bytes",
+                f"beside tensors at most {LARGEST_INDEX} are read",
+            )
+    if sized:
+        return "holds bytes beside tensors and settings", "save its weights alone, as a .safetensors file"
     return None
 
 

@@ -90,7 +90,11 @@ def only_weights(folder: Path) -> WeightFiles:
         if files:
             names = ", ".join(file.name for file in files[-SHOWN:])
             raise ModelError(f"{folder} must hold one file of weights; found {len(files)}: {names}: name one of them")
-    raise ModelError(f"{folder} must hold a file of weights ({', '.join(SUFFIXES)}); found none")
+    exported = (folder / "bundle.json").is_file()
+    instead = (
+        "it is a bundle: give the checkpoint that it was exported from" if exported else "give a checkpoint's folder"
+    )
+    raise ModelError(f"{folder} must hold a file of weights ({', '.join(SUFFIXES)}), and holds none; {instead}")
 
 
 def _is_there(path: Path) -> bool:

@@ -17,7 +17,7 @@ from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.events import Event, ImageDone, PatchDone
 from bitdance_edge.runtime.image import GeneratedImage
 from bitdance_edge.runtime.request import MAX_SEED, Request
-from bitdance_edge.runtime.values import items, shown, whole
+from bitdance_edge.runtime.values import counted, items, shown, whole
 
 # What to draw: a prompt, or a class by id or name; or several.
 Subject = str | int | Sequence[str | int]
@@ -42,7 +42,7 @@ class PipelineOutput:
     generated: list[GeneratedImage]
 
     def __repr__(self) -> str:
-        return f"PipelineOutput({len(self.images)} images)"
+        return f"PipelineOutput({counted(len(self.images), 'image')})"
 
 
 def called_request(
@@ -55,11 +55,16 @@ def called_request(
         others: fields of ``Request`` under their own names.
 
     Raises:
-        RequestError: an argument is unknown, or two say the same thing.
+        RequestError: an argument is unknown or of another type, or two say the same thing.
     """
+    callback = named["callback_on_step_end"]
+    if callback is not None and not callable(callback):
+        raise RequestError(f"callback_on_step_end is {shown(callback)}; give a function")
     known = {field.name for field in fields(Request)} - {"classes", "prompts", "count", "steps", "guidance", "seed"}
     if unknown := others.keys() - known:
-        raise RequestError(f"unknown argument {', '.join(sorted(unknown))}; a request takes {', '.join(sorted(known))}")
+        raise RequestError(
+            f"unknown argument {', '.join(sorted(unknown))}; a call takes {', '.join((*named, *sorted(known)))}"
+        )
     kind = "classes" if pipeline.bundle.model.kind == CLASS_CONDITIONAL else "prompts"
     request: dict[str, Any] = {
         kind: subject,
@@ -103,14 +108,18 @@ def _seed(generator: Any) -> int:
 
 
 def run_call(pipeline: Streaming, request: Request, callback: Callback | None) -> PipelineOutput:
-    """Generate all images of a request; ``callback`` is called after each patch of a batch."""
+    """Generate all images of a request; ``callback`` is called after each patch of a batch.
+
+    Raises:
+        RequestError: as ``Pipeline.stream``.
+    """
     generated: list[GeneratedImage] = []
     for event in pipeline.stream(request):
         _tell(pipeline, event, callback)
         if isinstance(event, ImageDone):
             generated.append(event.image)
-    shown = [image.to_pil() for image in generated if image.pixels is not None]
-    return PipelineOutput(images=shown, generated=generated)
+    images = [image.to_pil() for image in generated if image.pixels is not None]
+    return PipelineOutput(images=images, generated=generated)
 
 
 def _tell(pipeline: Streaming, event: Event, callback: Callback | None) -> None:

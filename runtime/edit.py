@@ -12,7 +12,7 @@ from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.given import GivenTokens
 from bitdance_edge.runtime.preview import sequence_to_grid
 from bitdance_edge.runtime.tokens import checked_tokens
-from bitdance_edge.runtime.values import shown
+from bitdance_edge.runtime.values import as_array, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def resolve_edit(
         RequestError: names the value, what is allowed, and what to do.
     """
     model, patch = bundle.model, (size.patches, bundle.model.tokens_per_step)
-    picture = _array("init", init)
+    picture = as_array("init", init, "as an array; its rows may have different lengths")
     if picture.dtype == np.uint8 and not _is_picture(picture):
         raise RequestError(_expected("init", picture, images, size, model))
     pixels = _pixels(picture, images, size) if _is_picture(picture) else None
@@ -78,7 +78,7 @@ def resolve_edit(
     strengths = _strengths(1.0 if strength is None else strength, size)
     redrawn, white = np.ones(patch, bool), None
     if mask is not None:
-        white = _mask(_array("mask", mask), size, model)
+        white = _mask(as_array("mask", mask, "as an array; its rows may have different lengths"), size, model)
         cells = white.reshape(size.grid_height, model.pixels_per_token, size.grid_width, -1).any(axis=(1, 3))
         redrawn = cells.ravel()[_raster_places(size, model)].reshape(patch)
     strengths = np.where(redrawn.any(axis=1), strengths, 0.0)
@@ -116,13 +116,6 @@ def _expected(name: str, found: np.ndarray, images: int, size: ImageSize, model:
     )
 
 
-def _array(name: str, values: object) -> np.ndarray:
-    try:
-        return np.asarray(values)
-    except (TypeError, ValueError):  # nested lists of different lengths
-        raise RequestError(f"{name} cannot be read as an array: its rows have different lengths") from None
-
-
 def _is_picture(init: np.ndarray) -> bool:
     return init.dtype == np.uint8 and init.ndim in (3, 4) and init.shape[-1] == 3
 
@@ -141,10 +134,7 @@ def _pixels(init: np.ndarray, images: int, size: ImageSize) -> np.ndarray:
 
 def _strengths(strength: object, size: ImageSize) -> np.ndarray:
     """One number for all patches, or one a patch, by rows of patches: float64 ``[S]``."""
-    try:
-        values = np.asarray(strength)
-    except (TypeError, ValueError):  # nested lists of different lengths
-        values = np.array(None)
+    values = as_array("strength", strength, "as numbers from 0 to 1; give one, or one a patch")
     if values.dtype.kind not in "iuf":
         raise RequestError(f"strength is {shown(strength)}; it must be a number from 0 to 1, or one a patch")
     values = values.astype(np.float64)

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from bitdance_edge.runtime.bundle.size import Size
-from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.values import one_of
 
 FITS = ("cover", "contain", "stretch")
 
@@ -35,8 +35,7 @@ def fit_mask(mask: np.ndarray, size: Size, fit: str = "cover") -> np.ndarray:
 
 
 def _fitted(image: Image.Image, size: Size, fit: str, method: Image.Resampling) -> Image.Image:
-    if fit not in FITS:
-        raise RequestError(f"fit is {fit!r}; it must be one of {', '.join(FITS)}")
+    one_of("fit", fit, FITS)
     shape = (size.width, size.height)
     if fit == "stretch":
         return image.resize(shape, method)

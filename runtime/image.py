@@ -17,7 +17,7 @@ from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.picture import MOST_BYTES, open_picture
 from bitdance_edge.runtime.reading import open_regular
 from bitdance_edge.runtime.request import ImageSpec, Request
-from bitdance_edge.runtime.values import shown, whole
+from bitdance_edge.runtime.values import file_path, shown, whole
 
 PNG_KEY = "bitdance"
 MOST_SETTINGS = 2**20  # characters
@@ -90,10 +90,10 @@ def save_png(image: Image.Image, path: str | Path, info: PngImagePlugin.PngInfo 
     """Write a PNG, whole or not at all.
 
     Raises:
-        RequestError: not a ``.png`` name.
+        RequestError: not a path, or not a ``.png`` name.
         StorageError: the file cannot be written.
     """
-    path = Path(path)
+    path = file_path("path", path)
     if path.suffix.lower() != ".png":
         raise RequestError(
             f"{path} does not end in .png, the format that carries the settings; use to_pil() for others"

@@ -10,7 +10,7 @@ from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.image_stage import IMAGE_STAGES
 from bitdance_edge.runtime.memory_plan import ALLOWANCE, Execution, MemoryPlan, StageNeed, plan_memory
-from bitdance_edge.runtime.values import shown
+from bitdance_edge.runtime.values import quoted, shown
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 # Bytes of one weight, by the narrowest element type of a stage; 4 bits with their share of a scale.
@@ -105,7 +105,7 @@ def _decoding(plan: MemoryPlan, at_once: int, overlapped: bool) -> MemoryPlan:
 def _alternatives(bundle: Bundle, images: int, free: int, how: Execution) -> Iterator[str]:
     if fewer := most_images(bundle, images - 1, free, how):
         yield f"{fewer} at once (max_batch {fewer})"
-    command = f"bitdance-edge calibrate {bundle.folder} --weights-only --precision"
+    command = f"bitdance-edge calibrate {quoted(bundle.folder)} --weights-only --precision"
     for title, kind in (("FP8", "fp8"), ("4-bit", "int4")):
         smaller = {name: _requantised(bundle.stages[name], kind) for name in QUANTISED if name in bundle.stages}
         if any(size < bundle.stage(name).bytes for name, size in smaller.items()):

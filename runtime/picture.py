@@ -23,13 +23,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from bitdance_edge.runtime.bundle.size import Size
+from bitdance_edge.runtime.bundle.size import MOST, Size
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.fit import fit_pixels
 from bitdance_edge.runtime.reading import open_regular
+from bitdance_edge.runtime.values import whole
 
 FORMATS = ("PNG", "JPEG", "WebP", "TIFF", "BMP", "GIF", "PPM", "AVIF")  # none that runs another program
 MOST_PIXELS = 2**24  # 4096x4096: 64 MiB where they are decoded, and once more while they are made opaque
+MOST_PLAIN = 2**19  # pixels of a PPM file that are written as text: Pillow reads some 500,000 numbers a second
 MOST_BYTES = 200_000_000
 BACKGROUND = (255, 255, 255)
 STRIP = 2**20  # pixels that are converted at once
@@ -46,10 +48,11 @@ def load_pixels(path: str | Path, height: int, width: int, fit: str = "cover") -
     """Read an image file as uint8 ``[height, width, 3]``, brought to that size as ``fit_pixels`` does.
 
     Raises:
-        RequestError: it cannot be read; says why and what is allowed.
+        RequestError: it cannot be read, or a value is not allowed; says why and what is.
     """
+    size = Size(width=whole("width", width, 1, MOST), height=whole("height", height, 1, MOST))
     with open_regular(path, "image", MOST_BYTES) as file:
-        return fit_pixels(read_picture(file, str(path)), Size(width=width, height=height), fit)
+        return fit_pixels(read_picture(file, str(path)), size, fit)
 
 
 def read_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) -> Image.Image:
@@ -107,6 +110,9 @@ def open_picture(file: BinaryIO, name: str, formats: Sequence[str] = FORMATS) ->
         raise RequestError(
             f"{name} has {image.width}x{image.height} pixels; the limit is {MOST_PIXELS:,} in total: make it smaller"
         )
+    if image.width * image.height > MOST_PLAIN and any(tile[0] == "ppm_plain" for tile in getattr(image, "tile", ())):
+        image.close()
+        raise RequestError(f"{name} has its pixels as text, which takes long to read; convert it to PNG")
     return image
 
 
@@ -197,7 +203,7 @@ def _opaque(image: Image.Image, name: str) -> Image.Image:
 
 
 def _either(formats: Sequence[str]) -> str:
-    return f"{', '.join(formats[:-1])} or {formats[-1]}"
+    return " or ".join(filter(None, (", ".join(formats[:-1]), formats[-1])))
 
 
 def _said(error: Exception) -> str:

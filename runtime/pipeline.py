@@ -113,7 +113,8 @@ class Pipeline:
         Raises:
             HubError: the bundle cannot be downloaded; the message has the command that can.
         """
-        return cls.open(bundle_folder(name, revision), **how)
+        revision = None if revision is None else text("revision", revision)
+        return cls.open(bundle_folder(file_path("name", name), revision), **how)
 
     def __call__(
         self,
@@ -150,6 +151,7 @@ class Pipeline:
             "height": height,
             "seed": seed,
             "generator": generator,
+            "callback_on_step_end": callback_on_step_end,
         }
         return run_call(self, called_request(self, prompt, named, others), callback_on_step_end)
 
@@ -194,12 +196,15 @@ class Pipeline:
         some patches later.
 
         Raises:
-            RequestError: the request asks for what this bundle, or the memory there is, cannot give.
+            RequestError: the request asks for what this bundle, or the memory there is, cannot give, or a value is not
+                allowed.
             Cancelled: ``cancel`` was set.
             BackendError: the pipeline was closed.
         """
         if not isinstance(request, Request):
             raise RequestError(f"the request is {shown(request)}; give a Request, such as Request(classes=[3])")
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise RequestError(f"cancel is {shown(cancel)}; give a threading.Event")
         settings = request.resolve(self.bundle, self._encoder)
         return self._taking_turns(self._stream(settings, cancel or threading.Event()))
 
@@ -215,7 +220,7 @@ class Pipeline:
 
         Args:
             pixels: uint8 ``[B, H, W, 3]`` of one of the bundle's sizes, or of one image ``[H, W, 3]``; Pillow's RGB
-                images too. ``load_pixels`` reads a file so.
+                images too. ``load_pixels`` reads a file in this form.
 
         Raises:
             RequestError: they are of another type, shape or size.
@@ -263,8 +268,9 @@ class Pipeline:
         """Make a canvas for fast previews of ``images`` of one size, to be drawn patch by patch.
 
         Raises:
-            RequestError: the bundle has no map for them.
+            RequestError: the bundle has no map for them, or a value is not allowed.
         """
+        images = whole("images", images, 1, MAX_COUNT)
         return self.loaded.preview_canvas(images, self.bundle.model.size(size))
 
     def reconstruct(self, pixels: Any) -> np.ndarray:

@@ -9,6 +9,7 @@ from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.memory_fit import most_images, require_memory
 from bitdance_edge.runtime.memory_plan import Execution, MemoryPlan
 from bitdance_edge.runtime.request import Settings
+from bitdance_edge.runtime.values import quoted
 
 DEFAULT_BATCH = 16  # images that run together where nobody says otherwise
 
@@ -27,7 +28,7 @@ def images_together(bundle: Bundle, backend: Backend, choice: Choice, max_batch:
     if choice.max_images is not None and max_batch > choice.max_images:
         raise RequestError(
             f"max_batch is {max_batch}, and the engines of {choice.target} take at most {choice.max_images} images at "
-            f"once; build for more with: bitdance-edge build {bundle.folder} --target {choice.target} "
+            f"once; build for more with: bitdance-edge build {quoted(bundle.folder)} --target {choice.target} "
             f"--max-images {max_batch}"
         )
     return max_batch

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.values import shown
 
 MOST_TEXT = 16 * 2**20  # bytes of a text file
 NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # the first for pipes, the second on Windows
@@ -21,23 +22,38 @@ def open_regular(path: str | Path, what: str, most: int) -> BinaryIO:
         RequestError: the path is none, or leads to no such file, or the file cannot be opened or is too large.
     """
     try:
-        file = os.fdopen(os.open(os.fspath(path), os.O_RDONLY | NO_WAITING), "rb")
+        file = opened_regular(path)
+    except NotRegularError:
+        raise RequestError(f"{path} is a pipe, device or socket; give a regular file") from None
     except FileNotFoundError:
         raise RequestError(f"no {what} at {path}") from None
     except IsADirectoryError:
         raise RequestError(f"{path} is a folder; give a file") from None
     except (OSError, TypeError, ValueError) as error:  # the latter two: not a path, or one with a null character
         reason = error.strerror if isinstance(error, OSError) else error
-        raise RequestError(f"{path!r} cannot be opened: {reason}; give the path of a file") from None
-    try:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise RequestError(f"{path} is a pipe, device or socket; give a regular file")
-        if found.st_size > most:
-            raise RequestError(f"{path} has {found.st_size:,} bytes; the limit is {most:,}")
-    except BaseException:
+        raise RequestError(f"{shown(path)} cannot be opened: {reason}; give the path of a file") from None
+    if (size := os.fstat(file.fileno()).st_size) > most:
         file.close()
-        raise
+        raise RequestError(f"{path} has {size:,} bytes; the limit is {most:,}")
+    return file
+
+
+class NotRegularError(ValueError):
+    """What a path leads to is no regular file."""
+
+
+def opened_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading; pipes and devices are refused without waiting.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder.
+        NotRegularError: it is a pipe, device or socket.
+        TypeError, ValueError: it is no path.
+    """
+    file = os.fdopen(os.open(os.fspath(path), os.O_RDONLY | NO_WAITING), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise NotRegularError("it is a pipe, device or socket")
     return file
 
 

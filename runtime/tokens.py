@@ -10,7 +10,7 @@ import numpy as np
 
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.reading import open_regular
-from bitdance_edge.runtime.values import shown
+from bitdance_edge.runtime.values import as_array, shown
 
 MAGIC, ARCHIVE = b"\x93NUMPY", b"PK"  # first bytes of .npy and .npz files
 MOST_BYTES = 200_000_000  # of a file
@@ -29,10 +29,7 @@ def checked_tokens(name: str, values: object, *, undrawn: bool = False) -> np.nd
     Raises:
         RequestError: they have another type, number of dimensions, or values.
     """
-    try:
-        tokens = np.asarray(values)
-    except (TypeError, ValueError):  # nested lists of different lengths
-        raise RequestError(f"{name} cannot be read as an array; give tokens [K, C] or [B, K, C]") from None
+    tokens = as_array(name, values, "as an array; give tokens [K, C] or [B, K, C]")
     if tokens.dtype.kind not in REAL_KINDS or tokens.ndim not in (2, 3):
         raise RequestError(
             f"{name} is an array {tokens.dtype} {list(tokens.shape)}; it must be numbers [K, C] or [B, K, C]"

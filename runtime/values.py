@@ -3,6 +3,7 @@
 import math
 import numbers
 import operator
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import islice
 from os import PathLike, fspath
@@ -30,6 +31,16 @@ def whole(name: str, value: object, least: int, most: int) -> int:
     if found is None or not least <= found <= most:
         raise RequestError(f"{name} is {shown(value)}; it must be a whole number from {least} to {most}")
     return found
+
+
+def quoted(path: Path) -> str:
+    """Write a path as a shell takes it, for the commands in messages."""
+    return shlex.quote(str(path))
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things: ``1 image``, ``2,000 images``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def real(value: object) -> float:
@@ -125,14 +136,25 @@ def checked_pixels(values: Any) -> np.ndarray:
     Raises:
         RequestError: they are of another type or shape.
     """
-    try:
-        pixels = np.asarray(values)
-    except (TypeError, ValueError):  # images of different sizes
-        raise RequestError("pixels cannot be read as one array; give images of one size") from None
+    pixels = as_array("pixels", values, "as one array; give images of one size")
     pixels = pixels[None] if pixels.ndim == 3 else pixels
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
         raise RequestError(f"pixels are {pixels.dtype} {list(pixels.shape)}; they must be uint8 [B, H, W, 3]")
     return pixels
+
+
+def as_array(name: str, values: Any, remedy: str) -> np.ndarray:
+    """Convert to an array.
+
+    Raises:
+        RequestError: numpy cannot: lists of different lengths, a range (which may be endless), a class of the caller.
+    """
+    try:
+        if isinstance(values, range):
+            raise TypeError
+        return np.asarray(values)
+    except Exception:
+        raise RequestError(f"{name} cannot be read {remedy}") from None
 
 
 def shown(value: object, write: Callable[[Any], str] = repr) -> str:
@@ -141,6 +163,6 @@ def shown(value: object, write: Callable[[Any], str] = repr) -> str:
         return f"an array {value.dtype} {list(value.shape)}"
     try:
         written = write(value)
-    except ValueError:  # of an integer with more digits than Python converts
-        written = f"a {type(value).__name__} with thousands of digits"
+    except Exception:  # of an integer with more digits than Python converts, of a class of the caller any
+        written = f"a {type(value).__name__} that cannot be shown"
     return written if len(written) <= SHOWN else f"{written[:SHOWN]}..."

@@ -9,6 +9,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bitdance_edge.runtime.bundle.files import cannot_write, claimed_output
+from bitdance_edge.runtime.errors import StorageError
+from bitdance_edge.runtime.values import counted, quoted
 from bitdance_edge.scale.errors import ScaleError
 from bitdance_edge.scale.events import Added, Engine, Said
 from bitdance_edge.scale.plan import Plan
@@ -57,7 +59,8 @@ def run_job(plan: Plan, folder: Path, shards: range, engine: Engine, say: Say = 
         left = [state for state in states if isinstance(state, Problem)]
         kept = [state for state in states if isinstance(state, Record)]
         _say_again([problem for problem in left if problem.reason], say)
-        say(f"{plan.shards} shards of {plan.images:,} images; {len(kept)} of these {len(shards)} are made")
+        job = f"{counted(plan.shards, 'shard')} of {counted(plan.images, 'image')}"
+        say(f"{job}; {len(kept)} of {len(shards)} are made already")
         made = _made(plan, folder, left, kept, engine, say) if left else []
         return Outcome(
             made=len(made),
@@ -71,7 +74,7 @@ def prepare(plan: Plan, folder: Path) -> None:
     """Make the folder of a job and write its plan, or find that it is there already.
 
     Raises:
-        ScaleError: the folder is another job's, or holds shards of nobody knows which.
+        ScaleError: the folder is another job's, or holds shards and no plan.
         StorageError: it cannot be written.
     """
     try:
@@ -85,11 +88,16 @@ def prepare(plan: Plan, folder: Path) -> None:
                 f"{folder} holds {names[0]} and no {NAME}, so it may be another job's; choose another --out, or put "
                 f"that job's {NAME} back"
             )
-        write_plan(plan, folder)
-    elif found.job != plan.job:
+        try:
+            write_plan(plan, folder)
+        except StorageError:  # another command, begun at the same moment, may have written its own
+            found = job_plan(folder)
+            if found is None:
+                raise
+    if found is not None and found.job != plan.job:
         raise ScaleError(
             f"{folder} is another job's, with {'; '.join(plan.differences(found))}. Choose another --out, or go on "
-            f"with that job: bitdance-edge bulk {folder / NAME} --out {folder}"
+            f"with that job: bitdance-edge bulk {quoted(folder / NAME)} --out {quoted(folder)}"
         )
 
 

@@ -33,7 +33,7 @@ def connect(ray: Any, address: str, **settings: Any) -> None:
             ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **settings)
     except (OSError, ValueError, RuntimeError) as error:  # ConnectionError, which is Ray's, is an OSError
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        # Ray sends its token to a cluster that it finds itself, but to an address only where it is told to.
+        # Ray sends its token to a cluster that it finds itself, but to a given address only with this variable.
         told = address == "local" or "RAY_AUTH_MODE" in os.environ
         hint = "" if told else ". If it is there, it may ask for a token: set RAY_AUTH_MODE=token"
         raise ScaleError(
@@ -53,7 +53,7 @@ def _require_listening(address: str) -> None:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep this program's handler of SIGTERM, which ``ray.init`` replaces by one that leaves nothing said or tidied."""
+    """Keep this program's handler of SIGTERM; that of ``ray.init`` ends the process without a message or a clean-up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

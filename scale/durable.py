@@ -11,13 +11,13 @@ from bitdance_edge.runtime import written_whole
 
 
 @contextmanager
-def write_durably(path: Path) -> Iterator[IO[bytes]]:
+def write_durably(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
     """Open a file under a temporary name; when it is complete, force it to the disk and rename it to ``path``.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: it cannot be written, or without ``replace`` there is such a file.
     """
-    with written_whole(path) as file:
+    with written_whole(path, replace=replace) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())

@@ -8,7 +8,10 @@ import numpy as np
 from tqdm import tqdm
 
 from bitdance_edge.evaluation.extractor import Extractor, Read
+from bitdance_edge.evaluation.images import LEAST
 from bitdance_edge.runtime import written_whole
+from bitdance_edge.runtime.values import counted
+from bitdance_edge.scale.errors import ScaleError
 from bitdance_edge.scale.sources import Source
 
 NAME = 16  # hexadecimal digits of a digest that names a file
@@ -31,9 +34,12 @@ def read_features(source: Source, extractor: Extractor, kept: Path) -> SourceFea
 
     Raises:
         EvaluationError: the network cannot read them.
+        ScaleError: there are fewer than ``LEAST``.
         ScaleError, RequestError: an image cannot be read.
         StorageError: the features cannot be written.
     """
+    if source.images < LEAST:
+        raise ScaleError(f"{source.name} has {counted(source.images, 'image')}; a distribution needs at least {LEAST}")
     parts, wanted = [], []
     with tqdm(total=source.images, desc=f"reading {source.name}", unit="image", leave=False, disable=None) as progress:
         for batch in source.batches():

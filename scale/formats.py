@@ -20,7 +20,7 @@ from bitdance_edge.imports import failed_import
 from bitdance_edge.runtime import GeneratedImage
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.scale.errors import ScaleError
-from bitdance_edge.scale.npz import NpzReader, NpzWriter
+from bitdance_edge.scale.npz import CLASSES, NpzReader, NpzWriter
 
 KEY_DIGITS = 9  # of an image's index in the job, the name of its files in a tar
 READ_TOGETHER = 64  # images
@@ -69,7 +69,10 @@ def read_rows(path: Path, images: range) -> Iterator[Row]:
             count += 1
             yield row
     except (OSError, LookupError, ValueError, tarfile.TarError) as error:
-        raise ScaleError(f"{path} cannot be read ({error}); check the folder with: bitdance-edge bulk verify") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ScaleError(
+            f"{path} cannot be read ({reason}); check the folder with: bitdance-edge bulk verify"
+        ) from None
     if count != len(images):
         raise ScaleError(f"{path} holds {count} images, not {len(images)}; check with: bitdance-edge bulk verify")
 
@@ -144,7 +147,7 @@ def _npz_writer(file: IO[bytes], images: range, size: Size) -> Iterator[Add]:
         def add(_: int, image: GeneratedImage) -> None:
             assert image.pixels is not None  # a launch asks for images
             arrays.add(image.pixels)
-            subject = {"arr_1": image.class_id} if image.prompt is None else {"prompts": image.prompt}
+            subject = {CLASSES: image.class_id} if image.prompt is None else {"prompts": image.prompt}
             for name, value in {**subject, "seeds": image.seed, "bits": np.packbits(image.tokens > 0)}.items():
                 about.setdefault(name, []).append(value)
 
@@ -158,7 +161,7 @@ def _npz_rows(path: Path, images: range) -> Iterator[Row]:
         pixels = (picture for batch in npz.batches(READ_TOGETHER) for picture in batch)
         for i, (index, picture) in enumerate(zip(images, pixels, strict=True)):
             prompt = str(about["prompts"][i]) if "prompts" in about else None
-            class_id = int(about["arr_1"][i]) if "arr_1" in about else None
+            class_id = int(about[CLASSES][i]) if CLASSES in about else None
             yield Row(index, picture, class_id, prompt, int(about["seeds"][i]), about["bits"][i])
 
 

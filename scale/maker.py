@@ -43,7 +43,10 @@ class ShardMaker:
         )
         if self.pipeline.bundle.digest != plan.bundle_sha256:
             self.pipeline.close()
-            raise ScaleError(f"{self.pipeline.bundle.folder} is not the bundle that {folder / NAME} was planned with")
+            raise ScaleError(
+                f"{self.pipeline.bundle.folder} is not the bundle that {folder / NAME} was planned with; give that one "
+                "with --bundle FOLDER"
+            )
 
     def make(
         self, shard: int, progress: Callable[[int], object] = lambda images: None, cancel: threading.Event | None = None

@@ -12,7 +12,10 @@ from typing import IO
 
 import numpy as np
 
-IMAGES = "arr_0"
+IMAGES, CLASSES = "arr_0", "arr_1"
+# What zipfile raises for damaged, encrypted (RuntimeError) and foreign (its NotImplementedError) archives.
+MOST_BYTES = 100_000_000  # of each array but the images
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError)
 
 
 class NpzWriter:
@@ -63,7 +66,7 @@ class NpzReader:
             version = np.lib.format.read_magic(self._file)
             header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             self.shape, fortran, dtype = header(self._file)
-        except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        except DAMAGED as error:
             raise ValueError(str(error)) from None
         if dtype != np.uint8 or len(self.shape) != 4 or self.shape[3] != 3 or fortran:
             raise ValueError(f"its {IMAGES} is {dtype} {list(self.shape)}; images are uint8 [N, H, W, 3]")
@@ -75,20 +78,25 @@ class NpzReader:
             count = min(images, self.shape[0] - first)
             try:
                 content = self._file.read(count * each)
-            except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+            except DAMAGED as error:
                 raise ValueError(str(error)) from None
             if len(content) != count * each:
                 raise ValueError(f"it ends after {first + len(content) // each} of {self.shape[0]} images")
             yield np.frombuffer(content, np.uint8).reshape(count, *self.shape[1:])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The other arrays by name."""
+        """The other arrays by name; raises ValueError where the file is damaged."""
         names = [name for name in self._archive.namelist() if name != f"{IMAGES}.npy"]
         return {name.removesuffix(".npy"): self._array(name) for name in names}
 
     def _array(self, name: str) -> np.ndarray:
-        with self._archive.open(name) as member:
-            return np.lib.format.read_array(member, allow_pickle=False)
+        if (size := self._archive.getinfo(name).file_size) > MOST_BYTES:
+            raise ValueError(f"its {name} has {size:,} bytes; the limit is {MOST_BYTES:,}")
+        try:
+            with self._archive.open(name) as member:
+                return np.lib.format.read_array(member, allow_pickle=False)
+        except (*DAMAGED, MemoryError) as error:  # of a header that says another size
+            raise ValueError(str(error)) from None
 
     def __enter__(self) -> "NpzReader":
         return self

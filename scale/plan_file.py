@@ -10,6 +10,7 @@ from typing import Any
 from bitdance_edge.runtime import RequestError
 from bitdance_edge.runtime.bundle import schema
 from bitdance_edge.runtime.bundle.json_file import read_json
+from bitdance_edge.runtime.errors import BundleError
 from bitdance_edge.runtime.values import shown
 from bitdance_edge.scale.durable import write_durably
 from bitdance_edge.scale.errors import ScaleError
@@ -30,8 +31,7 @@ def read_plan(path: Path, bundle: str | None = None) -> Plan:
         bundle: folder of the bundle, in place of the one that the plan names.
 
     Raises:
-        ScaleError: it cannot be read, is no plan, or is of another bundle.
-        RequestError, BundleError: as ``make_plan``.
+        ScaleError: it cannot be read, is no plan, has a value that is not allowed, or its bundle is missing or another.
     """
     data = _read(path)
     folder = data.get("bundle") if bundle is None else bundle
@@ -42,12 +42,15 @@ def read_plan(path: Path, bundle: str | None = None) -> Plan:
         raise ScaleError(f"{path}: settings are {shown(settings)}; they may have {', '.join(allowed)}")
     given = {name: data[name] for name in OPTIONAL if name in data}
     for name in ("classes", "prompts"):
-        if not isinstance(given.get(name, []), list) and given.get(name) != "all":
+        if not isinstance(given.get(name, []), list) and (name, given.get(name)) != ("classes", "all"):
             raise ScaleError(f"{path}: {name} is {shown(given[name])}; give a list")
     try:
         plan = make_plan(folder, **given)
     except RequestError as error:
         raise ScaleError(f"{path}: {error}") from None
+    except BundleError as error:
+        elsewhere = "" if bundle else ", or give its folder with --bundle FOLDER"
+        raise ScaleError(f"{path}: {error}{elsewhere}") from None
     if data.get("bundle_sha256", plan.bundle_sha256) != plan.bundle_sha256:
         raise ScaleError(
             f"{path} is of a bundle with SHA-256 {shown(data['bundle_sha256'])}, and {folder} has "
@@ -74,15 +77,15 @@ def job_plan(folder: Path) -> Plan | None:
             raise ValueError
     except (LookupError, TypeError, ValueError):
         raise ScaleError(
-            f"{path} is not as it was written, so that nobody can say what the shards beside it are; restore it, or "
-            "choose another --out"
+            f"{path} is not as it was written, so the shards beside it cannot be identified; restore it, or choose "
+            "another --out"
         ) from None
     return plan
 
 
 def write_plan(plan: Plan, folder: Path) -> None:
-    """Write ``plan.json`` of a job's folder. Raises: StorageError: it cannot be written."""
-    with write_durably(folder / NAME) as file:
+    """Write ``plan.json`` of a job's folder. Raises: StorageError: it cannot be written, or is there already."""
+    with write_durably(folder / NAME, replace=False) as file:
         file.write(f"{plan.to_json()}\n".encode())
 
 

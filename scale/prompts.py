@@ -52,7 +52,7 @@ def _texts(folder: Path) -> list[Path]:
 
 
 def _lines(path: Path) -> Iterator[Prompt]:
-    for number, line in enumerate(read_text(path, "file of prompts").split("\n"), 1):  # as JSON has others in texts
+    for number, line in enumerate(read_text(path, "file of prompts").split("\n"), 1):  # JSON may hold others
         if not line.strip():
             continue
         try:

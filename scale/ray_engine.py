@@ -92,7 +92,7 @@ class RayEngine:
             if each * self.workers > has.get(name, 0):
                 raise ScaleError(
                     f"{self.workers} workers need {each * self.workers} {name}, and the cluster has "
-                    f"{has.get(name, 0):g}; give fewer --workers, or add nodes with: ray start --address"
+                    f"{has.get(name, 0):g}; give fewer --workers, or add nodes with: ray start --address HOST:6379"
                 )
         return needed
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from bitdance_edge.scale.npz import IMAGES
 from bitdance_edge.scale.sources import open_source
 
 MEAN, COVARIANCE = "mu", "sigma"  # their names in files of statistics, as pytorch-fid and ADM's suite have them
+ENTRIES = tuple(f"{name}.npy" for name in (MEAN, COVARIANCE, "extractor"))
+MOST_BYTES = 150_000_000  # of statistics: of 4096 features
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ def open_reference(path: Path, extractor: Extractor, size: Size, kept: Path) -> 
     """Open a folder or a job (as ``open_source``), an ``.npz`` of images, of statistics, or of both as ADM's are.
 
     Raises:
-        ScaleError: it is none of these, or of another network.
-        EvaluationError: its images cannot be read, or are too few.
+        ScaleError: it is none of these, or of another network, or holds too few images.
+        EvaluationError: its images cannot be read.
     """
     names = _names(path) if path.suffix == ".npz" and path.is_file() else [IMAGES]
     features = read_features(open_source(path, size), extractor, kept).read.features if IMAGES in names else None
@@ -67,6 +70,9 @@ def _names(path: Path) -> list[str]:
 
 def _statistics(path: Path, extractor: Extractor) -> Gaussian:
     try:
+        with ZipFile(path) as archive:
+            if (size := sum(entry.file_size for entry in archive.infolist() if entry.filename in ENTRIES)) > MOST_BYTES:
+                raise ValueError(f"its statistics have {size:,} bytes; the limit is {MOST_BYTES:,}")
         with np.load(path, allow_pickle=False) as found:
             of = str(found["extractor"]) if "extractor" in found.files else extractor.digest
             mean, covariance = (np.asarray(found[name], np.float64) for name in (MEAN, COVARIANCE))
@@ -74,8 +80,11 @@ def _statistics(path: Path, extractor: Extractor) -> Gaussian:
         raise ScaleError(f"{path} cannot be read: {error}") from None
     if of != extractor.digest:
         raise ScaleError(f"{path} has statistics of another network's features; save them again with this one")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ScaleError(f"{path} has statistics that are not finite; save them again with --save-statistics")
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ScaleError(
-            f"{path} has {MEAN} {list(mean.shape)} and {COVARIANCE} {list(covariance.shape)}, not [F] and [F, F]"
+            f"{path} has {MEAN} {list(mean.shape)} and {COVARIANCE} {list(covariance.shape)}, not [F] and [F, F]; "
+            "give another file, or images"
         )
     return Gaussian(mean, covariance)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bitdance_edge.evaluation.extractor import Extractor
+from bitdance_edge.runtime.values import counted
 from bitdance_edge.scale.scores import Figure, Figures
 
 TITLES = {
@@ -55,7 +56,7 @@ class Report:
             [TITLES[score], *(_shown(score, column.get(score)) for column in columns)]
             for score in next(iter(self.sets.values()))
         ]
-        yield from _aligned([[f"{self.images:,} images", *names], *rows])
+        yield from _aligned([[counted(self.images, "image"), *names], *rows])
         if self.pairs:
             yield ""
             yield from _aligned([[TITLES[name], _shown(name, figure)] for name, figure in self.pairs.items()])

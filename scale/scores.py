@@ -8,7 +8,6 @@ import numpy as np
 from bitdance_edge.evaluation.bootstrap import standard_errors
 from bitdance_edge.evaluation.distances import NEIGHBOURS, inception_score, precision_recall
 from bitdance_edge.evaluation.extractor import Extractor
-from bitdance_edge.evaluation.images import LEAST
 from bitdance_edge.runtime.quality import Gaussian
 from bitdance_edge.scale.errors import ScaleError
 from bitdance_edge.scale.features import SourceFeatures
@@ -36,11 +35,8 @@ def scores(found: SourceFeatures, reference: Reference | None, extractor: Extrac
     recall it is that of a share of so many points.
 
     Raises:
-        ScaleError: there are too few images, or the reference is of other features.
+        ScaleError: the reference is of other features.
     """
-    images = len(found.read)
-    if images < LEAST:
-        raise ScaleError(f"{found.name} has {images} images; a distribution needs at least {LEAST}")
     if reference is not None and len(reference.gaussian.mean) != found.read.features.shape[1]:
         raise ScaleError(
             f"{reference.name} has statistics of {len(reference.gaussian.mean)} features, and the network gives "
@@ -50,7 +46,7 @@ def scores(found: SourceFeatures, reference: Reference | None, extractor: Extrac
     def measured(rows: np.ndarray | slice) -> dict[str, float]:
         return dict(_measured(found, reference, extractor, rows))
 
-    errors = standard_errors(measured, images, times)
+    errors = standard_errors(measured, len(found.read), times)
     figures = {name: Figure(value, errors.get(name)) for name, value in measured(slice(None)).items()}
     if reference is not None and reference.features is not None:
         figures |= _manifolds(found.read.features, reference.features)

@@ -11,9 +11,10 @@ from bitdance_edge.evaluation.images import image_files, read_images
 from bitdance_edge.runtime import Size
 from bitdance_edge.runtime.picture import MOST_BYTES, read_picture
 from bitdance_edge.runtime.reading import open_regular
+from bitdance_edge.runtime.values import quoted
 from bitdance_edge.scale.errors import ScaleError
 from bitdance_edge.scale.formats import Row, read_rows
-from bitdance_edge.scale.npz import NpzReader
+from bitdance_edge.scale.npz import CLASSES, NpzReader
 from bitdance_edge.scale.plan import Plan
 from bitdance_edge.scale.plan_file import NAME, job_plan
 from bitdance_edge.scale.records import Problem, check
@@ -61,7 +62,7 @@ class Job:
         if missing := [state for state in states if isinstance(state, Problem)]:
             raise ScaleError(
                 f"{len(missing)} of {plan.shards} shards in {folder} are not made; make them with: bitdance-edge bulk "
-                f"{folder / NAME} --out {folder}"
+                f"{quoted(folder / NAME)} --out {quoted(folder)}"
             )
         return cls(folder, plan, folder.name)
 
@@ -144,7 +145,9 @@ class Stack:
     def batches(self) -> Iterator[Batch]:
         try:
             with NpzReader(self.path) as npz:
-                labels = npz.arrays().get("arr_1")
+                labels = npz.arrays().get(CLASSES)
+                if labels is not None and (labels.shape != (self.images,) or labels.dtype.kind not in "iu"):
+                    raise ValueError(f"its {CLASSES} is {labels.dtype} {list(labels.shape)}, not a class an image")
                 first = 0
                 for pixels in npz.batches(TOGETHER):
                     part = None if labels is None else [int(label) for label in labels[first : first + len(pixels)]]
@@ -162,7 +165,7 @@ def open_source(path: Path, size: Size | None = None) -> Source:
     """
     if path.is_dir():
         return Job.open(path) if (path / NAME).is_file() else Pictures.open(path, size)
-    if path.suffix == ".npz":
+    if path.suffix == ".npz" and path.is_file():
         return Stack.open(path)
     raise ScaleError(f"{path} is no folder and no .npz file; give a folder of shards or images, or a file of images")
 

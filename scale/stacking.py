@@ -6,7 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bitdance_edge.runtime import written_whole
-from bitdance_edge.scale.npz import NpzWriter
+from bitdance_edge.scale.npz import CLASSES, NpzWriter
 from bitdance_edge.scale.sources import Source
 
 
@@ -27,4 +27,4 @@ def write_stack(source: Source, path: Path) -> None:
             npz.add(batch.pixels)
             classes += batch.classes or []
             progress.update(len(batch.pixels))
-        npz.finish({"arr_1": np.array(classes)} if len(classes) == source.images else {})
+        npz.finish({CLASSES: np.array(classes)} if len(classes) == source.images else {})

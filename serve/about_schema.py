@@ -11,7 +11,7 @@ class ModelCard(BaseModel):
     id: str
     object: Literal["model"] = "model"
     created: int = 0  # a bundle has no time, and that of its files differs from machine to machine
-    owned_by: str
+    owned_by: str = "bitdance-edge"
 
 
 class ModelList(BaseModel):

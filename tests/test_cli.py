@@ -58,7 +58,7 @@ def test_export_names_the_commands_that_come_next(
     reuse_graphs(monkeypatch, bundle)
     out = tmp_path / "bundle"
     assert status_of("export", CHECKPOINT, "-o", out, "--no-fast-previews", "--window-patches", 1) == 0
-    following = capsys.readouterr().out.split("Next:\n")[1]
+    following = capsys.readouterr().err.split("Next:\n")[1]
     assert f"bitdance-edge build {out} --target cpu" in following
     assert f"bitdance-edge generate {out} --classes 0" in following
 
@@ -151,6 +151,7 @@ def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
         (["--device", "tpu"], "device is 'tpu'"),
         (["--max-batch", "0"], "--max-batch: '0' is not a whole number from 1"),
         (["--grid", "grid.jpg"], "grid.jpg does not end in .png"),
+        (["--out", "out.JPG"], "--out out.JPG is a name of another format"),
         (["--tokens", "tokens.bin"], "tokens.bin does not end in .npy"),
         (["--tokens", "tokens.npy", "--grid", "grid.png"], "--tokens decodes nothing"),
         (["--preview-every", "2"], "give --previews FOLDER too"),

@@ -70,6 +70,13 @@ def test_inspect_for_programs(bundle: Bundle, capsys: pytest.CaptureFixture[str]
     assert found["backends"]["onnxruntime-cpu"].startswith("yes") and found["built"] == []
 
 
+def test_inspect_refuses_what_has_no_effect(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(bundle.folder), "--json", "--memory", "16GB"]) == 1
+    assert "omit one of them" in capsys.readouterr().err
+    assert main(["inspect", "targets/cpu/head.onnx", "--json", "--verify"]) == 1
+    assert "--json, --verify is about bundles" in capsys.readouterr().err
+
+
 def test_a_packed_bundle_is_a_bundle(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,9 +4,11 @@ import argparse
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commanding import status_of
 from PIL import Image
 
 from bitdance_edge.commands import values
@@ -48,6 +50,48 @@ def test_undecodable_arguments_are_refused_in_one_line(bundle: Bundle, tmp_path:
         assert result.returncode == 2 and result.stderr.count(b"\n") == 1, result.stderr
         assert b"no text in this locale" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "\u009b31m", "\u2028", "\u202e", "x" * 3000, "x/" * 3000])
+def test_an_error_is_one_safe_line_whatever_a_name_has(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["inspect", name], ["generate", name, "--classes", "1"], ["generate", "b", f"--like={name}"]):
+        assert status_of(*arguments) in (1, 2)
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and error[:-1].isprintable() and len(error) < 2100
+
+
+def test_what_a_bundle_says_of_itself_is_printed_safely(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace(bundle, folder=tmp_path, links={}, provenance={"exporter": "\x1b[2Jx\ny"}).write()
+    assert status_of("inspect", tmp_path) == 0
+    assert "\\x1b[2Jx\\ny" in capsys.readouterr().out
+
+
+def test_each_reconstruction_has_a_name_of_its_own(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (32, 32)).save(pictures / "a.png")
+    before = (pictures / "a.png").read_bytes()
+    assert status_of("reconstruct", bundle.folder, pictures, "-o", pictures) == 1
+    assert "a.png would be replaced by its reconstruction" in capsys.readouterr().err
+    assert (pictures / "a.png").read_bytes() == before
+    Image.new("RGB", (32, 32)).save(pictures / "a.bmp")
+    assert status_of("reconstruct", bundle.folder, pictures, "-o", tmp_path / "made") == 1
+    assert "a.bmp and" in (said := capsys.readouterr().err) and "would both become" in said
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_command_runs_in_a_folder_that_was_removed(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    command = f'cd here && rmdir ../here && exec "{sys.executable}" -m bitdance_edge inspect'
+    bare = {**os.environ, "PATH": os.defpath}  # so that messages show the program by its path
+    for path, status, said in ((bundle.folder, 0, ""), (tmp_path / "none", 1, "make one with: ")):
+        done = subprocess.run(["sh", "-c", f"{command} {path}"], cwd=tmp_path, env=bare, capture_output=True, text=True)
+        assert done.returncode == status and said in done.stderr, done.stderr
+        (tmp_path / "here").mkdir()
 
 
 def test_a_byte_order_mark_is_not_text_and_other_encodings_are_named(tmp_path: Path) -> None:

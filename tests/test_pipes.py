@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.streams import BROKEN_PIPE
@@ -55,9 +56,32 @@ def test_an_output_that_cannot_be_written_is_one_line(bundle: Bundle, environmen
     assert "output: No space left on device" in line
 
 
+def with_closed(streams: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command without some of its standard streams."""
+    command = ["sh", "-c", f'exec "$@" {streams}', "sh", *COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
 def test_a_closed_output_is_none(bundle: Bundle) -> None:
-    command = 'exec "$@" >&-'
-    done = subprocess.run(
-        ["sh", "-c", command, "sh", *COMMAND, "inspect", str(bundle.folder)], capture_output=True, text=True, timeout=60
-    )
+    done = with_closed(">&-", "inspect", bundle.folder)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("streams", ["2>&-", "<&- >&- 2>&-"])
+def test_images_are_made_without_standard_streams(bundle: Bundle, tmp_path: Path, streams: str) -> None:
+    asked = ("--classes", "1", "--steps", "1", "--seed", "1", "--out", tmp_path / "one.png")
+    done = with_closed(streams, "generate", bundle.folder, *asked)
+    assert (done.returncode, done.stderr) == (0, "")
+    Image.open(tmp_path / "one.png").load()
+
+
+def test_prompts_of_a_closed_input_are_none(bundle: Bundle) -> None:
+    done = with_closed("<&-", "generate", bundle.folder, "--prompts-file", "-")
+    assert done.returncode == 2 and "'-' holds no prompt" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_prompts_of_an_input_that_does_not_end_are_refused(bundle: Bundle) -> None:
+    command = [*COMMAND, "generate", str(bundle.folder), "--prompts-file", "-"]
+    with Path("/dev/zero").open("rb") as endless:
+        done = subprocess.run(command, stdin=endless, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "more than 16,777,216 bytes" in done.stderr

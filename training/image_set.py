@@ -77,16 +77,18 @@ class ImageSet:
 def split_rows(labels: Rows, class_names: tuple[str, ...]) -> tuple[Rows, Rows]:
     """Return the numbers of training and of held-out images, always the same.
 
-    A fifth of every class, rounded up, is held out; of all images where there are no classes.
+    A fifth of every class that has images, rounded up, is held out; of all images where there are no classes.
 
     Raises:
-        TrainingError: a class has fewer than two images.
+        TrainingError: a class has a single image.
     """
     generator = np.random.default_rng(SPLIT_SEED)
     train: list[Rows] = []
     held_out: list[Rows] = []
     for index, name in enumerate(class_names or ("with captions",)):
         rows = np.flatnonzero(labels == index)
+        if class_names and not len(rows):  # a number that no record of the shards has
+            continue
         if len(rows) < 2:
             raise TrainingError(
                 f"class {name!r} has {len(rows)} image; each class needs at least 2, of which one is held out"

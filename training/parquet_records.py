@@ -46,10 +46,10 @@ class ParquetRecords:
                 self.groups.append((number, group))
                 sizes.append(table.metadata.row_group(group).num_rows)
                 if not captions:
-                    column = table.read_row_group(group, columns=self.columns[1:]).column(0).to_pylist()
+                    column = _read_group(table, file, group, self.columns[1:]).column(0).to_pylist()
                     labels.append(np.array([class_number(value, f"{file}: {columns[1]}") for value in column]))
         if not sum(sizes):
-            raise TrainingError(f"{files[0]} holds no rows")
+            raise TrainingError(f"{files[0]} holds no rows; give other shards")
         self.starts = np.array([0, *accumulate(sizes)])
         self.shards = np.repeat([number for number, _ in self.groups], sizes)
         self.labels = np.zeros(len(self), np.int64) if captions else np.concatenate(labels)
@@ -64,13 +64,15 @@ class ParquetRecords:
         value = self._value(row, 0)
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):
-            raise TrainingError(f"{self.name(row)} has no image bytes in its column {self.columns[0]}")
+            raise TrainingError(
+                f"{self.name(row)} has no image bytes in its column {self.columns[0]}; repair or remove it"
+            )
         return value
 
     def caption(self, row: int) -> str:
         value = self._value(row, 1)
         if not isinstance(value, str):
-            raise TrainingError(f"{self.name(row)} has no text in its column {self.columns[1]}")
+            raise TrainingError(f"{self.name(row)} has no text in its column {self.columns[1]}; repair or remove it")
         return value.strip()
 
     def name(self, row: int) -> str:
@@ -85,11 +87,9 @@ class ParquetRecords:
         group = self._group(row)
         with self._lock:
             if group not in self._kept:
-                file, within = self.groups[group]
-                try:
-                    self._kept[group] = _opened(self.files[file]).read_row_group(within, columns=self.columns)
-                except (pa.ArrowException, OSError) as error:
-                    raise TrainingError(f"{self.files[file]} cannot be read ({error}); copy it again") from None
+                number, within = self.groups[group]
+                file = self.files[number]
+                self._kept[group] = _read_group(_opened(file), file, within, self.columns)
             self._kept.move_to_end(group)
             while len(self._kept) > 1 and sum(table.num_rows for table in self._kept.values()) > 2 * WINDOW:
                 self._kept.popitem(last=False)
@@ -97,10 +97,17 @@ class ParquetRecords:
         return table.column(self.columns[column])[row - int(self.starts[group])].as_py()
 
 
+def _read_group(table: pq.ParquetFile, file: Path, group: int, columns: Sequence[str]) -> pa.Table:
+    try:
+        return table.read_row_group(group, columns=list(columns))
+    except Exception as error:  # of a damaged file pyarrow raises any
+        raise TrainingError(f"{file} cannot be read ({error}); copy it again") from None
+
+
 def _opened(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
+    except Exception as error:  # as above
         raise TrainingError(f"{file} is not a whole Parquet file ({error}); copy it again") from None
 
 
@@ -108,4 +115,4 @@ def _column(file: Path, names: Sequence[str], wanted: Sequence[str]) -> str:
     for name in wanted:
         if name in names:
             return name
-    raise TrainingError(f"{file} has the columns {', '.join(names)}, but none of {', '.join(wanted)}")
+    raise TrainingError(f"{file} has the columns {', '.join(names)}, but none of {', '.join(wanted)}: rename one")

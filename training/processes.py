@@ -68,8 +68,8 @@ def others_needed() -> Iterator[None]:
         if ours.num_processes == 1 or not _of_connection(error):
             raise
         raise TrainingError(
-            f"process {ours.process_index} of {ours.num_processes} lost another one, which may have said why "
-            f"({_first_sentence(error)}); continue from the last saved state with --resume"
+            f"process {ours.process_index} of {ours.num_processes} lost its connection to another one, which may have "
+            f"printed why ({_first_sentence(error)}); continue from the last saved state with --resume"
         ) from None
 
 

@@ -26,6 +26,7 @@ CAPTION = (".txt", ".caption")
 CLASS = (".cls",)
 CAPTION_FIELDS = ("caption", "text", "prompt")
 CLASS_FIELDS = ("label", "class", "cls", "class_id")
+MOST_TEXT = 4_000_000  # bytes of a caption, or of JSON
 MOST_CLASSES = 1_000_000
 
 
@@ -149,7 +150,9 @@ def captioned_folder(folder: Path) -> FileRecords:
     """
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not files:
-        raise TrainingError(f"{folder} holds no image ({', '.join(SUFFIXES)}) and no .tar or .parquet shard")
+        raise TrainingError(
+            f"{folder} holds no image ({', '.join(SUFFIXES)}) and no .tar or .parquet shard; give another"
+        )
     for file in files:
         if not any(map(Path.is_file, _beside(file))):
             raise TrainingError(f"{file} has no caption; put it into {file.with_suffix('.txt').name} beside the image")
@@ -184,6 +187,11 @@ class TarRecords:
                 if fields is None:
                     wanted = " or ".join((*(CAPTION if captions else CLASS), ".json"))
                     raise TrainingError(f"{file}: {key} has {', '.join(members)}, but no {wanted} member")
+                if image.bytes > MOST_BYTES or fields.bytes > MOST_TEXT:
+                    raise TrainingError(
+                        f"{file}: {key} has an image of {image.bytes:,} bytes, described in {fields.bytes:,}; the "
+                        f"limits are {MOST_BYTES:,} and {MOST_TEXT:,}"
+                    )
                 places.extend((number, *image, *fields, text is None))
         if not places:
             raise TrainingError(f"{files[0]} holds no image ({', '.join(SUFFIXES)}); give a WebDataset shard")
@@ -204,7 +212,10 @@ class TarRecords:
         return self._read(file, offset, count)
 
     def caption(self, row: int) -> str:
-        return str(self._text(row, CAPTION_FIELDS)).strip()
+        found = self._text(row, CAPTION_FIELDS)
+        if not isinstance(found, str) or any(map(_is_surrogate, found)):
+            raise TrainingError(f"{self.name(row)} has the caption {repr(found)[:80]}, which is no text; correct it")
+        return found.strip()
 
     def name(self, row: int) -> str:
         return f"{self.files[self.places[row, 0]]}: the image at byte {self.places[row, 1]}"
@@ -212,9 +223,9 @@ class TarRecords:
     def _text(self, row: int, fields: Sequence[str]) -> Any:
         file, _, _, offset, count, is_json = self.places[row].tolist()
         try:
-            content = self._read(file, offset, count).decode()
+            content = self._read(file, offset, count).decode("utf-8-sig")
             return one_of(json.loads(content), fields, self.name(row)) if is_json else content
-        except ValueError as error:  # neither UTF-8 nor JSON
+        except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON
             raise TrainingError(f"{self.name(row)}: what describes it cannot be read ({error})") from None
 
     def _read(self, file: int, offset: int, count: int) -> bytes:
@@ -224,6 +235,11 @@ class TarRecords:
                 return content.read(count)
         except OSError as error:
             raise TrainingError(f"{self.files[file]} cannot be read: {error.strerror}") from None
+
+
+def _is_surrogate(character: str) -> bool:
+    """Whether a character is half of one, as JSON may write it: no encoding has it."""
+    return "\ud800" <= character <= "\udfff"
 
 
 def _first(members: Mapping[str, Span], suffixes: Sequence[str]) -> Span | None:
@@ -241,8 +257,8 @@ def one_of(fields: Any, names: Sequence[str], record: str) -> Any:
 def class_number(value: Any, record: str) -> int:
     """Read the number of a class. Raises: TrainingError: it is none."""
     try:
-        number = int(value)
-    except (TypeError, ValueError):
+        number = -1 if isinstance(value, bool) or (isinstance(value, float) and value % 1) else int(value)
+    except (TypeError, ValueError, OverflowError):
         number = -1
     if not 0 <= number < MOST_CLASSES:
         raise TrainingError(f"{record}: class is {str(value)[:40]!r}; it must be a number from 0 to {MOST_CLASSES - 1}")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from bitdance_edge.runtime.bundle.tar_members import UNREADABLE, TarMember
 from bitdance_edge.training.errors import TrainingError
 
 
@@ -22,7 +23,7 @@ def indexed_tar(file: Path) -> Iterator[tuple[str, dict[str, Span]]]:
         TrainingError: the file cannot be read, is compressed, truncated, or no tar.
     """
     try:
-        with tarfile.open(file, "r:") as tar:
+        with tarfile.open(file, "r:", tarinfo=TarMember) as tar:
             key, members = "", {}
             for member in tar:
                 tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # tarfile would keep them all
@@ -40,5 +41,5 @@ def indexed_tar(file: Path) -> Iterator[tuple[str, dict[str, Span]]]:
                     raise TrainingError(f"{file} is truncated in {member.name}; copy it again")
             if members:
                 yield key, members
-    except (tarfile.TarError, OSError) as error:
+    except (*UNREADABLE, OSError) as error:
         raise TrainingError(f"{file} is not a whole, uncompressed tar ({error}); copy or unpack it again") from None

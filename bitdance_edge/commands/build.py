@@ -6,9 +6,10 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from bitdance_edge.commands.common import say
 from bitdance_edge.commands.values import path, whole
-from bitdance_edge.installation import as_typed
 from bitdance_edge.runtime.bundle.stage_names import STAGE_WIDTH
+from bitdance_edge.runtime.values import quoted
 
 if TYPE_CHECKING:
     from bitdance_edge.engines.progress import BuildWatch
@@ -97,7 +98,7 @@ def _build(args: argparse.Namespace, bundle: "Bundle", target: "Target", stages:
     print(f"\n{len(records)} stages, {total / 1e6:.1f} MB, {time.perf_counter() - started:.1f} s")
     if check.skipped:
         print(f"not checked against the bundle's own graphs: {check.skipped}")
-    print(as_typed(f"Next:\n  bitdance-edge inspect {bundle.folder}"))
+    say(f"Next:\n  bitdance-edge inspect {quoted(bundle.folder)}")
 
 
 def _described(record: "BuildRecord") -> str:

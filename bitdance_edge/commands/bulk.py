@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from bitdance_edge.commands.common import add_size_argument, add_threads_argument, expand_classes, say
 from bitdance_edge.commands.outputs import require_folder
-from bitdance_edge.commands.values import number, path, shown, text, whole
+from bitdance_edge.commands.values import flags, number, path, shown, text, whole
 from bitdance_edge.runtime.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, MAX_STEPS
+from bitdance_edge.runtime.values import counted, quoted
 
 if TYPE_CHECKING:
     from bitdance_edge.scale.events import Engine
@@ -21,6 +22,7 @@ SUBJECTS = (  # options that say which images a bundle makes, but for these the 
 RAY_DEVICES = ("auto", "cpu", "cuda")  # which GPU a worker has is Ray's choice
 MOST_WORKERS = 100_000
 OF_SHARDS = ("format", "shard_images")
+OF_MAKING = ("out", "bundle", "device", "engine", "address", "workers", "threads")
 EXAMPLE = """examples:
   bitdance-edge bulk bundles/digits-4x --classes all --count 5000 --seed 1 --out digits
   bitdance-edge bulk bundles/shapes-16x --prompts captions.txt --format parquet --out shapes
@@ -34,11 +36,13 @@ The same command goes on after an interruption. Another machine makes other --sh
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Make very many images as shards with fixed contents: the same plan gives the same bytes, whoever makes it and "
-        "however often it is stopped. 'verify' reads all shards of a folder and compares them with their digests."
+        "Make very many images as shards with fixed contents: the same plan gives the same bytes on one machine or "
+        "many, however often it is stopped. 'verify' reads all shards of a folder and compares them with their digests."
     )
     parser.epilog = EXAMPLE
-    parser.add_argument("source", metavar="BUNDLE|PLAN|verify", help="bundle folder, plan (.json), or the word verify")
+    parser.add_argument(
+        "source", metavar="BUNDLE|PLAN|verify", help="bundle folder or .tar, plan (.json), or the word verify"
+    )
     parser.add_argument("folder", nargs="?", type=path, metavar="DIR", help="with verify: the folder of a job")
     parser.add_argument("--out", type=path, metavar="DIR", help="folder of the job's shards")
     parser.add_argument(
@@ -74,10 +78,9 @@ def add_subjects(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def given_subjects(args: argparse.Namespace) -> list[str]:
+def given_subjects(args: argparse.Namespace) -> str:
     """The flags of ``add_subjects`` that were given and decide images; a size and prompts serve more."""
-    names = [name for name in SUBJECTS if name not in ("size", "prompts") and getattr(args, name) is not None]
-    return [f"--{name.replace('_', '-')}" for name in names]
+    return flags(name for name in SUBJECTS if name not in ("size", "prompts") and getattr(args, name) is not None)
 
 
 def planned(args: argparse.Namespace, bundle: str, **fields: Any) -> "Plan":
@@ -107,7 +110,7 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--engine", help="local (default: one worker process a device) or ray")
     how.add_argument("--address", metavar="A", help="with ray: HOST:PORT, auto (default), or local to start a cluster")
     how.add_argument(
-        "--workers", type=whole(1, MOST_WORKERS), metavar="N", help="with ray: that work at once (default 1)"
+        "--workers", type=whole(1, MOST_WORKERS), metavar="N", help="with ray: workers at once (default 1)"
     )
     add_threads_argument(parser)
 
@@ -126,7 +129,8 @@ def run(args: argparse.Namespace) -> int:
     plan = _plan(args)
     shards = range(plan.shards) if args.shards is None else parse_shards(args.shards, plan)
     outcome = run_job(plan, args.out, shards, _engine(args, plan), say)
-    say(f"{outcome.made} shards of {outcome.images:,} images made, {outcome.kept} were there")
+    made = f"{counted(outcome.made, 'shard')} of {counted(outcome.images, 'image')}"
+    say(f"{made} made, {outcome.kept} were made already")
     print(args.out if outcome.manifest is None else outcome.manifest)
     return 0
 
@@ -160,9 +164,8 @@ def _plan(args: argparse.Namespace) -> "Plan":
     from bitdance_edge.scale.plan_file import read_plan
 
     if args.source.endswith(".json"):
-        if given := [name for name in (*SUBJECTS, *OF_SHARDS) if getattr(args, name) is not None]:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise ScaleError(f"{args.source} is a plan, which decides this already: omit {flags}")
+        if given := flags(name for name in (*SUBJECTS, *OF_SHARDS) if getattr(args, name) is not None):
+            raise ScaleError(f"{args.source} is a plan, which decides this already: omit {given}")
         return read_plan(Path(args.source), args.bundle)
     if args.bundle is not None:
         raise ScaleError(f"--bundle is for a plan, and {args.source} is a bundle: omit --bundle")
@@ -177,13 +180,17 @@ def _verify(args: argparse.Namespace) -> int:
 
     if args.folder is None:
         raise ScaleError("nothing to verify: give the folder of a job, bitdance-edge bulk verify DIR")
+    if given := flags(name for name in (*SUBJECTS, *OF_SHARDS, *OF_MAKING) if getattr(args, name) is not None):
+        raise ScaleError(f"verify makes nothing, so {given} would change nothing: omit it")
     plan = require_plan(args.folder)
     found = verify(args.folder, parse_shards(args.shards, plan) if args.shards else None)
     for problem in found.problems:
         print(f"shard {problem.shard}: {problem.reason or 'is not made'}")
-    again = f"bitdance-edge bulk {args.folder / 'plan.json'} --out {args.folder}"
+    again = f"bitdance-edge bulk {quoted(args.folder / 'plan.json')} --out {quoted(args.folder)}"
     if not found.problems and not found.manifest:
-        print(f"{len(found.whole)} shards of {sum(r.images for r in found.whole):,} images are whole, {found.content}")
+        images = sum(record.images for record in found.whole)
+        print(f"whole: {counted(len(found.whole), 'shard')} of {counted(images, 'image')}")
+        print(f"content_sha256 {found.content}")
         return 0
     if found.manifest:
         print(found.manifest)

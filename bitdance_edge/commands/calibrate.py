@@ -14,9 +14,10 @@ from bitdance_edge.commands.common import (
     images_in,
     say,
 )
-from bitdance_edge.commands.values import number, path, percentage, text, whole
+from bitdance_edge.commands.values import flags, number, path, percentage, text, whole
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.request import MAX_COUNT, MAX_GUIDANCE, MAX_STEPS
+from bitdance_edge.runtime.values import quoted
 
 if TYPE_CHECKING:
     from bitdance_edge.calibration.calibrate import CalibrateOptions
@@ -155,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
         large.require_options(args)
         recipe = large.recipe_of(args, _recipe(args, bundle), STAGES)
         if args.target:
-            _require_target(args.target, recipe, args.bundle)
+            _require_target(args.target, recipe)
         return (
             large.run_by_layer(args, bundle, recipe) if args.by_layer else large.run_weights_only(args, bundle, recipe)
         )
@@ -165,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
     if options.recipe.weights_only:
         raise CalibrationError(f"{args.recipe} is of weights alone; use it with --weights-only")
     if args.target:
-        _require_target(args.target, options.recipe, args.bundle)
+        _require_target(args.target, options.recipe)
     try:
         with claimed_output(args.out):
             findings = calibrate(bundle, args.out, options)
@@ -173,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt("what was recorded is kept; run the same command to go on from there") from None
     print("\n".join(summary(findings)))
     say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
-    say(f"  bitdance-edge generate {args.out} {example_subject(bundle)} --seed 1")
+    say(f"  bitdance-edge generate {quoted(args.out)} {example_subject(bundle)} --seed 1")
     missed = any(findings.tested(part) > result.budget for part, result in findings.searches.items())
     return BUDGET_MISSED if missed else 0
 
@@ -182,14 +183,13 @@ def _run_tokenizer(args: argparse.Namespace, bundle: "Bundle") -> int:
     from bitdance_edge.calibration.errors import CalibrationError
     from bitdance_edge.calibration.tokenizer import calibrate_tokenizer
 
-    if clash := [name for name in OF_GENERATORS if getattr(args, name) not in (None, False)]:
-        given = ", ".join(f"--{name.replace('_', '-')}" for name in clash)
+    if given := flags(name for name in OF_GENERATORS if getattr(args, name) not in (None, False)):
         raise CalibrationError(f"{given} is about generations, and {args.bundle} is a tokenizer alone; omit it")
     if args.pictures is None:
         raise CalibrationError(f"{args.bundle} is a tokenizer alone, calibrated on pictures: give --pictures FOLDER")
     recipe = _recipe(args, bundle)
     if args.target:
-        _require_target(args.target, recipe, args.bundle)
+        _require_target(args.target, recipe)
     losses = calibrate_tokenizer(
         bundle,
         args.out,
@@ -201,7 +201,7 @@ def _run_tokenizer(args: argparse.Namespace, bundle: "Bundle") -> int:
     )
     print("\n".join(losses.summary()))
     say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
-    say(f"  bitdance-edge reconstruct {args.out} {args.pictures} --report report.json")
+    say(f"  bitdance-edge reconstruct {quoted(args.out)} {quoted(args.pictures)} --report report.json")
     return 0
 
 
@@ -292,7 +292,7 @@ def _lines(file: Path) -> tuple[str, ...]:
     return prompts
 
 
-def _require_target(name: str, recipe: "CalibrationRecipe", bundle: str) -> None:
+def _require_target(name: str, recipe: "CalibrationRecipe") -> None:
     """Refuse a precision that the target's GPUs do not have, before any work."""
     from bitdance_edge.engines.support import require_types
     from bitdance_edge.engines.targets import parse_engine_target

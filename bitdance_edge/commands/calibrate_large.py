@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from bitdance_edge.commands.common import say
+from bitdance_edge.commands.values import flags
 from bitdance_edge.runtime.bundle.manifest import sha256
+from bitdance_edge.runtime.values import quoted
 
 if TYPE_CHECKING:
     from bitdance_edge.calibration.recipe import CalibrationRecipe
@@ -34,7 +36,7 @@ def require_options(args: argparse.Namespace) -> None:
     from bitdance_edge.calibration.errors import CalibrationError
 
     others = NEEDS_RUNS if args.weights_only else NEEDS_WHOLE
-    given = ", ".join(f"--{name.replace('_', '-')}" for name in others if getattr(args, name) not in (None, False))
+    given = flags(name for name in others if getattr(args, name) not in (None, False))
     if given and args.weights_only:
         raise CalibrationError(f"--weights-only runs nothing, so {given} would change nothing; omit it")
     if given:
@@ -102,4 +104,4 @@ def run_by_layer(args: argparse.Namespace, bundle: "Bundle", recipe: "Calibratio
 def _say_result(args: argparse.Namespace, lines: Iterable[str]) -> None:
     print("\n".join(lines))
     say(f"\n{args.out / 'calibration' / 'report.md'} says more. Next:")
-    say(f"  bitdance-edge inspect {args.out} --memory 24GB")
+    say(f"  bitdance-edge inspect {quoted(args.out)} --memory 24GB")

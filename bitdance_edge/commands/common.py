@@ -23,7 +23,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", "
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export")
+    parser.add_argument("bundle", help="bundle folder, as made by: bitdance-edge export; or its packed .tar")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cpu:bf16, cuda or cuda:N")
     parser.add_argument(
         "--backend",

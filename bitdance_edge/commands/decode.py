@@ -5,7 +5,7 @@ import argparse
 from PIL import Image
 
 from bitdance_edge.commands.common import add_pipeline_arguments, add_size_argument, image_size, open_pipeline
-from bitdance_edge.commands.outputs import claimed_outputs, is_image_file, require_file, require_folder
+from bitdance_edge.commands.outputs import claimed_outputs, is_image_file, require_folder, require_images
 from bitdance_edge.commands.values import path
 from bitdance_edge.runtime import RequestError, save_png
 from bitdance_edge.runtime.tokens import read_tokens
@@ -34,10 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     one_file = is_image_file(args.out)
-    if one_file:
-        require_file("--out", args.out, ".png")
-    else:
-        require_folder("--out", args.out)
+    require_images("--out", args.out)
     require_folder("--trace", args.trace)
     tokens = read_tokens(args.tokens)
     tokens = tokens[None] if tokens.ndim == 2 else tokens

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bitdance_edge.commands.common import image_size
-from bitdance_edge.commands.values import number, path, whole
+from bitdance_edge.commands.values import flags, number, path, whole
 from bitdance_edge.runtime import Pipeline, RequestError, Size
 from bitdance_edge.runtime.fit import FITS, fit_pixels
 from bitdance_edge.runtime.mask import load_mask, place_mask
@@ -51,9 +51,8 @@ def add_edit_arguments(parser: argparse.ArgumentParser) -> None:
 def edit_fields(args: argparse.Namespace, pipeline: Pipeline) -> dict[str, Any]:
     """The fields of a request that these flags say."""
     if args.init is None:
-        if given := [name for name in NAMES if name != "fit" and getattr(args, name) is not None]:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise RequestError(f"{flags} is about the image of --init: give --init FILE too")
+        if given := flags(name for name in NAMES if name != "fit" and getattr(args, name) is not None):
+            raise RequestError(f"{given} is about the image of --init: give --init FILE too")
         return {}
     size, fit = image_size(args, pipeline).pixels, args.fit or "cover"
     init, own = _init(args.init, size, fit)

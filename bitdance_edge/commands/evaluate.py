@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bitdance_edge.commands.bulk import add_subjects, given_subjects, planned
 from bitdance_edge.commands.common import add_threads_argument, say
 from bitdance_edge.commands.outputs import claimed_outputs, require_file, require_folder
-from bitdance_edge.commands.values import path, shown, whole
+from bitdance_edge.commands.values import flags, path, shown, whole
 from bitdance_edge.runtime import written_whole
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _source(args: argparse.Namespace, where: Path) -> "Source":
     is_bundle = (where / MANIFEST).is_file() or (where.is_file() and where.suffix == ".tar")
     if not is_bundle:
         if given := given_subjects(args):
-            raise ScaleError(f"{where} has its images already: omit {', '.join(given)}")
+            raise ScaleError(f"{where} has its images already: omit {given}")
         return open_source(where, args.size)
     if args.classes is None and args.prompts is None and Bundle.open(where).text is None:
         args.classes = "all"
@@ -188,7 +188,7 @@ def _require_outputs(args: argparse.Namespace) -> None:
         raise ScaleError(f"--layout is {shown(args.layout)}; it must be one of {', '.join(LAYOUTS)}")
     for name in ("reference", "save_statistics"):
         if getattr(args, name) and not args.features:
-            raise ScaleError(f"--{name.replace('_', '-')} is for scores: give --features ONNX too")
+            raise ScaleError(f"{flags([name])} is for scores: give --features ONNX too")
     if args.report and not (args.features or args.against):
         raise ScaleError("--report is for figures: give --features ONNX or --against too")
     if args.out and not args.layout:

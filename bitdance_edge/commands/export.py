@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bitdance_edge.commands.values import path, whole
 from bitdance_edge.installation import as_typed
 from bitdance_edge.runtime.bundle.stage_names import STAGE_WIDTH
+from bitdance_edge.runtime.values import quoted
 
 if TYPE_CHECKING:
     from bitdance_edge.runtime import Bundle
@@ -118,14 +119,14 @@ def run(args: argparse.Namespace) -> None:
     if bundle.links:
         print(
             f"hard links to the checkpoint, so change neither: {', '.join(Path(n).name for n in bundle.links)}; "
-            + as_typed(f"bitdance-edge pack {out} --in-place makes the bundle self-contained")
+            + as_typed(f"bitdance-edge pack {quoted(out)} --in-place makes the bundle self-contained")
         )
-    print("Next:")
-    print(as_typed(f"  bitdance-edge build {out} --target cpu  # optional: faster here, and opens at once"))
+    say("Next:")
+    say(f"  bitdance-edge build {quoted(out)} --target cpu  # optional: faster here, and opens at once")
     if bundle.model.generates:
-        print(as_typed(f"  bitdance-edge generate {out} {example_subject(bundle)} --seed 1 --out images"))
+        say(f"  bitdance-edge generate {quoted(out)} {example_subject(bundle)} --seed 1 --out images")
     else:
-        print(as_typed(f"  bitdance-edge reconstruct {out} photo.png -o reconstructed.png"))
+        say(f"  bitdance-edge reconstruct {quoted(out)} photo.png -o reconstructed.png")
 
 
 def print_stages(bundle: "Bundle") -> None:

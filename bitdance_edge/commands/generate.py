@@ -30,6 +30,7 @@ from bitdance_edge.commands.outputs import (
     is_image_file,
     require_file,
     require_folder,
+    require_images,
 )
 from bitdance_edge.commands.values import number, path, prompt_file, text, whole, whole_or
 from bitdance_edge.runtime import (
@@ -128,7 +129,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=path,
         metavar="FOLDER",
-        help="write one PNG an image, with its settings inside; a name in .png is the file of a single image",
+        help="write one PNG per image, with its settings inside; a name in .png is the file of a single image",
     )
     parser.add_argument("--grid", type=path, metavar="FILE", help="write one labelled PNG of all images")
     parser.add_argument(
@@ -136,7 +137,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--previews", type=path, metavar="FOLDER", help="write what is decoded so far into FOLDER")
     parser.add_argument(
-        "--preview-every", type=whole(0), metavar="K", help="patches between previews (default: a fourth)"
+        "--preview-every", type=whole(0), metavar="K", help="patches between previews (default: a quarter of the image)"
     )
     parser.add_argument("--preview-kind", help="full (default), by the decoder, or fast, a linear approximation of it")
     parser.add_argument(
@@ -237,10 +238,7 @@ def _require_outputs(args: argparse.Namespace) -> None:
         raise RequestError(f"--like takes all settings from the PNG: omit {', '.join(given)}")
     require_file("--grid", args.grid, ".png")
     require_file("--tokens", args.tokens, ".npy")
-    if args.out and is_image_file(args.out):
-        require_file("--out", args.out, ".png")
-    else:
-        require_folder("--out", args.out)
+    require_images("--out", args.out)
     if not (args.out or args.grid or args.tokens):
         require_folder("--out", DEFAULT_FOLDER)
     require_folder("--previews", args.previews)

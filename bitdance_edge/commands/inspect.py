@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bitdance_edge.commands.inspect_json import inspection
-from bitdance_edge.commands.values import path, whole
+from bitdance_edge.commands.values import flags, path, whole
 from bitdance_edge.installation import as_typed
-from bitdance_edge.runtime import BuildError, Bundle
+from bitdance_edge.runtime import BuildError, Bundle, RequestError
 from bitdance_edge.runtime.backends.choice import survey
 from bitdance_edge.runtime.bundle.record import built_folders, records
 from bitdance_edge.runtime.bundle.specs import SamplingSpec, TensorSpec
@@ -16,6 +16,8 @@ from bitdance_edge.runtime.bundle.stage_names import STAGE_WIDTH
 from bitdance_edge.runtime.memory_fit import fitted, parse_memory, refusal
 from bitdance_edge.runtime.memory_plan import plan_memory
 from bitdance_edge.runtime.request import MAX_COUNT
+from bitdance_edge.runtime.values import quoted
+from bitdance_edge.streams import one_line
 
 EXAMPLE = """examples:
   bitdance-edge inspect bundles/digits-4x
@@ -29,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "What a bundle holds, its errors against PyTorch, and the memory it needs; or what a build was made of."
     )
     parser.epilog = EXAMPLE
-    parser.add_argument("bundle", type=path, help="bundle folder, or a file of its targets/: an .engine or .onnx")
+    parser.add_argument("bundle", type=path, help="bundle folder or .tar, or a build of it: an .engine or .onnx")
     parser.add_argument("--images", type=whole(1, MAX_COUNT), default=1, help="images that run together (default 1)")
     parser.add_argument("--memory", metavar="SIZE", help="of a GPU: say whether it fits there, and what would (16GB)")
     parser.add_argument("--json", action="store_true", help="print what the bundle holds and needs as one JSON object")
@@ -38,18 +40,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.bundle.suffix in (".engine", ".onnx"):
+        if given := flags(name for name in ("memory", "json", "verify") if getattr(args, name)):
+            raise RequestError(f"{args.bundle} is a file of a build, and {given} is about bundles: omit it")
         from bitdance_edge.engines.reports.inspection import describe_build
 
         print("\n".join(describe_build(args.bundle)))
         return
     bundle = Bundle.open(args.bundle)
+    if args.json and args.memory:
+        raise RequestError("--json says what the bundle needs, whatever --memory is: omit one of them")
     if args.json:
         _verify(bundle, args.verify)
         print(json.dumps(inspection(bundle, args.images), indent=1))
         return
     memory = _memory(bundle, args.images, args.memory)
     for section in (_model(bundle), _stages(bundle), memory, _builds(bundle), _backends(bundle), _provenance(bundle)):
-        print(as_typed("\n".join(section)), end="\n\n")
+        print(as_typed("\n".join(map(one_line, section))), end="\n\n")
     if _verify(bundle, args.verify):
         print(f"all files of {len(bundle.stages)} stages are those of the manifest")
 
@@ -57,7 +63,9 @@ def run(args: argparse.Namespace) -> None:
 def _verify(bundle: Bundle, asked: bool) -> bool:
     """Check every file of the stages where that is asked; returns whether it was."""
     if asked:
-        for name in bundle.stages:
+        from tqdm import tqdm
+
+        for name in tqdm(bundle.stages, "checking", unit="stage", leave=False, disable=None):
             bundle.verified(name)
     return asked
 
@@ -99,8 +107,8 @@ def _window(bundle: Bundle) -> Iterator[str]:
     yield f"  windows     states settle within {bundle.window.tolerance:g}; {measured}"
     for sampler, steps in dict.fromkeys((run.sampler, run.steps) for run in runs):
         each = (run for run in runs if (run.sampler, run.steps) == (sampler, steps))
-        sweeps = ", ".join(f"{run.sweeps:g} of {run.window}" for run in each)
-        yield f"    {sampler}, {steps} steps: {steps + 1} evaluations of the head in turn, or sweeps {sweeps}"
+        sweeps = ", ".join(f"{run.sweeps:g} in windows of {run.window}" for run in each)
+        yield f"    {sampler}, {steps} steps: {steps + 1} evaluations of the head one by one, or sweeps: {sweeps}"
 
 
 def _sampling(sampling: SamplingSpec) -> str:
@@ -165,7 +173,7 @@ def _builds(bundle: Bundle) -> Iterator[str]:
         )
         yield f"  {for_what}: {stages or 'nothing'}, {sum(record.bytes for record in built) / 1e6:.1f} MB"
     if not folders:
-        yield f"  nothing yet; for this processor: bitdance-edge build {bundle.folder} --target cpu"
+        yield f"  nothing yet; for this processor: bitdance-edge build {quoted(bundle.folder)} --target cpu"
 
 
 def _backends(bundle: Bundle) -> Iterator[str]:
@@ -177,7 +185,7 @@ def _provenance(bundle: Bundle) -> Iterator[str]:
     if shared := bundle.shared_files():
         yield f"shared with its checkpoint ({Path(bundle.links[shared[0]]).parent}) as hard links, so change neither:"
         yield f"  {', '.join(Path(name).name for name in shared)}"
-        yield f"bitdance-edge pack {bundle.folder} --in-place makes the bundle self-contained"
+        yield f"bitdance-edge pack {quoted(bundle.folder)} --in-place makes the bundle self-contained"
         yield ""
     yield "provenance"
     for name, value in bundle.provenance.items():

@@ -1,12 +1,18 @@
 """The card of a bundle on the Hub, made from its manifest and its calibration's report."""
 
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from bitdance_edge.runtime import Bundle, BundleError, RequestError
+from bitdance_edge.runtime.bundle.hub import NAME
+from bitdance_edge.runtime.bundle.json_file import read_json
 from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL, TEXT_TO_IMAGE
+from bitdance_edge.streams import one_line
 
+LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,99}")
 TAGS = {CLASS_CONDITIONAL: "unconditional-image-generation", TEXT_TO_IMAGE: "text-to-image"}
 
 
@@ -17,14 +23,15 @@ def model_card(bundle: Bundle, repository: str, license_name: str | None = None)
         license_name: of the weights; None: the one that the checkpoint's card named.
 
     Raises:
-        RequestError: neither names a licence.
+        RequestError: neither names a licence as the Hub does.
         BundleError: the report of the calibration cannot be read.
     """
     named = license_name or bundle.provenance.get("license")
-    if not isinstance(named, str):
+    if not isinstance(named, str) or LICENSE.fullmatch(named) is None:
         raise RequestError(f"the licence of {bundle.name} is not known: say it with --license, for example apache-2.0")
     parts = (_front_matter(bundle, named), _use(bundle, repository), _stages(bundle), _losses(bundle), _origin(bundle))
-    return "\n".join(line for part in parts for line in (*part, "")).rstrip("\n") + "\n"
+    # Line by line, so that a text of the manifest stays on its own.
+    return "\n".join(one_line(line) for part in parts for line in (*part, "")).rstrip("\n") + "\n"
 
 
 def _front_matter(bundle: Bundle, named: str) -> Iterator[str]:
@@ -32,7 +39,7 @@ def _front_matter(bundle: Bundle, named: str) -> Iterator[str]:
     if tag := TAGS.get(bundle.model.kind):
         yield f"pipeline_tag: {tag}"
     yield "tags: [bitdance, onnx]"
-    if base := bundle.provenance.get("hub"):
+    if isinstance(base := bundle.provenance.get("hub"), str) and NAME.fullmatch(base):
         yield f"base_model: {base}"
     yield "---"
 
@@ -92,6 +99,13 @@ def _losses(bundle: Bundle) -> Iterator[str]:
     report = _report(bundle)
     if report is None:
         return
+    try:
+        yield from _losses_of(report)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise BundleError(f"{_report_path(bundle)} is no report of a calibration; calibrate the bundle again") from None
+
+
+def _losses_of(report: Any) -> Iterator[str]:
     bits, images = report["bits"], report["images"]
     psnr = "identical" if images["psnr"] is None else f"{images['psnr']:.2f} dB"
     yield "## Losses of the calibration"
@@ -105,10 +119,14 @@ def _losses(bundle: Bundle) -> Iterator[str]:
     yield "`calibration/report.md` has more."
 
 
-def _report(bundle: Bundle) -> dict[str, Any] | None:
-    path = bundle.folder / "calibration" / "report.json"
+def _report_path(bundle: Bundle) -> Path:
+    return bundle.folder / "calibration" / "report.json"
+
+
+def _report(bundle: Bundle) -> Any:
+    path = _report_path(bundle)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)[0]
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

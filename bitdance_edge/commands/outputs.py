@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bitdance_edge.commands.common import save_tokens
+from bitdance_edge.commands.common import SUFFIXES, save_tokens
 from bitdance_edge.commands.grid import image_label, labelled_grid
 from bitdance_edge.runtime import GeneratedImage, RequestError, save_png
-from bitdance_edge.runtime.bundle.files import cannot_write, claimed_output
+from bitdance_edge.runtime.bundle.files import cannot_write, claimed_output, require_replaceable
 
 DEFAULT_FOLDER = Path("images")
 FILES = (".png", ".npy", ".npz", ".json")  # suffixes of outputs that are one file
@@ -70,7 +70,7 @@ def require_file(flag: str, path: Path | None, suffix: str) -> None:
 
     Raises:
         RequestError: it has another suffix, or is a folder.
-        StorageError: its folder cannot be made or written.
+        StorageError: its folder cannot be made or written, or it is a pipe or device.
     """
     if path is None:
         return
@@ -79,6 +79,22 @@ def require_file(flag: str, path: Path | None, suffix: str) -> None:
     require_folder(flag, path.parent)
     if path.is_dir():
         raise RequestError(f"{flag} {path} is a folder; give the name of a file")
+    require_replaceable(path)
+
+
+def require_images(flag: str, path: Path | None) -> None:
+    """Check where images go before the work starts: a folder, or a ``.png`` file for a single one. None passes.
+
+    Raises:
+        RequestError: it is the name of a picture of another format, or a file.
+        StorageError: it cannot be made or written, or the disk is full.
+    """
+    if path is not None and is_image_file(path):
+        require_file(flag, path, ".png")
+        return
+    if path is not None and path.suffix.lower() in SUFFIXES and not path.is_dir():
+        raise RequestError(f"{flag} {path} is a name of another format than PNG: give a name in .png, or a folder")
+    require_folder(flag, path)
 
 
 def require_folder(flag: str, path: Path | None) -> None:

@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> None:
     from bitdance_edge.engines.targets import parse_target
     from bitdance_edge.runtime import Bundle, RequestError
     from bitdance_edge.runtime.bundle.pack import copy_shared_files, pack_bundle
+    from bitdance_edge.runtime.values import quoted
 
     if args.in_place:
         if args.targets is not None or args.engines_only or args.force:
@@ -49,4 +50,4 @@ def run(args: argparse.Namespace) -> None:
         print(f"omitted: {packed.omitted / 1e6:.1f} MB of graphs that the engines stand for; ONNX Runtime needs them")
     if packed.linked:
         print(f"stored once: {packed.linked / 1e6:.1f} MB of equal files")
-    print(f"unpack it with: tar -xf {args.out}")
+    print(f"unpack it with: tar -xf {quoted(args.out)}")

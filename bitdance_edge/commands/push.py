@@ -25,8 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from bitdance_edge.commands.model_card import model_card
     from bitdance_edge.runtime import Bundle
-    from bitdance_edge.runtime.bundle.hub import upload
+    from bitdance_edge.runtime.bundle.hub import require_hub_name, upload
 
+    require_hub_name(args.repository)
     bundle = Bundle.open(args.bundle)
     card = model_card(bundle, args.repository, args.license)
     if args.dry_run:

@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> None:
     folder = args.image.is_dir()
     _require_outputs(args, folder)
     files = images_in(args.image) if folder else [args.image]
+    if folder and args.out:
+        _require_distinct(files, args.out)
     with open_pipeline(args) as pipeline, claimed_outputs(args.out, args.report):
         size = image_size(args, pipeline)
         if not folder and holds_tokens(args.image):
@@ -79,13 +81,29 @@ def _reconstructed(
         pixels = load_pixels(file, size.height, size.width, args.fit or "cover")
         result = pipeline.reconstruct(pixels)[0]
         if args.out:
-            name = args.out / f"{file.stem}.png" if args.image.is_dir() else args.out
+            name = _reconstruction(file, args.out) if args.image.is_dir() else args.out
             save_png(Image.fromarray(result), name)
         yield {
             "image": file.name,
             "psnr_db": min(psnr(pixels, result), MOST_PSNR),
             **(_ssim(pixels, result) if args.report else {}),
         }
+
+
+def _reconstruction(file: Path, folder: Path) -> Path:
+    return folder / f"{file.stem}.png"
+
+
+def _require_distinct(files: Iterable[Path], folder: Path) -> None:
+    """Check that each image of a folder has a reconstruction of its own, which takes the place of none of them."""
+    made: dict[Path, Path] = {}
+    for file in files:
+        name = _reconstruction(file, folder)
+        if name in made:
+            raise RequestError(f"{made[name]} and {file} would both become {name}; rename one of them")
+        made[name] = file
+        if name.exists() and name.samefile(file):
+            raise RequestError(f"{file} would be replaced by its reconstruction; give another folder as --out")
 
 
 def _ssim(pixels: np.ndarray, result: np.ndarray) -> dict[str, float]:

@@ -18,7 +18,7 @@ from bitdance_edge.serve.settings import BOUNDS, TOKEN_VARIABLE, ServeSettings
 
 LOCAL = "local"  # as the address of a Ray cluster: one of this machine, which ends with the command
 EXAMPLE = f"""Every option may also be given in a TOML file (--config) under its name without the dashes, or as
-a variable such as {PREFIX}MAX_BATCH=4. A flag goes before a variable, and a variable before the file.
+a variable such as {PREFIX}MAX_BATCH=4. A flag overrides a variable, and a variable the file.
 SIGHUP opens the bundles again; requests that are under way are finished with the models they began with.
 
 examples:

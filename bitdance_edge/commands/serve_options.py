@@ -91,7 +91,7 @@ def _number(name: str, meaning: str) -> Option:
 
 OPTIONS: dict[str, Option] = {
     "bundles": Option(
-        meaning="folder of a bundle; the first is the default model",
+        meaning="folder of a bundle, or its packed .tar; the first is the default model",
         read=path,
         default=[],
         many=True,

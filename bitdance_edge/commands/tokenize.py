@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_pipeline_arguments(parser)
     add_size_argument(parser)
     add_fit_argument(parser, "an image")
-    parser.add_argument("images", nargs="+", type=path, metavar="IMAGE")
+    parser.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="image files")
     parser.add_argument("-o", "--out", type=path, required=True, metavar="FILE", help=".npy file to write")
 
 

@@ -56,10 +56,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     recipe = parser.add_argument_group("changes to the recipe")
     recipe.add_argument("--size", type=whole(1), help="side of the square images, in pixels")
-    recipe.add_argument("--steps", type=whole(1))
-    recipe.add_argument("--batch-size", type=whole(1))
-    recipe.add_argument("--learning-rate", type=number(0, 1000))
-    recipe.add_argument("--seed", type=whole(0))
+    recipe.add_argument("--steps", type=whole(1), help="updates of the weights; the warm-up keeps its share of them")
+    recipe.add_argument("--batch-size", type=whole(1), help="images of a step, over all processes")
+    recipe.add_argument("--learning-rate", type=number(0, 1000), help="after the warm-up, before it falls")
+    recipe.add_argument("--seed", type=whole(0), help="of weights, batches and noise")
     recipe.add_argument("--no-augment", action="store_true", help="use the training images unchanged")
     recipe.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any setting of the recipe")
     scores = parser.add_argument_group("scores")
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     """
     import torch
 
-    from bitdance_edge.runtime.bundle.files import claimed_output
+    from bitdance_edge.commands.outputs import claimed_outputs
     from bitdance_edge.training.processes import connect
     from bitdance_edge.training.runs import RunOptions, evaluate, train
     from bitdance_edge.training.scoring import Scoring
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     first = processes.is_main_process  # the one that writes, and claims
     if args.evaluate and not first:
         return
-    with claimed_output(args.out, lock_in=args.out) if first else nullcontext():
+    with claimed_outputs(args.out) if first else nullcontext():
         report = evaluate(recipe, options, scoring) if args.evaluate else train(recipe, options)
     processes.destroy_process_group()
     if first:

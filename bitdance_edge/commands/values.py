@@ -4,11 +4,12 @@ import math
 import re
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 SHOWN = 40  # characters of a refused value that its message repeats
 MOST = 2**31 - 1  # of a whole number that nothing else limits: it fits C's int
+MOST_PATH = 4096  # characters of a path, as on Linux
 WHOLE = re.compile(r"[+-]?[0-9]{1,40}")  # int() would also take 1_000 and digits of other scripts
 DECIMAL = re.compile(r"[+-]?(?=[.0-9])[0-9]{0,40}(?:\.[0-9]{0,40})?(?:[eE][+-]?[0-9]{1,5})?")
 
@@ -66,9 +67,11 @@ def whole_list(least: int, most: int = MOST) -> Callable[[str], list[int]]:
 
 
 def path(value: str) -> Path:
-    """Read the path of a file or folder; an empty one, as of an unset shell variable, is refused."""
+    """Read the path of a file or folder; refuses an empty one, as of an unset shell variable, and an endless one."""
     if not value:
         raise ArgumentTypeError("the path is empty; give a file or folder")
+    if len(value) > MOST_PATH:
+        raise ArgumentTypeError(f"{shown(value)} is no path here: the limit is {MOST_PATH:,} characters")
     return Path(value)
 
 
@@ -78,7 +81,10 @@ def prompt_file(value: str) -> list[str]:
 
     try:
         if value == "-":
-            lines = decoded_text(sys.stdin.buffer.read(MOST_TEXT), "standard input").splitlines()
+            content = sys.stdin.buffer.read(MOST_TEXT + 1)
+            if len(content) > MOST_TEXT:
+                raise ArgumentTypeError(f"standard input has more than {MOST_TEXT:,} bytes; give fewer prompts at once")
+            lines = decoded_text(content, "standard input").splitlines()
         else:
             lines = read_text(path(value), "file of prompts").splitlines()
     except RequestError as error:
@@ -99,6 +105,11 @@ def text(value: str) -> str:
             "write it in UTF-8, and run in a UTF-8 locale"
         ) from None
     return value
+
+
+def flags(names: Iterable[str]) -> str:
+    """List the flags that arguments of these names have, for a message."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def shown(value: str) -> str:

@@ -19,6 +19,7 @@ from bitdance_edge.engines.targets.interface import Target
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, record_path, target_folder
 from bitdance_edge.runtime.errors import BitDanceError, BuildError
+from bitdance_edge.runtime.values import quoted
 
 if TYPE_CHECKING:
     from bitdance_edge.export.stages import Generator
@@ -125,7 +126,7 @@ def _built_runner(bundle: Bundle, target: Target, stage: str, facts: GraphFacts)
     path = record_path(folder, stage)
     if not path.is_file():
         raise BuildError(
-            f"nothing was built for {target.name}: bitdance-edge build {bundle.folder} --target {target.name}"
+            f"nothing was built for {target.name}: bitdance-edge build {quoted(bundle.folder)} --target {target.name}"
         )
     record = BuildRecord.read(path)
     if unfit := record.damage(folder) or record.mismatch(bundle, target.library_version):

@@ -28,6 +28,7 @@ from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord, target_folder
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import BackendError, BuildError
+from bitdance_edge.runtime.values import quoted
 
 DETAILS = "detailed"  # layer names and their ONNX nodes stay in the engine, for inspect and profile
 # Upper bounds of what was measured on builds for RTX, from a few kB of weights to 1.3 GB (bench/results/engines.md):
@@ -205,7 +206,7 @@ class TensorRTTarget:
         if not self.runs_on and device is None:
             raise BuildError(
                 f"target {self.name} builds for the GPU of this machine, and no NVIDIA driver answers here; "
-                f"build on the device, or for RTX GPUs with: bitdance-edge build {bundle.folder} --target rtx"
+                f"build on the device, or for RTX GPUs with: bitdance-edge build {quoted(bundle.folder)} --target rtx"
             )
         return device
 

@@ -38,7 +38,7 @@ class LoadBundle:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        tooltip = "A bundle elsewhere; it goes before the list"
+        tooltip = "A bundle elsewhere; it overrides the list"
         return {
             "required": {
                 "bundle": (sorted(listed_bundles()), {"tooltip": f"A folder in models/{FOLDER}"}),

@@ -28,7 +28,7 @@ from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES, WINDOW_STAGES
 from bitdance_edge.runtime.errors import BackendError, BundleError, OutOfMemoryError, StorageError
 
-LOG_SEVERITY = 3  # errors only
+LOG_SEVERITY = 4  # none but fatal ones: errors are raised with the same text
 BFLOAT16 = 16  # of onnx.TensorProto: an element type that numpy does not have
 # Optimisers that take from a product what fuses it with its Q and DQ, so that its weights would be dequantised at every
 # launch: one makes a Gemm of it and its bias, the other makes several products read one DequantizeLinear. The third

@@ -11,6 +11,8 @@ import numpy as np
 from bitdance_edge.runtime.bundle.module_paths import Entry
 from bitdance_edge.runtime.errors import BundleError
 
+MOST_DIGITS = 18  # of an offset or a length
+
 
 def read_external(entries: Iterable[Entry], folder: Path) -> bytes:
     """Read the bytes of one tensor.
@@ -45,17 +47,31 @@ def external_place(entries: Iterable[Entry], folder: Path) -> tuple[Path, int, i
     """The file of a tensor, and the offset and length in bytes of its values there.
 
     Raises:
-        BundleError: the location is not a file in the graph's folder, or the file is too short.
+        BundleError: the location is not a file in the graph's folder, the file is too short, or a number is none.
     """
     found = {entry.key: entry.value for entry in entries}
-    location, offset = found.get("location", ""), int(found.get("offset") or 0)
-    if not location or Path(location).name != location:
+    location = found.get("location", "")
+    if not location or Path(location).name != location or not location.isprintable():
         raise BundleError(
             f"weights of a graph in {folder} have the location {location!r}; only files in that folder are allowed"
         )
     path = folder / location
-    size = path.stat().st_size
-    length = int(found["length"]) if found.get("length") else size - offset
-    if offset + length > size:
+    try:
+        size = path.stat().st_size if path.is_file() else -1
+    except OSError:  # a name that is too long
+        size = -1
+    if size < 0:
+        raise BundleError(f"{path} is missing, where weights of a graph are; copy the bundle again")
+    offset = _bytes(found.get("offset") or "0", path)
+    length = _bytes(found["length"], path) if found.get("length") else size - offset
+    if offset > size or offset + length > size:
         raise BundleError(f"{path} ends before byte {offset + length}, where a weight does: copy the bundle again")
     return path, offset, length
+
+
+def _bytes(text: str, path: Path) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS):
+        raise BundleError(
+            f"weights of a graph are at {text[:40]!r} in {path}, which is no place; copy the bundle again"
+        )
+    return int(text)

@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all."""
 
 import errno
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,10 +25,11 @@ def written_whole(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
     """Open a file for writing under a temporary name in the folder of ``path``; rename it to ``path`` when complete.
 
     Raises:
-        StorageError: the folder cannot be made or written, the disk is full, or without ``replace`` there is such a
-            file.
+        StorageError: the folder cannot be made or written, the disk is full, ``path`` is a pipe or device, or without
+            ``replace`` there is such a file.
     """
     staged = path
+    require_replaceable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary(path.parent, lambda staged: staged.open("xb").close(), path.suffix) as staged:
@@ -43,6 +45,20 @@ def written_whole(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
         if error.filename is None or Path(str(error.filename)) in (staged, path, *path.parents):
             raise cannot_write(path, error) from None
         raise
+
+
+def require_replaceable(path: Path) -> None:
+    """Refuse to put a file in the place of a pipe, device or socket, or of a link to one.
+
+    Raises:
+        StorageError: it is one.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # it is not there, or what writes it says why it cannot be
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise StorageError(f"cannot write {path}: it is a pipe, device or socket; give the name of a file")
 
 
 def cannot_write(path: Path, error: OSError) -> StorageError:

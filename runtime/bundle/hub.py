@@ -38,6 +38,12 @@ def is_hub_name(name: str | Path) -> bool:
     return NAME.fullmatch(text) is not None and not Path(text).exists() and not Path(text).parent.is_dir()
 
 
+def require_hub_name(repository: str) -> None:
+    """Raise HubError where a repository has no name of the form ``OWNER/NAME``."""
+    if NAME.fullmatch(repository) is None:
+        raise HubError(f"{repository!r} is not the name of a repository; write OWNER/NAME")
+
+
 def bundle_folder(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a bundle given by its path, or by its name on the Hub, from where it is downloaded if need be.
 
@@ -102,8 +108,7 @@ def upload(bundle: Bundle, repository: str, card: str, *, private: bool = False)
     """
     from bitdance_edge.runtime.bundle.pack import bundle_paths
 
-    if NAME.fullmatch(repository) is None:
-        raise HubError(f"{repository!r} is not the name of a repository; write OWNER/NAME")
+    require_hub_name(repository)
     command = f"hf upload {repository} {shlex.quote(str(bundle.folder))} ."
     library = _library(f"to upload {bundle.folder}", command)
     paths = bundle_paths(bundle)

@@ -10,6 +10,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from bitdance_edge.runtime.reading import opened_regular
+
 MOST_BYTES = 4_000_000  # a manifest of the largest published model has 200 kB
 MOST_NESTED = 64
 MOST_INTEGER = 2**63 - 1
@@ -20,10 +22,11 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> tuple[Any, bytes]:
     """Read a file of JSON; returns its value and its bytes.
 
     Raises:
-        ValueError: it is larger than ``most_bytes``, or not JSON that is accepted here; the message says why.
+        ValueError: it is larger than ``most_bytes``, a pipe or device, or not JSON that is accepted here; the message
+            says why.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with opened_regular(path) as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise ValueError(f"it has more than {most_bytes / 1e6:.0f} MB")

@@ -30,6 +30,7 @@ from bitdance_edge.runtime.bundle.specs import (
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.bundle.unpack import unpacked
 from bitdance_edge.runtime.errors import BundleError, RequestError
+from bitdance_edge.runtime.values import file_path
 from bitdance_edge.storage import stopped_replacement
 
 FORMAT = 5
@@ -65,8 +66,9 @@ class Bundle:
 
         Raises:
             BundleError: there is no bundle, or its manifest is incomplete, of another format or contradicts itself.
+            RequestError: ``folder`` is no path.
         """
-        folder = Path(folder)
+        folder = file_path("bundle", folder)
         manifest = folder / MANIFEST
         try:
             if folder.is_file():

@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterable
 from typing import Protocol
 
+LONGEST = 10_000  # characters of such a list
 MODULE_PATH = "pkg.torch.onnx.name_scopes"  # key of the metadata; its value is the repr of a list of names
 
 
@@ -18,8 +19,19 @@ def enclosing_modules(metadata: Iterable[Entry]) -> list[str] | None:
     """The modules that a node was traced in, outermost first; None where its metadata does not say."""
     for entry in metadata:
         if entry.key == MODULE_PATH:
-            return [module for module in ast.literal_eval(entry.value)[1:-1] if module]  # between stage and operation
+            return _between_stage_and_operation(entry.value)
     return None
+
+
+def _between_stage_and_operation(value: str) -> list[str] | None:
+    """The modules of a list of names; None where it is none, as in a file that was altered."""
+    try:
+        names = ast.literal_eval(value) if len(value) <= LONGEST else None
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return [module for module in names[1:-1] if module]
 
 
 def innermost_module(metadata: Iterable[Entry]) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from tqdm import tqdm
+
 from bitdance_edge.runtime.bundle.files import claimed_output, written_whole
 from bitdance_edge.runtime.bundle.manifest import MANIFEST, RECORDINGS, Bundle, sha256
 from bitdance_edge.runtime.bundle.record import (
@@ -20,6 +22,7 @@ from bitdance_edge.runtime.bundle.record import (
     target_folder,
 )
 from bitdance_edge.runtime.errors import BuildError, BundleError, RequestError
+from bitdance_edge.runtime.values import quoted
 from bitdance_edge.storage import TEMPORARY
 
 COPY_CHUNK = 1 << 24  # bytes
@@ -64,7 +67,7 @@ def pack_bundle(
         if engines_only and not replaced:
             raise BuildError(
                 f"{bundle.folder} has no engines to stand for its ONNX files; build them with: "
-                f"bitdance-edge build {bundle.folder} --target rtx"
+                f"bitdance-edge build {quoted(bundle.folder)} --target rtx"
             )
         names = _packed_names(bundle, builds, replaced)
         with written_whole(archive, replace=force) as file:
@@ -81,7 +84,8 @@ def bundle_paths(bundle: Bundle) -> list[str]:
 def _packed_names(bundle: Bundle, builds: Builds, replaced: Set[str]) -> list[str]:
     """The files to pack, by their paths in the bundle; those that the manifest names are checked against it."""
     kept = [spec for name, spec in bundle.stages.items() if name not in replaced]
-    for name in bundle.stages.keys() - replaced:
+    # disable=None: no progress line where standard error is not a terminal
+    for name in tqdm(sorted(bundle.stages.keys() - replaced), "checking", unit="stage", leave=False, disable=None):
         bundle.verified(name)
     names = {MANIFEST, *(file.path for stage in kept for file in stage.files)}
     described = [bundle.fast_preview, bundle.text.tokenizer if bundle.text is not None else None]
@@ -112,7 +116,7 @@ def copy_shared_files(bundle: Bundle) -> int:
     """
     copied = 0
     with claimed_output(bundle.folder, lock_in=bundle.folder):
-        for name in bundle.shared_files():
+        for name in tqdm(bundle.shared_files(), "copying", unit="file", leave=False, disable=None):
             path = bundle.folder / name
             _require_own(bundle, path)
             with path.open("rb") as source, written_whole(path) as copy:
@@ -156,7 +160,7 @@ def _write(bundle: Bundle, names: list[str], file: IO[bytes]) -> int:
     """Write the files; returns the bytes of those that became links to an equal one."""
     linked, stored, root = 0, {}, _root(bundle)
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name in names:
+        for name in tqdm(names, "packing", unit="file", leave=False, disable=None):
             path = bundle.folder / name
             entry = tarfile.TarInfo(f"{root}/{name}")
             entry.size, entry.mode = path.stat().st_size, 0o644

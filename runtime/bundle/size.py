@@ -7,6 +7,7 @@ import numpy as np
 
 from bitdance_edge.runtime.bundle.limits import Within
 from bitdance_edge.runtime.errors import RequestError
+from bitdance_edge.runtime.values import shown
 
 MOST = 65_536  # pixels of a side
 Side = Annotated[int, Within(1, MOST)]
@@ -22,8 +23,10 @@ class Size:
         """Read ``WIDTHxHEIGHT``.
 
         Raises:
-            RequestError: the text is not a size.
+            RequestError: it is no text, or not a size.
         """
+        if not isinstance(text, str):
+            raise RequestError(f"size is {shown(text)}; write WIDTHxHEIGHT in pixels, for example 1280x768")
         width, separator, height = text.strip().lower().partition("x")
         sides = [
             side for side in (width, height) if side.isascii() and side.isdecimal() and len(side) <= len(str(MOST))

@@ -22,7 +22,7 @@ from bitdance_edge.runtime.bundle.limits import (
 from bitdance_edge.runtime.bundle.size import Size
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.sampler import GUIDANCE_SCHEDULES, MAX_GUIDANCE, MAX_STEPS, MAX_WINDOW, SAMPLERS
-from bitdance_edge.runtime.values import shown
+from bitdance_edge.runtime.values import shown, whole
 
 MANIFEST = "bundle.json"
 FLOATS = ("float32", "float16", "bfloat16")
@@ -163,6 +163,7 @@ class ModelSpec:
         size = self.sizes[0] if size is None else Size.parse(size) if isinstance(size, str) else size
         if not isinstance(size, Size):  # a pair would not say which of its numbers is the width
             raise RequestError(f"size is {shown(size)}; give Size(width=..., height=...) or 'WIDTHxHEIGHT'")
+        size = Size(width=_side("width", size.width), height=_side("height", size.height))
         if size not in self.sizes:
             known = ", ".join(map(str, self.sizes))
             raise RequestError(f"size is {shown(size, str)}; this bundle makes {known} only (WIDTHxHEIGHT)")
@@ -189,6 +190,11 @@ class TextSpec:
     suffixes: Mapping[str, Tokens]  # WIDTHxHEIGHT -> ids that follow the text: start, sides, queries
     max_prompt: Count  # tokens of the longest prompt, template included
     example: Text  # a prompt of words that the model knows, for hints and first trials
+
+
+def _side(name: str, value: object) -> int:
+    """Read a side of a size that a caller made, of any kind; whether the model has it is said of both."""
+    return whole(name, value, -(2**63), 2**63)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,13 +49,14 @@ async def readyz(response: Response, service: TheService) -> Health:
 async def list_models(service: TheService) -> ModelList:
     """List the served models, and the aliases under which clients may name them."""
     catalog = service.fleet.catalog
-    return ModelList(data=[_card(name, catalog.get(name)) for name in (*catalog.models, *catalog.aliases)])
+    return ModelList(data=[ModelCard(id=name) for name in (*catalog.models, *catalog.aliases)])
 
 
 @router.get("/v1/models/{model_id}", responses=errors(401, 404))
 async def get_model(model_id: str, service: TheService) -> ModelCard:
     """Describe one model."""
-    return _card(model_id, service.fleet.catalog.get(model_id))
+    service.fleet.catalog.get(model_id)  # raises 404 where there is none
+    return ModelCard(id=model_id)
 
 
 @router.get("/v1/capabilities", responses=errors(401))
@@ -85,10 +86,6 @@ async def capabilities(service: TheService) -> Capabilities:
 async def metrics(service: TheService) -> Response:
     """Return the metrics in Prometheus' text format."""
     return Response(await service.scrape(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _card(name: str, model: Model) -> ModelCard:
-    return ModelCard(id=name, owned_by="bitdance-edge")
 
 
 def _capabilities(model: Model) -> ModelCapabilities:

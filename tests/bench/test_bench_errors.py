@@ -52,6 +52,13 @@ def test_a_checkpoint_with_other_weights_is_refused(tmp_path: Path, bundle: Bund
         find_checkpoint(known, str(other))
     with pytest.raises(BenchError, match="no checkpoint at"):
         find_checkpoint(known, str(tmp_path / "nowhere"))
+    with pytest.raises(BenchError, match="no checkpoint at /dev/zero"):
+        find_checkpoint(known, "/dev/zero")
+    odd = replace(known, provenance={"checkpoint": "/dev/zero", "checkpoint_sha256": 5})
+    with pytest.raises(BenchError, match="is not found"):
+        find_checkpoint(odd, None)
+    with pytest.raises(BenchError, match="holds other weights"):
+        find_checkpoint(odd, str(other))
 
 
 @pytest.mark.parametrize(

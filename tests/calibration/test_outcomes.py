@@ -94,6 +94,21 @@ def test_fp8_for_the_default_target_is_allowed(bundle: Bundle) -> None:
     require_types(frozenset({"fp8", "int8"}), "rtx", DEFAULT_GPUS, all_of_them=False)
 
 
+def test_a_bundle_does_not_take_its_own_place(bundle: Bundle, tmp_path: Path) -> None:
+    """Not with --force either: what it was exported to would be lost."""
+    source = Bundle.open(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    (tmp_path / "link").symlink_to(source.folder)
+    content = (source.folder / "bundle.json").read_bytes()
+    for out in (source.folder, source.folder / "inside", tmp_path / "link", tmp_path / "x" / ".." / "bundle"):
+        for how in (["--weights-only"], []):
+            asked = ["calibrate", source.folder, "-o", out, "--precision", "int8", "--force", *how]
+            assert main([*map(str, asked)]) == 1
+    assert (source.folder / "bundle.json").read_bytes() == content
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(CalibrationError, match="circle exists; write to another folder"):
+        calibrate(bundle, tmp_path / "circle", OPTIONS)
+
+
 def test_neither_an_existing_folder_nor_a_calibrated_bundle(
     bundle: Bundle, calibrated: Callable[[str], Calibrated], tmp_path: Path
 ) -> None:

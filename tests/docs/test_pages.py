@@ -113,6 +113,12 @@ def test_extras_in_messages_exist() -> None:
     assert named <= PROJECT["optional-dependencies"].keys()
 
 
+def test_every_extra_of_users_is_on_the_first_page() -> None:
+    page = (ROOT / "docs" / "get-started.md").read_text(encoding="utf-8")
+    of_others = {"plots", "docs", "notebook", "dev"}  # part of others, or for those who change the project
+    assert not [e for e in PROJECT["optional-dependencies"].keys() - of_others if f"`{e}`" not in page]
+
+
 def test_every_command_is_in_the_table_of_commands() -> None:
     page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in COMMANDS)

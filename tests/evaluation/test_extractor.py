@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from features import write_network
 
@@ -39,6 +40,35 @@ def test_images_of_a_size_that_it_does_not_take_are_refused(tmp_path: Path) -> N
         extractor.read(np.zeros((1, 8, 8, 3), np.uint8))
 
 
+@pytest.mark.parametrize(
+    "name, values, said",
+    [
+        ("features", np.zeros((1, 12), np.float32), r"features of .* are float32 \[1, 12\], not floats \[3, F\]"),
+        ("features", np.zeros((3, 2, 2), np.float32), r"not floats \[3, F\] of 3 images"),
+        ("features", np.zeros((3, 12), np.int64), r"are int64"),
+        ("scores", np.full((3, 4), np.nan, np.float32), "scores of .* are not all finite"),
+        ("scores", np.zeros(3, np.float32), r"scores of .* are float32 \[3\]"),
+    ],
+)
+def test_outputs_that_are_not_a_row_of_floats_an_image_are_refused(
+    name: str, values: np.ndarray, said: str, tmp_path: Path
+) -> None:
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", [f"{each} of all"], [each]) for each in ("features", "scores")],
+        "constant",
+        [onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, ["N", "H", "W", 3])],
+        [onnx.ValueInfoProto(name=each) for each in ("features", "scores")],
+        [
+            onnx.numpy_helper.from_array(values if each == name else np.zeros((3, 4), np.float32), f"{each} of all")
+            for each in ("features", "scores")
+        ],
+    )
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "net.onnx")
+    with pytest.raises(EvaluationError, match=said):
+        Extractor(tmp_path / "net.onnx", threads=1).read(np.zeros((3, 8, 8, 3), np.uint8))
+
+
 def test_a_distance_is_fid_only_with_the_standard_weights_unchanged(tmp_path: Path) -> None:
     network, weights = write_network(tmp_path / "net.onnx"), tmp_path / "weights.pth"
     assert Extractor(network).distance_name == "Fréchet distance"
@@ -57,5 +87,5 @@ def test_a_distance_is_fid_only_with_the_standard_weights_unchanged(tmp_path: Pa
 
 def test_a_folder_of_one_image_is_no_distribution(tmp_path: Path) -> None:
     (tmp_path / "one.png").touch()
-    with pytest.raises(EvaluationError, match="holds 1 images; a distribution needs at least 2"):
+    with pytest.raises(EvaluationError, match="holds 1 image; a distribution needs at least 2"):
         image_files(tmp_path)

@@ -257,6 +257,28 @@ def compressed(folder: Path, state: State) -> Path:
     return folder / "small.pt"
 
 
+def pickled(content: bytes, *, zipped: bool = True) -> Callable[[Path, State], Path]:
+    """A pickle of protocol 2, in an archive as today or by itself."""
+
+    def write(folder: Path, _state: State) -> Path:
+        if not zipped:
+            (folder / "bomb.pt").write_bytes(b"\x80\x02" + content)
+            return folder / "bomb.pt"
+        with zipfile.ZipFile(folder / "bomb.pt", "w") as archive:
+            archive.writestr("bomb/data.pkl", b"\x80\x02" + content)
+            archive.writestr("bomb/version", b"3\n")
+        return folder / "bomb.pt"
+
+    return write
+
+
+def doubled(folder: Path, _state: State) -> Path:
+    with zipfile.ZipFile(folder / "twice.pt", "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        for content in (b"\x80\x02}.", b"\x80\x02N."):
+            archive.writestr("twice/data.pkl", content)
+    return folder / "twice.pt"
+
+
 def cut(folder: Path, state: State) -> Path:
     torch.save(state, folder / "whole.pt")
     (folder / "cut.pt").write_bytes((folder / "whole.pt").read_bytes()[:-100])
@@ -285,6 +307,15 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:3ca68c44\nsize 18
         (dangling, r"is a link to \.\./\.\./blobs/9e14fe684d6e, which is missing"),
         (cut, r"cut\.pt cannot be read .*truncated"),
         (compressed, r"small\.pt is a compressed archive .*unpack it"),
+        (
+            pickled(b"]" * 30_000_000),
+            r"holds bomb/data\.pkl of 30000002 bytes; beside tensors at most 2000000 are read",
+        ),
+        (pickled(b"]" * 30_000_000, zipped=False), "its list of tensors is too long"),
+        # Of 2 GB, as a number says.
+        (pickled(b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R."), "holds bytes beside tensors and settings"),
+        (pickled(b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.", zipped=False), "or holds something else"),
+        (doubled, "has two entries of one name"),
         (two_epochs, r"must hold one file of weights; found 2: epoch_100\.pt, epoch_50\.pt"),
         (without_a_shard("index"), r"lacks model-00002-of-00003\.safetensors: .* names 3 files and 1 are missing"),
         (without_a_shard("name"), "has 2 of 3 files of model"),
@@ -320,6 +351,13 @@ def test_what_is_no_checkpoint_is_one_error(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         load_generator(write(folder, state))
+
+
+@pytest.mark.parametrize("path", [None, 3, b"x", "", [], {}])
+def test_what_is_no_path_is_one_error(path: object) -> None:
+    for load in (load_generator, load_tokenizer):
+        with pytest.raises(ModelError, match="give the path of a file or folder"):
+            load(path)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_tokenizer_of_the_wrong_type_is_named(tmp_path: Path, state: State) -> None:

@@ -132,6 +132,21 @@ def test_an_odd_value_of_an_edit_is_settings_or_one_error(bundle: Bundle, field:
             assert isinstance(settings, Settings)
 
 
+def test_sizes_ranges_and_callbacks_of_other_kinds_are_one_error(pipeline: Pipeline) -> None:
+    for side in (np.ones((2, 2)), "32", 1.5, None):
+        with pytest.raises(RequestError, match="width is "):
+            pipeline(7, width=side, height=32)  # pyright: ignore[reportArgumentType]
+    for function in (pipeline.tokenize, pipeline.decode, pipeline.preview):
+        with pytest.raises(RequestError, match="cannot be read as"):
+            function(range(10**12))
+    for value in (7, "now", lambda: True):
+        with pytest.raises(RequestError, match=r"cancel is .*; give a threading\.Event"):
+            pipeline.generate(Request(classes=7), value)  # pyright: ignore[reportArgumentType]
+    for callback in (7, "print", [len]):
+        with pytest.raises(RequestError, match=r"callback_on_step_end is .*; give a function"):
+            pipeline(7, callback_on_step_end=callback)  # pyright: ignore[reportArgumentType]
+
+
 def test_an_odd_argument_of_a_call_is_one_error(pipeline: Pipeline) -> None:
     names = ("num_inference_steps", "guidance_scale", "num_images_per_prompt", "width", "height", "seed", "generator")
     quick = {"num_inference_steps": 1, "output": "tokens"}
@@ -195,6 +210,8 @@ def test_odd_arguments_of_a_pipeline_are_one_error(pipeline: Pipeline) -> None:
         (pipeline.decode, lambda value: (tokens, value)),
         (pipeline.decode, lambda value: (tokens, None, value)),
         (pipeline.stream, lambda value: (value,)),
+        (pipeline.preview_canvas, lambda value: (value,)),
+        (pipeline.preview_canvas, lambda value: (1, value)),
     ]
     images = (np.zeros((1, 32, 32, 4), np.uint8), np.zeros((1, 32, 32, 3)), np.zeros((32, 32), np.uint8), [tokens, 1])
     accepted = 0
@@ -221,6 +238,22 @@ def test_odd_arguments_of_open_are_one_error(bundle: Bundle, argument: str, tmp_
             assert len(str(error)) < 400 + len(str(bundle.folder))
         else:
             raise AssertionError(f"{argument}={value!r} opened {opened}")
+
+
+def test_an_odd_path_of_a_bundle_is_one_error() -> None:
+    class Unshown:
+        def __repr__(self) -> str:
+            raise ValueError
+
+    for value in ODD:
+        with pytest.raises(RequestError):
+            Size.parse(value)
+    calls = (Bundle.open, Pipeline.from_pretrained, lambda value: Pipeline.from_pretrained("a/b", revision=value))
+    for call, value in itertools.product(calls, (*ODD, Unshown())):
+        if value is not None and not (isinstance(value, str) and call not in calls[:2]):
+            with pytest.raises(BitDanceError) as refused:
+                call(value)
+            assert len(str(refused.value)) < 400
 
 
 def test_open_takes_numbers_of_numpy_and_any_path(bundle: Bundle, tmp_path: Path) -> None:

@@ -52,11 +52,12 @@ def test_a_prompt_is_drawn(word_bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 3}, "unknown argument steps; a request takes "),
+        ({"steps": 3}, "unknown argument steps; a call takes num_inference_steps"),
         ({"seed": 1, "generator": 2}, "seed and generator are both given"),
         ({"generator": [1], "seeds": [2]}, "seeds and generator are both given"),
         ({"generator": "seven"}, "give a torch.Generator"),
         ({"width": 32}, "give both"),
+        ({"callback_on_step_end": 3}, "callback_on_step_end is 3; give a function"),
         ({"width": 32, "height": 32, "size": "32x32"}, "give both, or size="),
     ],
 )

@@ -23,6 +23,17 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     assert names(path.parent) == {"file.bin"}
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_pipe_is_not_replaced(tmp_path: Path, linked: bool) -> None:
+    pipe, path = tmp_path / "pipe", tmp_path / ("link" if linked else "pipe")
+    os.mkfifo(pipe)
+    if linked:
+        path.symlink_to(pipe)
+    with pytest.raises(StorageError, match="is a pipe, device or socket; give the name of a file"), written_whole(path):
+        pass
+    assert pipe.is_fifo()
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [

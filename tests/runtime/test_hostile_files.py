@@ -105,13 +105,49 @@ def added(archive: Path, **fields: object) -> Path:
                 "GNU.sparse.size": "4",
             }
         },
+        {"type": tarfile.LNKTYPE, "linkname": "bundle/more"},  # itself, which is not there yet
+        {"pax_headers": {"comment": "x" * 10_000}},
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_an_archive_with_something_that_pack_does_not_write(archive: Path, tmp_path: Path, fields: dict) -> None:
     with pytest.raises(BundleError, match=r"bundle\.tar is not a packed bundle"):
         Bundle.open(added(archive, **fields))
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_of_an_archive_has_bounds(archive: Path, kind: bytes) -> None:
+    header, content = tarfile.TarInfo("long"), archive.read_bytes()
+    header.type, header.size = kind, 2**31
+    archive.write_bytes(header.tobuf(tarfile.GNU_FORMAT) + content)
+    os.truncate(archive, 2**32)
+    with pytest.raises(BundleError, match=r"bundle\.tar is not a packed bundle .*2,147,483,648 bytes"):
+        Bundle.open(archive)
+    header.size = 12
+    archive.write_bytes((header.tobuf(tarfile.GNU_FORMAT) + b"12 path=abc\n".ljust(512, b"\0")) * 2000 + content)
+    with pytest.raises(BundleError, match=r"bundle\.tar is not a packed bundle"):
+        Bundle.open(archive)
+
+
+@pytest.mark.parametrize("time", ["1e300", "nan", "-inf", "x"])
+def test_the_time_of_a_member_does_not_matter(archive: Path, bundle: Bundle, time: str) -> None:
+    assert Bundle.open(added(archive, size=4, pax_headers={"mtime": time})).digest == bundle.digest
+
+
+def test_an_archive_has_a_largest_number_of_files(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(archive) as tar:
+        monkeypatch.setattr("bitdance_edge.runtime.bundle.unpack.MOST_FILES", len(tar.getnames()))
+    with pytest.raises(BundleError, match="is not a packed bundle"):
+        Bundle.open(added(archive, size=4))
+
+
+def test_packed_bundles_need_a_folder(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BITDANCE_EDGE_CACHE", "XDG_CACHE_HOME", "HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user that the machine does not know
+    with pytest.raises(StorageError, match="set BITDANCE_EDGE_CACHE"):
+        Bundle.open(archive)
 
 
 def test_archives_that_are_none(archive: Path, bundle: Bundle, tmp_path: Path) -> None:

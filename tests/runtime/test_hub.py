@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,22 @@ def test_a_card_says_what_a_calibration_lost(
     assert main(["push", str(folder), "a/b", "--license", "mit", "--dry-run"]) == 0
     forced = json.loads(report.read_text(encoding="utf-8"))["bits"]["forced"]
     assert f"bit flips: {100 * forced:.3f} % under teacher forcing" in capsys.readouterr().out
-    (folder / "calibration" / "report.json").write_text("{", encoding="utf-8")
-    assert main(["push", str(folder), "a/b", "--license", "mit", "--dry-run"]) == 1
-    assert "calibrate the bundle again" in capsys.readouterr().err
+    for spoilt in ("{", "[]", "{}", '{"bits": 1, "images": 2, "bundle": 3}'):
+        (folder / "calibration" / "report.json").write_text(spoilt, encoding="utf-8")
+        assert main(["push", str(folder), "a/b", "--license", "mit", "--dry-run"]) == 1
+        assert "calibrate the bundle again" in capsys.readouterr().err
+    assert main(["push", str(folder), "without-owner", "--license", "mit", "--dry-run"]) == 1
+    assert "'without-owner' is not the name of a repository; write OWNER/NAME" in capsys.readouterr().err
+
+
+def test_what_a_manifest_says_stays_on_its_line_of_a_card(
+    exported: Callable[..., Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"exporter": "\x1b[2Jx\n---", "hub": "a/b\nlicense: mit", "license": "mit\nbase_model: a/b"}
+    replace(exported("cc_1x"), folder=tmp_path, links={}, provenance=said).write()
+    for named in ("", "mit\nbase_model: a/b", "\x1b[2J"):
+        assert main(["push", str(tmp_path), "a/b", "--license", named, "--dry-run"]) == 1
+        assert "say it with --license" in capsys.readouterr().err
+    assert main(["push", str(tmp_path), "a/b", "--license", "mit", "--dry-run"]) == 0
+    card = capsys.readouterr().out
+    assert "- exporter: \\x1b[2Jx\\n---\n" in card and "\nbase_model" not in card

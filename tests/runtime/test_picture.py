@@ -209,6 +209,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         "has a chunk b'tEXt' of 16,777,218 bytes",
     ),
     "many chunks": (lambda: png(1, 1, png_chunk(b"tEXt", b"x\0") * 100_000), "has more than 100,000 chunks"),
+    "text of a large PPM": (lambda: b"P3 1024 1024 255\n" + b"1 " * 3 * 2**20, "has its pixels as text"),
     "half a JPEG": (lambda: encoded(RGB, "JPEG")[:-200], "it may be"),
     "half a GIF": (lambda: encoded(RGB, "GIF")[:-60], "it may be"),
     "half a WebP": (lambda: encoded(RGB, "WebP")[:-60], "it may be"),
@@ -246,6 +247,17 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
         file.truncate(2**40)
     with pytest.raises(RequestError, match="the limit is 200,000,000"):
         load_pixels(tmp_path / "huge.png", 32, 32)
+
+
+def test_odd_arguments_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    RGB.save(path)
+    assert load_pixels(path, np.int64(32), 48).shape == (32, 48, 3)  # pyright: ignore[reportArgumentType]
+    for odd in (0, -1, 2**31, 1.5, "32", None, np.ones(2), 10**5000):
+        for arguments in ((path, odd, 32), (path, 32, odd), (path, 32, 32, odd), (odd, 32, 32)):
+            with pytest.raises(RequestError) as refused:
+                load_pixels(*arguments)  # pyright: ignore[reportArgumentType]
+            assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
 
 
 def test_refusals_take_little_memory_and_time(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from commanding import status_of
 from bitdance_edge.errors import OutputBusyError
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.bundle.files import claimed_output
-from bitdance_edge.scale.bulk import run_job
+from bitdance_edge.scale.bulk import prepare, run_job
 from bitdance_edge.scale.errors import ScaleError
 from bitdance_edge.scale.events import Added, Event
 from bitdance_edge.scale.local import LocalEngine
@@ -74,7 +74,7 @@ def test_two_worker_processes_write_the_bytes_of_one(job: Plan, whole: Path, tmp
 
 
 def test_a_job_goes_on_where_it_stopped(job: Plan, whole: Path, partial: Path) -> None:
-    assert resumed(job, partial) == (list(range(4, SHARDS)), ["12 shards of 96 images; 4 of these 12 are made"])
+    assert resumed(job, partial) == (list(range(4, SHARDS)), ["12 shards of 96 images; 4 of 12 are made already"])
     assert digests(job, partial) == digests(job, whole)
 
 
@@ -184,6 +184,20 @@ def test_the_folder_of_another_job_is_refused(job: Plan, bundle: Bundle, partial
     assert {file: file.read_bytes() for file in partial.iterdir()}.items() <= before.items()
 
 
+def test_of_two_jobs_that_begin_at_once_one_has_the_folder(
+    job: Plan, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def before_the_other(folder: Path) -> None:
+        monkeypatch.undo()
+        write_plan(small_plan(bundle.folder, seed=8), folder)
+
+    monkeypatch.setattr("bitdance_edge.scale.bulk.job_plan", before_the_other)
+    folder = tmp_path / "two words"
+    with pytest.raises(ScaleError, match="is another job's, with seed 8 instead of 7") as refused:
+        prepare(job, folder)
+    assert str(refused.value).endswith(f"bulk '{folder / 'plan.json'}' --out '{folder}'")
+
+
 def test_the_same_shards_are_not_made_twice_at_once(job: Plan, partial: Path) -> None:
     with (
         claimed_output(partial / "shards 0-11", lock_in=partial),
@@ -209,7 +223,7 @@ def test_verify_names_what_is_missing_or_damaged(
     folder = tmp_path / "copy"
     shutil.copytree(whole, folder)
     assert status_of("bulk", "verify", folder) == 0
-    assert "12 shards of 96 images are whole" in capsys.readouterr().out
+    assert "whole: 12 shards of 96 images" in capsys.readouterr().out
     content = bytearray((folder / "00004.tar").read_bytes())
     content[700] ^= 1
     (folder / "00004.tar").write_bytes(content)
@@ -239,6 +253,7 @@ def test_the_command_refuses_what_has_no_effect(
         ((bundle.folder, out, "--classes", "0", "--out", out), "are for: "),
         (("verify",), "give the folder of a job"),
         (("verify", tmp_path), "has no plan.json"),
+        (("verify", partial, "--count", "3", "--out", out), "so --count, --out would change nothing"),
         ((plan, "--out", out, "--shards", "12"), "shards 0 to 11"),
         ((plan, "--out", out, "--engine", "slurm"), "it must be local or ray"),
         ((plan, "--out", out, "--workers", "3"), "are for --engine ray"),

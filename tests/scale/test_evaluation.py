@@ -1,7 +1,9 @@
 """Scores of bundles, shards, folders and files, and images as others' scorers read them."""
 
+import io
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +120,9 @@ def test_a_reference_may_hold_statistics_and_images_as_adms_do(
         ({"mu": np.zeros(12), "sigma": np.eye(3)}, r"has mu \[12\] and sigma \[3, 3\]"),
         ({"other": np.zeros(3)}, "must hold arr_0, or mu and sigma"),
         ({"arr_0": np.zeros((3, 8, 8, 3))}, "images are uint8"),
+        ({"arr_0": np.zeros((1, 8, 8, 3), np.uint8)}, "has 1 image; a distribution needs at least 2"),
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.eye(2)}, r"its arr_1 is float64 \[2, 2\]"),
+        ({"mu": np.zeros(12), "sigma": np.full((12, 12), np.nan)}, "not finite"),
     ],
 )
 def test_files_that_are_no_reference_are_refused(
@@ -126,6 +131,35 @@ def test_files_that_are_no_reference_are_refused(
     np.savez(tmp_path / "reference.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(ScaleError, match=said):
         open_reference(tmp_path / "reference.npz", extractor, Job.open(whole).size, tmp_path)
+
+
+def test_one_image_is_no_distribution(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "one.npz", arr_0=np.zeros((1, 8, 8, 3), np.uint8))
+    options = ("--features", network, "--work", tmp_path, "--save-statistics", tmp_path / "statistics.npz")
+    assert status_of("evaluate", tmp_path / "one.npz", *options) == 1
+    assert "one.npz has 1 image; a distribution needs at least 2" in capsys.readouterr().err
+    assert not (tmp_path / "statistics.npz").exists()
+
+
+def test_a_damaged_array_beside_the_images_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    np.savez(path, arr_0=np.zeros((2, 8, 8, 3), np.uint8), arr_1=np.array([7, 9]))
+    content = bytearray(path.read_bytes())
+    content[content.rindex(np.array([7, 9]).tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ScaleError, match="cannot be read: Bad CRC-32"):
+        list(open_source(path).batches())
+
+
+def test_arrays_beside_the_images_have_bounds(tmp_path: Path) -> None:
+    path, header = tmp_path / "a.npz", io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (2**50,)})
+    for content in (header.getvalue(), bytes(100_000_001)):
+        np.savez(path, arr_0=np.zeros((2, 8, 8, 3), np.uint8))
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("arr_1.npy", content)
+        with NpzReader(path) as reader, pytest.raises(ValueError, match=r"Unable to allocate|the limit is 100,000,000"):
+            reader.arrays()
 
 
 def test_statistics_of_other_features_are_refused(whole: Path, extractor: Extractor, tmp_path: Path) -> None:

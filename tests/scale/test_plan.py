@@ -95,12 +95,17 @@ def test_a_plan_of_another_bundle_is_refused(job: Plan, bundle: Bundle, tmp_path
         ('{"classes": [1]}', "names no bundle"),
         ('{"bundle": "B", "clases": [1]}', "has clases; a plan may have"),
         ('{"bundle": "B", "classes": 3}', "classes is 3; give a list"),
+        ('{"bundle": "B", "prompts": "all"}', "prompts is 'all'; give a list"),
         ('{"bundle": "B", "classes": [1], "settings": {"step": 3}}', "they may have negative_prompt"),
         ('{"bundle": "B", "format": 9}', "has format 9"),
         ('{"bundle": "B", "classes": [1], "count": 0}', "count is 0"),
         ('{"bundle": "B", "classes": [99]}', "class is 99"),
         ('{"bundle": "B", "classes": [1], "file_format": "zip"}', "file_format is 'zip'"),
         ('{"bundle": "B"}', "give --classes or --prompts"),
+        (
+            '{"bundle": "elsewhere", "classes": [1]}',
+            "no bundle at elsewhere.*, or give its folder with --bundle FOLDER",
+        ),
     ],
 )
 def test_a_wrong_plan_file_is_refused(content: str, said: str, bundle: Bundle, tmp_path: Path) -> None:

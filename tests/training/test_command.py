@@ -86,6 +86,11 @@ def test_errors_say_what_is_missing(tmp_path: Path) -> None:
         command("digits-4x", "--out", tmp_path / "new", *TINY)
     with pytest.raises(ModelError, match=r"no checkpoint at .*nowhere"):
         command("digits-4x", "--tokenizer", tmp_path / "nowhere", "--out", tmp_path / "new", *TINY)
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "bundle.json").touch()
+    with pytest.raises(ModelError, match="it is a bundle: give the checkpoint that it was exported from"):
+        command("--init", tmp_path / "exported", "--data", tmp_path, "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(TrainingError, match="already holds a finished"):
         command("digits-tokenizer", "--out", tmp_path, *TINY)

@@ -71,7 +71,7 @@ def test_two_processes_are_one_with_the_whole_batch(tmp_path: Path) -> None:
     said = {file.name: file.read_text(encoding="utf-8") for file in tmp_path.glob("*.out")}
     assert ended == [[130, 130], [1, -signal.SIGKILL], [0, 0]], said
     assert "interrupted: the state is saved" in said["0-0.out"]
-    assert "process 0 of 2 lost another one" in said["1-0.out"] and "Traceback" not in said["1-0.out"]
+    assert "process 0 of 2 lost its connection to another one" in said["1-0.out"] and "Traceback" not in said["1-0.out"]
     assert (tmp_path / "2-0.images").read_text(encoding="utf-8").startswith("4 ")  # where the killed one had saved last
     assert said["2-1.out"] == ""  # one process writes
 

@@ -163,6 +163,14 @@ def test_captions_come_from_tars_tables_and_text_files(tmp_path: Path) -> None:
     [
         ({"a.png": b"", "a.json": b"{}"}, r"shard\.tar: the image at byte \d+ has no field label or class"),
         ({"a.png": b"", "a.json": b"{"}, "what describes it cannot be read"),
+        ({"a.png": b"", "a.json": b"[" * 100_000}, "what describes it cannot be read"),
+        ({"a.png": b"", "a.json": b'{"label": 1e400}'}, "class is 'inf'; it must be a number"),
+        ({"a.png": b"", "a.json": b'{"label": 1.5}'}, "class is '1.5'; it must be a number"),
+        ({"a.png": b"", "a.json": b'{"label": true}'}, "class is 'True'; it must be a number"),
+        (
+            {"a.png": b"", "a.json": b" " * 4_000_001},
+            "described in 4,000,001; the limits are 200,000,000 and 4,000,000",
+        ),
         ({"a.png": b"", "a.cls": b"cat"}, "class is 'cat'; it must be a number"),
         ({"a.png": b"", "a.txt": b"x"}, r"shard\.tar: a has \.png, \.txt, but no \.cls or \.json member"),
         ({"a.txt": b"x"}, "holds no image"),
@@ -174,6 +182,13 @@ def test_errors_of_tars_name_file_and_record(contents: dict[str, bytes], message
         open_records(tmp_path / "shard.tar", captions=False)
 
 
+@pytest.mark.parametrize("caption", ['"\\ud800"', "5", "[]", "{}"])
+def test_a_caption_that_is_no_text_is_one_error(caption: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "shard.tar", {"a.png": b"", "a.json": f'{{"caption": {caption}}}'.encode()})
+    with pytest.raises(TrainingError, match=r"shard\.tar: .* has the caption .*, which is no text"):
+        open_records(tmp_path / "shard.tar", captions=True).caption(0)
+
+
 @pytest.mark.parametrize("cut", [0.3, 0.7])
 def test_a_truncated_or_damaged_shard_is_one_error(cut: float, tmp_path: Path, source: ImageSet) -> None:
     contents = {f"{n}.png": content for n, (content, _) in enumerate(members(source[np.arange(4)]))}
@@ -182,10 +197,33 @@ def test_a_truncated_or_damaged_shard_is_one_error(cut: float, tmp_path: Path, s
     file.write_bytes(file.read_bytes()[: int(cut * file.stat().st_size)])
     with pytest.raises(TrainingError, match=r"shard\.tar"):
         open_records(file, captions=False)
+    header, whole = tarfile.TarInfo("long"), file.read_bytes()
+    header.type, header.size = tarfile.XHDTYPE, 2**31
+    file.write_bytes(header.tobuf() + whole)
+    with pytest.raises(TrainingError, match=r"shard\.tar .*a header has 2,147,483,648 bytes"):
+        open_records(file, captions=False)
     (tmp_path / "shard.parquet").write_bytes(b"PAR1 cut")
-    pytest.importorskip("pyarrow")
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     with pytest.raises(TrainingError, match=r"shard\.parquet is not a whole Parquet file"):
         open_records(tmp_path / "shard.parquet", captions=False)
+    table = pa.table({"image": [b""] * 100, "label": range(100)})
+    pq.write_table(table, tmp_path / "shard.parquet", compression="zstd")
+    content = (tmp_path / "shard.parquet").read_bytes()
+    at = content.rindex(b"\x28\xb5\x2f\xfd")  # where the last column is compressed
+    (tmp_path / "shard.parquet").write_bytes(content[:at] + bytes(16) + content[at + 16 :])
+    with pytest.raises(TrainingError, match=r"shard\.parquet cannot be read"):
+        open_records(tmp_path / "shard.parquet", captions=False)
+
+
+def test_shards_of_some_classes_train_without_images_of_the_others(tmp_path: Path) -> None:
+    picture = png(np.zeros((8, 8, 3), np.uint8))
+    contents = {}
+    for number in range(10):
+        contents |= {f"{number}.png": picture, f"{number}.cls": b"7" if number % 2 else b"3"}
+    write_tar(tmp_path / "shard.tar", contents)
+    training, held_out = split_records(open_records(tmp_path, captions=False), 8, stream=False)
+    assert isinstance(training, ImageSet) and training.class_names == tuple("01234567")
+    assert [sorted(part.labels.tolist()) for part in (training, held_out)] == [[3] * 4 + [7] * 4, [3, 7]]
 
 
 def test_a_path_without_data_says_what_to_give(tmp_path: Path) -> None:
