@@ -30,7 +30,7 @@ def fit_mask(mask: np.ndarray, size: Size, fit: str = "cover") -> np.ndarray:
 
     A pixel is True if any of those that it replaces is, so that thin lines are not lost.
     """
-    image = Image.fromarray(mask.astype(np.float32))  # whose means are exact enough to be above 0
+    image = Image.fromarray(mask).convert("F")  # whose means are exact enough to be above 0
     return np.asarray(_fitted(image, size, fit, Image.Resampling.BOX)) > 0
 
 

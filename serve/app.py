@@ -92,26 +92,26 @@ def _methods(scope: Scope) -> set[str]:
     return found | {"OPTIONS"} | ({"HEAD"} if "GET" in found else set()) if found else found
 
 
-def _error_response(error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body(), error.status, error.headers)
+def _error_response(request: Request, error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(request.url.path), error.status, error.headers)
 
 
-def _api_error(_request: Request, error: Exception) -> JSONResponse:
+def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return _error_response(error)
+    return _error_response(request, error)
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     message = f"{request.method} {request.url.path}: {error.detail}"
-    return _error_response(ApiError(error.status_code, code, message, headers=error.headers))
+    return _error_response(request, ApiError(error.status_code, code, message, headers=error.headers))
 
 
-def _validation_error(_request: Request, error: Exception) -> JSONResponse:
+def _validation_error(request: Request, error: Exception) -> JSONResponse:
     """Report the first field that pydantic found to be wrong."""
     assert isinstance(error, RequestValidationError)
-    return _error_response(field_error(error.errors()))
+    return _error_response(request, field_error(error.errors()))
 
 
 def _client_left(_request: Request, _error: Exception) -> JSONResponse:
@@ -120,4 +120,4 @@ def _client_left(_request: Request, _error: Exception) -> JSONResponse:
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _error_response(ApiError(500, "internal_error", "the server failed; see its log", kind=SERVER))
+    return _error_response(request, ApiError(500, "internal_error", "the server failed; see its log", kind=SERVER))

@@ -12,7 +12,7 @@ from bitdance_edge.runtime.image import PNG_KEY, parsed_settings
 from bitdance_edge.runtime.mask import place_mask, read_mask
 from bitdance_edge.runtime.picture import decoded_picture, open_picture, strips
 from bitdance_edge.serve.errors import ApiError
-from bitdance_edge.serve.pictures import READ, fitted, read_file
+from bitdance_edge.serve.pictures import READ, fitted, read_file, return_memory
 from bitdance_edge.serve.work import Change
 
 VARIED = 0.7  # strength where all of an image is drawn anew: below 0.5 the prompt is not obeyed
@@ -52,6 +52,8 @@ def uploaded_change(
             redrawn = place_mask(redrawn, own, size, fit, "mask")
         except RequestError as error:
             raise ApiError(400, "invalid_value", plain(error), param="mask") from None
+        finally:
+            return_memory()
     return Change(
         init=init,
         mask=redrawn,

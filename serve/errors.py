@@ -1,7 +1,7 @@
 """Errors of the server: those that keep it from starting, and those reported to a client.
 
 A client gets an HTTP status and ``{"error": {"message", "type", "param", "code"}}``, as from OpenAI; once a stream has
-begun, the same object is its last event.
+begun, the same object is its last event. Clients of the web UI's API find the message under ``detail`` too.
 """
 
 import json
@@ -10,6 +10,7 @@ from typing import Any
 
 from bitdance_edge.errors import BitDanceError
 
+WEB_UI = "/sdapi/"
 INVALID, SERVER = "invalid_request_error", "server_error"
 LONGEST_MESSAGE, LONGEST_NAME = 1500, 100  # bytes of their JSON, so that no error answer is over 2 KB
 
@@ -35,16 +36,17 @@ class ApiError(BitDanceError):
         self.status, self.code, self.message, self.param, self.kind = status, code, message, param, kind
         self.headers = dict(headers or {})
 
-    def body(self) -> dict[str, Any]:
-        """The JSON that the client gets."""
-        return {
-            "error": {
-                "message": shortened(self.message, LONGEST_MESSAGE),
-                "type": self.kind,
-                "param": None if self.param is None else shortened(self.param, LONGEST_NAME),
-                "code": self.code,
-            }
+    def body(self, path: str = "") -> dict[str, Any]:
+        """The JSON that the client of a path gets."""
+        web_ui = path.startswith(WEB_UI)
+        message = shortened(self.message, LONGEST_MESSAGE // 2 if web_ui else LONGEST_MESSAGE)
+        error = {
+            "message": message,
+            "type": self.kind,
+            "param": None if self.param is None else shortened(self.param, LONGEST_NAME),
+            "code": self.code,
         }
+        return {"error": error, "detail": message} if web_ui else {"error": error}
 
 
 def shortened(text: str, most: int) -> str:

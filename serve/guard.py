@@ -55,7 +55,7 @@ class Guard:
                 if body is not None:  # else the client disconnected while it was sending
                     await self._answer(scope, replayed(body, receive), send_guarded)
         except ApiError as error:
-            refused = JSONResponse(error.body(), error.status, {**error.headers, "Connection": "close"})
+            refused = JSONResponse(error.body(scope["path"]), error.status, {**error.headers, "Connection": "close"})
             await refused(scope, receive, send_guarded)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:

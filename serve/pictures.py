@@ -107,7 +107,7 @@ def read_file(content: bytes, name: str, read: Callable[[BinaryIO], Decoded]) ->
     except RequestError as error:
         message = plain(error)  # and nothing more of it: its frames hold the picture
     finally:
-        _return_memory()
+        return_memory()
     raise ApiError(400, "invalid_image", message, param=name.partition(".")[0])
 
 
@@ -115,7 +115,7 @@ def _without_scheme(text: str) -> str:
     return text.partition(",")[2] if text.startswith("data:") else text
 
 
-def _return_memory() -> None:
+def return_memory() -> None:
     """Give the memory of large pictures back to the system; glibc would keep it for the thread's next ones."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library has no malloc_trim

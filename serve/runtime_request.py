@@ -17,7 +17,7 @@ from bitdance_edge.runtime.mask import place_mask, read_mask
 from bitdance_edge.runtime.request import MAX_SEED
 from bitdance_edge.serve.catalog import Model
 from bitdance_edge.serve.errors import ApiError
-from bitdance_edge.serve.pictures import file_of, fitted, read_file
+from bitdance_edge.serve.pictures import file_of, fitted, read_file, return_memory
 from bitdance_edge.serve.schema import GenerationFields, ImageRequest, JobRequest, Prefix
 from bitdance_edge.serve.settings import ServeSettings
 from bitdance_edge.serve.work import Change, Generation
@@ -133,6 +133,8 @@ def change(fields: JobRequest, model: Model) -> Change | None:
             mask = place_mask(drawn, own, size.pixels, edit.fit, "edit.mask")
         except RequestError as error:
             raise _invalid("edit", plain(error)) from None
+        finally:
+            return_memory()
     return Change(init=init, mask=mask, strength=edit.strength, candidates=edit.candidates, blend=edit.blend)
 
 

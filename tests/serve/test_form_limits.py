@@ -55,6 +55,8 @@ FORMS: dict[str, Callable[[], bytes]] = {
     "a long header": lambda: part("image", TINY, file=True, header=b"A: " + filled(b"b") + b"\r\n"),
     "a long name": lambda: part("x" * MUCH, b""),
     "almost boundaries": lambda: part("image", filled(b"\r\n--limi"), file=True),
+    "boundaries that end nothing": lambda: part("image", b"\r\n--limitx" * 300_000, file=True),
+    "a padded boundary": lambda: part("image", b"\r\n--limit" + b" " * 3_000_000, file=True),
     "line ends": lambda: part("image", filled(b"\r"), file=True),
     "no end": lambda: part("image", filled(b"x"), file=True).removesuffix(b"\r\n"),
     "no boundary": lambda: filled(b"\r\n"),

@@ -166,6 +166,8 @@ def test_a_lone_surrogate_is_refused(server: Server, path: str, field: str) -> N
         ("POST", "/v1/images/generations", {"prompt": "7", "sampler": "\x01" * 10_000}),
         ("POST", "/v1/images/generations", {"prompt": "7", "seed": "9" * 10_000}),
         ("POST", "/v1/tokens", {"image": "!" * 60_000}),
+        ("POST", "/sdapi/v1/txt2img", {"prompt": "\x01" * 4000}),
+        ("GET", "/sdapi/v1/" + "%22" * 3000, None),
     ],
 )
 def test_no_error_is_over_two_kilobytes(server: Server, method: str, path: str, asked: Any) -> None:

@@ -155,6 +155,7 @@ def test_the_sampler_seed_and_model_of_a_request(server: Server, reference: Pipe
 def test_a_wrong_request_is_told_what_is_wrong(server: Server, asked: dict[str, Any], status: int, says: str) -> None:
     answer = server.http.post("/sdapi/v1/txt2img", json=asked)
     assert answer.status_code == status and says in answer.json()["error"]["message"], answer.text
+    assert answer.json()["detail"] == answer.json()["error"]["message"]  # where the web UI's own API has it
 
 
 def test_interrupt_ends_the_requests_that_progress_shows(server: Server, pool: ThreadPoolExecutor) -> None:
