@@ -41,8 +41,9 @@ def _fitted(image: Image.Image, size: Size, fit: str, method: Image.Resampling) 
         return image.resize(shape, method)
     if fit == "contain":
         scale = min(size.width / image.width, size.height / image.height)
-        across, down = (max(1, round(side * scale)) for side in image.size)  # of a thin picture one side rounds to 0
-        return ImageOps.pad(image.resize((across, down), method), shape, method)
+        # Of a long thin picture one side would be rounded to 0.
+        inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        return ImageOps.pad(image.resize(inner, method), shape, method)
     scale = min(image.width / size.width, image.height / size.height)
     across, down = min(image.width, size.width * scale), min(image.height, size.height * scale)  # products are rounded
     left, top = (image.width - across) / 2, (image.height - down) / 2
