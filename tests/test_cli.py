@@ -282,7 +282,7 @@ def test_training_on_a_full_or_unwritable_disk_is_one_line(tmpfs: Path) -> None:
     (tmpfs / "filler").write_bytes(b"x" * (shutil.disk_usage(tmpfs).free - 9000))
     assert "cannot write" in refused(*arguments, "--set", "save_every=1", "--out", tmpfs / "run")
     assert "cannot write" in refused(*arguments, "--out", tmpfs / "other")
-    assert files(tmpfs) == {"filler", "run", "other", "other/curve.csv", "other/samples"}
+    assert files(tmpfs) == {"filler", "other", "other/curve.csv", "other/samples"}
     assert "Not a directory" in refused(*arguments, "--out", tmpfs / "filler" / "run")
 
 
