@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bitdance_edge.runtime.bundle.files import cannot_write, claimed_output
+from bitdance_edge.runtime.bundle.specs import MANIFEST as BUNDLE
 from bitdance_edge.runtime.errors import StorageError
 from bitdance_edge.runtime.values import counted, quoted
 from bitdance_edge.scale.errors import ScaleError
@@ -74,13 +75,15 @@ def prepare(plan: Plan, folder: Path) -> None:
     """Make the folder of a job and write its plan, or find that it is there already.
 
     Raises:
-        ScaleError: the folder is another job's, or holds shards and no plan.
+        ScaleError: the folder is another job's or a bundle, or holds shards and no plan.
         StorageError: it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from None
+    if (folder / BUNDLE).is_file():
+        raise ScaleError(f"{folder} is a bundle; choose another --out")
     found = job_plan(folder)
     if found is None:
         if names := list(leftovers(folder)):

@@ -184,6 +184,13 @@ def test_the_folder_of_another_job_is_refused(job: Plan, bundle: Bundle, partial
     assert {file: file.read_bytes() for file in partial.iterdir()}.items() <= before.items()
 
 
+def test_a_bundle_does_not_become_the_folder_of_a_job(job: Plan, bundle: Bundle) -> None:
+    before = sorted(bundle.folder.iterdir())
+    with pytest.raises(ScaleError, match="is a bundle; choose another --out"):
+        run_job(job, bundle.folder, range(SHARDS), InThisProcess(bundle.folder))
+    assert sorted(bundle.folder.iterdir()) == before
+
+
 def test_of_two_jobs_that_begin_at_once_one_has_the_folder(
     job: Plan, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
