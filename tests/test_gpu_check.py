@@ -118,10 +118,11 @@ def test_the_ceiling_generates_the_tokens_of_the_bundle(study: ModuleType, bundl
 
 
 def test_weights_that_stayed_behind_are_replaced_by_random_ones(
-    study: ModuleType, bundle: Bundle, tmp_path: Path
+    study: ModuleType, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import random_weights  # type: ignore[import-not-found]
 
+    monkeypatch.setattr(random_weights, "LARGE", 1)
     folder = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
     random_weights.strip(folder)
     assert not list(folder.rglob("*.data"))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from gpu_floors import Machine, measure_machine
 from gpu_report import Report
-from gpu_timing import time_patches, time_stages
+from gpu_timing import time_kernels, time_patches, time_stages
 
 from bitdance_edge.runtime import Bundle, Pipeline, Request
 from bitdance_edge.runtime.backends.choice import NAMES, ON_GPU, survey
@@ -78,6 +78,7 @@ def arguments() -> argparse.Namespace:
     add("--patches", type=int, help="patches of an image that are timed (default: all)")
     add("--images", type=int, default=10, help="images whose tokens are compared (default 10)")
     add("--compile", action="store_true", help="also PyTorch's reference under torch.compile: minutes a model")
+    add("--kernels", type=int, default=0, metavar="N", help="also the N kernels of a patch that take longest")
     add("--no-reference", action="store_true", help="omit PyTorch")
     add("--json", type=Path, default=Path("gpu_check.json"), help="rewritten after every row (default gpu_check.json)")
     return parser.parse_args()
@@ -177,6 +178,10 @@ def time_pipeline(
                 report.add("patches", {**patches, "without graph": without_graph(pipeline)})
         for row in time_stages(pipeline, request, machine, report.failures):
             report.add("stages", {**labels, **row})
+        if args.kernels:
+            with report.failures.kept(f"kernels of {model}, {images} images at once on {name}"):
+                for row in time_kernels(pipeline, request, args.kernels):
+                    report.add("kernels", {**labels, **row})
 
 
 def time_reference(model: str, batches: list[int], args: argparse.Namespace, report: Report) -> None:

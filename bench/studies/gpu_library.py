@@ -2,7 +2,6 @@
 
     python gpu_library.py onnxruntime OUT --wheel onnxruntime_gpu-1.31.1-cp312-....whl   # needs zstandard, pyelftools
     python gpu_library.py rtx OUT --python python3.12     # that interpreter needs pip
-    python gpu_library.py unpack OUT TARGET               # there; then PYTHONPATH=TARGET
 
 Each takes minutes of xz. The CUDA provider of onnxruntime-gpu has kernels for six architectures. Those of one are kept,
 without mixtures of experts and mixed-input products, which BitDance does not use: 40 MB in place of 256. Dropped code
@@ -39,18 +38,13 @@ RTX_PACKAGES = ("tensorrt_rtx", "tensorrt_rtx_cu13", "tensorrt_rtx_cu13_libs", "
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = parser.add_subparsers(dest="task", required=True)
-    for name in ("onnxruntime", "rtx", "unpack"):
+    for name in ("onnxruntime", "rtx"):
         tasks.add_parser(name).add_argument("folder", type=Path)
     tasks.choices["onnxruntime"].add_argument("--wheel", type=Path, required=True)
     tasks.choices["onnxruntime"].add_argument("--architecture", type=int, default=90, help="of the GPU (default 90)")
     tasks.choices["rtx"].add_argument("--python", default="python3.12")
     tasks.choices["rtx"].add_argument("--version", default="1.7.1.116")
-    tasks.choices["unpack"].add_argument("target", type=Path)
     args = parser.parse_args()
-    if args.task == "unpack":
-        with lzma.open(args.folder / ARCHIVE) as packed, tarfile.open(fileobj=packed, mode="r|") as tar:
-            tar.extractall(args.target, filter="data")
-        return
     site = args.folder / "site"
     shutil.rmtree(site, ignore_errors=True)
     site.mkdir(parents=True)

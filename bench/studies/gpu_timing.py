@@ -1,9 +1,13 @@
-"""Times of patches and stages on any backend: as for a user, for the host alone, and launch by launch."""
+"""Times of patches and stages on any backend: as for a user, for the host alone, launch by launch, kernel by kernel."""
 
+import json
 import statistics
+import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +24,8 @@ from bitdance_edge.runtime.streaming import token_request
 from bitdance_edge.runtime.window import WindowRun
 
 REPEATS, ROUNDS = 20, 5
+WARM_PATCHES = 3  # the prompt's, one that is captured, and one that is replayed
+NAME_LENGTH = 110  # characters of a kernel's name that are kept
 
 
 def time_patches(pipeline: Pipeline, request: Request, patches: int | None = None) -> dict[str, Any]:
@@ -87,6 +93,50 @@ def host_time(pipeline: Pipeline, request: Request, patches: int | None) -> dict
 def launches(pipeline: Pipeline, backend: Backend) -> int:
     """Return the number of calls to the device so far."""
     return getattr(backend, "calls", None) or sum(each.launches for each in pipeline.times().values())
+
+
+def time_kernels(pipeline: Pipeline, request: Request, most: int) -> Iterator[dict[str, Any]]:
+    """The kernels and copies of one warm patch by the time they take, as PyTorch's profiler records them.
+
+    Yields:
+        the ``most`` that take longest, then all of them, beside the time from the first's start to the last's end.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    settings = request.resolve(pipeline.bundle)
+    asked, model = token_request(settings), pipeline.bundle.model
+    noise = ImageNoise([image.seed for image in settings.images], settings.steps, (model.tokens_per_step, model.bits))
+    with bound_loop(pipeline, request) as loop, tempfile.TemporaryDirectory() as folder:
+        loop.start(asked)
+
+        def sample(patch: int) -> None:
+            run = loop.move_to(patch, False)
+            run.sample(noise(patch, False), settings.guidance)
+            run.tokens.fetch().wait()
+
+        for patch in range(WARM_PATCHES):
+            sample(patch)
+        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+            sample(WARM_PATCHES)
+        path = Path(folder) / "trace.json"
+        recorded.export_chrome_trace(str(path))
+        trace = json.loads(path.read_text(encoding="utf-8"))
+    ran = [event for event in trace["traceEvents"] if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    durations: dict[str, list[float]] = defaultdict(list)
+    for event in ran:
+        durations[event["name"][:NAME_LENGTH]].append(event["dur"])
+    longest = sorted(durations.items(), key=lambda item: -sum(item[1]))[:most]
+    for name, each in longest:
+        yield {"kernel": name, "number": len(each), "us each": statistics.mean(each), "ms": sum(each) / 1000}
+    if ran:
+        span = max(event["ts"] + event["dur"] for event in ran) - min(event["ts"] for event in ran)
+        busy = sum(event["dur"] for event in ran)
+        yield {
+            "kernel": f"all, within {span / 1000:.3f} ms",
+            "number": len(ran),
+            "us each": busy / len(ran),
+            "ms": busy / 1000,
+        }
 
 
 @contextmanager

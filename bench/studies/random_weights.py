@@ -3,13 +3,14 @@
     python bench/studies/random_weights.py strip B-16x          # removes the files of weights, and builds
     python bench/studies/random_weights.py fill B-16x           # on the other machine: weights, and their hashes
 
-Times do not depend on the values of weights. Images made with these are noise.
+Times depend little on the values of weights: these repeat a block of normal ones. Images made with them are noise.
 """
 
 import argparse
 import hashlib
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,41 +18,54 @@ import numpy as np
 from bitdance_edge.runtime.bundle.manifest import MANIFEST
 
 SPREAD = 0.02
-CHUNK = 1 << 24  # values made at once
+LARGE = 1 << 22  # bytes: smaller files hold constants, which may be indices
+BLOCK = 1 << 24  # values that are drawn once and written again and again
+
+
+def large_files(folder: Path) -> dict[str, tuple[str, int]]:
+    """Path -> (element type, bytes) of a bundle's files of weights; stages may share one."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return {
+        file["path"]: (stage["precision"], file["bytes"])
+        for stage in manifest["stages"].values()
+        for file in stage["weights"]
+        if file["bytes"] >= LARGE
+    }
 
 
 def strip(folder: Path) -> None:
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     shutil.rmtree(folder / "targets", ignore_errors=True)
-    for stage in manifest["stages"].values():
-        for file in stage["weights"]:
-            (folder / file["path"]).unlink(missing_ok=True)
+    for path in large_files(folder):
+        (folder / path).unlink(missing_ok=True)
 
 
 def fill(folder: Path) -> None:
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    rng, written = np.random.default_rng(0), {}  # stages may share a file
+    manifest, files = json.loads((folder / MANIFEST).read_text(encoding="utf-8")), large_files(folder)
+    drawn = np.random.default_rng(0).standard_normal(BLOCK, np.float32) * np.float32(SPREAD)
+    blocks = {precision: encoded(drawn, precision) for precision, _ in files.values()}
+    with ThreadPoolExecutor() as pool:
+        written = {
+            path: pool.submit(write_weights, folder / path, size, blocks[precision])
+            for path, (precision, size) in files.items()
+        }
     for stage in manifest["stages"].values():
         for file in stage["weights"]:
-            path = folder / file["path"]
-            if path not in written:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                written[path] = write_weights(path, file["bytes"], stage["precision"], rng)
-                print(f"{path}: {file['bytes'] / 1e6:.1f} MB", flush=True)
-            file["sha256"] = written[path]
+            if file["path"] in written:
+                file["sha256"] = written[file["path"]].result()
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
-def write_weights(path: Path, size: int, precision: str, rng: np.random.Generator) -> str:
-    """Write ``size`` bytes of normal values in a stage's element type; returns their SHA-256."""
-    digest, left = hashlib.sha256(), size
+def write_weights(path: Path, size: int, block: bytes) -> str:
+    """Write ``size`` bytes of a block, repeated; returns their SHA-256."""
+    digest, view, left = hashlib.sha256(), memoryview(block), size
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         while left:
-            values = rng.standard_normal(min(CHUNK, left // 2 + 1), np.float32) * np.float32(SPREAD)
-            raw = encoded(values, precision)[:left]
-            file.write(raw)
-            digest.update(raw)
-            left -= len(raw)
+            part = view[:left]
+            file.write(part)
+            digest.update(part)
+            left -= len(part)
+    print(f"{path}: {size / 1e6:.1f} MB", flush=True)
     return digest.hexdigest()
 
 
