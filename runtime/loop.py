@@ -150,6 +150,8 @@ class BoundLoop:
         for window in self._windows.values():
             window.close()
         self._windows.clear()
+        for sampler in self._samplers.values():
+            sampler.close()
         self._samplers.clear()
         self.buffers.free()
 

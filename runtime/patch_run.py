@@ -67,6 +67,16 @@ class PatchSampler:
         """The evaluations of the head, one after the other."""
         return [self._evaluation(k, k, self.states[k % 2]) for k in range(self.schedule.evaluations)]
 
+    @cached_property
+    def behind_a_prompt(self) -> Captured:
+        """The evaluations and the embedding, apart from the pass before them: prompts differ in length."""
+        return self.shared.backend.capture([*self.modulation.interleaved(self.evaluate), self.embed])
+
+    def close(self) -> None:
+        """Give back what the device keeps for the patches behind prompts."""
+        if (captured := self.__dict__.pop("behind_a_prompt", None)) is not None:
+            captured.close()
+
     def prepare(self, noise: np.ndarray, guidance: float, tokens: np.ndarray | None = None) -> None:
         """Set what the evaluations of the next patch draw from; the arguments are those of ``draws``."""
         self.noise.write(self.draws(noise, tokens))
@@ -192,9 +202,12 @@ class PatchRun:
 
     def launch(self) -> None:
         """Launch the patch with the noise and guidance that its sampler has."""
+        if not self.backbone.often:
+            self.backbone.launch()
+            self.sampler.behind_a_prompt()
+            return
         if self._sampled is None:
-            steps, backbone = self._steps(self.sampler.evaluate), self.backbone
-            self._sampled = backbone.shared.backend.capture(steps) if backbone.often else InOrder(steps)
+            self._sampled = self.backbone.shared.backend.capture(self._steps(self.sampler.evaluate))
         self._sampled()
 
     def close(self) -> None:

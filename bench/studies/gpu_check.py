@@ -28,6 +28,7 @@ from bitdance_edge.runtime.bundle.specs import CLASS_CONDITIONAL
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
 SEED = 1
+WINDOW = 8
 CPU, CUDA = "onnxruntime-cpu", "onnxruntime-cuda"
 
 
@@ -110,26 +111,51 @@ def request_for(bundle: Bundle, images: int, steps: int | None) -> Request:
     return replace(request, count=images)
 
 
+def requests_for(bundle: Bundle, args: argparse.Namespace) -> dict[str, Request]:
+    """What is compared: plain, in windows where the bundle has them, and changes of images of random tokens."""
+    plain = request_for(bundle, args.images, args.steps)
+    model, size = bundle.model, bundle.model.default_size
+    rng = np.random.default_rng(SEED)
+    init = np.where(rng.random((args.images, size.tokens, model.bits)) < 0.5, -1, 1).astype(np.int8)
+    half = np.arange(size.tokens).reshape(size.grid_height, size.grid_width) < size.tokens // 2
+    windows = {f"in windows of {WINDOW}": replace(plain, window=WINDOW)} if bundle.window is not None else {}
+    return {
+        "plain": plain,
+        **windows,
+        "varied": replace(plain, init=init, strength=0.6),
+        "half of it redrawn": replace(plain, init=init, mask=half),
+    }
+
+
 def compare_tokens(path: str, names: list[str], args: argparse.Namespace, report: Report) -> Iterator[dict[str, Any]]:
+    """A row for each request and backend; the first also compares what the decoder makes of the CPU's tokens."""
     bundle = Bundle.open(path)
-    request = request_for(bundle, args.images, args.steps)
-    wanted: list[np.ndarray] = []
+    requests, wanted, pixels = requests_for(bundle, args), {}, np.zeros(())
     with report.failures.kept(f"tokens of {bundle.name} on {CPU}"), Pipeline.open(path, backend=CPU) as pipeline:
-        wanted = [image.tokens for image in pipeline.generate(request)]
+        for title, request in requests.items():
+            wanted[title] = np.stack([image.tokens for image in pipeline.generate(request)])
+        pixels = pipeline.decode(wanted["plain"])
     for name in names if wanted else ():
         with report.failures.kept(f"tokens of {bundle.name} on {name}"), opened(path, name) as pipeline:
-            found = [image.tokens for image in pipeline.generate(request)]
-            differ = [one != other for one, other in zip(found, wanted, strict=True)]
-            yield {
-                "bundle": bundle.name,
-                "backend": name,
-                "precision": bundle.stage(StageName.HEAD).precision,
-                "images": len(differ),
-                "the same": sum(not each.any() for each in differ),
-                "bits different": int(sum(each.sum() for each in differ)),
-                "of bits": int(sum(each.size for each in differ)),
-                "without graph": without_graph(pipeline),
-            }
+            for title, request in requests.items():
+                found = np.stack([image.tokens for image in pipeline.generate(request)])
+                differ = (found != wanted[title]).any(axis=(1, 2))
+                yield {
+                    "bundle": bundle.name,
+                    "backend": name,
+                    "precision": bundle.stage(StageName.HEAD).precision,
+                    "request": title,
+                    "images": len(differ),
+                    "the same": int((~differ).sum()),
+                    "bits different": int((found != wanted[title]).sum()),
+                    "of bits": found.size,
+                    "without graph": without_graph(pipeline),
+                }
+            apart = np.abs(pipeline.decode(wanted["plain"]).astype(int) - pixels)
+            report.add(
+                "pixels",
+                {"bundle": bundle.name, "backend": name, "largest": int(apart.max()), "mean": float(apart.mean())},
+            )
 
 
 def without_graph(pipeline: Pipeline) -> dict[str, str]:

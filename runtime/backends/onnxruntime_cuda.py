@@ -35,6 +35,7 @@ from bitdance_edge.runtime.backends.onnxruntime import (
 )
 from bitdance_edge.runtime.backends.signature import require_memory_for
 from bitdance_edge.runtime.bundle.manifest import Bundle
+from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import BackendError, BundleError
 
 log = logging.getLogger(__name__)
@@ -121,18 +122,33 @@ class CudaStage:
         trace_session(options, backend.trace, name)
         self.capturable = backend.captures != "none"
         try:
-            self.session: Any = open_session(path, options, providers(backend, self.capturable))
+            self.session: Any = open_session(path, options, self._providers(self.capturable))
             backend.graphs.update({self.name: CAPTURABLE} if self.capturable else {})
         except BundleError as error:
             if not self.capturable:
                 raise
             # Also where it would not load at all: the second attempt says so without a word of graphs.
-            self.session = open_session(path, options, providers(backend, False))
+            self.session = open_session(path, options, self._providers(False))
             self.capturable = False
             backend.not_a_graph(self.name, str(error.__cause__).splitlines()[0])
         if PROVIDER not in self.session.get_providers():
             raise BackendError(_unavailable(backend.missing_libraries))
         require_described(path, self.spec, self.session)
+
+    def _providers(self, graphs: bool) -> list[Any]:
+        """The providers of a session, and their options."""
+        # TensorFloat-32 keeps ten bits of a float32. Where it is forbidden, ONNX Runtime keeps convolutions of every
+        # element type off the tensor cores, and complains of each in 16 bits that has no other kernel.
+        half = self.name in (StageName.DECODER, StageName.ENCODER) and self.spec.precision != "fp32"
+        options = {
+            "device_id": str(self.backend.device.ordinal),
+            "user_compute_stream": str(self.backend.lane.stream.handle),
+            "enable_cuda_graph": "1" if graphs else "0",
+            "use_tf32": "1" if half else "0",
+            "arena_extend_strategy": "kSameAsRequested",  # by default the arena doubles
+            "cudnn_conv_algo_search": "HEURISTIC",  # by default algorithms are timed, and may differ from run to run
+        }
+        return [(PROVIDER, options), "CPUExecutionProvider"]
 
     @property
     def captures_itself(self) -> bool:
@@ -156,19 +172,6 @@ class CudaStage:
             bound.binding = None
         if session is not None and self.backend.trace is not None:
             require_whole(Path(session.end_profiling()))
-
-
-def providers(backend: OnnxRuntimeCudaBackend, graphs: bool) -> list[Any]:
-    """The providers of a session, and their options."""
-    options = {
-        "device_id": str(backend.device.ordinal),
-        "user_compute_stream": str(backend.lane.stream.handle),
-        "enable_cuda_graph": "1" if graphs else "0",
-        "use_tf32": "0",  # whose products of float32 keep ten bits
-        "arena_extend_strategy": "kSameAsRequested",  # by default the arena doubles
-        "cudnn_conv_algo_search": "HEURISTIC",  # by default algorithms are timed, and may differ from run to run
-    }
-    return [(PROVIDER, options), "CPUExecutionProvider"]
 
 
 class BoundCudaSession:
