@@ -97,6 +97,7 @@ class TorchStage:
     def __init__(self, backend: "TorchBackend", name: str) -> None:
         self.backend, self.spec, self.time = backend, backend.bundle.stage(name), StageTime()
         self.traced = backend.exports[name]()
+        self.traced.module.to(backend.device)  # tables that it computed on the CPU
 
     def bind(self, buffers: Mapping[str, TorchBuffer]) -> Launch:
         inputs = self.traced.arguments({tensor.name: buffers[tensor.name].tensor for tensor in self.spec.inputs})
