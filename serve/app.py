@@ -73,13 +73,19 @@ def create_app(service: Service, *, supervised: bool = False) -> FastAPI:
     for routes in ROUTES:
         app.include_router(routes.router)
     app.mount("/page", StaticFiles(directory=PAGE))
-    app.add_route("/", lambda _request: FileResponse(PAGE / "index.html"), include_in_schema=False)
+    app.add_route("/", _page, include_in_schema=False)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(ClientLeft, _client_left)
     app.add_exception_handler(Exception, _unexpected)
     return app
+
+
+# Handlers, routes and dependencies are coroutines: plain functions would run in threads, which get no turn while the
+# loop works in bursts shorter than the interpreter's switch interval, as the parser of forms does.
+async def _page(_request: Request) -> FileResponse:
+    return FileResponse(PAGE / "index.html")
 
 
 def _methods(scope: Scope) -> set[str]:
@@ -96,28 +102,28 @@ def _error_response(request: Request, error: ApiError) -> JSONResponse:
     return JSONResponse(error.body(request.url.path), error.status, error.headers)
 
 
-def _api_error(request: Request, error: Exception) -> JSONResponse:
+async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
     return _error_response(request, error)
 
 
-def _http_error(request: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     message = f"{request.method} {request.url.path}: {error.detail}"
     return _error_response(request, ApiError(error.status_code, code, message, headers=error.headers))
 
 
-def _validation_error(request: Request, error: Exception) -> JSONResponse:
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     """Report the first field that pydantic found to be wrong."""
     assert isinstance(error, RequestValidationError)
     return _error_response(request, field_error(error.errors()))
 
 
-def _client_left(_request: Request, _error: Exception) -> JSONResponse:
+async def _client_left(_request: Request, _error: Exception) -> JSONResponse:
     return JSONResponse(None, CLIENT_CLOSED)
 
 
-def _unexpected(request: Request, error: Exception) -> JSONResponse:
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _error_response(request, ApiError(500, "internal_error", "the server failed; see its log", kind=SERVER))

@@ -34,7 +34,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {**documented, "default": {"model": Error, "description": "Any other error."}}
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     return request.app.state.service
 
 

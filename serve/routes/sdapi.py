@@ -40,7 +40,7 @@ from bitdance_edge.serve.ticket import ImageReady
 router = APIRouter(prefix="/sdapi/v1", route_class=JsonRoute)
 
 
-def _client(request: Request) -> str:
+async def _client(request: Request) -> str:
     return request.client.host if request.client else ""
 
 

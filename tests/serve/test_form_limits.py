@@ -15,6 +15,8 @@ from PIL import Image
 from serving import Server, wait_until
 from watching import Watch
 
+from bitdance_edge.serve.bodies import PORTION
+
 MB = 1_000_000
 MUCH = 15 * 2**20  # bytes, below the limit of a body
 SIDE = 4096  # pixels across and down of the largest picture
@@ -56,6 +58,11 @@ FORMS: dict[str, Callable[[], bytes]] = {
     "a long name": lambda: part("x" * MUCH, b""),
     "almost boundaries": lambda: part("image", filled(b"\r\n--limi"), file=True),
     "boundaries that end nothing": lambda: part("image", b"\r\n--limitx" * 300_000, file=True),
+    "a padded boundary": lambda: part("image", b"\r\n--limit" + b" " * 3_000_000, file=True),
+    "boundaries padded a little": lambda: part("image", (b"\r\n--limit" + b" \t" * 120) * 10_000, file=True),
+    "a long header name": lambda: part("image", TINY, file=True, header=filled(b"b") + b": a\r\n"),
+    "header names without line ends": lambda: b"--limit\r\n" + filled(b"a:"),
+    "a preamble": lambda: b"x" * 3_000_000 + b"\r\n" + part("image", TINY, file=True),
     "line ends": lambda: part("image", filled(b"\r"), file=True),
     "no end": lambda: part("image", filled(b"x"), file=True).removesuffix(b"\r\n"),
     "no boundary": lambda: filled(b"\r\n"),
@@ -72,6 +79,19 @@ def test_a_form_of_many_or_large_parts_is_refused(attacked: Server) -> None:
                 answer = attacked.http.post(path, content=form, headers={"Content-Type": MULTIPART})
                 assert answer.status_code == 400 and len(answer.content) < 2048, (name, answer.text[:200])
     assert watch.grown < 100 * MB
+
+
+@pytest.mark.parametrize("place", [1024, PORTION - 100])  # the second is split over two portions
+@pytest.mark.parametrize(("padding", "status"), [(256, 200), (257, 400)])
+def test_a_boundary_may_be_padded_a_little(attacked: Server, place: int, padding: int, status: int) -> None:
+    steps = part("num_inference_steps", b"1")
+    first = steps + part("image", TINY + b"\0" * (place - len(steps + part("image", TINY, file=True))), file=True)
+    assert len(first) == place
+    padded = part("prompt", b"3").replace(b"--limit", b"--limit" + b" " * padding, 1)
+    form = first + padded + END
+    answer = attacked.http.post(VARIATIONS, content=form, headers={"Content-Type": MULTIPART})
+    assert answer.status_code == status, answer.text[:200]
+    assert status == 200 or "256 spaces" in answer.json()["error"]["message"]
 
 
 @pytest.mark.serial

@@ -1,19 +1,27 @@
 """Hostile requests: what they hold is bounded, and meanwhile the server answers others."""
 
 import base64
+import inspect
 import io
 import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 from PIL import Image
 from serving import Server, wait_until
+from starlette.routing import Route
 from watching import Watch
+
+from bitdance_edge.serve.app import ROUTES, create_app
+from bitdance_edge.serve.service import Service
+from bitdance_edge.serve.settings import ServeSettings
 
 MB = 1_000_000
 HELD = 60  # connections
@@ -39,6 +47,17 @@ def black(width: int, height: int) -> str:
     file = io.BytesIO()
     Image.new("RGB", (width, height)).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
+
+
+def test_routes_dependencies_and_handlers_are_coroutines(digits_bundle: Path) -> None:
+    """Plain functions run in threads, which may get no turn until a hostile body is parsed."""
+    app = create_app(Service(ServeSettings(bundles=(digits_bundle,))))
+    routes = [route for module in ROUTES for route in module.router.routes if isinstance(route, APIRoute)]
+    called = [dependency.call for route in routes for dependency in (route.dependant, *route.dependant.dependencies)]
+    page = [route.endpoint for route in app.routes if isinstance(route, Route) and route.path == "/"]
+    assert len(called) > 2 * len(page) == 2
+    for function in (*called, *page, *app.exception_handlers.values()):
+        assert inspect.iscoroutinefunction(function), function
 
 
 @pytest.mark.serial
