@@ -24,6 +24,7 @@ from bitdance_edge.scale.npz import CLASSES, NpzReader, NpzWriter
 
 KEY_DIGITS = 9  # of an image's index in the job, the name of its files in a tar
 READ_TOGETHER = 64  # images
+GROUP_BYTES = 32 * 2**20  # of the images of a Parquet row group, on average: readers hold whole groups
 MODE = 0o644  # of the files in a tar
 HUB_FEATURES = {"image": {"_type": "Image"}}  # what makes the datasets library decode the column
 Add = Callable[[int, GeneratedImage], None]
@@ -126,7 +127,9 @@ def _parquet_writer(file: IO[bytes]) -> Iterator[Add]:
     fields = [("image", picture), *((name, kinds[name]) for name in rows[0] if name != "image")]
     features = {name: HUB_FEATURES.get(name, {"dtype": str(kind), "_type": "Value"}) for name, kind in fields}
     about = {"huggingface": json.dumps({"info": {"features": features}})}
-    parquet.write_table(arrow.Table.from_pylist(rows, arrow.schema(fields, about)), file)
+    size = sum(len(row["image"]["bytes"]) for row in rows)
+    together = max(1, GROUP_BYTES * len(rows) // size)
+    parquet.write_table(arrow.Table.from_pylist(rows, arrow.schema(fields, about)), file, row_group_size=together)
 
 
 def _parquet_rows(path: Path, images: range) -> Iterator[Row]:

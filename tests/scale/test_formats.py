@@ -54,6 +54,19 @@ def test_other_formats_hold_the_same_images(file_format: str, job: Plan, whole: 
             assert np.array_equal(one.pixels, other.pixels)
 
 
+def test_parquet_has_several_row_groups_of_large_images(
+    job: Plan, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    want = list(read_rows(whole / job.file(0), job.images_of(0)))
+    monkeypatch.setattr("bitdance_edge.scale.formats.GROUP_BYTES", 1)
+    plan = small_plan(Path(job.bundle), "parquet")
+    made(plan, tmp_path)
+    assert parquet.ParquetFile(tmp_path / plan.file(0)).num_row_groups == IMAGES
+    found = list(read_rows(tmp_path / plan.file(0), plan.images_of(0)))
+    assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(want, found, strict=True))
+
+
 @pytest.mark.parametrize("file_format", ["tar", "parquet", "npz"])
 def test_the_same_shard_has_the_same_bytes_a_while_later(
     file_format: str, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
