@@ -106,16 +106,20 @@ def test_pictures_are_decoded_one_at_a_time_and_their_memory_is_returned(
 def test_held_connections_keep_little_memory_and_nobody_out(attacked: Server) -> None:
     size = 16 * 2**20
     head = f"POST /v1/tokens HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode()
+    begun = head + b" " * (size - 1)
     started = time.monotonic()
     slow = [connected(attacked) for _ in range(HELD)]
     for connection in slow:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
     with Watch(attacked) as watch:
         held = [connected(attacked) for _ in range(HELD)]
-        for connection in held:
-            connection.sendall(head)
-            connection.sendall(b" " * (size - 1))
-        answers, ended = [b""] * HELD, set[int]()
+        answers, ended, reset = [b""] * HELD, set[int](), set[int]()
+        for index, connection in enumerate(held):
+            try:
+                connection.sendall(begun)
+            except OSError:  # it was sent too slowly for the server to read it on; the answer may be lost
+                ended.add(index)
+                reset.add(index)
 
         def refused() -> bool:
             for index in set(range(HELD)) - ended:
@@ -125,7 +129,8 @@ def test_held_connections_keep_little_memory_and_nobody_out(attacked: Server) ->
             return len(ended) > HELD - 5
 
         wait_until(refused, seconds=20)  # a refused body is read on for a while, so that its client sees the answer
-        for index in ended:
+        assert len(reset) < HELD // 2
+        for index in ended - reset:
             assert answers[index].startswith(b"HTTP/1.1 503 ") and b'"busy"' in answers[index], answers[index]
         assert attacked.generate(prompt="7", num_inference_steps=1).status_code == 200
         idle = [connected(attacked) for _ in range(300)]
