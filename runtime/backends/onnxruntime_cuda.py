@@ -23,6 +23,7 @@ from bitdance_edge.runtime.backends.cuda_libraries import load_cuda_libraries
 from bitdance_edge.runtime.backends.gpu_backend import GpuBackend
 from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.onnxruntime import (
+    LOG_SEVERITY,
     bind_tensors,
     cpu_options,
     import_onnxruntime,
@@ -73,7 +74,9 @@ class OnnxRuntimeCudaBackend(GpuBackend):
         trace: Path | None = None,
         captures: Captures = "patch",
     ) -> None:
-        self.missing_libraries = load_cuda_libraries(getattr(import_onnxruntime(), "cuda_version", "") or "13")
+        ort = import_onnxruntime()
+        ort.set_default_logger_severity(LOG_SEVERITY)  # it warns of every session that CUDA is no plugin
+        self.missing_libraries = load_cuda_libraries(getattr(ort, "cuda_version", "") or "13")
         self.bundle, self.threads, self.trace = bundle, threads, trace
         self.captures: Captures = "none" if trace is not None else captures
         self.graphs: dict[str, str] = {}

@@ -57,6 +57,24 @@ def test_a_patch_is_one_launch_after_the_first(on_cuda: Callable[..., Bundle], p
     assert len(streams([line for line in captured + replayed if line.startswith(WORK)])) == 1
 
 
+def test_onnxruntime_says_nothing_where_nothing_is_wrong(
+    on_cuda: Callable[..., Bundle], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with opened(on_cuda("cc_4x_patch", "fp16")) as pipeline:
+        pipeline.generate(REQUEST)
+    assert "onnxruntime" not in capfd.readouterr().err
+
+
+def test_sixteen_bits_may_use_tensor_cores_for_convolutions(on_cuda: Callable[..., Bundle]) -> None:
+    with opened(on_cuda("cc_4x_patch", "fp16")) as pipeline:
+        pipeline.generate(REQUEST)
+        pipeline.decode(np.ones((1, pipeline.bundle.model.default_size.tokens, pipeline.bundle.model.bits), np.float32))
+        backend = backend_of(pipeline)
+        stages = [stage for lane in (backend, *backend.siblings) for stage in lane.stages]
+        allowed = {stage.name for stage in stages if stage.session.get_provider_options()[PROVIDER]["use_tf32"] == "1"}
+    assert allowed == {"decoder"}
+
+
 def test_every_session_keeps_the_bits_of_float32_and_the_stream_of_its_lane(on_cuda: Callable[..., Bundle]) -> None:
     with opened(on_cuda("cc_4x_patch", "fp32")) as pipeline:
         pipeline.generate(REQUEST)
