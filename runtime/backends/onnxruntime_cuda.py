@@ -142,12 +142,12 @@ class CudaStage:
         """The providers of a session, and their options."""
         # TensorFloat-32 keeps ten bits of a float32. Where it is forbidden, ONNX Runtime keeps convolutions of every
         # element type off the tensor cores, and complains of each in 16 bits that has no other kernel.
-        half = self.name in (StageName.DECODER, StageName.ENCODER) and self.spec.precision != "fp32"
+        reduced = self.name in (StageName.DECODER, StageName.ENCODER) and self.spec.precision != "fp32"
         options = {
             "device_id": str(self.backend.device.ordinal),
             "user_compute_stream": str(self.backend.lane.stream.handle),
             "enable_cuda_graph": "1" if graphs else "0",
-            "use_tf32": "1" if half else "0",
+            "use_tf32": "1" if reduced else "0",
             "arena_extend_strategy": "kSameAsRequested",  # by default the arena doubles
             "cudnn_conv_algo_search": "HEURISTIC",  # by default algorithms are timed, and may differ from run to run
         }

@@ -40,6 +40,7 @@ def streams(lines: list[str]) -> set[str]:
 def test_a_patch_is_one_launch_after_the_first(on_cuda: Callable[..., Bundle], precision: str, trace: Trace) -> None:
     with opened(on_cuda("cc_4x_patch", precision)) as pipeline:
         pipeline.generate(REQUEST)
+        pipeline.generate(REQUEST)  # with the graph of what follows a prompt
         patches = REQUEST.resolve(pipeline.bundle).size.patches
         assert pipeline.choice.graphs[PATCH] == A_GRAPH
         captured = trace.captured()
@@ -104,7 +105,7 @@ def test_where_a_patch_cannot_be_captured_its_stages_are(
     monkeypatch.setattr(BoundCudaSession, "record", refuse)
     with opened(on_cuda("cc_4x_patch", "fp16")) as pipeline:
         pipeline.generate(REQUEST)
-        assert pipeline.choice.graphs[PATCH] == "not a CUDA graph: modulation waits for the host"
+        assert pipeline.choice.graphs[PATCH] == "not a CUDA graph: backbone waits for the host"
         pipeline.generate(REQUEST)
         trace.start()
         pipeline.generate(REQUEST)
