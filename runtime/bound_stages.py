@@ -71,7 +71,7 @@ class BackbonePass:
     """The backbone bound to embeddings ``[R, T, D]`` of one length: the prompt, or a patch.
 
     Args:
-        often: whether an image runs it often enough that its patches are captured.
+        often: whether an image runs it often enough that it is captured together with what follows it.
     """
 
     def __init__(self, shared: LoopBuffers, embeddings: Buffer, often: bool) -> None:

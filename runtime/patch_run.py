@@ -36,6 +36,8 @@ class PatchSampler:
         )
         self._held: Buffer | None = None
         self._expected: tuple[Buffer, Launch] | None = None
+        self._prompts = 0  # that patches have followed
+        self._after_prompt: Captured = InOrder([])
 
     def _allocate(self, stage: StageName, tensor: str) -> Buffer:
         return self.shared.allocate(stage, tensor, B=self.independent)
@@ -67,15 +69,20 @@ class PatchSampler:
         """The evaluations of the head, one after the other."""
         return [self._evaluation(k, k, self.states[k % 2]) for k in range(self.schedule.evaluations)]
 
-    @cached_property
-    def behind_a_prompt(self) -> Captured:
-        """The evaluations and the embedding, apart from the pass before them: prompts differ in length."""
-        return self.shared.backend.capture([*self.modulation.interleaved(self.evaluate), self.embed])
+    def after_prompt(self) -> None:
+        """Launch the evaluations and the embedding behind a pass over a prompt, which is not captured with them.
+
+        Prompts differ in length. What follows them is captured when a second image asks for it: one alone has it once.
+        """
+        self._prompts += 1
+        if self._prompts <= 2:
+            steps = [*self.modulation.interleaved(self.evaluate), self.embed]
+            self._after_prompt = InOrder(steps) if self._prompts == 1 else self.shared.backend.capture(steps)
+        self._after_prompt()
 
     def close(self) -> None:
         """Give back what the device keeps for the patches behind prompts."""
-        if (captured := self.__dict__.pop("behind_a_prompt", None)) is not None:
-            captured.close()
+        self._after_prompt.close()
 
     def prepare(self, noise: np.ndarray, guidance: float, tokens: np.ndarray | None = None) -> None:
         """Set what the evaluations of the next patch draw from; the arguments are those of ``draws``."""
@@ -204,7 +211,7 @@ class PatchRun:
         """Launch the patch with the noise and guidance that its sampler has."""
         if not self.backbone.often:
             self.backbone.launch()
-            self.sampler.behind_a_prompt()
+            self.sampler.after_prompt()
             return
         if self._sampled is None:
             self._sampled = self.backbone.shared.backend.capture(self._steps(self.sampler.evaluate))

@@ -199,15 +199,22 @@ def time_pipeline(
             with report.failures.kept(f"{model}, {images} images at once in windows of {window} on {name}"):
                 timed = time_patches(pipeline, replace(request, window=window), args.patches)
                 patches = {**labels, "window": window, **timed}
-                patches["peak MB"] = None if before is None else (before - (free_memory() or before)) / 1e6
-                patches["plan MB"] = None if pipeline.loaded.plan is None else pipeline.loaded.plan.held / 1e6
+                patches["peak MB"] = taken_mb(before)
                 report.add("patches", {**patches, "without graph": without_graph(pipeline)})
         for row in time_stages(pipeline, request, machine, report.failures):
             report.add("stages", {**labels, **row})
+        plan = pipeline.loaded.plan
+        planned = None if plan is None else plan.held / 1e6
+        report.add("memory", {**labels, "with the decoder MB": taken_mb(before), "plan MB": planned})
         if args.kernels:
             with report.failures.kept(f"kernels of {model}, {images} images at once on {name}"):
                 for row in time_kernels(pipeline, request, args.kernels):
                     report.add("kernels", {**labels, **row})
+
+
+def taken_mb(before: int | None) -> float | None:
+    """What the driver has less than before, its context not included; its arenas never shrink, so that it is a peak."""
+    return None if before is None else (before - (free_memory() or before)) / 1e6
 
 
 def time_reference(model: str, batches: list[int], args: argparse.Namespace, report: Report) -> None:

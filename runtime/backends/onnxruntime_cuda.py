@@ -23,6 +23,7 @@ from bitdance_edge.runtime.backends.cuda_libraries import load_cuda_libraries
 from bitdance_edge.runtime.backends.gpu_backend import GpuBackend
 from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.onnxruntime import (
+    LOG_SEVERITY,
     bind_tensors,
     cpu_options,
     import_onnxruntime,
@@ -73,7 +74,9 @@ class OnnxRuntimeCudaBackend(GpuBackend):
         trace: Path | None = None,
         captures: Captures = "patch",
     ) -> None:
-        self.missing_libraries = load_cuda_libraries(getattr(import_onnxruntime(), "cuda_version", "") or "13")
+        ort = import_onnxruntime()
+        ort.set_default_logger_severity(LOG_SEVERITY)  # it warns of every session that CUDA is no plugin
+        self.missing_libraries = load_cuda_libraries(getattr(ort, "cuda_version", "") or "13")
         self.bundle, self.threads, self.trace = bundle, threads, trace
         self.captures: Captures = "none" if trace is not None else captures
         self.graphs: dict[str, str] = {}
@@ -139,12 +142,12 @@ class CudaStage:
         """The providers of a session, and their options."""
         # TensorFloat-32 keeps ten bits of a float32. Where it is forbidden, ONNX Runtime keeps convolutions of every
         # element type off the tensor cores, and complains of each in 16 bits that has no other kernel.
-        half = self.name in (StageName.DECODER, StageName.ENCODER) and self.spec.precision != "fp32"
+        reduced = self.name in (StageName.DECODER, StageName.ENCODER) and self.spec.precision != "fp32"
         options = {
             "device_id": str(self.backend.device.ordinal),
             "user_compute_stream": str(self.backend.lane.stream.handle),
             "enable_cuda_graph": "1" if graphs else "0",
-            "use_tf32": "1" if half else "0",
+            "use_tf32": "1" if reduced else "0",
             "arena_extend_strategy": "kSameAsRequested",  # by default the arena doubles
             "cudnn_conv_algo_search": "HEURISTIC",  # by default algorithms are timed, and may differ from run to run
         }

@@ -61,6 +61,7 @@ def test_a_strength_leaves_out_the_evaluations_before_its_start(built_bundle: Bu
     assert Schedule.of("sde", STEPS, built_bundle.sampling.time_shift, 0.5).evaluations < STEPS + 1
     with opened(built_bundle) as pipeline:
         pipeline.generate(asked)
+        pipeline.generate(asked)  # with the graph of what follows a prompt
         trace.start()
         patches = asked.resolve(built_bundle).size.patches
         assert calls_of(pipeline, asked) == 2 + patches  # the prompt and its pass are launched stage by stage

@@ -40,6 +40,7 @@ def streams(lines: list[str]) -> set[str]:
 def test_a_patch_is_one_launch_after_the_first(on_cuda: Callable[..., Bundle], precision: str, trace: Trace) -> None:
     with opened(on_cuda("cc_4x_patch", precision)) as pipeline:
         pipeline.generate(REQUEST)
+        pipeline.generate(REQUEST)  # with the graph of what follows a prompt
         patches = REQUEST.resolve(pipeline.bundle).size.patches
         assert pipeline.choice.graphs[PATCH] == A_GRAPH
         captured = trace.captured()
@@ -55,6 +56,24 @@ def test_a_patch_is_one_launch_after_the_first(on_cuda: Callable[..., Bundle], p
     assert not [line for line in captured if "ILLEGAL" in line]
     assert not [line for line in captured if "host" in line]
     assert len(streams([line for line in captured + replayed if line.startswith(WORK)])) == 1
+
+
+def test_onnxruntime_says_nothing_where_nothing_is_wrong(
+    on_cuda: Callable[..., Bundle], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with opened(on_cuda("cc_4x_patch", "fp16")) as pipeline:
+        pipeline.generate(REQUEST)
+    assert "onnxruntime" not in capfd.readouterr().err
+
+
+def test_sixteen_bits_may_use_tensor_cores_for_convolutions(on_cuda: Callable[..., Bundle]) -> None:
+    with opened(on_cuda("cc_4x_patch", "fp16")) as pipeline:
+        pipeline.generate(REQUEST)
+        pipeline.decode(np.ones((1, pipeline.bundle.model.default_size.tokens, pipeline.bundle.model.bits), np.float32))
+        backend = backend_of(pipeline)
+        stages = [stage for lane in (backend, *backend.siblings) for stage in lane.stages]
+        allowed = {stage.name for stage in stages if stage.session.get_provider_options()[PROVIDER]["use_tf32"] == "1"}
+    assert allowed == {"decoder"}
 
 
 def test_every_session_keeps_the_bits_of_float32_and_the_stream_of_its_lane(on_cuda: Callable[..., Bundle]) -> None:
@@ -86,7 +105,7 @@ def test_where_a_patch_cannot_be_captured_its_stages_are(
     monkeypatch.setattr(BoundCudaSession, "record", refuse)
     with opened(on_cuda("cc_4x_patch", "fp16")) as pipeline:
         pipeline.generate(REQUEST)
-        assert pipeline.choice.graphs[PATCH] == "not a CUDA graph: modulation waits for the host"
+        assert pipeline.choice.graphs[PATCH] == "not a CUDA graph: backbone waits for the host"
         pipeline.generate(REQUEST)
         trace.start()
         pipeline.generate(REQUEST)
