@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from bitdance_edge.training.errors import TrainingError
-from bitdance_edge.training.parquet_pages import unpacked_size
 from bitdance_edge.training.records import CAPTION_FIELDS, CLASS_FIELDS, class_number
 
 IMAGE_FIELDS = ("image", "jpg", "png", "webp")
 WINDOW = 4096
-MOST_BYTES, BATCH_BYTES = 128 * 2**20, 16 * 2**20  # of the needed columns of a row group, which is read whole
+MOST_BYTES, BATCH_BYTES = 128 * 2**20, 16 * 2**20  # of a row group, which is read whole
 
 
 class ParquetRecords:
@@ -45,7 +44,7 @@ class ParquetRecords:
                 )
             self.columns = columns
             for group in range(table.num_row_groups):
-                _check_stated(table, file, group, columns)
+                _stated(table, file, group)
                 self.groups.append((number, group))
                 sizes.append(table.metadata.row_group(group).num_rows)
                 if not captions:
@@ -103,12 +102,7 @@ class ParquetRecords:
 def _read_group(table: pq.ParquetFile, file: Path, group: int, columns: Sequence[str]) -> pa.Table:
     """Read columns of a row group. Raises: TrainingError: it is damaged, or has more than MOST_BYTES."""
     try:
-        size = max(
-            _check_stated(table, file, group, columns),
-            sum(unpacked_size(file, part) for part in _parts(table, group, columns)),
-        )
-        if size > MOST_BYTES:
-            raise _too_large(file, group)
+        size = _stated(table, file, group)
         if not table.metadata.row_group(group).num_rows:
             return table.read_row_group(group, columns=list(columns))
         # Rows may share a value, which is no larger than its column: their copies are counted as they are made.
@@ -125,20 +119,15 @@ def _read_group(table: pq.ParquetFile, file: Path, group: int, columns: Sequence
         raise TrainingError(f"{file} cannot be read ({error}); copy it again") from None
 
 
-def _check_stated(table: pq.ParquetFile, file: Path, group: int, columns: Sequence[str]) -> int:
-    """Return the bytes of columns of a row group, as the footer states them. Raises: TrainingError: too many."""
-    parts = _parts(table, group, columns)
-    size = sum(max(part.total_uncompressed_size, part.total_compressed_size) for part in parts)
+def _stated(table: pq.ParquetFile, file: Path, group: int) -> int:
+    """Return the bytes of a row group, unpacked, as the footer states them. Raises: TrainingError: too many.
+
+    Those of single columns are not asked for: on a damaged footer, pyarrow ends the process there.
+    """
+    size = table.metadata.row_group(group).total_byte_size
     if size > MOST_BYTES:
         raise _too_large(file, group)
     return size
-
-
-def _parts(table: pq.ParquetFile, group: int, columns: Sequence[str]) -> list[pq.ColumnChunkMetaData]:
-    """The columns of a row group, or, of a struct, all its fields."""
-    metadata = table.metadata.row_group(group)
-    parts = [metadata.column(number) for number in range(metadata.num_columns)]
-    return [part for part in parts if part.path_in_schema.split(".")[0] in columns]
 
 
 def _too_large(file: Path, group: int) -> TrainingError:
