@@ -96,7 +96,12 @@ class ParquetRecords:
             while len(self._kept) > 1 and sum(table.num_rows for table in self._kept.values()) > 2 * WINDOW:
                 self._kept.popitem(last=False)
             table = self._kept[group]
-        return table.column(self.columns[column])[row - int(self.starts[group])].as_py()
+        try:
+            return table.column(self.columns[column])[row - int(self.starts[group])].as_py()
+        except UnicodeDecodeError as error:
+            raise TrainingError(
+                f"{self.name(row)} has a text that is not UTF-8 ({error}); repair or remove it"
+            ) from None
 
 
 def _read_group(table: pq.ParquetFile, file: Path, group: int, columns: Sequence[str]) -> pa.Table:

@@ -34,3 +34,13 @@ def test_row_groups_of_much_data_are_refused_before_they_are_read(
     finally:
         pa.set_memory_pool(DEFAULT)
     assert POOL.max_memory() < 3 * 2**20
+
+
+def test_a_caption_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "shard.parquet"
+    captions = pa.array([b"a fish", b"a f\x8esh"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"image": [b"", b""], "caption": captions}), file)
+    records = ParquetRecords([file], captions=True)
+    assert records.caption(0) == "a fish"
+    with pytest.raises(TrainingError, match=r"shard\.parquet: row 1 has a text that is not UTF-8"):
+        records.caption(1)
