@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from bitdance_edge.training.errors import TrainingError
+from bitdance_edge.training.parquet_sizes import unpacked_sizes
 from bitdance_edge.training.records import CAPTION_FIELDS, CLASS_FIELDS, class_number
 
 IMAGE_FIELDS = ("image", "jpg", "png", "webp")
@@ -31,7 +32,7 @@ class ParquetRecords:
 
     def __init__(self, files: Sequence[Path], *, captions: bool) -> None:
         self.files = files
-        self.groups: list[tuple[int, int]] = []  # file, row group in it
+        self.groups: list[tuple[int, int, int]] = []  # file, row group in it, bytes that it unpacks to
         sizes: list[int] = []
         labels: list[NDArray[np.int64]] = []
         for number, file in enumerate(tqdm(files, desc="indexing", unit="shard", leave=False, disable=None)):
@@ -43,17 +44,16 @@ class ParquetRecords:
                     f"{file} has {columns} where {files[0]} has {self.columns}; give shards of one kind"
                 )
             self.columns = columns
-            for group in range(table.num_row_groups):
-                _stated(table, file, group)
-                self.groups.append((number, group))
+            for group, unpacked in enumerate(_unpacked(table, file, columns)):
+                self.groups.append((number, group, unpacked))
                 sizes.append(table.metadata.row_group(group).num_rows)
                 if not captions:
-                    column = _read_group(table, file, group, self.columns[1:]).column(0).to_pylist()
+                    column = _read_group(table, file, group, self.columns[1:], unpacked).column(0).to_pylist()
                     labels.append(np.array([class_number(value, f"{file}: {columns[1]}") for value in column]))
         if not sum(sizes):
             raise TrainingError(f"{files[0]} holds no rows; give other shards")
         self.starts = np.array([0, *accumulate(sizes)])
-        self.shards = np.repeat([number for number, _ in self.groups], sizes)
+        self.shards = np.repeat([number for number, *_ in self.groups], sizes)
         self.labels = np.zeros(len(self), np.int64) if captions else np.concatenate(labels)
         self.class_names = () if captions else tuple(map(str, range(int(self.labels.max()) + 1)))
         self._kept: OrderedDict[int, pa.Table] = OrderedDict()
@@ -78,9 +78,9 @@ class ParquetRecords:
         return value.strip()
 
     def name(self, row: int) -> str:
-        group = self._group(row)
-        first = self.starts[self.groups.index((self.groups[group][0], 0))]
-        return f"{self.files[self.groups[group][0]]}: row {row - first}"
+        number, within, _ = self.groups[self._group(row)]
+        first = self.starts[self._group(row) - within]
+        return f"{self.files[number]}: row {row - first}"
 
     def _group(self, row: int) -> int:
         return int(np.searchsorted(self.starts, row, side="right")) - 1
@@ -89,9 +89,9 @@ class ParquetRecords:
         group = self._group(row)
         with self._lock:
             if group not in self._kept:
-                number, within = self.groups[group]
+                number, within, unpacked = self.groups[group]
                 file = self.files[number]
-                self._kept[group] = _read_group(_opened(file), file, within, self.columns)
+                self._kept[group] = _read_group(_opened(file), file, within, self.columns, unpacked)
             self._kept.move_to_end(group)
             while len(self._kept) > 1 and sum(table.num_rows for table in self._kept.values()) > 2 * WINDOW:
                 self._kept.popitem(last=False)
@@ -104,14 +104,27 @@ class ParquetRecords:
             ) from None
 
 
-def _read_group(table: pq.ParquetFile, file: Path, group: int, columns: Sequence[str]) -> pa.Table:
+def _unpacked(table: pq.ParquetFile, file: Path, columns: Sequence[str]) -> list[int]:
+    """Return the bytes that columns of each row group unpack to. Raises: TrainingError: damaged, or too many."""
+    try:
+        groups = [sum(sizes[column] for column in columns) for sizes in unpacked_sizes(file)]
+    except (ValueError, KeyError, OSError) as error:
+        raise TrainingError(f"{file} is not a whole Parquet file ({error}); copy it again") from None
+    if len(groups) != table.num_row_groups:
+        raise TrainingError(f"{file} is not a whole Parquet file (it has other row groups); copy it again")
+    for group, size in enumerate(groups):
+        if size > MOST_BYTES:
+            raise _too_large(file, group)
+    return groups
+
+
+def _read_group(table: pq.ParquetFile, file: Path, group: int, columns: Sequence[str], unpacked: int) -> pa.Table:
     """Read columns of a row group. Raises: TrainingError: it is damaged, or has more than MOST_BYTES."""
     try:
-        size = _stated(table, file, group)
         if not table.metadata.row_group(group).num_rows:
             return table.read_row_group(group, columns=list(columns))
         # Rows may share a value, which is no larger than its column: their copies are counted as they are made.
-        rows, read, batches = max(1, BATCH_BYTES // max(1, size)), 0, list[pa.RecordBatch]()
+        rows, read, batches = max(1, BATCH_BYTES // max(1, unpacked)), 0, list[pa.RecordBatch]()
         for batch in table.iter_batches(rows, row_groups=[group], columns=list(columns)):
             batches.append(batch)
             read += batch.nbytes
@@ -122,17 +135,6 @@ def _read_group(table: pq.ParquetFile, file: Path, group: int, columns: Sequence
         raise
     except Exception as error:  # of a damaged file pyarrow raises any
         raise TrainingError(f"{file} cannot be read ({error}); copy it again") from None
-
-
-def _stated(table: pq.ParquetFile, file: Path, group: int) -> int:
-    """Return the bytes of a row group, unpacked, as the footer states them. Raises: TrainingError: too many.
-
-    Those of single columns are not asked for: on a damaged footer, pyarrow ends the process there.
-    """
-    size = table.metadata.row_group(group).total_byte_size
-    if size > MOST_BYTES:
-        raise _too_large(file, group)
-    return size
 
 
 def _too_large(file: Path, group: int) -> TrainingError:
