@@ -18,7 +18,7 @@ from bitdance_edge.runtime.given import GivenTokens
 from bitdance_edge.runtime.image_stage import IMAGE_STAGES, ImageStage
 from bitdance_edge.runtime.loop import BoundLoop, TokenRequest, generate_tokens, modulated_at_once
 
-# For kernels, workspaces and graphs: B-16x took 139 MB of it on an H200 before cuDNN was used (bench/results/gpu.md).
+# For kernels, workspaces and graphs: B-16x took 139 MB on an H200 before it decoded (bench/results/gpu.md).
 ALLOWANCE = 600_000_000
 # Bytes of activations above which a CPU is no faster with more images in one launch of the decoder or encoder.
 ENOUGH_AT_ONCE = 256_000_000

@@ -69,6 +69,10 @@ class PatchSampler:
         """The evaluations of the head, one after the other."""
         return [self._evaluation(k, k, self.states[k % 2]) for k in range(self.schedule.evaluations)]
 
+    def steps(self, evaluations: Sequence[Launch]) -> list[Launch]:
+        """What follows the pass before a patch: modulation, evaluations of the head, the embedding of the result."""
+        return [*self.modulation.interleaved(evaluations), self.embed]
+
     def after_prompt(self) -> None:
         """Launch the evaluations and the embedding behind a pass over a prompt, which is not captured with them.
 
@@ -76,7 +80,7 @@ class PatchSampler:
         """
         self._prompts += 1
         if self._prompts <= 2:
-            steps = [*self.modulation.interleaved(self.evaluate), self.embed]
+            steps = self.steps(self.evaluate)
             self._after_prompt = InOrder(steps) if self._prompts == 1 else self.shared.backend.capture(steps)
         self._after_prompt()
 
@@ -193,7 +197,8 @@ class PatchRun:
             self.launch()
         else:
             # Which tokens are held differs from patch to patch: a captured one would not be used again.
-            InOrder(self._steps(self.sampler.holding(noise, tokens, held)))()
+            held_steps = self.sampler.steps(self.sampler.holding(noise, tokens, held))
+            InOrder([self.backbone.launch, *held_steps])()
 
     def accept(self, tokens: np.ndarray, noise: np.ndarray | None = None) -> Pending | None:
         """Launch the patch with tokens ``[B, P, C]`` that are given, so that the head need not run.
@@ -214,7 +219,8 @@ class PatchRun:
             self.sampler.after_prompt()
             return
         if self._sampled is None:
-            self._sampled = self.backbone.shared.backend.capture(self._steps(self.sampler.evaluate))
+            steps = [self.backbone.launch, *self.sampler.steps(self.sampler.evaluate)]
+            self._sampled = self.backbone.shared.backend.capture(steps)
         self._sampled()
 
     def close(self) -> None:
@@ -222,7 +228,3 @@ class PatchRun:
         if self._sampled is not None:
             self._sampled.close()
             self._sampled = None
-
-    def _steps(self, evaluations: Sequence[Launch]) -> list[Launch]:
-        sampler = self.sampler
-        return [self.backbone.launch, *sampler.modulation.interleaved(evaluations), sampler.embed]

@@ -20,6 +20,7 @@ from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.loop import BoundLoop
 from bitdance_edge.runtime.noise import ImageNoise
+from bitdance_edge.runtime.request import Settings
 from bitdance_edge.runtime.streaming import token_request
 from bitdance_edge.runtime.window import WindowRun
 
@@ -63,9 +64,7 @@ def arrivals_of(pipeline: Pipeline, request: Request, patches: int | None) -> li
 def host_time(pipeline: Pipeline, request: Request, patches: int | None) -> dict[str, Any]:
     """Time the host's work for a patch while the device is idle; noise is drawn while the device works."""
     backend, settings = pipeline.backend, request.resolve(pipeline.bundle)
-    asked, model = token_request(settings), pipeline.bundle.model
-    seeds = [image.seed for image in settings.images]
-    noise = ImageNoise(seeds, settings.steps, (model.tokens_per_step, model.bits))
+    asked, noise = token_request(settings), noise_of(pipeline, settings)
     drawing, host, calls, sweeps = [], [], [], []
     with bound_loop(pipeline, request) as loop:
         loop.start(asked)
@@ -91,6 +90,11 @@ def host_time(pipeline: Pipeline, request: Request, patches: int | None) -> dict
     }
 
 
+def noise_of(pipeline: Pipeline, settings: Settings) -> ImageNoise:
+    model = pipeline.bundle.model
+    return ImageNoise([image.seed for image in settings.images], settings.steps, (model.tokens_per_step, model.bits))
+
+
 def launches(pipeline: Pipeline, backend: Backend) -> int:
     """Return the number of calls to the device so far."""
     return getattr(backend, "calls", None) or sum(each.launches for each in pipeline.times().values())
@@ -105,8 +109,7 @@ def time_kernels(pipeline: Pipeline, request: Request, most: int) -> Iterator[di
     from torch.profiler import ProfilerActivity, profile
 
     settings = request.resolve(pipeline.bundle)
-    asked, model = token_request(settings), pipeline.bundle.model
-    noise = ImageNoise([image.seed for image in settings.images], settings.steps, (model.tokens_per_step, model.bits))
+    asked, noise = token_request(settings), noise_of(pipeline, settings)
     with bound_loop(pipeline, request) as loop, tempfile.TemporaryDirectory() as folder:
         loop.start(asked)
 
