@@ -29,6 +29,10 @@ class Command:
     summary: str
     extras: str
 
+    @property
+    def runs_bundles_only(self) -> bool:
+        return set(self.extras.split(",")) <= {"cpu", "serve"}
+
 
 class Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with arguments; those of argparse repeat the whole usage."""
@@ -119,6 +123,10 @@ def command_parser(configured: Collection[str]) -> argparse.ArgumentParser:
 
 def run_command(name: str, argv: Sequence[str]) -> int:
     """Parse and run one command; errors that this project defines become one message, all others keep their trace."""
+    if COMMANDS[name].runs_bundles_only:
+        # numpy starts a thread of OpenBLAS for each processor. They took a fifth of the processor time of a small
+        # model's first image, and have nothing to do: products are the backend's.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     prog = f"bitdance-edge {name}"
     return interruptible(prog, lambda: _run_command(name, prog, argv))
 

@@ -85,14 +85,15 @@ class Graph:
         return name
 
     def replace(self, replaced: Iterable[NodeProto], nodes: Sequence[NodeProto]) -> None:
-        """Put ``nodes`` where the first of ``replaced`` stands; they keep its module path, and begin with its name."""
+        """Put ``nodes`` where the last of ``replaced`` stands; they keep the first one's module path, and its name."""
         old = list(replaced)
         result = nodes[-1].output[0]  # what the nodes that ``make_node`` made are named after
         for node in nodes:
             node.metadata_props.extend(old[0].metadata_props)
             node.name = f"{old[0].name}{node.name.removeprefix(result)}"
         kept = self.model.graph.node
-        at = next(i for i, node in enumerate(kept) if node is old[0] or node.name == old[0].name)
+        last = max(i for i, node in enumerate(kept) if any(node is each or node.name == each.name for each in old))
+        at = last - len(old) + 1
         for node in old:
             kept.remove(node)
         for offset, node in enumerate(nodes):
@@ -157,6 +158,29 @@ class Graph:
         for key, value in (("location", location), ("offset", file.tell()), ("length", len(values))):
             tensor.external_data.add(key=key, value=str(value))
         file.write(values)
+
+
+class Nodes:
+    """Nodes that take the place of others in a graph: the last one computes ``result``, and all are named after it."""
+
+    def __init__(self, graph: Graph, result: str) -> None:
+        self.graph, self.result = graph, result
+        self._nodes: list[NodeProto] = []
+
+    def add(self, operator: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        """Add a node; returns the name of what it computes."""
+        self._nodes.append(make_node(operator, inputs, f"{self.result}/{name}", **attributes))
+        return self._nodes[-1].output[0]
+
+    def shaped(self, x: str, name: str, *sizes: int) -> str:
+        """Add a Reshape; one size may be -1."""
+        shape = self.graph.constant(f"shape_{'x'.join(map(str, sizes))}", np.array(sizes))
+        return self.add("Reshape", [x, shape], name)
+
+    def replace(self, replaced: Iterable[NodeProto]) -> None:
+        """Put them where ``replaced`` are."""
+        self._nodes[-1].output[0] = self._nodes[-1].name = self.result
+        self.graph.replace(replaced, self._nodes)
 
 
 def make_node(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:

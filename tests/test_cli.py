@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit status, one clear line, and nothing left behind."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -50,6 +51,19 @@ def test_help_has_an_example_and_loads_no_torch(command: str) -> None:
     assert "bitdance-edge" in result.stdout
     assert "example" in result.stdout
     assert not any(line.endswith(" torch") for line in result.stderr.splitlines())
+
+
+@pytest.mark.parametrize(("command", "given", "threads"), [
+    ("generate", None, "1"), ("serve", None, "1"), ("generate", "3", "3"), ("evaluate", None, None),
+])  # fmt: skip
+def test_numpy_starts_no_threads_where_only_bundles_run(
+    command: str, given: str | None, threads: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", given or "")
+    if given is None:
+        monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    assert status_of(command, "nowhere") in (1, 2)
+    assert os.environ.get("OPENBLAS_NUM_THREADS") == threads
 
 
 def test_export_names_the_commands_that_come_next(

@@ -27,7 +27,7 @@ from bitdance_edge.runtime.bundle.record import BuildRecord
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
 NAME = "cpu"
-FORMS = 2  # version of the rewriting: a build by another is made again
+FORMS = 3  # version of the rewriting: a build by another is made again
 # Upper bounds of what was measured on builds of B-4x in float32. Its backbone of 683 MB takes 2.6 GB: weights, their
 # transposes, what ONNX Runtime reorders, and the copy that it writes. Its decoder of 1045 MB takes 1.8 GB.
 OUTPUT_BASE = 1_000_000

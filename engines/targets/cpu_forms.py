@@ -6,8 +6,9 @@ Applied node by node: of a calibrated stage, quantised layers get the forms of `
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from bitdance_edge.engines.rewriting import Graph, make_node
+from bitdance_edge.engines.rewriting import Graph, Nodes, make_node
 from bitdance_edge.engines.targets.cpu_int8 import int8_convolution
+from bitdance_edge.engines.targets.cpu_norms import group_norm
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
 POINTWISE_STAGES = (StageName.BACKBONE, StageName.HEAD)  # whose products have few rows
@@ -44,9 +45,11 @@ def apply_fast_forms(graph: Graph, stage: str) -> int:
     """Rewrite the layers of a stage that have a faster form; returns the number of layers rewritten."""
     if stage not in (*POINTWISE_STAGES, *CONVOLUTION_STAGES):
         return 0
-    rewritten = sum(int8_convolution(graph, node) for node in list(graph.model.graph.node))
+    quantised = sum(int8_convolution(graph, node) for node in list(graph.model.graph.node))
     form = pointwise_product if stage in POINTWISE_STAGES else winograd_convolution
-    return rewritten + sum(form(graph, node) for node in list(graph.model.graph.node))
+    products = sum(form(graph, node) for node in list(graph.model.graph.node))
+    norms = sum(group_norm(graph, node, exact=not quantised) for node in list(graph.model.graph.node))
+    return quantised + products + norms
 
 
 def pointwise_product(graph: Graph, node: NodeProto) -> bool:
@@ -116,45 +119,25 @@ def winograd_convolution(graph: Graph, node: NodeProto) -> bool:
     cut = np.einsum("ia,jb->ijab", forward, forward).reshape(side * side, 1, side, side)
     join = np.einsum("ai,bj->ijab", backward, backward).reshape(side * side, 1, TILE, TILE)
     turned = np.einsum("ia,jb,ocab->ijoc", turn, turn, graph.weight(node.input[1]).astype(np.float64), optimize=True)
-    result = node.output[0]
-
-    def shaped(x: str, name: str, *sizes: int) -> NodeProto:
-        shape = graph.constant(f"shape_{'x'.join(map(str, sizes))}", np.array([-1, *sizes]))
-        return make_node("Reshape", [x, shape], f"{result}/{name}")
+    nodes = Nodes(graph, node.output[0])
 
     def constant(name: str, values: np.ndarray) -> str:
         return graph.constant(name, values.astype(np.float32))
 
-    filters_name = constant(f"{node.input[1]}/winograd", turned.reshape(side * side, outputs, inputs))
-    biased = len(node.input) > 2
-    nodes = [
-        shaped(node.input[0], "planes", 1, height, width),
-        make_node(
-            "Conv",
-            [f"{result}/planes", constant("winograd_cut", cut)],
-            f"{result}/cut",
-            strides=[TILE, TILE],
-            pads=[1, 1, 1, 1],
-        ),
-        shaped(f"{result}/cut", "tiles", inputs, side * side, down * across),
-        make_node("Transpose", [f"{result}/tiles"], f"{result}/by_place", perm=[0, 2, 1, 3]),
-        make_node("MatMul", [filters_name, f"{result}/by_place"], f"{result}/products"),
-        make_node("Transpose", [f"{result}/products"], f"{result}/by_channel", perm=[0, 2, 1, 3]),
-        shaped(f"{result}/by_channel", "images", side * side, down, across),
-        make_node(
-            "ConvTranspose",
-            [f"{result}/images", constant("winograd_join", join)],
-            f"{result}/joined",
-            strides=[TILE, TILE],
-        ),
-        shaped(f"{result}/joined", "convolved", outputs, height, width),
-    ]
-    if biased:
+    filters = constant(f"{node.input[1]}/winograd", turned.reshape(side * side, outputs, inputs))
+    x = nodes.shaped(node.input[0], "planes", -1, 1, height, width)
+    x = nodes.add("Conv", [x, constant("winograd_cut", cut)], "cut", strides=[TILE, TILE], pads=[1, 1, 1, 1])
+    x = nodes.shaped(x, "tiles", -1, inputs, side * side, down * across)
+    x = nodes.add("Transpose", [x], "by_place", perm=[0, 2, 1, 3])
+    x = nodes.add("MatMul", [filters, x], "products")
+    x = nodes.add("Transpose", [x], "by_channel", perm=[0, 2, 1, 3])
+    x = nodes.shaped(x, "images", -1, side * side, down, across)
+    x = nodes.add("ConvTranspose", [x, constant("winograd_join", join)], "joined", strides=[TILE, TILE])
+    x = nodes.shaped(x, "convolved", -1, outputs, height, width)
+    if len(node.input) > 2:
         bias = constant(f"{node.input[2]}/per_channel", graph.weight(node.input[2])[:, None, None])
-        nodes.append(make_node("Add", [f"{result}/convolved", bias], result))
-    else:
-        nodes[-1].output[0] = result
-    graph.replace([node], nodes)
+        nodes.add("Add", [x, bias], "biased")
+    nodes.replace([node])
     return True
 
 

@@ -3,15 +3,23 @@
 A convolution between Q/DQ pairs becomes one node (QLinearConv) only with unsigned activations; TensorRT takes signed
 ones alone, so that bundles have those. 128 more in every code and in the zero point is the same number.
 https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
+
+Of that node there are two kernels with the same result: one for weights with a zero point of 0, which reads the image
+in place, and matrix products over a copy of it, which alone use AMX. Weights whose codes and zero point are all one
+less are the same numbers, and take the second.
 """
 
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from bitdance_edge.engines.rewriting import Graph
+from bitdance_edge.engines.rewriting import Graph, Nodes
+from bitdance_edge.engines.targets.cpu_timing import products_are_faster
+from bitdance_edge.runtime.backends.processor import has_amx
 
 MIDDLE = 128  # of unsigned codes: what is added to signed ones
 ZERO = "unsigned_zero"  # the constant of it
+SHIFT = -1  # of the codes of weights, for the kernel of matrix products
+PIXEL_SHUFFLE = [0, 3, 4, 1, 5, 2]  # [B, dy, dx, C, H, W] to [B, C, H, dy, W, dx]
 
 
 def int8_convolution(graph: Graph, node: NodeProto) -> bool:
@@ -28,6 +36,10 @@ def int8_convolution(graph: Graph, node: NodeProto) -> bool:
             codes.input[2] = back.input[2] = graph.constant(ZERO, np.array(MIDDLE, np.uint8))
             if codes.output[0] in graph.shapes:
                 graph.shapes[codes.output[0]].type.tensor_type.elem_type = TensorProto.UINT8
+        image, filters = graph.dims(pairs[0][0].input[0]), graph.weights[unpacking.input[0]].dims
+        if has_amx() and products_are_faster(node, image, filters):
+            _shift(graph, unpacking)
+        _shuffle_codes(graph, pairs[1][1])
     else:
         _unpack(graph, node, unpacking)
     return True
@@ -41,6 +53,43 @@ def unpacked_growth(graph: Graph) -> int:
         if unpacking is not None and not (_pair_before(graph, node) and _pair_behind(graph, node)):
             growth += 3 * int(np.prod(graph.weights[unpacking.input[0]].dims))
     return growth
+
+
+def _shift(graph: Graph, unpacking: NodeProto) -> None:
+    """Give a weight the codes of another zero point, where it has room for them."""
+    name = unpacking.input[0]
+    codes = graph.weight(name)
+    if int(codes.min()) + SHIFT >= np.iinfo(np.int8).min:
+        zeros = np.full(len(codes), SHIFT, np.int8)
+        unpacking.input[0] = graph.constant(f"{name}/shifted", (codes + SHIFT).astype(np.int8))
+        unpacking.input.append(graph.constant(f"{name}/zeros", zeros))
+
+
+def _shuffle_codes(graph: Graph, back: NodeProto) -> None:
+    """Move the pixel shuffle behind a convolution in front of its DQ: a quarter of the bytes, and channels last.
+
+    The result of the convolution has channels last, and a pixel's channels stay together.
+    """
+    chain = [back]
+    for operator in ("Reshape", "Transpose"):
+        readers = graph.readers.get(chain[-1].output[0], [])
+        if len(readers) != 1 or readers[0].op_type != operator or chain[-1].output[0] in graph.outputs:
+            return
+        chain.append(readers[0])
+    perm = next((list(attribute.ints) for attribute in chain[-1].attribute if attribute.name == "perm"), [])
+    dims = graph.dims(chain[-1].input[0])
+    if perm != PIXEL_SHUFFLE or dims is None or not all(isinstance(size, int) for size in dims[1:]):
+        return
+    down, across, channels, height, width = (int(size) for size in dims[1:])
+    nodes = Nodes(graph, chain[-1].output[0])
+    x = nodes.add("Transpose", [back.input[0]], "channels_last", perm=[0, 2, 3, 1])
+    x = nodes.shaped(x, "parts", -1, height, width, down, across, channels)
+    x = nodes.add("Transpose", [x], "shuffled", perm=[0, 1, 3, 2, 4, 5])
+    x = nodes.shaped(x, "image", -1, height * down, width * across, channels)
+    x = nodes.add("Transpose", [x], "channels_first", perm=[0, 3, 1, 2])
+    x = nodes.add("DequantizeLinear", [x, *back.input[1:]], "pixels")
+    nodes.shaped(x, "apart", -1, channels, height, down, width, across)
+    nodes.replace(chain)
 
 
 def _unpacking(graph: Graph, node: NodeProto) -> NodeProto | None:

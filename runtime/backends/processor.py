@@ -40,6 +40,11 @@ def int8_path() -> Int8Path:
     )
 
 
+def has_amx() -> bool:
+    """Whether this machine multiplies INT8 matrices by AMX."""
+    return "amx_int8" in (_flags() or [])
+
+
 def float32_path() -> str:
     """Name the instructions of float32 products on this machine."""
     if platform.machine().lower() not in X86:

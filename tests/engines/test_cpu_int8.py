@@ -1,7 +1,7 @@
 """Calibrated stages built for the CPU: convolutions run in INT8, products with 4-bit weights read them as stored."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from calibrating import Calibrated
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from bitdance_edge.engines.rewriting import Graph
+from bitdance_edge.engines.targets import cpu_int8, cpu_timing
 from bitdance_edge.engines.targets.cpu_forms import apply_fast_forms
 from bitdance_edge.engines.targets.cpu_int8 import unpacked_growth
 from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
@@ -36,8 +37,8 @@ def layer(x: str, y: str, *, rounded: bool) -> list[NodeProto]:
     return nodes
 
 
-def written(folder: Path, nodes: list[NodeProto]) -> Path:
-    """A graph of these nodes from ``x`` to ``y``."""
+def written(folder: Path, nodes: list[NodeProto], shapes: Mapping[str, Sequence[int]] | None = None) -> Path:
+    """A graph of these nodes from ``x`` to ``y``; ``shapes`` are those of its reshapes."""
     weights: dict[str, np.ndarray] = {
         "scale": np.array(3 / 127, np.float32),
         "wide": np.array(9 / 127, np.float32),
@@ -45,6 +46,7 @@ def written(folder: Path, nodes: list[NodeProto]) -> Path:
         "weight": RNG.integers(-127, 128, (CHANNELS, CHANNELS, 3, 3)).astype(np.int8),
         "scales": RNG.uniform(5e-4, 2e-3, CHANNELS).astype(np.float32),
         "bias": RNG.standard_normal(CHANNELS).astype(np.float32),
+        **{name: np.array(sizes) for name, sizes in (shapes or {}).items()},
     }
     for i, node in enumerate(nodes):
         node.name = f"node_{i}"
@@ -53,7 +55,7 @@ def written(folder: Path, nodes: list[NodeProto]) -> Path:
         nodes,
         "layers",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, image)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, image)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None if shapes else image)],
         [numpy_helper.from_array(values, name) for name, values in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
@@ -117,6 +119,56 @@ def test_one_whose_result_is_not_rounded_has_float_weights(tmp_path: Path) -> No
     assert unpacked_growth(Graph.read(path)) == 3 * CHANNELS * CHANNELS * 9
 
 
+@pytest.mark.parametrize(("least", "shifted"), [(-127, True), (-128, False)])
+def test_weights_of_another_zero_point_give_the_same_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int, shifted: bool
+) -> None:
+    path, x = written(tmp_path, layer("x", "y", rounded=True)), image()
+    model = onnx.load(path)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "weight")
+    codes = numpy_helper.to_array(weight).copy()
+    codes[0, 0, 0, 0] = least  # of which one less does not exist
+    weight.CopyFrom(numpy_helper.from_array(codes, "weight"))
+    onnx.save(model, path)
+    found = []
+    for faster in (False, True):
+        monkeypatch.setattr(cpu_int8, "has_amx", lambda faster=faster: faster)
+        monkeypatch.setattr(cpu_int8, "products_are_faster", lambda *_: True)
+        changed = rewritten(path)
+        got, operators = run(changed, x)
+        found.append(got)
+        assert operators["QLinearConv"] == 1
+        assert ("weight/zeros" in Graph.read(changed).weights) == (faster and shifted)
+    assert np.array_equal(*found)
+
+
+def test_both_kernels_of_a_convolution_are_timed_for_its_shape() -> None:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1], strides=[1, 1], group=1)
+    filters = [CHANNELS, CHANNELS, 3, 3]
+    assert cpu_timing.products_are_faster(node, ["B", CHANNELS, SIDE, SIDE], filters) in (True, False)
+    assert not cpu_timing.products_are_faster(node, ["B", CHANNELS, "H", "W"], filters)
+    assert not cpu_timing.products_are_faster(node, None, filters)
+
+
+def test_a_pixel_shuffle_moves_codes_with_channels_last(tmp_path: Path) -> None:
+    shuffle = [
+        helper.make_node("Reshape", ["wide_image", "parts"], ["split"]),
+        helper.make_node("Transpose", ["split"], ["interleaved"], perm=[0, 3, 4, 1, 5, 2]),
+        helper.make_node("Reshape", ["interleaved", "whole"], ["y"]),
+    ]
+    shapes = {"parts": [-1, 2, 2, CHANNELS // 4, SIDE, SIDE], "whole": [-1, CHANNELS // 4, 2 * SIDE, 2 * SIDE]}
+    path, x = written(tmp_path, [*layer("x", "wide_image", rounded=True), *shuffle], shapes), image()
+    want, before = run(path, x)
+    got, after = run(rewritten(path), x)
+    assert got.std() > 0.3
+    assert np.array_equal(got, want)
+    (last,) = (
+        node for node in Graph.read(path.with_name("changed.onnx")).model.graph.node if node.name.endswith("/pixels")
+    )
+    assert last.op_type == "DequantizeLinear"  # behind the transposes
+    assert before["QLinearConv"] == after["QLinearConv"] == 1
+
+
 def test_other_stages_are_left_unchanged(tmp_path: Path) -> None:
     path = written(tmp_path, layer("x", "y", rounded=True))
     assert apply_fast_forms(Graph.read(path), "tokens") == 0
@@ -150,7 +202,8 @@ def test_a_calibrated_stage_has_no_convolution_in_float_but_its_last(
     path = calibrated("int8").bundle.verified(stage)
     nodes = onnx.load(path, load_external_data=False).graph.node
     graph, changed = Graph.read(path), tmp_path / "changed.onnx"
-    assert apply_fast_forms(graph, stage) == sum(node.op_type == "Conv" for node in nodes)
+    rewritten_layers = sum(node.op_type in ("Conv", "InstanceNormalization") for node in nodes)
+    assert apply_fast_forms(graph, stage) == rewritten_layers
     graph.save(changed)
     options = cpu_options(1, "int8")
     options.optimized_model_filepath = str(tmp_path / "fused.onnx")
