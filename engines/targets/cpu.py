@@ -18,9 +18,10 @@ from bitdance_edge.engines.targets.cpu_forms import (
     winograd_growth,
 )
 from bitdance_edge.engines.targets.cpu_int8 import unpacked_growth
+from bitdance_edge.engines.targets.cpu_products import add_biases
 from bitdance_edge.engines.targets.interface import Built, Estimate, Job, Run
 from bitdance_edge.engines.targets.onnx_session import load, open_session, run_of
-from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxruntime
+from bitdance_edge.runtime.backends.onnxruntime import UNQUANTISED, cpu_options, import_onnxruntime
 from bitdance_edge.runtime.backends.processor import instructions
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.record import BuildRecord
@@ -71,20 +72,26 @@ class CpuTarget:
 
     def build(self, job: Job, folder: Path, watch: BuildWatch) -> Built:
         path, rewritten = folder / f"{job.stage}.onnx", folder / f"{job.stage}.rewritten.onnx"
-        weights = path.with_name(f"{path.name}.data")
+        weights, precision = path.with_name(f"{path.name}.data"), job.bundle.stage(job.stage).precision
+        optimised = path if precision in UNQUANTISED else folder / f"{job.stage}.optimised.onnx"
         with watch.phase_of("rewriting"):
             graph = Graph.read(job.graph)
             apply_fast_forms(graph, job.stage)
             graph.name_values()
             graph.save(rewritten)
-        options = cpu_options(1, job.bundle.stage(job.stage).precision)
-        options.optimized_model_filepath = str(path)
-        for name, value in (("file_name", weights.name), ("min_size_in_bytes", str(INLINE_UP_TO))):
+        options = cpu_options(1, precision)
+        options.optimized_model_filepath = str(optimised)
+        for name, value in (("file_name", f"{optimised.name}.data"), ("min_size_in_bytes", str(INLINE_UP_TO))):
             options.add_session_config_entry(f"session.optimized_model_external_initializers_{name}", value)
         with watch.phase_of("optimising"):
             load(rewritten, options)
-        for left in folder.glob(f"{rewritten.name}*"):
-            left.unlink()
+            if optimised != path:
+                graph = Graph.read(optimised)
+                add_biases(graph)
+                graph.save(path)
+        for step in {rewritten, optimised} - {path}:
+            for left in folder.glob(f"{step.name}*"):
+                left.unlink()
         return Built(files=[file for file in (path, weights) if file.exists()], devices=(instructions(),))
 
     def open(self, job: Job, record: BuildRecord, folder: Path) -> Run:

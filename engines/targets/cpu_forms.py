@@ -9,6 +9,7 @@ from onnx import NodeProto, TensorProto
 from bitdance_edge.engines.rewriting import Graph, Nodes, make_node
 from bitdance_edge.engines.targets.cpu_int8 import int8_convolution
 from bitdance_edge.engines.targets.cpu_norms import group_norm
+from bitdance_edge.engines.targets.cpu_products import keep_dimensions
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
 POINTWISE_STAGES = (StageName.BACKBONE, StageName.HEAD)  # whose products have few rows
@@ -43,6 +44,8 @@ WINOGRAD_OUTPUT = (
 
 def apply_fast_forms(graph: Graph, stage: str) -> int:
     """Rewrite the layers of a stage that have a faster form; returns the number of layers rewritten."""
+    if stage == StageName.MODULATION:
+        return keep_dimensions(graph)
     if stage not in (*POINTWISE_STAGES, *CONVOLUTION_STAGES):
         return 0
     quantised = sum(int8_convolution(graph, node) for node in list(graph.model.graph.node))
