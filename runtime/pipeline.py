@@ -75,7 +75,7 @@ class Pipeline:
             device: "auto", "cpu", "cpu:bf16" (float32 stages multiplied in bfloat16), "cuda" or "cuda:1".
             backend: "tensorrt", "tensorrt_rtx", "onnxruntime-cuda", "onnxruntime-cpu" or "openvino", and no other;
                 None: the best one that can run the bundle here; "openvino" is that of "cpu:bf16" alone.
-            threads: of each graph on the CPU; None: one a physical core.
+            threads: of each graph on the CPU; None: one a physical core, or 1 for a small model.
             max_batch: images that run together; a larger request runs in parts. None: 16, or as many as fit.
             trace: folder for one operator trace a stage (Chrome's format), complete when the pipeline is closed.
 

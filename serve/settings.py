@@ -39,7 +39,7 @@ class ServeSettings:
         bundles: folders of bundles. A model's id is the name of its folder; the first model is the default.
         aliases: further names of models, for clients that have one built in.
         devices: one worker process is started for each.
-        threads: the number of threads of each graph; None: one for each physical core.
+        threads: the number of threads of each graph; None: one for each physical core, or 1 for a small model.
         queue: the number of requests that may wait; more are refused with 429.
         max_batch: the largest number of images in a batch.
         batch_window: how long a free worker waits for more requests of the same shape.

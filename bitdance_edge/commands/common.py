@@ -36,7 +36,9 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_threads_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--threads", type=whole(1, MAX_THREADS), help="threads of each graph (default: one a physical core)"
+        "--threads",
+        type=whole(1, MAX_THREADS),
+        help="threads of each graph (default: one a physical core; 1 for a small model)",
     )
 
 

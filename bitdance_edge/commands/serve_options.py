@@ -105,7 +105,10 @@ OPTIONS: dict[str, Option] = {
         default=8000,
     ),
     "device": Option(meaning="as for generate; repeat it to start one worker per device", default=["auto"], many=True),
-    "threads": Option(meaning="threads of each graph (default: one per physical core)", read=whole(1, MAX_THREADS)),
+    "threads": Option(
+        meaning="threads of each graph (default: one per physical core; 1 for a small model)",
+        read=whole(1, MAX_THREADS),
+    ),
     "queue": _number("queue", "requests that may wait; more are refused with 429"),
     "max_batch": _number("max_batch", "images in one batch, at most"),
     "batch_window": _number("batch_window", "seconds that a free worker waits for more requests to batch"),

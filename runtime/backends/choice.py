@@ -44,7 +44,7 @@ class Choice:
     device: str  # "cpu", or "cuda:0 (its name)"
     target: str = ""  # whose builds run
     built: tuple[str, ...] = ()  # stages that run as they were built for it
-    threads: int | None = None  # of each graph on a CPU; None: one a physical core
+    threads: int | None = None  # of each graph on a CPU; None: one a physical core, or 1 for a small model
     advice: str = ""  # what a build for this device would bring
     max_images: int | None = None  # that the engines take at once
     free_bytes: int | None = None  # of the GPU's memory, before anything was taken of it

@@ -47,6 +47,8 @@ READ_OFTEN = ("head",)
 # Bytes of weights from which a stage's threads wait for work by spinning. A smaller stage has little to hand over, and
 # half of the processor time of a small model's image was spent waiting for it.
 SPINNING_FROM = 8 << 20
+# Bytes of weights of the largest stage of a patch: with less, one thread makes a few images in less time than two do.
+SMALL_MODEL = 5 << 20
 HUGE_FROM = 16 << 20  # bytes of weights: the page table entries of fewer stay in the processor's own table
 
 
@@ -341,7 +343,14 @@ class OnnxRuntimeBackend:
     def load(self, stage: str) -> OnnxRuntimeStage:
         graph = self.built.graph(stage) if self.builds else None
         path, spec = graph or self.bundle.verified(stage), self.bundle.stage(stage)
-        return OnnxRuntimeStage(path, spec, self.threads or 0, self.trace, optimised=graph is not None)
+        threads = self.threads or self._enough_threads
+        return OnnxRuntimeStage(path, spec, threads, self.trace, optimised=graph is not None)
+
+    @cached_property
+    def _enough_threads(self) -> int:
+        """Threads of each graph where nobody asks for a number: 1 for a small model, else 0, one a physical core."""
+        weights = [stage.weight_bytes for name, stage in self.bundle.stages.items() if name in LOOP_STAGES]
+        return int(bool(weights) and max(weights) < SMALL_MODEL)
 
     def capture(self, launches: Sequence[Launch]) -> InOrder:
         return InOrder(launches)
