@@ -37,7 +37,8 @@ def int8_convolution(graph: Graph, node: NodeProto) -> bool:
             if codes.output[0] in graph.shapes:
                 graph.shapes[codes.output[0]].type.tensor_type.elem_type = TensorProto.UINT8
         image, filters = graph.dims(pairs[0][0].input[0]), graph.weights[unpacking.input[0]].dims
-        if has_amx() and products_are_faster(node, image, filters):
+        alone = graph.readers[unpacking.output[0]] == [node]
+        if alone and has_amx() and products_are_faster(node, image, filters):
             _shift(graph, unpacking)
         _shuffle_codes(graph, pairs[1][1])
     else:

@@ -1,8 +1,8 @@
 """GroupNorm in the fewest passes over an image that ONNX Runtime has on a CPU.
 
-As exported it is InstanceNormalization, a product and a sum: three passes that read the image and three that write it,
-the first of them on one thread. Here means are one pass that reads, squares another (a matrix product of each group
-with itself), and BatchNormalization, which takes its statistics as inputs, normalises, multiplies and adds in one.
+As exported it is InstanceNormalization, which reads the image three times on one thread, a product and a sum; each of
+them writes it. Here means are one pass that reads, squares another (a matrix product of each group with itself), and
+BatchNormalization, which takes its statistics as inputs, normalises, multiplies and adds in one that writes.
 """
 
 from dataclasses import dataclass
@@ -116,7 +116,9 @@ def _scalar(value: float) -> TensorProto:
 
 def _found(graph: Graph, node: NodeProto) -> GroupNorm | None:
     """The GroupNorm that a node is of, if the graph has it as it is exported, for images of one size."""
-    ungrouping = _only_reader(graph, node.output[0]) if node.op_type == "InstanceNormalization" else None
+    if node.op_type != "InstanceNormalization" or len(node.input) != 3:
+        return None
+    ungrouping = _only_reader(graph, node.output[0])
     if ungrouping is None or ungrouping.op_type != "Reshape" or not _is_plain(graph, node):
         return None
     found, operands = [node, ungrouping], {}

@@ -39,7 +39,7 @@ def keep_dimensions(graph: Graph) -> int:
         the number of results that are no longer copied.
     """
     for node in graph.model.graph.node:
-        if node.op_type == "Reshape":
+        if node.op_type == "Reshape" and len(node.input) == 2:
             flat, whole = graph.dims(node.output[0]), graph.dims(node.input[0])
             if flat and whole and len(flat) == 2 < len(whole) and flat[-1] == whole[-1]:
                 return _keep_dimensions(graph, node, whole[:-1])
@@ -52,12 +52,13 @@ def _keep_dimensions(graph: Graph, flattening: NodeProto, leading: list[int | st
         read = [name for name in node.input if name in flat]
         if node.op_type == "Reshape" and read and (graph.dims(node.output[0]) or [])[:-1] == leading:
             last.append(node)
-        elif read and (node.op_type in VALUE_BY_VALUE or _keeps_rows(graph, node)):
+        elif read and (_is_by_value(graph, node, flat) or _keeps_rows(graph, node)):
             flat.update(node.output)
             quantised |= node.op_type == "QuantizeLinear"
         elif read:
             return 0
-    if not quantised or flat & graph.outputs:
+    shared = any(len(graph.readers[node.input[0]]) != 1 for node in last)
+    if not quantised or shared or flat & graph.outputs:
         return 0
     (flattened,) = flattening.output
     for reader in graph.readers[flattened]:
@@ -71,6 +72,14 @@ def _keep_dimensions(graph: Graph, flattening: NodeProto, leading: list[int | st
     del kept.value_info[:]
     kept.value_info.extend(described)
     return len(last)
+
+
+def _is_by_value(graph: Graph, node: NodeProto, flat: set[str]) -> bool:
+    """Whether a node computes each value from those in its place, and from constants that are one value."""
+    others = [name for name in node.input if name not in flat]
+    return node.op_type in VALUE_BY_VALUE and all(
+        name in graph.weights and not graph.weights[name].dims for name in others
+    )
 
 
 def _keeps_rows(graph: Graph, node: NodeProto) -> bool:

@@ -148,6 +148,7 @@ def test_both_kernels_of_a_convolution_are_timed_for_its_shape() -> None:
     assert cpu_timing.products_are_faster(node, ["B", CHANNELS, SIDE, SIDE], filters) in (True, False)
     assert not cpu_timing.products_are_faster(node, ["B", CHANNELS, "H", "W"], filters)
     assert not cpu_timing.products_are_faster(node, None, filters)
+    assert not cpu_timing.products_are_faster(node, ["B", CHANNELS + 1, SIDE, SIDE], filters)  # cannot be run
 
 
 def test_a_pixel_shuffle_moves_codes_with_channels_last(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_results_have_their_dimensions_without_a_reshape(tmp_path: Path) -> None
         (flattened(quantised=False), ["y", "z"]),  # only a flat product in float32 adds its bias
         (flattened("CumSum"), ["y", "z"]),  # rows are not computed one by one
         ([*flattened(), helper.make_node("Transpose", ["a"], ["w"])], ["y", "z", "w"]),
+        ([*flattened(), helper.make_node("Sigmoid", ["a"], ["gate of a"])], ["y", "z"]),  # others read a flat result
     ],
 )
 def test_other_reshapes_stay(tmp_path: Path, nodes: list[NodeProto], results: list[str]) -> None:
