@@ -79,17 +79,17 @@ def _shuffle_codes(graph: Graph, back: NodeProto) -> None:
         chain.append(readers[0])
     perm = next((list(attribute.ints) for attribute in chain[-1].attribute if attribute.name == "perm"), [])
     dims = graph.dims(chain[-1].input[0])
-    if perm != PIXEL_SHUFFLE or dims is None or not all(isinstance(size, int) for size in dims[1:]):
+    if perm != PIXEL_SHUFFLE or dims is None or not all(isinstance(size, int) for size in dims[1:4]):
         return
-    down, across, channels, height, width = (int(size) for size in dims[1:])
+    down, across, channels = (int(size) for size in dims[1:4])
     nodes = Nodes(graph, chain[-1].output[0])
     x = nodes.add("Transpose", [back.input[0]], "channels_last", perm=[0, 2, 3, 1])
-    x = nodes.shaped(x, "parts", -1, height, width, down, across, channels)
+    x = nodes.shaped(x, "parts", 0, 0, 0, down, across, channels)
     x = nodes.add("Transpose", [x], "shuffled", perm=[0, 1, 3, 2, 4, 5])
-    x = nodes.shaped(x, "image", -1, height * down, width * across, channels)
-    x = nodes.add("Transpose", [x], "channels_first", perm=[0, 3, 1, 2])
+    x = nodes.shaped(x, "rows", 0, 0, 0, -1, channels)  # between two transposes that would become one, and slow
+    x = nodes.add("Transpose", [x], "channels_first", perm=[0, 4, 1, 2, 3])
     x = nodes.add("DequantizeLinear", [x, *back.input[1:]], "pixels")
-    nodes.shaped(x, "apart", -1, channels, height, down, width, across)
+    nodes.shaped(x, "apart", 0, 0, 0, 0, -1, across)
     nodes.replace(chain)
 
 

@@ -19,28 +19,20 @@ class GroupNorm:
 
     Args:
         grouped: its input ``[B, channels, height, width]`` as ``[B, groups, N]``.
+        shape: what ``[B, groups, N]`` is reshaped to for its result.
         scale: a tensor of one value a channel, of all images or of each; None where there is none.
         shift: as ``scale``.
         nodes: what computes it from ``grouped``, the last one its result.
     """
 
     grouped: str
+    shape: str
     groups: int
     channels: int
-    height: int
-    width: int
     epsilon: float
     scale: str | None
     shift: str | None
     nodes: list[NodeProto]
-
-    @property
-    def channels_of_group(self) -> int:
-        return self.channels // self.groups
-
-    @property
-    def values_of_group(self) -> int:
-        return self.channels_of_group * self.height * self.width
 
 
 def group_norm(graph: Graph, node: NodeProto, exact: bool) -> bool:
@@ -55,47 +47,49 @@ def group_norm(graph: Graph, node: NodeProto, exact: bool) -> bool:
         return False
     nodes = Nodes(graph, norm.nodes[-1].output[0])
     mean = nodes.add("ReduceMean", [norm.grouped, graph.constant("norm_axis", np.array([2]))], "mean", keepdims=1)
+    images = nodes.add("Shape", [mean], "images")
     if exact:
-        variance = _mean_of_squares(nodes, norm, _centred(nodes, norm, mean))
+        variance = _mean_of_squares(nodes, norm, _centred(nodes, norm, mean), images)
     else:
-        squares = _mean_of_squares(nodes, norm, norm.grouped)
+        squares = _mean_of_squares(nodes, norm, norm.grouped, images)
         square = nodes.add("Mul", [mean, mean], "square_of_mean")
         variance = nodes.add("Relu", [nodes.add("Sub", [squares, square], "difference")], "variance")
-    images = nodes.add("Shape", [mean], "images")
     inputs = [
-        nodes.shaped(norm.grouped, "planes", 1, -1, norm.height, norm.width),
+        nodes.shaped(nodes.shaped(norm.grouped, "channels", 0, norm.channels, -1), "planes", 1, -1, 0),
         _operand_of_channels(nodes, norm, norm.scale, "scale", images),
         _operand_of_channels(nodes, norm, norm.shift, "shift", images),
         _statistic_of_channels(nodes, norm, mean, "means"),
         _statistic_of_channels(nodes, norm, variance, "variances"),
     ]
     planes = nodes.add("BatchNormalization", inputs, "normalised", epsilon=norm.epsilon)
-    nodes.shaped(planes, "result", -1, norm.channels, norm.height, norm.width)
+    groups = nodes.add("Reshape", [planes, nodes.add("Shape", [norm.grouped], "shape_of_groups")], "groups")
+    nodes.add("Reshape", [groups, norm.shape], "result")
     nodes.replace(norm.nodes)
     return True
 
 
 def _centred(nodes: Nodes, norm: GroupNorm, mean: str) -> str:
-    """The image less the mean of each group, in one pass: as a BatchNormalization of spread 1."""
+    """The groups less their means, ``[1, B * groups, N]``, in one pass: as a BatchNormalization of spread 1."""
     means = nodes.shaped(mean, "mean_of_groups", -1)
     number = nodes.add("Shape", [means], "number_of_groups")
     one, zero = (nodes.add("ConstantOfShape", [number], str(value), value=_scalar(value)) for value in (1, 0))
-    rows = nodes.shaped(norm.grouped, "rows", 1, -1, norm.values_of_group)
+    rows = nodes.shaped(norm.grouped, "rows", 1, -1, 0)
     return nodes.add("BatchNormalization", [rows, one, zero, means, one], "centred", epsilon=0.0)
 
 
-def _mean_of_squares(nodes: Nodes, norm: GroupNorm, x: str) -> str:
-    """The mean of a group's squared values, ``[B, groups, 1]``."""
-    row = nodes.shaped(x, "row", -1, norm.groups, 1, norm.values_of_group)
-    column = nodes.add("Transpose", [row], "column", perm=[0, 1, 3, 2])
-    total = nodes.shaped(nodes.add("MatMul", [row, column], "product"), "total", -1, norm.groups, 1)
-    share = np.array(1 / norm.values_of_group, np.float32)
-    return nodes.add("Mul", [total, nodes.graph.constant(f"norm_share_{norm.values_of_group}", share)], "squares")
+def _mean_of_squares(nodes: Nodes, norm: GroupNorm, x: str, images: str) -> str:
+    """The mean of the squared values ``[..., N]`` of each group, ``[B, groups, 1]``, the shape that ``images`` has."""
+    row = nodes.shaped(x, "row", -1, 1, 0)
+    column = nodes.add("Transpose", [row], "column", perm=[0, 2, 1])
+    total = nodes.add("Reshape", [nodes.add("MatMul", [row, column], "product"), images], "total")
+    number = nodes.add("Shape", [norm.grouped], "number_of_values", start=2)
+    return nodes.add("Div", [total, nodes.add("Cast", [number], "number", to=TensorProto.FLOAT)], "squares")
 
 
 def _statistic_of_channels(nodes: Nodes, norm: GroupNorm, statistic: str, name: str) -> str:
     """A statistic ``[B, groups, 1]`` for each channel of each image, ``[B * channels]``."""
-    each = nodes.graph.constant(f"norm_each_{norm.channels_of_group}", np.array([1, 1, norm.channels_of_group]))
+    size = norm.channels // norm.groups
+    each = nodes.graph.constant(f"norm_each_{size}", np.array([1, 1, size]))
     return nodes.shaped(nodes.add("Expand", [statistic, each], f"{name}_of_groups"), name, -1)
 
 
@@ -115,7 +109,7 @@ def _scalar(value: float) -> TensorProto:
 
 
 def _found(graph: Graph, node: NodeProto) -> GroupNorm | None:
-    """The GroupNorm that a node is of, if the graph has it as it is exported, for images of one size."""
+    """The GroupNorm that a node is of, if the graph has it as it is exported."""
     if node.op_type != "InstanceNormalization" or len(node.input) != 3:
         return None
     ungrouping = _only_reader(graph, node.output[0])
@@ -127,18 +121,17 @@ def _found(graph: Graph, node: NodeProto) -> GroupNorm | None:
         if following is not None and following.op_type == operator and (tensor := _operand(following, x)):
             found.append(following)
             operands[operator] = tensor
-    dims = graph.dims(found[-1].output[0])
-    if dims is None or len(dims) != 4 or not all(isinstance(size, int) and size for size in dims[1:]):
+    dims, groups = graph.dims(found[-1].output[0]), graph.weights[node.input[1]].dims[0]
+    channels = dims[1] if dims is not None and len(dims) == 4 else 0
+    if not isinstance(channels, int) or channels < groups or channels % groups:
         return None
-    channels, height, width = (int(size) for size in dims[1:])
     if not all(_is_of_channels(graph, tensor, channels) for tensor in operands.values()):
         return None
     return GroupNorm(
         grouped=node.input[0],
-        groups=graph.weights[node.input[1]].dims[0],
+        shape=ungrouping.input[1],
+        groups=groups,
         channels=channels,
-        height=height,
-        width=width,
         epsilon=next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5),
         scale=operands.get("Mul"),
         shift=operands.get("Add"),

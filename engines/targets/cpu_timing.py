@@ -13,6 +13,7 @@ from bitdance_edge.runtime.backends.onnxruntime import cpu_options, import_onnxr
 ROUNDS = 4  # the first one does not count
 CLEARLY = 0.95  # of the time of the usual kernel: what the other must stay below, as timings differ by some percent
 MOST_PIXELS = 1 << 16  # of a larger image as many rows are timed: more than a cache holds, and the time is proportional
+ANY_SIDE = 128  # pixels of the image that is timed where images may have any size
 OPSET, IR_VERSION = 18, 9  # of the graphs that are timed
 
 
@@ -21,12 +22,12 @@ def products_are_faster(node: NodeProto, image: Sequence[int | str] | None, filt
 
     Args:
         node: the Conv, of which the attributes count.
-        image: its input ``[B, C, H, W]``; where only B changes, it is timed with one image.
+        image: its input ``[B, C, H, W]``; it is timed with one image, of a usual size where H and W change.
         filters: its weights ``[outputs, C, kernel height, kernel width]``.
     """
-    if image is None or len(image) != 4 or not all(isinstance(size, int) and size for size in image[1:]):
+    if image is None or len(image) != 4 or not isinstance(image[1], int):
         return False
-    channels, height, width = (int(size) for size in image[1:])
+    channels, height, width = (size if isinstance(size, int) and size else ANY_SIDE for size in image[1:])
     names = ("dilations", "group", "kernel_shape", "pads", "strides")
     given = {each.name: helper.get_attribute_value(each) for each in node.attribute if each.name in names}
     attributes = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in given.items())
