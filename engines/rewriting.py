@@ -173,7 +173,7 @@ class Nodes:
         return self._nodes[-1].output[0]
 
     def shaped(self, x: str, name: str, *sizes: int) -> str:
-        """Add a Reshape; one size may be -1."""
+        """Add a Reshape; one size may be -1, and 0 is the size that ``x`` has there."""
         shape = self.graph.constant(f"shape_{'x'.join(map(str, sizes))}", np.array(sizes))
         return self.add("Reshape", [x, shape], name)
 

@@ -20,9 +20,10 @@ def add_biases(graph: Graph) -> int:
         if len(node.input) != WITHOUT_BIAS or len(readers) != 1 or node.output[0] in graph.outputs:
             continue
         (reader,) = readers
-        bias = next((name for name in reader.input if name in graph.weights and len(graph.weights[name].dims) == 1), "")
+        columns = graph.weights[node.input[1]].dims[-1:] if node.input[1] in graph.weights else None
+        bias = [name for name in reader.input if name in graph.weights and graph.weights[name].dims == columns]
         if reader.op_type == "Add" and bias:
-            node.input.append(bias)
+            node.input.append(bias[0])
             node.output[0] = reader.output[0]
             graph.model.graph.node.remove(reader)
             added += 1
