@@ -50,6 +50,11 @@ class Graph:
     def outputs(self) -> set[str]:
         return {value.name for value in self.model.graph.output}
 
+    def only_reader(self, name: str) -> NodeProto | None:
+        """The node that reads a value, if nothing else does; None also for a result of the graph."""
+        readers = self.readers.get(name, [])
+        return readers[0] if len(readers) == 1 and name not in self.outputs else None
+
     def weight(self, name: str) -> np.ndarray:
         """The values of a constant."""
         tensor = self.weights[name]
@@ -181,6 +186,11 @@ class Nodes:
         """Put them where ``replaced`` are."""
         self._nodes[-1].output[0] = self._nodes[-1].name = self.result
         self.graph.replace(replaced, self._nodes)
+
+
+def attribute_of(node: NodeProto, name: str, default: Any = None) -> Any:
+    """The value of a node's attribute, or the default where it is not given."""
+    return next((helper.get_attribute_value(each) for each in node.attribute if each.name == name), default)
 
 
 def make_node(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:

@@ -9,7 +9,7 @@ from onnx import NodeProto, TensorProto
 from bitdance_edge.engines.rewriting import Graph, Nodes, make_node
 from bitdance_edge.engines.targets.cpu_int8 import int8_convolution
 from bitdance_edge.engines.targets.cpu_norms import group_norm
-from bitdance_edge.engines.targets.cpu_products import keep_dimensions
+from bitdance_edge.engines.targets.cpu_products import bias_behind, keep_dimensions
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
 POINTWISE_STAGES = (StageName.BACKBONE, StageName.HEAD)  # whose products have few rows
@@ -66,7 +66,7 @@ def pointwise_product(graph: Graph, node: NodeProto) -> bool:
     weight, dims = _product_weight(graph, node.input[1]), graph.dims(node.input[0])
     if weight is None or dims is None or not 2 <= len(dims) <= 4 or any(size % CHANNEL_BLOCK for size in weight.shape):
         return False
-    rank, replaced, bias = len(dims), [node], _bias(graph, node, weight.shape[1])
+    rank, replaced, bias = len(dims), [node], bias_behind(graph, node, weight.shape[1])
     if bias is not None:
         replaced.append(bias[0])
     x, result = node.input[0], replaced[-1].output[0]
@@ -92,17 +92,6 @@ def _product_weight(graph: Graph, name: str) -> np.ndarray | None:
     if node is None or node.op_type != "Transpose" or node.input[0] not in graph.weights:
         return None
     return graph.weight(node.input[0]).T if len(graph.weights[node.input[0]].dims) == 2 else None
-
-
-def _bias(graph: Graph, product: NodeProto, outputs: int) -> tuple[NodeProto, str] | None:
-    """The Add behind a product that adds a constant to every row, and that constant; None where there is none."""
-    readers = graph.readers.get(product.output[0], [])
-    if len(readers) != 1 or readers[0].op_type != "Add" or product.output[0] in graph.outputs:
-        return None
-    for name in readers[0].input:
-        if name in graph.weights and list(graph.weights[name].dims) == [outputs]:
-            return readers[0], name
-    return None
 
 
 def winograd_convolution(graph: Graph, node: NodeProto) -> bool:

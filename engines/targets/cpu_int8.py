@@ -12,7 +12,7 @@ less are the same numbers, and take the second.
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from bitdance_edge.engines.rewriting import Graph, Nodes
+from bitdance_edge.engines.rewriting import Graph, Nodes, attribute_of
 from bitdance_edge.engines.targets.cpu_timing import products_are_faster
 from bitdance_edge.runtime.backends.processor import has_amx
 
@@ -73,13 +73,16 @@ def _shuffle_codes(graph: Graph, back: NodeProto) -> None:
     """
     chain = [back]
     for operator in ("Reshape", "Transpose"):
-        readers = graph.readers.get(chain[-1].output[0], [])
-        if len(readers) != 1 or readers[0].op_type != operator or chain[-1].output[0] in graph.outputs:
+        reader = graph.only_reader(chain[-1].output[0])
+        if reader is None or reader.op_type != operator:
             return
-        chain.append(readers[0])
-    perm = next((list(attribute.ints) for attribute in chain[-1].attribute if attribute.name == "perm"), [])
+        chain.append(reader)
     dims = graph.dims(chain[-1].input[0])
-    if perm != PIXEL_SHUFFLE or dims is None or not all(isinstance(size, int) for size in dims[1:4]):
+    if (
+        attribute_of(chain[-1], "perm") != PIXEL_SHUFFLE
+        or dims is None
+        or not all(isinstance(size, int) for size in dims[1:4])
+    ):
         return
     down, across, channels = (int(size) for size in dims[1:4])
     nodes = Nodes(graph, chain[-1].output[0])
@@ -113,8 +116,7 @@ def _pair_before(graph: Graph, node: NodeProto) -> list[NodeProto]:
 
 def _pair_behind(graph: Graph, node: NodeProto) -> list[NodeProto]:
     """The Q and the DQ that round the result of a node; none where there are none."""
-    readers = graph.readers.get(node.output[0], [])
-    codes = readers[0] if len(readers) == 1 and node.output[0] not in graph.outputs else None
+    codes = graph.only_reader(node.output[0])
     behind = graph.readers.get(codes.output[0], []) if codes is not None else []
     return _pair(graph, codes, behind[0] if len(behind) == 1 else None)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from bitdance_edge.engines.rewriting import Graph, Nodes
+from bitdance_edge.engines.rewriting import Graph, Nodes, attribute_of
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,12 @@ def _found(graph: Graph, node: NodeProto) -> GroupNorm | None:
     """The GroupNorm that a node is of, if the graph has it as it is exported."""
     if node.op_type != "InstanceNormalization" or len(node.input) != 3:
         return None
-    ungrouping = _only_reader(graph, node.output[0])
+    ungrouping = graph.only_reader(node.output[0])
     if ungrouping is None or ungrouping.op_type != "Reshape" or not _is_plain(graph, node):
         return None
     found, operands = [node, ungrouping], {}
     for operator in ("Mul", "Add"):
-        x, following = found[-1].output[0], _only_reader(graph, found[-1].output[0])
+        x, following = found[-1].output[0], graph.only_reader(found[-1].output[0])
         if following is not None and following.op_type == operator and (tensor := _operand(following, x)):
             found.append(following)
             operands[operator] = tensor
@@ -132,7 +132,7 @@ def _found(graph: Graph, node: NodeProto) -> GroupNorm | None:
         shape=ungrouping.input[1],
         groups=groups,
         channels=channels,
-        epsilon=next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5),
+        epsilon=attribute_of(node, "epsilon", 1e-5),
         scale=operands.get("Mul"),
         shift=operands.get("Add"),
         nodes=found,
@@ -145,11 +145,6 @@ def _is_plain(graph: Graph, node: NodeProto) -> bool:
     return graph.element_type(node.input[1]) == TensorProto.FLOAT and all(
         name in graph.weights and (graph.weight(name) == value).all() for name, value in neutral
     )
-
-
-def _only_reader(graph: Graph, name: str) -> NodeProto | None:
-    readers = graph.readers.get(name, [])
-    return readers[0] if len(readers) == 1 and name not in graph.outputs else None
 
 
 def _operand(node: NodeProto, x: str) -> str | None:

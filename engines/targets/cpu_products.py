@@ -16,18 +16,26 @@ def add_biases(graph: Graph) -> int:
     """Have products of an optimised graph add the biases behind them; returns their number."""
     added = 0
     for node in list(graph.model.graph.node):
-        readers = graph.readers.get(node.output[0], []) if node.op_type == "MatMulIntegerToFloat" else []
-        if len(node.input) != WITHOUT_BIAS or len(readers) != 1 or node.output[0] in graph.outputs:
+        if node.op_type != "MatMulIntegerToFloat" or len(node.input) != WITHOUT_BIAS:
             continue
-        (reader,) = readers
-        columns = graph.weights[node.input[1]].dims[-1:] if node.input[1] in graph.weights else None
-        bias = [name for name in reader.input if name in graph.weights and graph.weights[name].dims == columns]
-        if reader.op_type == "Add" and bias:
-            node.input.append(bias[0])
-            node.output[0] = reader.output[0]
-            graph.model.graph.node.remove(reader)
+        weight = graph.weights.get(node.input[1])
+        bias = bias_behind(graph, node, weight.dims[-1]) if weight is not None else None
+        if bias is not None:
+            add, constant = bias
+            node.input.append(constant)
+            node.output[0] = add.output[0]
+            graph.model.graph.node.remove(add)
             added += 1
     return added
+
+
+def bias_behind(graph: Graph, product: NodeProto, outputs: int) -> tuple[NodeProto, str] | None:
+    """The Add behind a product that adds a constant to every row, and that constant; None where there is none."""
+    reader = graph.only_reader(product.output[0])
+    if reader is None or reader.op_type != "Add":
+        return None
+    constant = next((name for name in reader.input if _is_row(graph, name, outputs)), None)
+    return None if constant is None else (reader, constant)
 
 
 def keep_dimensions(graph: Graph) -> int:
@@ -81,6 +89,10 @@ def _is_by_value(graph: Graph, node: NodeProto, flat: set[str]) -> bool:
     return node.op_type in VALUE_BY_VALUE and all(
         name in graph.weights and not graph.weights[name].dims for name in others
     )
+
+
+def _is_row(graph: Graph, name: str, outputs: int) -> bool:
+    return name in graph.weights and list(graph.weights[name].dims) == [outputs]
 
 
 def _keeps_rows(graph: Graph, node: NodeProto) -> bool:

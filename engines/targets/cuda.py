@@ -14,7 +14,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from bitdance_edge.engines.graph import GraphFacts
 from bitdance_edge.engines.progress import BuildWatch
-from bitdance_edge.engines.rewriting import Graph, make_node
+from bitdance_edge.engines.rewriting import Graph, attribute_of, make_node
 from bitdance_edge.engines.targets.cuda_forms import STAGES as FEWER_LAUNCHES
 from bitdance_edge.engines.targets.cuda_forms import apply_fewer_launches
 from bitdance_edge.engines.targets.interface import Built, Estimate, Job, Run
@@ -81,7 +81,7 @@ def normalise_by_reductions(graph: Graph, node: NodeProto) -> None:
     """
     x, scale, bias = node.input
     result, kind = node.output[0], graph.element_type(scale)
-    epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
+    epsilon = attribute_of(node, "epsilon", 1e-5)
     axes = graph.constant("normalised_axis", np.array([2]))
     smallest = graph.constant(f"epsilon_{epsilon:g}", np.array(epsilon, np.float32))
     wide = kind == TensorProto.FLOAT
@@ -114,7 +114,7 @@ def count_on_device(graph: Graph, node: NodeProto) -> None:
     A variance over an image of any size divides by it; from the host it would be copied at every launch.
     """
     product = graph.producers.get(node.input[0])
-    kind = next(attribute.i for attribute in node.attribute if attribute.name == "to")
+    kind = attribute_of(node, "to")
     if product is None or product.op_type != "ReduceProd" or kind != TensorProto.FLOAT:
         return
     sizes, result, one = product.input[0], node.output[0], numpy_helper.from_array(np.ones(1, np.float32))

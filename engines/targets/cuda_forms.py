@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from bitdance_edge.engines.rewriting import Graph, make_node
+from bitdance_edge.engines.rewriting import Graph, attribute_of, make_node
 from bitdance_edge.runtime.bundle.stage_names import StageName
 
 STAGES = (StageName.HEAD, StageName.BACKBONE)
@@ -44,7 +44,7 @@ def gated_add(graph: Graph, node: NodeProto) -> bool:
         for y, gate in (mul.input, reversed(mul.input)):
             shapes = _gated_shapes(graph, x, y, gate)
             if shapes is not None:
-                _replace(graph, [mul, node], _gated_nodes(graph, (x, y, gate), shapes, node.output[0]))
+                graph.replace([node, mul], _gated_nodes(graph, (x, y, gate), shapes, node.output[0]))
                 return True
     return False
 
@@ -100,7 +100,7 @@ def gated_product(graph: Graph, node: NodeProto) -> bool:
             scale = graph.constant(f"gated_{dims[-1]}", _filled(dims[-1], SCALES[kind], kind))
             attributes = {"activation": "silu", "epsilon": SCALES[kind] ** 2}
             gated = make_node("GatedRMSNorm", [up, scale, gate], node.output[0], domain=OWN_OPERATORS, **attributes)
-            _replace(graph, [sigmoid, silu, node], [gated])
+            graph.replace([node, sigmoid, silu], [gated])
             return True
     return False
 
@@ -114,15 +114,15 @@ def packed_attention(graph: Graph, node: NodeProto) -> bool:
         return False
     parts = [_unpacked(graph, name) for name in node.input]
     sources = {transpose.input[0] for transpose, _ in parts if transpose is not None}
-    dims, back = graph.dims(node.input[0]), graph.readers.get(node.output[0], [])
+    dims, back = graph.dims(node.input[0]), graph.only_reader(node.output[0])
     if len(sources) != 1 or [at for _, at in parts] != [0, 1, 2] or dims is None:
         return False
-    if len(back) != 1 or back[0].op_type != "Transpose" or _ints(back[0], "perm") != [0, 2, 1, 3]:
+    if back is None or back.op_type != "Transpose" or attribute_of(back, "perm") != [0, 2, 1, 3]:
         return False
     _, heads, tokens, width = dims
     if not isinstance(heads, int) or not isinstance(tokens, int) or not isinstance(width, int):
         return False
-    result = back[0].output[0]
+    result = back.output[0]
     packed = graph.constant(f"packed_{tokens}", np.array([0, tokens, 3 * heads * width]))
     apart = graph.constant(f"heads_{tokens}", np.array([0, tokens, heads, width]))
     names = [f"{result}/{part}" for part in ("queries", "keys", "values")]
@@ -139,7 +139,7 @@ def packed_attention(graph: Graph, node: NodeProto) -> bool:
         attended,
         make_node("Reshape", [attended.output[0], apart], result),
     ]
-    _replace(graph, [node, back[0]], nodes)
+    graph.replace([back, node], nodes)
     return True
 
 
@@ -151,7 +151,12 @@ def _unpacked(graph: Graph, name: str) -> tuple[NodeProto | None, int]:
         return None, -1
     start, end, axes = (graph.weight(each).tolist() for each in cut.input[1:4])
     transpose = graph.producers.get(cut.input[0])
-    if transpose is None or transpose.op_type != "Transpose" or _ints(transpose, "perm") != PACKED or axes != [0]:
+    if (
+        transpose is None
+        or transpose.op_type != "Transpose"
+        or attribute_of(transpose, "perm") != PACKED
+        or axes != [0]
+    ):
         return None, -1
     return (transpose, start[0]) if end[0] == start[0] + 1 else (None, -1)
 
@@ -164,16 +169,5 @@ def _only_for(graph: Graph, name: str, reader: NodeProto, operator: str) -> Node
     return node
 
 
-def _replace(graph: Graph, old: Sequence[NodeProto], new: Sequence[NodeProto]) -> None:
-    """Put ``new`` where the last of ``old`` stands, whose inputs are all made by then."""
-    for node in old[:-1]:
-        graph.model.graph.node.remove(node)
-    graph.replace([old[-1]], new)
-
-
 def _filled(count: int, value: float, kind: int) -> np.ndarray:
     return np.full(count, value, helper.tensor_dtype_to_np_dtype(kind))
-
-
-def _ints(node: NodeProto, name: str) -> list[int]:
-    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == name), [])

@@ -24,6 +24,8 @@ from bitdance_edge.runtime import (
     read_settings,
     request_from_settings,
 )
+from bitdance_edge.runtime.backends import onnxruntime
+from bitdance_edge.runtime.bundle.stage_names import LOOP_STAGES
 
 STEPS = 3
 
@@ -37,6 +39,17 @@ def pipeline(bundle: Bundle) -> Iterator[Pipeline]:
 def one(pipeline: Pipeline, request: Request) -> GeneratedImage:
     (image,) = pipeline.generate(request)
     return image
+
+
+@pytest.mark.parametrize(("small", "asked", "threads"), [(True, None, 1), (False, None, 0), (True, 2, 2)])
+def test_a_small_model_runs_on_one_thread_unless_more_are_asked_for(
+    bundle: Bundle, small: bool, asked: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest = max(bundle.stage(stage).weight_bytes for stage in LOOP_STAGES)
+    monkeypatch.setattr(onnxruntime, "SMALL_MODEL", largest + small)
+    for stage in ("head", "decoder"):
+        session = onnxruntime.OnnxRuntimeBackend(bundle, asked).load(stage).session
+        assert session.get_session_options().intra_op_num_threads == threads
 
 
 def test_same_seed_same_bytes_in_another_process_and_with_any_thread_count(pipeline: Pipeline, tmp_path: Path) -> None:
