@@ -98,6 +98,9 @@ class PeerBackend:
     def second_lane(self) -> "PeerBackend":
         return self
 
+    def trim(self) -> None:
+        self._host.trim()
+
     def current(self) -> AbstractContextManager[None]:
         return self._host.current()
 

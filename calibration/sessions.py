@@ -120,6 +120,9 @@ class _SessionBackend:
     def second_lane(self) -> "_SessionBackend":
         return self
 
+    def trim(self) -> None:
+        self.host.trim()
+
     def current(self) -> AbstractContextManager[None]:
         return self.host.current()
 

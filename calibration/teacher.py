@@ -167,6 +167,9 @@ class _TaughtBackend:
     def second_lane(self) -> "_TaughtBackend":
         return self
 
+    def trim(self) -> None:
+        """There is nothing to give back."""
+
     def current(self) -> AbstractContextManager[None]:
         return nullcontext()
 

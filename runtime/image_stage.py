@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bitdance_edge.runtime.backends.interface import Backend, Buffer, Launch, Pending, Stage
+from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import ImageSize
 from bitdance_edge.runtime.bundle.stage_names import StageName
@@ -24,6 +25,7 @@ class ImageStage:
         self.backend, self.spec, self.stage = backend, bundle.stage(name), stage
         self.output, self.at_once = output, at_once
         self._bound: tuple[dict[str, int], dict[str, Buffer], Launch] | None = None
+        self._largest = 0  # bytes of tensors, of the launches that the backend keeps memory for
 
     def __call__(self, inputs: Mapping[str, np.ndarray], size: ImageSize) -> "Joined":
         """Start the launches for arrays ``[B, ...]`` by the names of the stage's inputs, of images of one size.
@@ -39,11 +41,13 @@ class ImageStage:
         sizes = {"B": images, **size.dims}
         if self._bound is not None and self._bound[0] == sizes:
             return
+        tensors = (*self.spec.inputs, *self.spec.outputs)
+        needed = sum(tensor_bytes(tensor.sized(sizes), tensor.dtype) for tensor in tensors)
+        if needed > self._largest:
+            self.backend.trim()
+            self._largest = needed
         self.close()
-        buffers = {
-            tensor.name: self.backend.empty(tensor.sized(sizes), tensor.dtype)
-            for tensor in (*self.spec.inputs, *self.spec.outputs)
-        }
+        buffers = {tensor.name: self.backend.empty(tensor.sized(sizes), tensor.dtype) for tensor in tensors}
         self._bound = (sizes, buffers, self.stage.bind(buffers))
 
     def close(self) -> None:

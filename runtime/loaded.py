@@ -100,6 +100,11 @@ class LoadedBundle:
             self._image_stages[name] = ImageStage(backend, self.bundle, stage, name, IMAGE_STAGES[name], at_once)
         return self._image_stages[name]
 
+    @property
+    def encodes(self) -> bool:
+        """Whether the encoder is loaded."""
+        return StageName.ENCODER in self._image_stages
+
     def _stage(self, name: str) -> Stage:
         if name not in self._stages:
             self._stages[name] = self.backend.load(name)

@@ -130,6 +130,7 @@ class BoundLoop:
         sizes = {"R": shape.rows, "M": at_once, "N": batches * at_once}
         self.buffers = LoopBuffers(backend, bundle, stages, sizes, kept=batches if shape.window > 1 else 1)
         self._prompt: Prompt | None = None
+        self._longest = 0  # prompt so far, in tokens
         self._schedules: dict[float, tuple[Schedule, Modulation]] = {}  # by the time at which they start
         self._samplers: dict[tuple[bool, float], PatchSampler] = {}
         self._windows: dict[PatchSampler, WindowSampler] = {}
@@ -145,6 +146,7 @@ class BoundLoop:
 
     def free(self) -> None:
         """Give the memory back, and what was bound to it."""
+        self.backend.trim()
         self._drop_prompt()
         self._close_runs(self._patch_pass)
         for window in self._windows.values():
@@ -163,6 +165,9 @@ class BoundLoop:
         self.buffers.position.begin(request.size)
         length = request.prompt.shape[-1]
         if self._prompt is None or self._prompt.length != length:
+            if self._prompt is not None and length > self._longest:
+                self.backend.trim()
+            self._longest = max(self._longest, length)
             self._drop_prompt()
             self._prompt = Prompt(self.buffers, length)
         self._prompt(request.prompt)

@@ -9,7 +9,7 @@ from bitdance_edge.runtime.bundle.specs import StageSpec
 from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import RequestError
 from bitdance_edge.runtime.image_stage import IMAGE_STAGES
-from bitdance_edge.runtime.memory_plan import ALLOWANCE, Execution, MemoryPlan, StageNeed, plan_memory
+from bitdance_edge.runtime.memory_plan import ENGINES, Execution, MemoryPlan, StageNeed, plan_memory
 from bitdance_edge.runtime.values import quoted, shown
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
@@ -33,15 +33,20 @@ def fitted(plan: MemoryPlan, free: int) -> MemoryPlan | None:
     Returns:
         None: it does not fit.
     """
-    for overlapped in (True, False):
-        for at_once in range(plan.images, 0, -1):
+    for overlapped in (True,) if plan.arenas else (True, False):
+        for at_once in range(plan.decoder_images, 0, -1):
             changed = _decoding(plan, at_once, overlapped)
             if changed.total <= free:
                 return changed
     return None
 
 
-def require_memory(bundle: Bundle, images: int, free: int, how: Execution | None = None) -> MemoryPlan:
+def least_memory(plan: MemoryPlan) -> MemoryPlan:
+    """The plan with as little memory for the decoder as it can do with."""
+    return _decoding(plan, 1, overlapped=plan.arenas)
+
+
+def require_memory(bundle: Bundle, images: int, free: int, how: Execution = ENGINES) -> MemoryPlan:
     """Plan ``images`` at once, as they fit into ``free`` bytes.
 
     Raises:
@@ -52,15 +57,15 @@ def require_memory(bundle: Bundle, images: int, free: int, how: Execution | None
     raise RequestError(refusal(bundle, images, free, how))
 
 
-def refusal(bundle: Bundle, images: int, free: int, how: Execution | None = None) -> str:
+def refusal(bundle: Bundle, images: int, free: int, how: Execution = ENGINES) -> str:
     """Say what ``images`` at once take at least, what is free, and what would fit."""
-    least = _decoding(plan_memory(bundle, images, how), 1, overlapped=False)
-    alternatives = "; ".join(_alternatives(bundle, images, free, how or Execution()))
+    least = least_memory(plan_memory(bundle, images, how))
+    alternatives = "; ".join(_alternatives(bundle, images, free, how))
     what = "1 image at once takes" if images == 1 else f"{images} images at once take"
     return (
         f"{what} {least.total / 1e6:.0f} MB, of which weights "
         f"{least.weights / 1e6:.0f}, cache {least.cache / 1e6:.0f}, tensors {least.tensors / 1e6:.0f}, activations "
-        f"{least.activations / 1e6:.0f} and {ALLOWANCE / 1e6:.0f} set aside for driver and libraries; "
+        f"{least.activations / 1e6:.0f} and {least.allowance / 1e6:.0f} set aside for driver and libraries; "
         f"{free / 1e6:.0f} MB are free. "
         + (
             f"What would fit: {alternatives}"
@@ -70,7 +75,7 @@ def refusal(bundle: Bundle, images: int, free: int, how: Execution | None = None
     )
 
 
-def most_images(bundle: Bundle, largest: int, free: int, how: Execution | None = None) -> int:
+def most_images(bundle: Bundle, largest: int, free: int, how: Execution = ENGINES) -> int:
     """Find the most images, up to ``largest``, that fit at once; 0 where not even one does."""
     for images in range(largest, 0, -1):
         if fitted(plan_memory(bundle, images, how), free) is not None:
@@ -95,7 +100,7 @@ def _decoding(plan: MemoryPlan, at_once: int, overlapped: bool) -> MemoryPlan:
     """The plan with ``at_once`` images in one launch of the decoder."""
 
     def part(need: StageNeed) -> StageNeed:
-        tensors, activations = (size * at_once // plan.images for size in (need.tensors, need.activations))
+        tensors, activations = (size * at_once // plan.decoder_images for size in (need.tensors, need.activations))
         return replace(need, tensors=tensors, activations=activations)
 
     stages = tuple(part(need) if need.stage in IMAGE_STAGES else need for need in plan.stages)

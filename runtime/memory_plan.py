@@ -1,7 +1,8 @@
 """What generating takes of a device's memory, before anything is allocated.
 
 The loop itself runs over a backend that only counts bytes, so weights, cache and tensors are exact. Activations are
-those of the graph run node by node, as the manifest has them: an upper bound where a library fuses operators.
+those of the graph run node by node, as the manifest has them: an upper bound where a library fuses operators. What
+ONNX Runtime takes on CUDA is checked against the plan over the fake CUDA (tests/cuda/test_memory.py).
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,10 +19,17 @@ from bitdance_edge.runtime.given import GivenTokens
 from bitdance_edge.runtime.image_stage import IMAGE_STAGES, ImageStage
 from bitdance_edge.runtime.loop import BoundLoop, TokenRequest, generate_tokens, modulated_at_once
 
-# For kernels, workspaces and graphs: B-16x took 139 MB on an H200 before it decoded (bench/results/gpu.md).
+# For kernels, workspaces and graphs, beside tensors and activations. Of engines it has not been measured.
 ALLOWANCE = 600_000_000
-# Bytes of activations above which a CPU is no faster with more images in one launch of the decoder or encoder.
+# Of sessions on CUDA: on an H200 B-16x took 1.35 GB, 0.58 of them before it decoded (bench/results/gpu.md).
+SESSIONS_ALLOWANCE = 1_400_000_000
+# What an arena holds for each byte that is alive at once: its blocks of small tensors serve no larger ones. Over the
+# fake CUDA at most 1.28, for the decoder of B-16x.
+ARENA_SPREAD = 4 / 3
+# Bytes of activations above which more images in one launch of the decoder or encoder are hardly faster: on a CPU, and
+# on a GPU, where B-16x's took 14.3 ms an image alone, 7.9 with 8 together and 7.5 with 64 (bench/results/gpu.md).
 ENOUGH_AT_ONCE = 256_000_000
+ENOUGH_ON_GPU = 1_100_000_000
 IN_PLACE_OPSET = 24  # the first whose operators an engine updates the cache in place by
 RECORDED_WINDOW = 8  # that the manifest has the activations of the window's stages for
 BUFFER_PATCHES = 2  # that allocate: the prompt's, whose rows may be sampled apart, and any other
@@ -37,7 +45,10 @@ class Execution:
         queued: whether the backend queues work, as on a GPU; it then has a landing buffer for values that are written
             ahead.
         in_place: whether the cache is updated in place whatever the operators, as by ONNX Runtime.
+        arenas: whether each stage keeps memory of its own for activations, as sessions of ONNX Runtime do; otherwise
+            the stages of a lane use the same memory in turn, as engines do.
         given: what is known of the images before they are sampled; None: nothing.
+        encodes: whether the encoder is loaded too, for an image to start from.
         judged: whether the head is asked how likely given patches are.
         window: head evaluations in one pass.
     """
@@ -46,7 +57,9 @@ class Execution:
     files: Mapping[str, int] = field(default_factory=dict)
     queued: bool = True
     in_place: bool = False
+    arenas: bool = False
     given: GivenTokens | None = None
+    encodes: bool = False
     judged: bool = False
     window: int = 1
 
@@ -60,6 +73,10 @@ class Execution:
         return self.in_place or not self.queued or bundle.opset >= IN_PLACE_OPSET
 
 
+ENGINES = Execution()
+SESSIONS = Execution(in_place=True, arenas=True)  # of ONNX Runtime, on CUDA
+
+
 @dataclass(frozen=True)
 class StageNeed:
     """Bytes that one stage takes."""
@@ -68,7 +85,7 @@ class StageNeed:
     weights: int
     cache: int
     tensors: int  # inputs and outputs that no stage before it has bound, other than the cache
-    activations: int  # while it runs; the stages of a lane use the same memory in turn
+    activations: int  # while it runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +93,18 @@ class MemoryPlan:
     """Bytes for ``images`` at once; the decoder takes ``decoder_images`` of them at a time.
 
     ``overlapped``: decoding has activations of its own and runs while the loop does; otherwise the two take turns.
+    ``arenas``: every stage has activations of its own.
     """
 
     images: int
     decoder_images: int
     overlapped: bool
+    arenas: bool
     stages: tuple[StageNeed, ...]
+
+    @property
+    def allowance(self) -> int:
+        return SESSIONS_ALLOWANCE if self.arenas else ALLOWANCE
 
     @property
     def weights(self) -> int:
@@ -97,6 +120,8 @@ class MemoryPlan:
 
     @property
     def activations(self) -> int:
+        if self.arenas:
+            return sum(need.activations for need in self.stages)
         loop = max((need.activations for need in self.stages if need.stage not in IMAGE_STAGES), default=0)
         decoding = max((need.activations for need in self.stages if need.stage in IMAGE_STAGES), default=0)
         return loop + decoding if self.overlapped else max(loop, decoding)
@@ -108,7 +133,7 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        return self.held + ALLOWANCE
+        return self.held + self.allowance
 
     def table(self) -> Iterator[str]:
         parts = ("weights", "cache", "tensors", "activations")
@@ -122,7 +147,7 @@ class MemoryPlan:
             how if any(need.stage not in IMAGE_STAGES for need in self.stages) else ""
         )  # a tokenizer alone has no loop
         yield f"decoding{how}, {self.decoder_images} image{'s' if self.decoder_images > 1 else ''} at once"
-        yield f"with {ALLOWANCE / 1e6:.0f} MB set aside for driver and libraries: {self.total / 1e6:.0f} MB"
+        yield f"with {self.allowance / 1e6:.0f} MB set aside for driver and libraries: {self.total / 1e6:.0f} MB"
 
 
 def _row(name: str, sizes: list[int], total: int) -> str:
@@ -130,32 +155,32 @@ def _row(name: str, sizes: list[int], total: int) -> str:
     return f"{name:{STAGE_WIDTH}} {weights:>10} {cache:>10} {tensors:>10} {activations:>12} {total / 1e6:10.1f}"
 
 
-def plan_memory(bundle: Bundle, images: int, how: Execution | None = None) -> MemoryPlan:
-    """Plan ``images`` of the largest size at once, sampled as the bundle says, all decoded at once, beside the loop.
+def plan_memory(bundle: Bundle, images: int, how: Execution = ENGINES) -> MemoryPlan:
+    """Plan ``images`` of the largest size at once, sampled as the bundle says, decoded beside the loop.
 
     Text prompts are as long as the bundle takes. A tokenizer alone encodes and decodes that many.
     """
-    how = how or Execution()
     backend = CountingBackend(bundle, how.files, how.queued, how.updates_in_place(bundle))
     if bundle.model.generates:
         _run_loop(backend, bundle, images, how)
-    generating = (*how.loop_stages, StageName.DECODER)
+    generating = (*how.loop_stages, StageName.DECODER, *([StageName.ENCODER] if how.encodes else []))
     loaded = [name for name in bundle.stages if name in generating or not bundle.model.generates]
+    decoded = decoded_at_once(bundle.stage(StageName.DECODER), images, ENOUGH_ON_GPU if how.queued else ENOUGH_AT_ONCE)
     for name, output in IMAGE_STAGES.items():
         if name in loaded:
-            image_stage = ImageStage(backend, bundle, backend.load(name), name, output, images)
-            image_stage.bind(images, bundle.model.largest_size)
+            image_stage = ImageStage(backend, bundle, backend.load(name), name, output, decoded)
+            image_stage.bind(decoded, bundle.model.largest_size)
     needs = tuple(
         StageNeed(
             stage=name,
             weights=backend.bytes[name, "weights"],
             cache=backend.bytes[name, "cache"],
             tensors=backend.bytes[name, "tensors"],
-            activations=_activations(bundle, name, images, how),
+            activations=_activations(bundle, name, decoded if name in IMAGE_STAGES else images, how),
         )
         for name in loaded
     )
-    return MemoryPlan(images=images, decoder_images=images, overlapped=True, stages=needs)
+    return MemoryPlan(images=images, decoder_images=decoded, overlapped=True, arenas=how.arenas, stages=needs)
 
 
 def _run_loop(backend: CountingBackend, bundle: Bundle, images: int, how: Execution) -> None:
@@ -187,6 +212,12 @@ def _run_loop(backend: CountingBackend, bundle: Bundle, images: int, how: Execut
 
 
 def _activations(bundle: Bundle, stage: str, images: int, how: Execution) -> int:
+    """Bytes that a stage's activations take, with what lies idle between them in an arena."""
+    alive = _alive(bundle, stage, images, how)
+    return int(alive * ARENA_SPREAD) if how.arenas else alive
+
+
+def _alive(bundle: Bundle, stage: str, images: int, how: Execution) -> int:
     """Bytes of a stage's activations, which the manifest has for one image (two rows)."""
     guided = how.guided
     model, evaluations = bundle.model, bundle.sampling.steps + 1
@@ -202,6 +233,6 @@ def _activations(bundle: Bundle, stage: str, images: int, how: Execution) -> int
     return one * (evaluations if stage == StageName.TIME else images)
 
 
-def decoded_at_once(spec: StageSpec, images: int) -> int:
-    """The number of ``images`` that a CPU takes in one launch of the decoder or encoder."""
-    return max(1, min(images, ENOUGH_AT_ONCE // max(1, spec.activation_bytes)))
+def decoded_at_once(spec: StageSpec, images: int, enough: int = ENOUGH_AT_ONCE) -> int:
+    """The number of ``images`` in one launch of the decoder or encoder, whose activations are ``enough`` bytes."""
+    return max(1, min(images, enough // max(1, spec.activation_bytes)))

@@ -293,21 +293,22 @@ class Pipeline:
         return None if self.bundle.text is None else PromptEncoder.open(self.bundle)
 
     def _stream(self, settings: Settings, cancel: threading.Event) -> Iterator[Event]:
-        settings = with_init(self.loaded, settings)
+        encodes = self.loaded.encodes or (settings.edit is not None and settings.edit.encode)
         first = settings.batches(self.max_batch)[0].rounds(self.max_batch)[0]
         together = len(first.images)
         if settings.window is None:
-            settings = replace(settings, window=self._faster_window(first, together))
-        plan_on(self.bundle, self.backend, self.choice, together, settings)
+            settings = replace(settings, window=self._faster_window(first, together, encodes))
+        plan_on(self.bundle, self.backend, self.choice, together, settings, encodes)
+        settings = with_init(self.loaded, settings)
         yield from stream_batches(self.loaded, settings.batches(self.max_batch), cancel)
 
-    def _faster_window(self, settings: Settings, together: int) -> int:
+    def _faster_window(self, settings: Settings, together: int, encodes: bool) -> int:
         if settings.batch_invariant:
             return 1
 
         def fits(window: int) -> bool:
             try:
-                plan_on(self.bundle, self.backend, self.choice, together, replace(settings, window=window))
+                plan_on(self.bundle, self.backend, self.choice, together, replace(settings, window=window), encodes)
             except RequestError:
                 return False
             return True

@@ -35,9 +35,17 @@ def images_together(bundle: Bundle, backend: Backend, choice: Choice, max_batch:
 
 
 def plan_on(
-    bundle: Bundle, backend: Backend, choice: Choice, images: int, settings: Settings | None = None
+    bundle: Bundle,
+    backend: Backend,
+    choice: Choice,
+    images: int,
+    settings: Settings | None = None,
+    encodes: bool = False,
 ) -> MemoryPlan | None:
     """Plan the memory of ``images`` at once, by default guided and sampled as the bundle says; None: no GPU limits it.
+
+    Args:
+        encodes: whether the encoder is loaded too.
 
     Raises:
         RequestError: they do not fit.
@@ -56,6 +64,7 @@ def plan_on(
             how,
             guided=settings.guidance > 1,
             given=settings.given,
+            encodes=encodes,
             judged=settings.candidates > 1,
             window=settings.window or 1,
         )
@@ -70,5 +79,6 @@ def leave_room_for_weights(choice: Choice, plan: MemoryPlan | None) -> None:
 
 def execution_on(backend: Backend, choice: Choice) -> Execution:
     """How an opened backend runs a bundle, as far as memory goes."""
-    in_place = choice.backend.startswith("onnxruntime")
-    return Execution(files=choice.files, queued=backend.run_ahead > 0, in_place=in_place)
+    sessions = choice.backend.startswith("onnxruntime")
+    queued = backend.run_ahead > 0
+    return Execution(files=choice.files, queued=queued, in_place=sessions, arenas=sessions and queued)

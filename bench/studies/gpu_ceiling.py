@@ -150,6 +150,9 @@ class TorchBackend:
     def second_lane(self) -> "TorchBackend":
         return self
 
+    def trim(self) -> None:
+        """Nothing is given back: PyTorch has one pool for all of it."""
+
     def current(self) -> AbstractContextManager[None]:
         return torch.inference_mode()  # type: ignore[return-value]
 

@@ -13,8 +13,8 @@ from bitdance_edge.runtime.backends.choice import survey
 from bitdance_edge.runtime.bundle.record import built_folders, records
 from bitdance_edge.runtime.bundle.specs import SamplingSpec, TensorSpec
 from bitdance_edge.runtime.bundle.stage_names import STAGE_WIDTH
-from bitdance_edge.runtime.memory_fit import fitted, parse_memory, refusal
-from bitdance_edge.runtime.memory_plan import plan_memory
+from bitdance_edge.runtime.memory_fit import fitted, least_memory, parse_memory, refusal
+from bitdance_edge.runtime.memory_plan import SESSIONS, plan_memory
 from bitdance_edge.runtime.request import MAX_COUNT
 from bitdance_edge.runtime.values import quoted
 from bitdance_edge.streams import one_line
@@ -141,20 +141,27 @@ def _tensors(tensors: tuple[TensorSpec, ...]) -> str:
 
 
 def _memory(bundle: Bundle, images: int, memory: str | None) -> Iterator[str]:
-    plan = plan_memory(bundle, images)
+    plan, sessions = plan_memory(bundle, images), plan_memory(bundle, images, SESSIONS)
     what = f"{images} guided image{'s' if images > 1 else ''}" if bundle.model.generates else f"or decode {images}"
-    yield f"memory to {'generate' if bundle.model.generates else 'encode'} {what} at once"
+    yield f"memory of a GPU to {'generate' if bundle.model.generates else 'encode'} {what} at once, with engines"
     if memory is not None:
         free = parse_memory(memory)
         fitting = fitted(plan, free)
-        plan = fitting or plan
-        yield from plan.table()
+        yield from (fitting or plan).table()
         if fitting is not None:
-            yield f"fits into {memory}: {(free - plan.total) / 1e6:.0f} MB are left"
+            yield f"fits into {memory}: {(free - fitting.total) / 1e6:.0f} MB are left"
         else:
             yield f"does not fit into {memory}: {refusal(bundle, images, free)}"
+        fitting = fitted(sessions, free)
+        sessions = fitting or least_memory(sessions)
+        fits = f"{'fits' if fitting else 'does not fit'} into {memory}, "
     else:
         yield from plan.table()
+        fits = ""
+    yield (
+        f"with ONNX Runtime on CUDA: {fits}{sessions.total / 1e6:.0f} MB; its stages share no memory for activations, "
+        f"and {sessions.allowance / 1e6:.0f} MB are set aside"
+    )
     yield "activations: as if the graph ran node by node, an upper bound where operators are fused"
 
 

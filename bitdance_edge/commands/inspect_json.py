@@ -7,13 +7,13 @@ from typing import Any
 from bitdance_edge.runtime import BuildError, Bundle
 from bitdance_edge.runtime.backends.choice import survey
 from bitdance_edge.runtime.bundle.record import built_folders, records
-from bitdance_edge.runtime.memory_plan import plan_memory
+from bitdance_edge.runtime.memory_plan import SESSIONS, plan_memory
 
 
 def inspection(bundle: Bundle, images: int) -> dict[str, Any]:
     """Describe a bundle: its manifest, the memory in bytes for ``images`` at once, its builds and what runs it here."""
     manifest = asdict(bundle)
-    plan = plan_memory(bundle, images)
+    plan, sessions = plan_memory(bundle, images), plan_memory(bundle, images, SESSIONS)
     return {
         **manifest,
         "folder": str(bundle.folder),
@@ -23,6 +23,7 @@ def inspection(bundle: Bundle, images: int) -> dict[str, Any]:
             "stages": [asdict(need) for need in plan.stages],
             "held": plan.held,
             "total": plan.total,
+            "total with onnxruntime-cuda": sessions.total,
         },
         "built": list(_builds(bundle)),
         "backends": {name: said for name, _, said in (line.partition(": ") for line in survey(bundle))},

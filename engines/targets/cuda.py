@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from bitdance_edge.engines.graph import GraphFacts
 from bitdance_edge.engines.progress import BuildWatch
@@ -25,7 +25,7 @@ from bitdance_edge.runtime.bundle.stage_names import StageName
 from bitdance_edge.runtime.errors import BackendError
 
 NAME = "cuda"
-FORMS = 2  # version of the rewriting: a build by another is made again
+FORMS = 3  # version of the rewriting: a build by another is made again
 REWRITTEN_STAGES = (*FEWER_LAUNCHES, StageName.DECODER, StageName.ENCODER)
 # Upper bounds; weights are copied one tensor at a time (B-4x's decoder of 1045 MB takes 236 MB).
 OUTPUT_BASE = 1_000_000
@@ -60,7 +60,7 @@ class CudaTarget:
                 apply_fewer_launches(graph)
             for node in list(graph.model.graph.node):
                 if node.op_type == "InstanceNormalization":
-                    normalise_by_reductions(graph, node)
+                    normalise_rows(graph, node)
                 elif node.op_type == "Cast":
                     count_on_device(graph, node)
             graph.save(path)
@@ -74,36 +74,34 @@ class CudaTarget:
         return run_of(open_session(folder / record.files[0].name, job.bundle.stage(job.stage).precision))
 
 
-def normalise_by_reductions(graph: Graph, node: NodeProto) -> None:
-    """Rewrite InstanceNormalization of ``[B, G, N]`` by mean and variance in float32, in two passes over the values.
+def normalise_rows(graph: Graph, node: NodeProto) -> None:
+    """Rewrite InstanceNormalization of ``[B, G, N]`` by LayerNormalization of its last axis: one kernel, in any type.
 
-    The variance is the mean of squared differences: E[x^2] - E[x]^2 loses digits where a mean is far from zero.
+    It computes mean and variance in float32, and writes nothing but its result. Its scale is one number for each of the
+    N values, here ones, which norms of equal shape share.
+    https://onnx.ai/onnx/operators/onnx__LayerNormalization.html
     """
     x, scale, bias = node.input
     result, kind = node.output[0], graph.element_type(scale)
+    producer = graph.producers.get(x)
+    size = graph.dims(producer.input[0]) if producer is not None and producer.op_type == "Reshape" else None
+    ones = f"ones_for_{'_'.join(map(str, size[1:]))}" if size else f"{result}/ones"
+    nodes = []
+    if ones not in graph.producers:
+        one = helper.make_tensor("one", kind, [1], [1.0])
+        nodes = [
+            make_node("Shape", [x], f"{ones}/size", start=2),
+            make_node("ConstantOfShape", [f"{ones}/size"], ones, value=one),
+        ]
+        graph.producers[ones] = nodes[-1]
     epsilon = attribute_of(node, "epsilon", 1e-5)
-    axes = graph.constant("normalised_axis", np.array([2]))
-    smallest = graph.constant(f"epsilon_{epsilon:g}", np.array(epsilon, np.float32))
-    wide = kind == TensorProto.FLOAT
-    values = x if wide else f"{result}/float32"
-    nodes = [] if wide else [make_node("Cast", [x], values, to=TensorProto.FLOAT)]
-    nodes += [
-        make_node("ReduceMean", [values, axes], f"{result}/mean", keepdims=1),
-        make_node("Sub", [values, f"{result}/mean"], f"{result}/centred"),
-        make_node("Mul", [f"{result}/centred", f"{result}/centred"], f"{result}/squared"),
-        make_node("ReduceMean", [f"{result}/squared", axes], f"{result}/variance", keepdims=1),
-        make_node("Add", [f"{result}/variance", smallest], f"{result}/positive"),
-        make_node("Sqrt", [f"{result}/positive"], f"{result}/deviation"),
-        make_node("Div", [f"{result}/centred", f"{result}/deviation"], f"{result}/normalised"),
-    ]
+    nodes.append(make_node("LayerNormalization", [x, ones], f"{result}/normalised", axis=2, epsilon=epsilon))
     # Scale and bias of each group; those of the exporter are ones and zeros.
     for name, operator, neutral in ((scale, "Mul", 1.0), (bias, "Add", 0.0)):
-        held = graph.weight(name).astype(np.float32)
+        held = graph.weight(name)
         if not (held == neutral).all():
             column = graph.constant(f"{name}/column", held[:, None])
             nodes.append(make_node(operator, [nodes[-1].output[0], column], f"{result}/{operator.lower()}"))
-    if not wide:
-        nodes.append(make_node("Cast", [nodes[-1].output[0]], f"{result}/narrow", to=kind))
     nodes[-1].output[0] = nodes[-1].name = result
     graph.replace([node], nodes)
 

@@ -99,6 +99,9 @@ class CountingBackend:
     def second_lane(self) -> "CountingBackend":
         return self
 
+    def trim(self) -> None:
+        """There is nothing to give back."""
+
     def current(self) -> AbstractContextManager[None]:
         return nullcontext()
 

@@ -93,15 +93,18 @@ class Fetched:
 
     def __init__(self, slot: Slot, free: list[Slot]) -> None:
         self.slot = slot
+        self._values: np.ndarray | None = None
         self._release = weakref.finalize(self, free.append, slot)
         self._release.atexit = False
 
     def done(self) -> bool:
-        return self.slot.copied.query()
+        return self._values is not None or self.slot.copied.query()
 
     def wait(self) -> np.ndarray:
+        if self._values is not None:
+            return self._values
         self.slot.wait()
-        values = self.slot.array.copy()
+        values = self._values = self.slot.array.copy()
         self._release()
         return values
 
@@ -123,6 +126,7 @@ class CudaBuffer:
         self._slots: list[Slot] = []  # all of them
         self._writing: list[Slot] = []  # in turn
         self._fetching: list[Slot] = []  # free ones
+        self._fetched: weakref.WeakSet[Fetched] = weakref.WeakSet()
         lane.buffers.add(self)
         if ahead:
             try:
@@ -135,6 +139,10 @@ class CudaBuffer:
     @property
     def nbytes(self) -> int:
         return self.size
+
+    @property
+    def freed(self) -> bool:
+        return not self.address
 
     def __getitem__(self, index: int) -> "CudaPart":
         return CudaPart(self, self.shape[1:], self.address + index * (self.size // self.shape[0]))
@@ -161,13 +169,17 @@ class CudaBuffer:
         slot = self._fetching.pop() if self._fetching else self._new_slot()
         self.lane.device.download(slot.array, self.address, self.lane.stream)
         slot.mark(self.lane.stream)
-        return Fetched(slot, self._fetching)
+        fetched = Fetched(slot, self._fetching)
+        self._fetched.add(fetched)
+        return fetched
 
     def read(self) -> np.ndarray:
         return self.fetch().wait()
 
     def free(self) -> None:
         self.lane.synchronize()
+        for fetched in list(self._fetched):  # who fetched may take the values later
+            fetched.wait()
         for address in (self.address, self.landing):
             if address:
                 self.lane.device.release(address)
@@ -203,6 +215,10 @@ class CudaPart:
     @property
     def nbytes(self) -> int:
         return tensor_bytes(self.shape, self.whole.dtype)
+
+    @property
+    def freed(self) -> bool:
+        return self.whole.freed
 
     def __getitem__(self, index: int) -> "CudaPart":
         size = tensor_bytes(self.shape[1:], self.whole.dtype)

@@ -34,6 +34,9 @@ class GpuBackend:
     def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
         return RowCopies(self.lane, target.address, source.address, rows, tensor_bytes(target.shape, "float32"))
 
+    def trim(self) -> None:
+        """There is nothing to give back: engines use the lane's arena in turn."""
+
     def current(self) -> AbstractContextManager[None]:
         return self.device.current()
 

@@ -157,6 +157,13 @@ class Backend(Protocol):
         """The same device for work that neither waits for the loop nor delays it: decoding."""
         ...
 
+    def trim(self) -> None:
+        """Give back what stages keep for their activations from one launch to the next.
+
+        To be called ahead of larger launches, while the buffers of the last ones still exist: they may run once more.
+        """
+        ...
+
     def current(self) -> AbstractContextManager[None]:
         """A context that a thread enters to use the device."""
         ...

@@ -39,6 +39,9 @@ class ObservedBackend:
     def second_lane(self) -> "ObservedBackend":
         return self
 
+    def trim(self) -> None:
+        self.backend.trim()
+
     def current(self) -> AbstractContextManager[None]:
         return self.backend.current()
 

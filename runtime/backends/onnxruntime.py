@@ -361,6 +361,9 @@ class OnnxRuntimeBackend:
     def second_lane(self) -> "OnnxRuntimeBackend":
         return self
 
+    def trim(self) -> None:
+        """Nothing is given back: after launches of many sizes a CPU's sessions keep no more than for the largest."""
+
     def current(self) -> AbstractContextManager[None]:
         return nullcontext()
 

@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from bitdance_edge.runtime.backends.built_graphs import BuiltGraphs
 from bitdance_edge.runtime.backends.cuda_driver import DriverDevice, GraphCalls
 from bitdance_edge.runtime.backends.cuda_graph import A_GRAPH, PATCH, CaptureError, CudaGraph
 from bitdance_edge.runtime.backends.cuda_libraries import load_cuda_libraries
+from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, CudaPart
 from bitdance_edge.runtime.backends.gpu_backend import GpuBackend
 from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
 from bitdance_edge.runtime.backends.onnxruntime import (
@@ -45,6 +46,7 @@ PROVIDER = "CUDAExecutionProvider"
 TARGET = "cuda"
 CAPTURABLE = "can be part of a CUDA graph"
 NO_GRAPH = "-1"  # of the run option gpu_graph_id: run, and capture nothing
+SHRINKING = "memory.enable_memory_arena_shrinkage"  # run option: of the arenas of which devices
 # What becomes a graph: a whole patch; each stage by itself, through ONNX Runtime's own capture; nothing.
 Captures = Literal["patch", "stages", "none"]
 
@@ -99,6 +101,16 @@ class OnnxRuntimeCudaBackend(GpuBackend):
         self.captured.append(patch)
         return patch
 
+    def trim(self) -> None:
+        """Have ONNX Runtime empty its sessions' arenas, whose blocks serve no larger tensors and would pile up.
+
+        Graphs have addresses of such blocks: what was captured is captured again when it is next launched.
+        """
+        for patch in self.captured:
+            cast(CapturedPatch, patch).drop_graph()
+        for stage in self.stages:
+            stage.trim()
+
     def second_lane(self) -> "OnnxRuntimeCudaBackend":
         sibling = object.__new__(OnnxRuntimeCudaBackend)
         sibling.__dict__.update(self.__dict__)  # one bundle, one report, the builds already found
@@ -120,8 +132,11 @@ class CudaStage:
         self.spec = backend.bundle.stage(name)
         self._graph_ids = itertools.count(1)
         self._bound: weakref.WeakSet[BoundCudaSession] = weakref.WeakSet()
+        self.last: weakref.ref[BoundCudaSession] | None = None  # that was launched
         self.path = path = backend.built.graph(name) or backend.bundle.verified(name)
         options = cpu_options(backend.threads or 0)
+        # Reuse is planned by equal sizes and holds what it hands on until its last reuse, which takes more memory.
+        options.enable_mem_reuse = False
         trace_session(options, backend.trace, name)
         self.capturable = backend.captures != "none"
         try:
@@ -164,6 +179,13 @@ class CudaStage:
         self._bound.add(bound)
         return bound
 
+    def trim(self) -> None:
+        """Repeat the last launch, behind which its arena is emptied: the only way that ONNX Runtime has."""
+        last, self.last = self.last() if self.last is not None else None, None
+        if last is not None and last.can_run and not self.captures_itself:
+            last.run(run_options(NO_GRAPH, emptied=self.backend.device.ordinal))
+            self.last = None  # its buffers are about to be freed
+
     def close(self) -> None:
         """End the operator trace, if there is one, and let the session go; its launches are not to be used again.
 
@@ -181,17 +203,22 @@ class BoundCudaSession:
     """Runs the graph over its buffers, and keeps them: a binding holds addresses, not the memory behind them."""
 
     def __init__(self, stage: CudaStage, buffers: Mapping[str, Memory], graph_id: str) -> None:
-        self.stage, self.memory = stage, dict(buffers)
+        self.stage, self.memory = stage, cast(dict[str, CudaBuffer | CudaPart], dict(buffers))
         self.binding: Any = bind_tensors(stage.session, stage.spec, buffers, "cuda", stage.backend.device.ordinal)
         self._plain, self._graph = run_options(NO_GRAPH), run_options(graph_id)
         self._warm = False
 
     def __call__(self) -> None:
         started = perf_counter()
-        self._run(self._graph if self._warm and self.stage.captures_itself else self._plain)
+        self.run(self._graph if self._warm and self.stage.captures_itself else self._plain)
         self._warm = True
         self.stage.backend.calls += 1
         self.stage.time.add(perf_counter() - started)
+
+    @property
+    def can_run(self) -> bool:
+        """Whether neither its session was closed nor any of its buffers freed."""
+        return self.stage.session is not None and not any(memory.freed for memory in self.memory.values())
 
     def record(self) -> None:
         """Queue the kernels on a stream that is being captured.
@@ -200,21 +227,30 @@ class BoundCudaSession:
             CaptureError: ONNX Runtime does what a graph cannot hold.
         """
         try:
-            self._run(self._plain)
+            self.run(self._plain)
         except BundleError as error:
             raise CaptureError(str(error)) from error
 
-    def _run(self, options: Any) -> None:
+    def run(self, options: Any) -> None:
+        """Run the graph with these options; raises what ``run_bound`` does."""
         if self.stage.session is None:
             raise BackendError(f"{self.stage.name} was closed")
+        self.stage.last = weakref.ref(self)
         run_bound(self.stage.session, self.binding, options, self.stage.path)
 
 
-def run_options(graph_id: str) -> Any:
-    """Options of a launch that returns as soon as its kernels are queued."""
+def run_options(graph_id: str, emptied: int | None = None) -> Any:
+    """Options of a launch that returns as soon as its kernels are queued.
+
+    Args:
+        emptied: the device whose arena is emptied behind the launch, which is waited for then.
+    """
     options = import_onnxruntime().RunOptions()
     options.add_run_config_entry("gpu_graph_id", graph_id)  # a graph has the addresses of one binding
-    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    if emptied is None:
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    else:
+        options.add_run_config_entry(SHRINKING, f"gpu:{emptied}")
     return options
 
 
@@ -238,18 +274,21 @@ class CapturedPatch:
         self._tried = True
 
     def close(self) -> None:
+        self.drop_graph()
+        self.backend.forget(self)
+
+    def drop_graph(self) -> None:
+        """Free the graph; the next call launches one by one, and captures again."""
         if self.graph is not None:
             self.backend.lane.synchronize()
             self.graph.close()
-            self.graph = None
-        self.backend.forget(self)
+            self.graph, self._tried = None, False
 
     def _capture(self) -> None:
         # Behind the launches and on their thread, for which ONNX Runtime has its handles of cuBLAS and cuDNN by now.
         backend = self.backend
         try:
-            sessions = [launch for launch in self.launches if isinstance(launch, BoundCudaSession)]
-            for stage in {session.stage for session in sessions}:
+            for stage in {launch.stage for launch in self.launches if isinstance(launch, BoundCudaSession)}:
                 if not stage.capturable:
                     raise CaptureError(f"{stage.name} is not capturable")
             recorded = [each.record if isinstance(each, BoundCudaSession) else each for each in self.launches]

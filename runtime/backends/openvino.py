@@ -123,6 +123,9 @@ class OpenVinoBackend:
     def second_lane(self) -> "OpenVinoBackend":
         return self
 
+    def trim(self) -> None:
+        self.host.trim()
+
     def current(self) -> AbstractContextManager[None]:
         return self.host.current()
 

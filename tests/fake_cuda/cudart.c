@@ -126,7 +126,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *found, int device) {
   memset(found, 0, sizeof *found);
   strcpy(found->name, "fake CUDA device");
   found->major = 9, found->minor = 0, found->multiProcessorCount = 132, found->warpSize = 32;
-  found->totalGlobalMem = 80ul << 30, found->l2CacheSize = 50 << 20, found->memoryPoolsSupported = 1;
+  found->totalGlobalMem = DEVICE_MEMORY, found->l2CacheSize = 50 << 20, found->memoryPoolsSupported = 1;
   found->sharedMemPerBlock = 49152, found->sharedMemPerBlockOptin = 232448;
   found->sharedMemPerMultiprocessor = 233472, found->regsPerBlock = 65536;
   found->maxThreadsPerBlock = 1024, found->maxThreadsPerMultiProcessor = 2048;
@@ -166,30 +166,41 @@ cudaError_t cudaLibraryGetKernel(cudaKernel_t *kernel, cudaLibrary_t library, co
 }
 cudaError_t cudaLibraryUnload(cudaLibrary_t library) { return cudaSuccess; }
 
-/* Memory: the host's. What is alive is counted by the trace. */
-static cudaError_t allocate(const char *what, void **address, size_t size) {
+/* Memory: the host's. What is alive is counted by the trace, and taken off the device's where it is the device's. */
+static const size_t header_size = 512;
+static size_t taken;
+
+static cudaError_t allocate(const char *what, void **address, size_t size, int on_device) {
+  if (on_device && size > DEVICE_MEMORY - taken) return cudaErrorMemoryAllocation;
+  char *block = aligned_alloc(512, header_size + (size + 1023) / 512 * 512);
+  if (!block) return cudaErrorMemoryAllocation;
   fake_trace("%s %zu%s", what, size, fake_mark(0));
-  *address = aligned_alloc(512, (size + 1023) / 512 * 512);
-  if (!*address) return cudaErrorMemoryAllocation;
+  *(size_t *)block = size;
+  *address = block + header_size;
   memset(*address, 0, size < (1 << 26) ? size : 0);
+  if (on_device) __atomic_add_fetch(&taken, size, __ATOMIC_RELAXED);
   return cudaSuccess;
 }
-static cudaError_t release(const char *what, void *address) {
-  if (address) fake_trace("%s%s", what, fake_mark(0));
-  free(address);
+static cudaError_t release(const char *what, void *address, int on_device) {
+  if (!address) return cudaSuccess;
+  char *block = (char *)address - header_size;
+  size_t size = *(size_t *)block;
+  fake_trace("%s %zu%s", what, size, fake_mark(0));
+  if (on_device) __atomic_sub_fetch(&taken, size, __ATOMIC_RELAXED);
+  free(block);
   return cudaSuccess;
 }
-cudaError_t cudaMalloc(void **address, size_t size) { return allocate("malloc", address, size); }
+cudaError_t cudaMalloc(void **address, size_t size) { return allocate("malloc", address, size, 1); }
 cudaError_t cudaMallocFromPoolAsync(void **address, size_t size, cudaMemPool_t pool, cudaStream_t stream) {
-  return allocate("malloc", address, size);
+  return allocate("malloc", address, size, 1);
 }
-cudaError_t cudaFree(void *address) { return release("free", address); }
-cudaError_t cudaFreeAsync(void *address, cudaStream_t stream) { return release("free", address); }
-cudaError_t cudaHostAlloc(void **address, size_t size, unsigned flags) { return allocate("pin", address, size); }
-cudaError_t cudaMallocHost(void **address, size_t size) { return allocate("pin", address, size); }
-cudaError_t cudaFreeHost(void *address) { return release("unpin", address); }
+cudaError_t cudaFree(void *address) { return release("free", address, 1); }
+cudaError_t cudaFreeAsync(void *address, cudaStream_t stream) { return release("free", address, 1); }
+cudaError_t cudaHostAlloc(void **address, size_t size, unsigned flags) { return allocate("pin", address, size, 0); }
+cudaError_t cudaMallocHost(void **address, size_t size) { return allocate("pin", address, size, 0); }
+cudaError_t cudaFreeHost(void *address) { return release("unpin", address, 0); }
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
-  return *free_bytes = 78ul << 30, *total = 80ul << 30, cudaSuccess;
+  return *free_bytes = DEVICE_MEMORY - taken, *total = DEVICE_MEMORY, cudaSuccess;
 }
 cudaError_t cudaMemPoolCreate(cudaMemPool_t *pool, const struct cudaMemPoolProps *properties) {
   return *pool = malloc(8), cudaSuccess;

@@ -19,7 +19,7 @@ CUresult cuDeviceGetName(char *name, int length, CUdevice device) {
 CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
   return (CUresult)cudaDeviceGetAttribute(value, (enum cudaDeviceAttr)attribute, device);
 }
-CUresult cuDeviceTotalMem_v2(size_t *size, CUdevice device) { return *size = 80ul << 30, CUDA_SUCCESS; }
+CUresult cuDeviceTotalMem_v2(size_t *size, CUdevice device) { return *size = DEVICE_MEMORY, CUDA_SUCCESS; }
 CUresult cuGetErrorName(CUresult error, const char **name) {
   return *name = error == CUDA_ERROR_OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_UNKNOWN", CUDA_SUCCESS;
 }

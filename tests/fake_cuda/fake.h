@@ -5,6 +5,8 @@
  * "ILLEGAL IN CAPTURE". */
 #include <stddef.h>
 
+#define DEVICE_MEMORY (80ul << 30)
+
 void fake_trace(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int fake_capturing(void);
 const char *fake_mark(int allowed_in_capture);

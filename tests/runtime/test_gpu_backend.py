@@ -67,6 +67,20 @@ def test_images_are_those_of_the_cpu(gpus: Gpus, fixture: str, guidance: float) 
     assert gpu.alive == NOTHING
 
 
+def test_images_decoded_in_parts_of_unequal_size_are_those_of_the_cpu(gpus: Gpus) -> None:
+    """The buffers of the first parts are gone when their pixels are taken."""
+    gpu = gpus("cc_4x_patch", max_images=8)
+    with Pipeline.open(gpu.bundle.folder, device="cpu") as pipeline:
+        images = pipeline.generate(Request(classes=[3], count=5, seed=5, steps=STEPS))
+    tokens, seeds = np.stack([image.tokens for image in images]), [image.seed for image in images]
+    with Pipeline.open(gpu.bundle.folder) as pipeline:
+        with pipeline.backend.current():
+            pipeline.loaded.image_stage(StageName.DECODER).at_once = 2
+        found = pipeline.decode(tokens, seeds=seeds)
+    np.testing.assert_array_equal(found, np.stack([np.asarray(image.to_pil()) for image in images]))
+    assert gpu.alive == NOTHING
+
+
 def test_a_patch_is_one_launch_over_buffers_that_do_not_move(gpus: Gpus) -> None:
     gpu = gpus()
     with Pipeline.open(gpu.bundle.folder) as pipeline:

@@ -9,8 +9,23 @@ from bitdance_edge.cli import main
 from bitdance_edge.runtime import Bundle, Pipeline, Request, RequestError
 from bitdance_edge.runtime.bundle.specs import CacheSpec
 from bitdance_edge.runtime.bundle.stage_names import WINDOW_STAGES, StageName
-from bitdance_edge.runtime.memory_fit import fitted, most_images, parse_memory, refusal, require_memory
-from bitdance_edge.runtime.memory_plan import ALLOWANCE, Execution, plan_memory
+from bitdance_edge.runtime.memory_fit import (
+    fitted,
+    least_memory,
+    most_images,
+    parse_memory,
+    refusal,
+    require_memory,
+)
+from bitdance_edge.runtime.memory_plan import (
+    ALLOWANCE,
+    ARENA_SPREAD,
+    ENOUGH_ON_GPU,
+    SESSIONS,
+    SESSIONS_ALLOWANCE,
+    Execution,
+    plan_memory,
+)
 from bitdance_edge.runtime.prompt import PromptEncoder
 
 
@@ -114,16 +129,40 @@ def test_weights_are_those_of_the_files_that_are_loaded(bundle: Bundle) -> None:
 
 
 def test_decoding_gives_way_before_images_do(bundle: Bundle) -> None:
-    model = large(bundle)
+    decoder = replace(bundle.stage("decoder"), activation_bytes=ENOUGH_ON_GPU // 4)
+    model = replace(bundle, stages={**bundle.stages, "decoder": decoder})
     whole = plan_memory(model, 4)
     assert fitted(whole, whole.total) == whole
-    parts = fitted(whole, whole.total - 1_000_000_000)
+    parts = fitted(whole, whole.total - decoder.activation_bytes // 2)
     assert parts is not None
     assert (parts.decoder_images, parts.overlapped) == (3, True)
-    turns = fitted(whole, whole.total - 7_000_000_000)
+    alone = fitted(whole, whole.total - 3 * decoder.activation_bytes)
+    assert alone is not None
+    assert (alone.decoder_images, alone.overlapped) == (1, True)
+    turns = fitted(whole, alone.total - 1)
     assert turns is not None
-    assert (turns.decoder_images, turns.overlapped) == (1, False) or turns.overlapped
+    assert not turns.overlapped
     assert fitted(whole, whole.weights) is None
+
+
+def test_no_more_images_are_decoded_at_once_than_is_worth_it(bundle: Bundle) -> None:
+    decoder = replace(bundle.stage("decoder"), activation_bytes=ENOUGH_ON_GPU // 4)
+    model = replace(bundle, stages={**bundle.stages, "decoder": decoder})
+    assert [plan_memory(model, images).decoder_images for images in (1, 4, 5, 64)] == [1, 4, 4, 4]
+    assert plan_memory(large(bundle), 4).decoder_images == 1  # one alone takes more
+    needs = [plan_memory(model, images).stages[-1] for images in (4, 64)]
+    assert needs[0] == needs[1]
+
+
+def test_sessions_share_no_activations(bundle: Bundle) -> None:
+    engines, sessions = plan_memory(bundle, 2), plan_memory(bundle, 2, SESSIONS)
+    assert sessions.total - sessions.held == SESSIONS_ALLOWANCE
+    assert sessions.activations == sum(int(need.activations * ARENA_SPREAD) for need in engines.stages)
+    assert sessions.activations > ARENA_SPREAD * engines.activations
+    # Decoding in turn with the loop would free nothing: less is left to give way.
+    assert fitted(engines, least_memory(engines).total) == least_memory(engines)
+    assert least_memory(sessions).overlapped
+    assert fitted(sessions, least_memory(sessions).total - 1) is None
 
 
 def test_a_refusal_says_the_numbers_and_what_would_fit(bundle: Bundle) -> None:
@@ -161,9 +200,13 @@ def test_memory_without_a_unit_is_refused(text: str) -> None:
 
 def test_inspect_prints_the_plan_for_a_gpu(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(bundle.folder), "--memory", "16GB", "--images", "2"]) == 0
-    assert "fits into 16GB" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "fits into 16GB" in printed and "with ONNX Runtime on CUDA: fits into 16GB, " in printed
     assert main(["inspect", str(bundle.folder), "--memory", "100MB"]) == 0
     assert "does not fit into 100MB: 1 image at once take" in capsys.readouterr().out
+    assert main(["inspect", str(bundle.folder), "--memory", "1GB"]) == 0
+    printed = capsys.readouterr().out
+    assert "fits into 1GB: " in printed and "with ONNX Runtime on CUDA: does not fit into 1GB, " in printed
     assert main(["inspect", str(bundle.folder), "--memory", "much"]) == 1
     assert "memory is 'much'" in capsys.readouterr().err
 
