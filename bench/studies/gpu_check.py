@@ -79,7 +79,13 @@ def arguments() -> argparse.Namespace:
     add("--patches", type=int, help="patches of an image that are timed (default: all)")
     add("--images", type=int, default=10, help="images whose tokens are compared (default 10)")
     add("--compile", action="store_true", help="also PyTorch's reference under torch.compile: minutes a model")
-    add("--kernels", type=int, default=0, metavar="N", help="also the N kernels of a patch that take longest")
+    add(
+        "--kernels",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also the N kernels of a patch, and of the decoder, that take longest",
+    )
     add("--no-reference", action="store_true", help="omit PyTorch")
     add("--json", type=Path, default=Path("gpu_check.json"), help="rewritten after every row (default gpu_check.json)")
     return parser.parse_args()

@@ -101,16 +101,15 @@ def launches(pipeline: Pipeline, backend: Backend) -> int:
 
 
 def time_kernels(pipeline: Pipeline, request: Request, most: int) -> Iterator[dict[str, Any]]:
-    """The kernels and copies of one warm patch by the time they take, as PyTorch's profiler records them.
+    """The kernels and copies of one warm patch, then of the decoder, by the time they take.
 
     Yields:
-        the ``most`` that take longest, then all of them, beside the time from the first's start to the last's end.
+        of each the ``most`` that take longest, then all of them, beside the time from the first's start to the last's
+        end.
     """
-    from torch.profiler import ProfilerActivity, profile
-
     settings = request.resolve(pipeline.bundle)
     asked, noise = token_request(settings), noise_of(pipeline, settings)
-    with bound_loop(pipeline, request) as loop, tempfile.TemporaryDirectory() as folder:
+    with bound_loop(pipeline, request) as loop:
         loop.start(asked)
 
         def sample(patch: int) -> None:
@@ -120,8 +119,19 @@ def time_kernels(pipeline: Pipeline, request: Request, most: int) -> Iterator[di
 
         for patch in range(WARM_PATCHES):
             sample(patch)
+        yield from ({"of": "patch", **row} for row in kernels_of(lambda: sample(WARM_PATCHES), most))
+    decode = decoding(pipeline, asked.images, settings.size)
+    decode()
+    yield from ({"of": "decoder", **row} for row in kernels_of(decode, most))
+
+
+def kernels_of(work: Callable[[], object], most: int) -> Iterator[dict[str, Any]]:
+    """The kernels and copies of ``work``, which waits for them, as PyTorch's profiler records them."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with tempfile.TemporaryDirectory() as folder:
         with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-            sample(WARM_PATCHES)
+            work()
         path = Path(folder) / "trace.json"
         recorded.export_chrome_trace(str(path))
         trace = json.loads(path.read_text(encoding="utf-8"))
@@ -178,11 +188,17 @@ def time_stages(
         yield stage_row("decoder, with copies", took, stage_cost(bundle, StageName.DECODER, sizes), machine)
 
 
+def decoding(pipeline: Pipeline, images: int, size: ImageSize) -> Callable[[], object]:
+    """What decodes as many images, whatever they are, and waits for the pixels."""
+    tokens = np.ones((images, size.tokens, pipeline.bundle.model.bits), np.float32)
+    return lambda: pipeline.decode(tokens, size=size.pixels)
+
+
 def decoder_ms(pipeline: Pipeline, images: int, size: ImageSize) -> float:
-    tokens, seconds = np.ones((images, size.tokens, pipeline.bundle.model.bits), np.float32), []
+    decode, seconds = decoding(pipeline, images, size), []
     for _ in range(4):
         started = time.perf_counter()
-        pipeline.decode(tokens, size=size.pixels)
+        decode()
         seconds.append(time.perf_counter() - started)
     return 1000 * statistics.median(seconds[1:])
 
