@@ -5,7 +5,7 @@ by ONNX Runtime. In bfloat16 it is this project's own backend for the device cpu
 """
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -98,8 +98,8 @@ class PeerBackend:
     def second_lane(self) -> "PeerBackend":
         return self
 
-    def trim(self) -> None:
-        self._host.trim()
+    def trim(self, stages: Iterable[Stage]) -> None:
+        self._host.trim(stages)
 
     def current(self) -> AbstractContextManager[None]:
         return self._host.current()

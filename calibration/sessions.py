@@ -3,7 +3,7 @@
 What was built for this machine is not used: what is recorded and measured follows from the bundle's own graphs alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 from bitdance_edge.calibration.emulate import on_this_cpu
 from bitdance_edge.runtime import Pipeline
 from bitdance_edge.runtime.backends.choice import Choice
-from bitdance_edge.runtime.backends.interface import Backend, Buffer, InOrder, Launch, Memory, StageTime
+from bitdance_edge.runtime.backends.interface import Backend, Buffer, InOrder, Launch, Memory, Stage, StageTime
 from bitdance_edge.runtime.backends.observed import ObservedBackend, Observer
 from bitdance_edge.runtime.backends.onnxruntime import (
     BoundSession,
@@ -120,8 +120,8 @@ class _SessionBackend:
     def second_lane(self) -> "_SessionBackend":
         return self
 
-    def trim(self) -> None:
-        self.host.trim()
+    def trim(self, stages: Iterable[Stage]) -> None:
+        self.host.trim(stages)
 
     def current(self) -> AbstractContextManager[None]:
         return self.host.current()

@@ -5,7 +5,7 @@ stages that embed prompts and bits are run for that. The head is given what it w
 with noise, ``x = t bits + (1 - t) noise``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import cast
@@ -16,7 +16,7 @@ from bitdance_edge.calibration.errors import CalibrationError
 from bitdance_edge.calibration.graphs import StageGraph
 from bitdance_edge.calibration.segments import SegmentRun, whole
 from bitdance_edge.calibration.sessions import CACHE_INPUT
-from bitdance_edge.runtime.backends.interface import InOrder, Launch, Memory, StageTime
+from bitdance_edge.runtime.backends.interface import InOrder, Launch, Memory, Stage, StageTime
 from bitdance_edge.runtime.backends.onnxruntime import HostBuffer, copy_of_rows
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.specs import StageSpec
@@ -167,7 +167,7 @@ class _TaughtBackend:
     def second_lane(self) -> "_TaughtBackend":
         return self
 
-    def trim(self) -> None:
+    def trim(self, stages: Iterable[Stage]) -> None:
         """There is nothing to give back."""
 
     def current(self) -> AbstractContextManager[None]:

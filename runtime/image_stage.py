@@ -44,7 +44,7 @@ class ImageStage:
         tensors = (*self.spec.inputs, *self.spec.outputs)
         needed = sum(tensor_bytes(tensor.sized(sizes), tensor.dtype) for tensor in tensors)
         if needed > self._largest:
-            self.backend.trim()
+            self.backend.trim([self.stage])
             self._largest = needed
         self.close()
         buffers = {tensor.name: self.backend.empty(tensor.sized(sizes), tensor.dtype) for tensor in tensors}

@@ -146,16 +146,18 @@ class BoundLoop:
 
     def free(self) -> None:
         """Give the memory back, and what was bound to it."""
-        self.backend.trim()
-        self._drop_prompt()
-        self._close_runs(self._patch_pass)
-        for window in self._windows.values():
-            window.close()
-        self._windows.clear()
-        for sampler in self._samplers.values():
-            sampler.close()
-        self._samplers.clear()
-        self.buffers.free()
+        try:
+            self.backend.trim(self.buffers.stages.values())
+        finally:
+            self._drop_prompt()
+            self._close_runs(self._patch_pass)
+            for window in self._windows.values():
+                window.close()
+            self._windows.clear()
+            for sampler in self._samplers.values():
+                sampler.close()
+            self._samplers.clear()
+            self.buffers.free()
 
     def start(self, request: TokenRequest) -> None:
         """Embed the prompt of another request; one of another length gets buffers of its length."""
@@ -166,7 +168,7 @@ class BoundLoop:
         length = request.prompt.shape[-1]
         if self._prompt is None or self._prompt.length != length:
             if self._prompt is not None and length > self._longest:
-                self.backend.trim()
+                self.backend.trim(self.buffers.stages.values())
             self._longest = max(self._longest, length)
             self._drop_prompt()
             self._prompt = Prompt(self.buffers, length)

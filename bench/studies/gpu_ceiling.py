@@ -4,7 +4,7 @@ Caches and buffers are allocated once, and a patch is one ``torch.cuda.CUDAGraph
 cost anything: the ceiling that ONNX Runtime and TensorRT are compared with. On a CPU nothing is captured.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter
 from typing import cast
@@ -20,7 +20,7 @@ from bitdance_edge.export.stages import Generator
 from bitdance_edge.model.order import rotate, rotate_halves
 from bitdance_edge.runtime import Bundle, Pipeline
 from bitdance_edge.runtime.backends.choice import Choice
-from bitdance_edge.runtime.backends.interface import Backend, Launch, StageTime
+from bitdance_edge.runtime.backends.interface import Backend, Launch, Stage, StageTime
 
 
 def rotate_by_table(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
@@ -150,7 +150,7 @@ class TorchBackend:
     def second_lane(self) -> "TorchBackend":
         return self
 
-    def trim(self) -> None:
+    def trim(self, stages: Iterable[Stage]) -> None:
         """Nothing is given back: PyTorch has one pool for all of it."""
 
     def current(self) -> AbstractContextManager[None]:

@@ -58,9 +58,10 @@ class CudaTarget:
             graph = Graph.read(job.graph)
             if job.stage in FEWER_LAUNCHES:
                 apply_fewer_launches(graph)
+            scales: dict[tuple[int | str, ...], str] = {}
             for node in list(graph.model.graph.node):
                 if node.op_type == "InstanceNormalization":
-                    normalise_rows(graph, node)
+                    normalise_rows(graph, node, scales)
                 elif node.op_type == "Cast":
                     count_on_device(graph, node)
             graph.save(path)
@@ -74,28 +75,29 @@ class CudaTarget:
         return run_of(open_session(folder / record.files[0].name, job.bundle.stage(job.stage).precision))
 
 
-def normalise_rows(graph: Graph, node: NodeProto) -> None:
+def normalise_rows(graph: Graph, node: NodeProto, scales: dict[tuple[int | str, ...], str]) -> None:
     """Rewrite InstanceNormalization of ``[B, G, N]`` by LayerNormalization of its last axis: one kernel, in any type.
 
-    It computes mean and variance in float32, and writes nothing but its result. Its scale is one number for each of the
-    N values, here ones, which norms of equal shape share.
+    It computes mean and variance in float32, and writes nothing but its result.
     https://onnx.ai/onnx/operators/onnx__LayerNormalization.html
+
+    Args:
+        scales: its scales, N ones each, by the shape of what was reshaped to rows; one that is missing is added.
     """
     x, scale, bias = node.input
     result, kind = node.output[0], graph.element_type(scale)
     producer = graph.producers.get(x)
-    size = graph.dims(producer.input[0]) if producer is not None and producer.op_type == "Reshape" else None
-    ones = f"ones_for_{'_'.join(map(str, size[1:]))}" if size else f"{result}/ones"
-    nodes = []
-    if ones not in graph.producers:
+    reshaped = graph.dims(producer.input[0]) if producer is not None and producer.op_type == "Reshape" else None
+    shape, nodes = tuple(reshaped or [result]), []
+    if shape not in scales:
+        ones = scales[shape] = f"{result}/ones"
         one = helper.make_tensor("one", kind, [1], [1.0])
         nodes = [
-            make_node("Shape", [x], f"{ones}/size", start=2),
-            make_node("ConstantOfShape", [f"{ones}/size"], ones, value=one),
+            make_node("Shape", [x], f"{result}/size", start=2),
+            make_node("ConstantOfShape", [f"{result}/size"], ones, value=one),
         ]
-        graph.producers[ones] = nodes[-1]
     epsilon = attribute_of(node, "epsilon", 1e-5)
-    nodes.append(make_node("LayerNormalization", [x, ones], f"{result}/normalised", axis=2, epsilon=epsilon))
+    nodes.append(make_node("LayerNormalization", [x, scales[shape]], f"{result}/normalised", axis=2, epsilon=epsilon))
     # Scale and bias of each group; those of the exporter are ones and zeros.
     for name, operator, neutral in ((scale, "Mul", 1.0), (bias, "Add", 0.0)):
         held = graph.weight(name)

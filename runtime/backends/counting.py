@@ -5,14 +5,14 @@ that binds it first.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from bitdance_edge.runtime.backends.interface import Arrived, InOrder, Launch, Memory, StageTime
+from bitdance_edge.runtime.backends.interface import Arrived, InOrder, Launch, Memory, Stage, StageTime
 from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 from bitdance_edge.runtime.bundle.manifest import Bundle
 from bitdance_edge.runtime.bundle.stage_names import StageName
@@ -99,7 +99,7 @@ class CountingBackend:
     def second_lane(self) -> "CountingBackend":
         return self
 
-    def trim(self) -> None:
+    def trim(self, stages: Iterable[Stage]) -> None:
         """There is nothing to give back."""
 
     def current(self) -> AbstractContextManager[None]:

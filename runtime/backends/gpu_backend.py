@@ -1,5 +1,6 @@
 """What the backends of a GPU share: a lane of work, what was made for it, and the order in which that is given back."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from bitdance_edge.runtime.backends.cuda_device import CudaDevice
 from bitdance_edge.runtime.backends.cuda_driver import DriverDevice
 from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, Lane, RowCopies
-from bitdance_edge.runtime.backends.interface import Captured, Launch, Memory
+from bitdance_edge.runtime.backends.interface import Captured, Launch, Memory, Stage
 from bitdance_edge.runtime.bundle.dtypes import tensor_bytes
 
 
@@ -34,7 +35,7 @@ class GpuBackend:
     def overwrite(self, target: Memory, source: Memory, rows: np.ndarray) -> Launch:
         return RowCopies(self.lane, target.address, source.address, rows, tensor_bytes(target.shape, "float32"))
 
-    def trim(self) -> None:
+    def trim(self, stages: Iterable[Stage]) -> None:
         """There is nothing to give back: engines use the lane's arena in turn."""
 
     def current(self) -> AbstractContextManager[None]:

@@ -4,7 +4,7 @@ Launches, writes and fetches take effect in the order of the calls. A backend ma
 or do them before it returns (a CPU); ``run_ahead`` says how far the host may be ahead.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -157,7 +157,7 @@ class Backend(Protocol):
         """The same device for work that neither waits for the loop nor delays it: decoding."""
         ...
 
-    def trim(self) -> None:
+    def trim(self, stages: Iterable[Stage]) -> None:
         """Give back what stages keep for their activations from one launch to the next.
 
         To be called ahead of larger launches, while the buffers of the last ones still exist: they may run once more.

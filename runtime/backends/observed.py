@@ -3,7 +3,7 @@
 Recorders keep these values, experiments change them. The loop and the stages do not know of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import cast
 
@@ -39,8 +39,8 @@ class ObservedBackend:
     def second_lane(self) -> "ObservedBackend":
         return self
 
-    def trim(self) -> None:
-        self.backend.trim()
+    def trim(self, stages: Iterable[Stage]) -> None:
+        self.backend.trim(cast(ObservedStage, stage).stage for stage in stages)
 
     def current(self) -> AbstractContextManager[None]:
         return self.backend.current()

@@ -3,7 +3,7 @@
 https://onnxruntime.ai/docs/api/python/api_summary.html
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +18,7 @@ from bitdance_edge.imports import failed_import
 from bitdance_edge.runtime.backends.built_graphs import BuiltGraphs
 from bitdance_edge.runtime.backends.freed_memory import give_back_freed
 from bitdance_edge.runtime.backends.huge_pages import huge_pages
-from bitdance_edge.runtime.backends.interface import Arrived, InOrder, Launch, Memory, StageTime
+from bitdance_edge.runtime.backends.interface import Arrived, InOrder, Launch, Memory, Stage, StageTime
 from bitdance_edge.runtime.backends.processor import int8_path
 from bitdance_edge.runtime.backends.signature import require_memory_for, require_signature
 from bitdance_edge.runtime.bundle.dtypes import TENSOR_DTYPES
@@ -361,7 +361,7 @@ class OnnxRuntimeBackend:
     def second_lane(self) -> "OnnxRuntimeBackend":
         return self
 
-    def trim(self) -> None:
+    def trim(self, stages: Iterable[Stage]) -> None:
         """Nothing is given back: after launches of many sizes a CPU's sessions keep no more than for the largest."""
 
     def current(self) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 import itertools
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -22,7 +22,7 @@ from bitdance_edge.runtime.backends.cuda_graph import A_GRAPH, PATCH, CaptureErr
 from bitdance_edge.runtime.backends.cuda_libraries import load_cuda_libraries
 from bitdance_edge.runtime.backends.cuda_memory import CudaBuffer, CudaPart
 from bitdance_edge.runtime.backends.gpu_backend import GpuBackend
-from bitdance_edge.runtime.backends.interface import Launch, Memory, StageTime
+from bitdance_edge.runtime.backends.interface import Launch, Memory, Stage, StageTime
 from bitdance_edge.runtime.backends.onnxruntime import (
     LOG_SEVERITY,
     bind_tensors,
@@ -101,14 +101,17 @@ class OnnxRuntimeCudaBackend(GpuBackend):
         self.captured.append(patch)
         return patch
 
-    def trim(self) -> None:
+    def trim(self, stages: Iterable[Stage]) -> None:
         """Have ONNX Runtime empty its sessions' arenas, whose blocks serve no larger tensors and would pile up.
 
         Graphs have addresses of such blocks: what was captured is captured again when it is next launched.
         """
+        trimmed = [cast(CudaStage, stage) for stage in stages]
         for patch in self.captured:
-            cast(CapturedPatch, patch).drop_graph()
-        for stage in self.stages:
+            assert isinstance(patch, CapturedPatch)
+            if not patch.stages.isdisjoint(trimmed):
+                patch.drop_graph()
+        for stage in trimmed:
             stage.trim()
 
     def second_lane(self) -> "OnnxRuntimeCudaBackend":
@@ -259,6 +262,7 @@ class CapturedPatch:
 
     def __init__(self, backend: OnnxRuntimeCudaBackend, launches: Sequence[Launch]) -> None:
         self.backend, self.launches = backend, launches
+        self.stages = {launch.stage for launch in launches if isinstance(launch, BoundCudaSession)}
         self.graph: CudaGraph | None = None
         self._tried = False
 
@@ -288,7 +292,7 @@ class CapturedPatch:
         # Behind the launches and on their thread, for which ONNX Runtime has its handles of cuBLAS and cuDNN by now.
         backend = self.backend
         try:
-            for stage in {launch.stage for launch in self.launches if isinstance(launch, BoundCudaSession)}:
+            for stage in self.stages:
                 if not stage.capturable:
                     raise CaptureError(f"{stage.name} is not capturable")
             recorded = [each.record if isinstance(each, BoundCudaSession) else each for each in self.launches]

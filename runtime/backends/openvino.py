@@ -7,7 +7,7 @@ https://docs.openvino.ai/2026/openvino-workflow/running-inference/inference-devi
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -123,8 +123,8 @@ class OpenVinoBackend:
     def second_lane(self) -> "OpenVinoBackend":
         return self
 
-    def trim(self) -> None:
-        self.host.trim()
+    def trim(self, stages: Iterable[Stage]) -> None:
+        self.host.trim(stages)
 
     def current(self) -> AbstractContextManager[None]:
         return self.host.current()

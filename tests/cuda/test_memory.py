@@ -13,6 +13,7 @@ from cuda_trace import Trace
 from bitdance_edge.runtime import Bundle, Pipeline, Request
 from bitdance_edge.runtime.backends.cuda_graph import A_GRAPH, PATCH
 from bitdance_edge.runtime.backends.device import free_memory
+from bitdance_edge.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from bitdance_edge.runtime.memory_plan import SESSIONS, plan_memory
 
 CLASSES, TEXT = "cc_4x_patch", "t2i_16x_swiglu"
@@ -86,10 +87,11 @@ def test_what_was_captured_is_captured_again(on_cuda: Callable[..., Bundle], tra
     request = Request(classes=[1, 2], seed=1, output="tokens")
     bundle = on_cuda(CLASSES, "fp16")
     with Pipeline.open(bundle.folder, backend="onnxruntime-cuda", max_batch=2) as pipeline:
+        assert isinstance(pipeline.backend, OnnxRuntimeCudaBackend)
         pipeline.generate(request)
         pipeline.generate(request)
         trace.start()
-        pipeline.backend.trim()
+        pipeline.backend.trim(pipeline.backend.stages)
         lines = trace.lines("free", "graph")
         assert lines[0] == "graph destroyed"  # before the memory that it runs over
         assert lines[-1].startswith("free")

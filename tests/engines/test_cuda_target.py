@@ -147,7 +147,7 @@ def test_normalisation_of_rows(tmp_path: Path, precision: str, allowed: float, p
     path, changed = tmp_path / "norm.onnx", tmp_path / "changed.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10), path)
     rewritten = Graph.read(path)
-    normalise_rows(rewritten, rewritten.model.graph.node[0])
+    normalise_rows(rewritten, rewritten.model.graph.node[0], {})
     rewritten.save(changed)
     onnx.checker.check_model(changed, full_check=True)
     used = [node.op_type for node in onnx.load(changed).graph.node]
