@@ -1,4 +1,4 @@
-/* cuDNN: objects are empty, and what would compute is only traced. */
+/* cuDNN: objects hold what workspaces depend on, and what would compute is only traced. */
 #include "fake.h"
 
 #include <stdint.h>
@@ -41,7 +41,6 @@ WORK(cudnnSoftmaxForward)
 NOTHING(cudnnAddTensor)
 NOTHING(cudnnBackendDestroyDescriptor)
 NOTHING(cudnnBackendFinalize)
-NOTHING(cudnnBackendSetAttribute)
 NOTHING(cudnnDeriveBNTensorDescriptor)
 NOTHING(cudnnDestroy)
 NOTHING(cudnnDestroyActivationDescriptor)
@@ -81,11 +80,38 @@ int cudnnGetReductionWorkspaceSize(void *handle, void *reduction, void *a, void 
 }
 size_t cudnnGetVersion(void) { return 91500; }
 
-/* The graph interface asks for the results of heuristics, and what an engine needs: there is one, which needs nothing. */
+/* The graph interface asks for the results of heuristics, and for the workspace of a plan. There is one engine. It takes
+ * what the real ones take for convolutions of channels first on compute capability 9.0: input and weights once more,
+ * with channels last (cuDNN 9.28's heuristics, without a device: bench/results/gpu.md). A graph has one convolution, and
+ * is planned before the next is described. Numbers are those of cudnn_graph.h. */
 enum { BACKEND_DESCRIPTOR = 15 };
+enum { PLAN_WORKSPACE = 402, CONVOLUTION_W = 703, CONVOLUTION_X = 704, TENSOR_TYPE = 901, TENSOR_DIMENSIONS = 902 };
+enum { DATA_FLOAT = 0, DATA_DOUBLE = 1, DATA_INT32 = 4 };
+struct descriptor {
+  int64_t elements, element_size;
+};
+static __thread int64_t input_size, weights_size;
+
 int cudnnBackendCreateDescriptor(int kind, void **made) { return *made = calloc(1, 256), 0; }
+int cudnnBackendSetAttribute(struct descriptor *object, int name, int type, int64_t count, const void *values) {
+  if (name == TENSOR_TYPE) {
+    int data = *(const int *)values;
+    object->element_size = data == DATA_DOUBLE ? 8 : data == DATA_FLOAT || data == DATA_INT32 ? 4 : 2;
+  } else if (name == TENSOR_DIMENSIONS) {
+    object->elements = 1;
+    for (int64_t i = 0; i < count; i++) object->elements *= ((const int64_t *)values)[i];
+  } else if (name == CONVOLUTION_X || name == CONVOLUTION_W) {
+    const struct descriptor *tensor = *(struct descriptor *const *)values;
+    *(name == CONVOLUTION_X ? &input_size : &weights_size) = tensor->elements * tensor->element_size;
+  }
+  return 0;
+}
 int cudnnBackendGetAttribute(void *object, int name, int type, int64_t wanted, int64_t *count, void *values) {
   if (count) *count = 1;
-  if (values && wanted > 0 && type != BACKEND_DESCRIPTOR) *(int32_t *)values = 0;
+  if (!values || wanted <= 0) return 0;
+  if (name == PLAN_WORKSPACE)
+    *(int64_t *)values = input_size + weights_size;
+  else if (type != BACKEND_DESCRIPTOR)
+    *(int32_t *)values = 0;
   return 0;
 }

@@ -23,9 +23,17 @@ CUresult cuDeviceTotalMem_v2(size_t *size, CUdevice device) { return *size = DEV
 CUresult cuGetErrorName(CUresult error, const char **name) {
   return *name = error == CUDA_ERROR_OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_UNKNOWN", CUDA_SUCCESS;
 }
-/* Its twelve parameters do not matter, and a prototype is declared in cuda.h. */
+CUresult cuGetErrorString(CUresult error, const char **text) { return cuGetErrorName(error, text); }
+CUresult cuModuleLoadData(CUmodule *module, const void *image) { return *module = (CUmodule)1, CUDA_SUCCESS; }
+CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
+  return *function = (CUfunction)1, CUDA_SUCCESS;
+}
+CUresult cuModuleUnload(CUmodule module) { return CUDA_SUCCESS; }
+/* Their many parameters do not matter, and prototypes are declared in cuda.h. */
 CUresult encode_nothing(void) __asm__("cuTensorMapEncodeTiled");
 CUresult encode_nothing(void) { return CUDA_SUCCESS; }
+CUresult encode_no_image(void) __asm__("cuTensorMapEncodeIm2col");
+CUresult encode_no_image(void) { return CUDA_SUCCESS; }
 
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
   fake_trace("context retained");

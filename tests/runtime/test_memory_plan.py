@@ -21,6 +21,7 @@ from bitdance_edge.runtime.memory_plan import (
     ALLOWANCE,
     ARENA_SPREAD,
     ENOUGH_ON_GPU,
+    IMAGE_ARENA_SPREAD,
     SESSIONS,
     SESSIONS_ALLOWANCE,
     Execution,
@@ -157,8 +158,9 @@ def test_no_more_images_are_decoded_at_once_than_is_worth_it(bundle: Bundle) -> 
 def test_sessions_share_no_activations(bundle: Bundle) -> None:
     engines, sessions = plan_memory(bundle, 2), plan_memory(bundle, 2, SESSIONS)
     assert sessions.total - sessions.held == SESSIONS_ALLOWANCE
-    assert sessions.activations == sum(int(need.activations * ARENA_SPREAD) for need in engines.stages)
-    assert sessions.activations > ARENA_SPREAD * engines.activations
+    spread = {StageName.DECODER: IMAGE_ARENA_SPREAD}
+    parts = [int(need.activations * spread.get(StageName(need.stage), ARENA_SPREAD)) for need in engines.stages]
+    assert sessions.activations == sum(parts) > ARENA_SPREAD * engines.activations
     # Decoding in turn with the loop would free nothing: less is left to give way.
     assert fitted(engines, least_memory(engines).total) == least_memory(engines)
     assert least_memory(sessions).overlapped
