@@ -141,7 +141,7 @@ def test_inspect_lists_stages_errors_and_memory(bundle: Bundle) -> None:
     output = cli("inspect", bundle.folder, "--images", 4, "--verify").stdout
     for expected in (
         *bundle.stages,
-        "memory to generate 4 guided images",
+        "memory of a GPU to generate 4 guided images",
         "total",
         "onnxruntime-cpu: yes",
         "all files of 11 stages",
