@@ -50,10 +50,10 @@ def activation_bytes(path: Path, sizes: dict[str, int]) -> int:
 
 def _value_bytes(value: onnx.ValueInfoProto, sizes: dict[str, int]) -> int:
     tensor = value.type.tensor_type
-    shape = [_size(dim.dim_param, sizes) if dim.dim_param else dim.dim_value for dim in tensor.shape.dim]
+    shape = [dimension_size(dim.dim_param, sizes) if dim.dim_param else dim.dim_value for dim in tensor.shape.dim]
     return tensor_bytes(shape, ONNX_NUMBERS[tensor.elem_type])
 
 
-def _size(expression: str, sizes: dict[str, int]) -> int:
+def dimension_size(expression: str, sizes: dict[str, int]) -> int:
     """The size of a dimension, given by its name or by an expression that the exporter derived from names."""
     return int(sympy.parse_expr(expression, local_dict=sizes))

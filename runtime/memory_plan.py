@@ -236,5 +236,5 @@ def _alive(bundle: Bundle, stage: str, images: int, how: Execution) -> int:
 
 
 def decoded_at_once(spec: StageSpec, images: int, enough: int = ENOUGH_AT_ONCE) -> int:
-    """The number of ``images`` in one launch of the decoder or encoder, whose activations are ``enough`` bytes."""
+    """How many of ``images`` one launch of decoder or encoder takes: of at most ``enough`` bytes, but one at least."""
     return max(1, min(images, enough // max(1, spec.activation_bytes)))

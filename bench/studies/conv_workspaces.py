@@ -16,8 +16,8 @@ from collections import Counter
 
 import cudnn  # type: ignore[import-not-found]
 import onnx
-import sympy
 
+from bitdance_edge.export.graph_tensors import dimension_size
 from bitdance_edge.runtime import Bundle
 from bitdance_edge.runtime.bundle.dtypes import ONNX_NUMBERS, tensor_bytes
 
@@ -74,7 +74,7 @@ def convolutions(bundle: Bundle, stage: str, images: int) -> Counter[tuple[tuple
     graph = onnx.load(bundle.verified(stage), load_external_data=False).graph
     named = {"B": images, **bundle.model.largest_size.dims}
     shapes = {
-        value.name: tuple(sized(dim.dim_param, named) if dim.dim_param else dim.dim_value for dim in shape.dim)
+        value.name: tuple(dimension_size(dim.dim_param, named) if dim.dim_param else dim.dim_value for dim in shape.dim)
         for value in (*graph.value_info, *graph.input)
         if (shape := value.type.tensor_type.shape)
     }
@@ -89,10 +89,6 @@ def convolutions(bundle: Bundle, stage: str, images: int) -> Counter[tuple[tuple
         for node in graph.node
         if node.op_type == "Conv"
     )
-
-
-def sized(dimension: str, named: dict[str, int]) -> int:
-    return int(sympy.parse_expr(dimension, local_dict=named))
 
 
 def workspace(device: object, x: tuple[int, ...], weights: tuple[int, ...], padding: int, dtype: str) -> int:

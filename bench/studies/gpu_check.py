@@ -219,7 +219,10 @@ def time_pipeline(
 
 
 def taken_mb(before: int | None) -> float | None:
-    """What the driver has less than before, its context not included; its arenas never shrink, so that it is a peak."""
+    """What the driver has less than before, its context not included.
+
+    A peak, for batches grow: arenas are emptied ahead of larger launches only.
+    """
     return None if before is None else (before - (free_memory() or before)) / 1e6
 
 

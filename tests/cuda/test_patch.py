@@ -80,6 +80,7 @@ def test_every_session_keeps_the_bits_of_float32_and_the_stream_of_its_lane(on_c
     with opened(on_cuda("cc_4x_patch", "fp32")) as pipeline:
         pipeline.generate(REQUEST)
         backend = backend_of(pipeline)
+        assert not any(stage.session.get_session_options().enable_mem_reuse for stage in backend.stages)
         options = [stage.session.get_provider_options()[PROVIDER] for stage in backend.stages]
         assert len(options) >= 6
         assert {each["use_tf32"] for each in options} == {"0"}

@@ -1,6 +1,7 @@
 """Edits on the GPU that is not there: the same images as on the CPU, in the memory that was planned for them."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from gpu_fixtures import Gpus
 from bitdance_edge.runtime import Bundle, Pipeline, Request
 from bitdance_edge.runtime.bundle.specs import WindowSpec
 from bitdance_edge.runtime.bundle.stage_names import StageName
-from bitdance_edge.runtime.memory_plan import Execution, plan_memory
+from bitdance_edge.runtime.memory_plan import Execution, MemoryPlan, plan_memory
+from bitdance_edge.runtime.planning import plan_on
 
 STEPS = 4
 CUT = np.zeros((8, 8), bool)
@@ -81,6 +83,25 @@ def test_tensors_and_cache_are_what_an_edit_allocates(gpus: Gpus, name: str) -> 
     plan = plan_memory(bundle, len(drawn.images), how)
     decoder = next(need.tensors for need in plan.stages if need.stage == StageName.DECODER)
     assert plan.tensors - decoder + plan.cache == allocated
+
+
+def test_an_image_to_start_from_is_planned_with_the_encoder(gpus: Gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, planned = gpus(), []
+
+    def plan(*asked: Any) -> MemoryPlan | None:
+        planned.append(asked[-1])
+        return plan_on(*asked)
+
+    monkeypatch.setattr("bitdance_edge.runtime.pipeline.plan_on", plan)
+    tokens, size = edit(gpu.bundle, strength=0.5, window=1), gpu.bundle.model.default_size
+    pixels = replace(tokens, init=np.zeros((size.height, size.width, 3), np.uint8))
+    with Pipeline.open(gpu.bundle.folder) as pipeline:
+        planned.clear()
+        for asked in (tokens, pixels, tokens):
+            pipeline.generate(asked)
+    assert planned == [False, True, True]  # once loaded, it stays
+    with_encoder, without = (plan_memory(gpu.bundle, 1, Execution(encodes=encodes)) for encodes in (True, False))
+    assert with_encoder.weights - without.weights == gpu.bundle.stage(StageName.ENCODER).bytes
 
 
 def test_an_edit_runs_the_patches_that_it_draws(gpus: Gpus) -> None:
